@@ -1,0 +1,126 @@
+"""What can be asked, as frozen dataclasses. The defaults are the service's defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from neuron_attribution.neurons import Head, Neuron
+
+
+class Part(Enum):
+    """A part of an attribution that can be asked for by itself."""
+
+    LAYERS = "layers"
+    HEADS = "heads"
+    HEAD_POSITIONS = "head-positions"
+    FFN_VALUE_NEURONS = "ffn-value-neurons"
+    ATTENTION_VALUE_NEURONS = "attention-value-neurons"
+    QUERY_LAYERS = "query-layers"
+    QUERY_FFN_NEURONS = "query-ffn-neurons"
+
+
+class Direction(Enum):
+    """Which end of a ranking is returned."""
+
+    INCREASE = "increase"
+    DECREASE = "decrease"
+    BOTH = "both"
+
+
+class ScoringMethod(Enum):
+    """The eight static scores of the paper's Table 2, a to h. m: coefficient, v: subvalue, w: target."""
+
+    LOG_PROBABILITY_INCREASE = "log-probability-increase"
+    """(a) log p(w | base + m v) - log p(w | base)"""
+    LOG_PROBABILITY = "log-probability"
+    """(b) log p(w | m v)"""
+    PROBABILITY_INCREASE = "probability-increase"
+    """(c) p(w | base + m v) - p(w | base)"""
+    NORM = "norm"
+    """(d) |v|"""
+    COEFFICIENT = "coefficient"
+    """(e) |m|"""
+    RECIPROCAL_RANK = "reciprocal-rank"
+    """(f) 1 / rank of w in v's projection"""
+    COEFFICIENT_NORM = "coefficient-norm"
+    """(g) |m| |v|"""
+    COEFFICIENT_RECIPROCAL_RANK = "coefficient-reciprocal-rank"
+    """(h) |m| / rank of w in v's projection"""
+
+
+class Subkey(Enum):
+    """Which vector of an FFN neuron is its key."""
+
+    UP = "up"
+    """The neuron's row of the up projection (the only one of an ungated FFN)."""
+    GATE = "gate"
+    """The neuron's row of the gate projection."""
+    SUBVALUE = "subvalue"
+    """The neuron's subvalue, as one published notebook does; it contradicts the paper. Query layers only."""
+
+
+class Side(Enum):
+    """Which vector of a neuron is projected into the vocabulary."""
+
+    SUBVALUE = "subvalue"
+    SUBKEY = "subkey"
+
+
+ALL_PARTS: frozenset[Part] = frozenset(Part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeOptions:
+    """How to attribute. Meanings and defaults are those of the AttributeRequest message."""
+
+    parts: frozenset[Part] = ALL_PARTS
+    top_k: int = 10
+    direction: Direction = Direction.INCREASE
+    scoring_method: ScoringMethod = ScoringMethod.LOG_PROBABILITY_INCREASE
+    projection_top_k: int = 10
+    query_sources: int = 30
+    subkey: Subkey = Subkey.UP
+    include_final_norm_bias: bool = False
+    neurons: tuple[Neuron, ...] = ()
+    exhaustive: bool = False
+    position_projection_top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeRequest:
+    """A request for an attribution.
+
+    `prompt` is text, or token ids used exactly as given. At most one of `target` (a token's exact text or its id),
+    `completion` (text or ids) and `generate` (a number of tokens) is given; none means the model's own next token.
+    """
+
+    prompt: str | tuple[int, ...]
+    target: str | int | None = None
+    completion: str | tuple[int, ...] | None = None
+    generate: int | None = None
+    contrast: str | int | None = None
+    add_special_tokens: bool | None = None
+    options: AttributeOptions = field(default_factory=AttributeOptions)
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectNeuronRequest:
+    """A request for what neurons mean in the vocabulary."""
+
+    neurons: tuple[Neuron, ...]
+    side: Side = Side.SUBVALUE
+    through: Head | None = None
+    top_k: int = 10
+    subkey: Subkey = Subkey.UP
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeRequest:
+    """A request for the tokens of a text."""
+
+    text: str
+    add_special_tokens: bool | None = None
+    model: str = ""

@@ -1,0 +1,315 @@
+"""What comes back, as frozen dataclasses with numpy arrays. Scores are float32, in nats unless a method says otherwise.
+
+Shapes: L layers, H heads, T positions up to the explained one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuron_attribution.neurons import Head, Neuron
+from neuron_attribution.requests import Part
+
+Scores = NDArray[np.float32]
+
+
+class PromotedSide(Enum):
+    """Which end of a projection a neuron raises in its prompt."""
+
+    UNKNOWN = "unknown"
+    TOP = "top"
+    BOTTOM = "bottom"
+
+
+class ComponentKind(Enum):
+    """A kind of residual stream component."""
+
+    EMBEDDING = "embedding"
+    ATTENTION = "attention"
+    FFN = "ffn"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A vocabulary token. `text` keeps a leading space; bytes that are no whole character show as U+FFFD."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrediction:
+    """A token's prediction by the model itself; rank 1 is the most probable token."""
+
+    token: Token
+    probability: float
+    log_probability: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectedToken:
+    """A token and its bs-value without the final norm's scale."""
+
+    token: Token
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A vector read through the unembedding: highest tokens first in `top`, lowest first in `bottom`."""
+
+    top: tuple[ProjectedToken, ...] = ()
+    bottom: tuple[ProjectedToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How a ranking was obtained: neurons that exist, were bounded, were scored exactly; whether it is guaranteed."""
+
+    neurons: int
+    bounded: int
+    scored: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronScore:
+    """One neuron in a ranking.
+
+    `position` is the source position of an attention value neuron in a ranking, else None. `coefficient` is what
+    multiplies the subvalue (attention weight times value for an attention neuron), None for query FFN neurons.
+    """
+
+    neuron: Neuron
+    score: float
+    position: int | None = None
+    coefficient: float | None = None
+    projection: Projection | None = None
+    promoted_side: PromotedSide = PromotedSide.UNKNOWN
+
+    @property
+    def promoted(self) -> tuple[ProjectedToken, ...]:
+        """The tokens this neuron raises in this prompt, strongest first."""
+        projection = self.projection or Projection()
+        return projection.bottom if self.promoted_side is PromotedSide.BOTTOM else projection.top
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronRanking:
+    """Neurons, strongest first."""
+
+    neurons: tuple[NeuronScore, ...]
+    coverage: Coverage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerScores:
+    """Scores of whole layers: `attention` [L], `ffn` [L], both ends, and what is left: zero but for rounding."""
+
+    attention: Scores
+    ffn: Scores
+    embedding_log_probability: float
+    final_log_probability: float
+    remainder: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPosition:
+    """Projections at one source position of a head: the layer's input, its attention-only part, the head's output."""
+
+    position: int
+    layer_input: Projection
+    key: Projection
+    value_output: Projection
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadScore:
+    """One of the strongest heads: `position_scores` [T] and `attention_weights` [T]."""
+
+    head: Head
+    score: float
+    position_scores: Scores
+    attention_weights: Scores
+    positions: tuple[HeadPosition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QueryLayer:
+    """A residual stream component and its query score. `layer` is 0 for the embedding."""
+
+    kind: ComponentKind
+    layer: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueryLayers:
+    """Every component, highest score first; how many value neurons were sources, how many of them were skipped."""
+
+    layers: tuple[QueryLayer, ...]
+    sources: int
+    skipped_sources: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanation:
+    """The explanation of one next-token prediction. Parts that were not asked for are None or empty."""
+
+    position: int
+    target: TokenPrediction
+    contrast: TokenPrediction | None = None
+    predictions: tuple[TokenPrediction, ...] = ()
+    layers: LayerScores | None = None
+    head_scores: Scores | None = None
+    """[L, H]"""
+    heads: tuple[HeadScore, ...] = ()
+    heads_decreasing: tuple[HeadScore, ...] = ()
+    ffn_value_neurons: NeuronRanking | None = None
+    ffn_value_neurons_decreasing: NeuronRanking | None = None
+    attention_value_neurons: NeuronRanking | None = None
+    attention_value_neurons_decreasing: NeuronRanking | None = None
+    ffn_query_layers: QueryLayers | None = None
+    attention_query_layers: QueryLayers | None = None
+    query_ffn_neurons: NeuronRanking | None = None
+    query_ffn_neurons_decreasing: NeuronRanking | None = None
+    neurons: tuple[NeuronScore, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a request went, in seconds, and the batch it shared."""
+
+    queue: float = 0.0
+    tokenization: float = 0.0
+    forward: float = 0.0
+    scoring: float = 0.0
+    batch_requests: int = 1
+    batch_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """The model an answer comes from: name, revision (a commit, or a hash of its files), type of its weights."""
+
+    name: str
+    revision: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttributeResult:
+    """The attribution of one or more next-token predictions; `tokens` are the exact tokens of the pass."""
+
+    model: ModelIdentity
+    tokens: tuple[Token, ...]
+    explanations: tuple[Explanation, ...]
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronProjection:
+    """What one neuron means in the vocabulary."""
+
+    neuron: Neuron
+    projection: Projection
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectNeuronResult:
+    """What neurons mean in the vocabulary, in the request's order."""
+
+    model: ModelIdentity
+    projections: tuple[NeuronProjection, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedToken:
+    """One token of a text and where its bytes lie in the UTF-8 text."""
+
+    token: Token
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeResult:
+    """The exact tokens of a text."""
+
+    model: ModelIdentity
+    tokens: tuple[TokenizedToken, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """The sizes of a model."""
+
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    ffn_width: int
+    hidden_size: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the service accepts; see the Limits message."""
+
+    tokens: int
+    top_k: int
+    explained_tokens: int
+    neurons: int
+    message_bytes: int
+    queued_requests: int
+    queued_tokens: int
+    batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFacts:
+    """What the tokenizer does by default."""
+
+    adds_special_tokens: bool
+    prefix: tuple[Token, ...] = ()
+    suffix: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """A property measured when the model was loaded: its largest error relative to the largest value."""
+
+    name: str
+    description: str
+    error: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exactness:
+    """What the rankings guarantee on this model, and why."""
+
+    exact: bool
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is served."""
+
+    model: ModelIdentity
+    family: str
+    device: str
+    sizes: ModelSizes
+    limits: Limits
+    supported_parts: tuple[Part, ...]
+    exactness: Exactness
+    invariants: tuple[Invariant, ...]
+    tokenizer: TokenizerFacts
+    version: str

@@ -1,0 +1,105 @@
+"""What passes between the front end and the worker: token ids in, explanations out. No torch, no gRPC, no protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from neuron_attribution.errors import NeuronAttributionError
+from neuron_attribution.neurons import Head, Neuron
+from neuron_attribution.requests import AttributeOptions, Part, Side, Subkey
+from neuron_attribution.results import Exactness, Explanation, Invariant, ModelIdentity, ModelSizes, NeuronProjection
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedToken:
+    """The prediction made at `position`; `target` None means the model's own most probable token there."""
+
+    position: int
+    target: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeTask:
+    """One attribution. With `generate` > 0 the explained tokens are the generated ones and `explained` is empty."""
+
+    token_ids: tuple[int, ...]
+    explained: tuple[ExplainedToken, ...] = ()
+    generate: int = 0
+    contrast: int | None = None
+    options: AttributeOptions = field(default_factory=AttributeOptions)
+
+    @property
+    def tokens(self) -> int:
+        """The tokens this task puts into the batch."""
+        return len(self.token_ids) + self.generate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectTask:
+    """One projection of neurons into the vocabulary."""
+
+    neurons: tuple[Neuron, ...]
+    side: Side = Side.SUBVALUE
+    through: Head | None = None
+    top_k: int = 10
+    subkey: Subkey = Subkey.UP
+
+    @property
+    def tokens(self) -> int:
+        """Projections take no part in the forward pass; they count as one token."""
+        return 1
+
+
+Task = AttributeTask | ProjectTask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttributeOutcome:
+    """An attribution and the batch it was part of; times in seconds."""
+
+    token_ids: tuple[int, ...]
+    explanations: tuple[Explanation, ...]
+    forward: float
+    scoring: float
+    batch_requests: int
+    batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectOutcome:
+    """Projections in the order of the task's neurons."""
+
+    projections: tuple[NeuronProjection, ...]
+
+
+Outcome = AttributeOutcome | ProjectOutcome | NeuronAttributionError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the front end knows of the loaded model. `tokenizer` is the tokenizers library's JSON."""
+
+    identity: ModelIdentity
+    family: str
+    device: str
+    sizes: ModelSizes
+    maximum_tokens: int
+    supported_parts: tuple[Part, ...]
+    exactness: Exactness
+    invariants: tuple[Invariant, ...]
+    tokenizer: str
+
+
+class Engine(Protocol):
+    """What a worker runs. Calls never overlap."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is loaded."""
+        ...
+
+    def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Run one batch; outcomes in the order of the tasks, a failed task's error in its place."""
+        ...
