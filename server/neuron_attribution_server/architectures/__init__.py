@@ -1,0 +1,1 @@
+"""Facts about model architectures, as data, and the one walker that reads them."""

@@ -1,0 +1,137 @@
+"""What is explained: the log probability of a target, or its difference to a contrast token's.
+
+An objective knows, for E explained rows and S base states each, its value at every base, the slope there, and the exact
+increase that a vector added to a base brings. The log probability is concave and the difference is linear in the added
+vector, so in both cases value(base + v) - value(base) <= <slope, v> (method: "first-order bound").
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from neuron_attribution_server.attribution.unembedding import Unembedding, log_sum_exp
+
+VECTORS_AT_ONCE = 512
+
+
+class Objective(Protocol):
+    """f in the paper's notation. Row r's base state s has the flat index r * S + s."""
+
+    linear: bool
+
+    @property
+    def values(self) -> Tensor:
+        """f(base), [E, S]."""
+        ...
+
+    @property
+    def slopes(self) -> Tensor:
+        """The gradient of f at each base with respect to the residual stream, [E, S, d]."""
+        ...
+
+    def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """f(base + v) - f(base), [C], of folded, scaled vectors [C, d] and flat base indices [C]."""
+        ...
+
+    def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
+        """The same of several multiples of each vector at one base, [C, P], for folded vectors [C, d], factors [C, P]."""
+        ...
+
+
+class LogProbability:
+    """f(v) = log_softmax(bs(v))[target]."""
+
+    linear = False
+
+    def __init__(
+        self, unembedding: Unembedding, bases: Tensor, scale: Tensor, targets: Tensor, *, include_constant: bool
+    ) -> None:
+        """Bases [E, S, d] are residual states; scale [E] is frozen; targets [E] are token ids."""
+        self._unembedding = unembedding
+        self._scale = scale
+        self._targets = targets
+        self._states = bases.shape[1]
+        logits = unembedding.logits(unembedding.fold(bases) / scale[:, None, None]).flatten(0, 1)
+        if include_constant and unembedding.constant is not None:
+            logits += unembedding.constant
+        self.log_probabilities = logits.sub_(logits.logsumexp(-1, keepdim=True))
+        """[E * S, V]"""
+        every = targets.repeat_interleave(self._states)
+        self.values = self.log_probabilities.gather(1, every[:, None]).view(len(targets), self._states)
+
+    @property
+    def slopes(self) -> Tensor:
+        """s^-1 c(gamma * (W_U[w] - p^T W_U)) at each base, [E, S, d]."""
+        weight = self._unembedding.weight
+        expected = torch.zeros(len(self.log_probabilities), weight.shape[1], device=weight.device)
+        for block in self._unembedding.blocks():
+            expected.addmm_(self.log_probabilities[:, block].exp(), weight[block])
+        gradients = weight[self._targets][:, None] - expected.view(len(self._targets), self._states, -1)
+        return self._unembedding.fold_gradient(gradients) / self._scale[:, None, None]
+
+    def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """Delta_w - log E_p[exp Delta], one pass over the vocabulary per few hundred vectors."""
+        chunks = zip(vectors.split(VECTORS_AT_ONCE), bases.split(VECTORS_AT_ONCE), strict=True)
+        return torch.cat([self._increases(*chunk) for chunk in chunks])
+
+    def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
+        """As `increases`, with one matrix product for all multiples of a vector."""
+        weight = self._unembedding.weight
+        totals: list[Tensor | None] = [None] * factors.shape[1]
+        for block in self._unembedding.blocks():
+            logits = vectors @ weight[block].T
+            start = self.log_probabilities[base, block]
+            for column, total in enumerate(totals):
+                totals[column] = log_sum_exp(total, torch.addcmul(start, logits, factors[:, column, None]))
+        own = vectors @ weight[self._targets[base // self._states]]
+        return own[:, None] * factors - torch.stack([total for total in totals if total is not None], 1)
+
+    def _increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        weight, total = self._unembedding.weight, None
+        for block in self._unembedding.blocks():
+            logits = self.log_probabilities[:, block].index_select(0, bases).addmm_(vectors, weight[block].T)
+            total = log_sum_exp(total, logits)
+        assert total is not None
+        targets = self._targets[bases // self._states]
+        return (vectors * weight[targets]).sum(-1) - total
+
+
+class LogProbabilityDifference:
+    """f(v) = log p(target) - log p(contrast), linear because the normalisation cancels."""
+
+    linear = True
+
+    def __init__(
+        self,
+        unembedding: Unembedding,
+        bases: Tensor,
+        scale: Tensor,
+        targets: Tensor,
+        contrasts: Tensor,
+        *,
+        include_constant: bool,
+    ) -> None:
+        """Bases [E, S, d] are residual states; scale [E] is frozen; targets and contrasts [E] are token ids."""
+        self._states = bases.shape[1]
+        self._difference = unembedding.weight[targets] - unembedding.weight[contrasts]
+        self._slopes = unembedding.fold_gradient(self._difference) / scale[:, None]
+        folded = unembedding.fold(bases) / scale[:, None, None]
+        self.values = (folded * self._difference[:, None]).sum(-1)
+        if include_constant and unembedding.constant is not None:
+            self.values += (unembedding.constant[targets] - unembedding.constant[contrasts])[:, None]
+
+    @property
+    def slopes(self) -> Tensor:
+        """The same at every base, [E, S, d]."""
+        return self._slopes[:, None].expand(-1, self._states, -1)
+
+    def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """One dot product a vector."""
+        return (vectors * self._difference[bases // self._states]).sum(-1)
+
+    def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
+        """One dot product a vector."""
+        return (vectors @ self._difference[base // self._states])[:, None] * factors

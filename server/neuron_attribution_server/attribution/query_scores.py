@@ -1,0 +1,64 @@
+"""Query scores: what activates the value neurons (paper section 3.3).
+
+A value neuron's key reads the residual stream, which is a sum of components; each component gets its share of the
+neuron's score. Computed in float64: the divisor is a signed sum that can be near zero. Sources whose divisor is below
+`SMALLEST_SHARE` of the sum of absolute values are skipped and counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SMALLEST_SHARE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComponentScores:
+    """Query scores of the components embedding, attention 0, FFN 0, attention 1, ...: [2 L + 1]; skipped sources."""
+
+    scores: Tensor
+    skipped: int
+
+
+def component_scores(components: Tensor, keys: Tensor, visible: Tensor, scores: Tensor) -> ComponentScores:
+    """Share each source's score among the components its key reads.
+
+    Components [K or 1, C, d] at each source's position; keys [K, d]; source k reads the first visible[k] components.
+    """
+    products = (components.double() @ keys.double()[:, :, None]).squeeze(-1)
+    beyond = torch.arange(products.shape[1], device=products.device) >= visible[:, None]
+    products = products.masked_fill(beyond, 0)
+    shares, skipped = _per_divisor(scores, products.sum(1), products.abs().sum(1))
+    return ComponentScores((products * shares[:, None]).sum(0).float(), skipped)
+
+
+def scaled_keys(keys: Tensor, inputs: Tensor, scores: Tensor) -> tuple[Tensor, int]:
+    """key * score / <x, key> of each source, [K, d] float64, zero where skipped, and how many were skipped."""
+    products = inputs.double() * keys.double()
+    shares, skipped = _per_divisor(scores, products.sum(-1), products.abs().sum(-1))
+    return keys.double() * shares[:, None], skipped
+
+
+def query_ffn_scores(subvalues: list[Tensor], coefficients: Tensor, keys: Tensor, sources: Tensor, layers: Tensor) -> Tensor:
+    """Query scores of every FFN neuron, [L, N], over the sources in higher layers.
+
+    Subvalues of each layer, [N, d]; coefficients [P, L, N] at the P distinct source positions; scaled keys [K, d];
+    sources [K] index the P positions; layers [K] are the sources' layers. Layers with no source above score zero.
+    """
+    scores = []
+    below = int(layers.max())
+    for layer, rows in enumerate(subvalues[:below]):
+        per_position = torch.zeros(len(coefficients), keys.shape[1], dtype=keys.dtype, device=keys.device)
+        above = layers > layer
+        per_position.index_add_(0, sources[above], keys[above])
+        scores.append((coefficients[:, layer] * (per_position.float() @ rows.float().T)).sum(0))
+    unread = coefficients.new_zeros(coefficients.shape[1] - below, coefficients.shape[2])
+    return torch.cat([*(row[None] for row in scores), unread])
+
+
+def _per_divisor(scores: Tensor, divisors: Tensor, magnitudes: Tensor) -> tuple[Tensor, int]:
+    skipped = divisors.abs() <= SMALLEST_SHARE * magnitudes
+    return torch.where(skipped, 0, scores.double() / divisors.masked_fill(skipped, 1)), int(skipped.sum())

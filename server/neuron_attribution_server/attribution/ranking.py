@@ -1,0 +1,88 @@
+"""The k best of many neurons, exactly, without scoring them all.
+
+    1. every neuron has an upper bound of its score;
+    2. neurons are scored in descending order of bound;
+    3. when the k-th best score is above every remaining bound, no unscored neuron can be among the k best.
+
+Searches propose blocks instead of scoring them, so that the survivors of many searches share one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SPARE = 8
+"""How many more than k are scored at once: the bounds are tight enough that this mostly settles a search."""
+
+Candidates = Callable[[int], tuple[Tensor, Tensor]]
+"""The ids and bounds of the n neurons with the highest bounds, in descending order."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranked:
+    """The best neurons' ids and scores, best first, and how many were scored to find them."""
+
+    ids: Tensor
+    scores: Tensor
+    scored: int
+
+
+class BoundedSearch:
+    """Finds the k highest scores among `total` neurons; ties go to the lower id."""
+
+    def __init__(self, candidates: Candidates, total: int, k: int) -> None:
+        self._candidates = candidates
+        self._total = total
+        self._k = min(k, total)
+        self._listed = min(total, 2 * self._k + 8 * SPARE)
+        self._ids, self._bounds = candidates(self._listed)
+        self._scored = torch.empty(0, dtype=torch.long, device=self._ids.device)
+        self._scores = torch.empty(0, device=self._ids.device)
+
+    def proposal(self) -> Tensor:
+        """The ids to score next; empty when the search is settled."""
+        if not len(self._scored):
+            return self._ids[: self._k + SPARE]
+        threshold = self.result().scores[-1]
+        while self._bounds[-1] >= threshold and self._listed < self._total:
+            self._listed = min(self._total, 4 * self._listed)
+            self._ids, self._bounds = self._candidates(self._listed)
+        rivals = self._ids[self._bounds >= threshold]
+        unscored = rivals[~torch.isin(rivals, self._scored)]
+        return unscored[: max(self._k, 4 * SPARE)]
+
+    def accept(self, ids: Tensor, scores: Tensor) -> None:
+        """Take the scores of proposed ids."""
+        self._scored = torch.cat([self._scored, ids])
+        self._scores = torch.cat([self._scores, scores])
+
+    def result(self) -> Ranked:
+        """The k best of what was scored."""
+        ids, scores = best(self._scored, self._scores, self._k)
+        return Ranked(ids, scores, len(self._scored))
+
+
+def settle(searches: Sequence[BoundedSearch], score: Callable[[list[Tensor]], list[Tensor]]) -> None:
+    """Run searches to their end, scoring the proposals of all of them at once."""
+    proposals = [search.proposal() for search in searches]
+    while any(len(proposal) for proposal in proposals):
+        for search, ids, scores in zip(searches, proposals, score(proposals), strict=True):
+            search.accept(ids, scores)
+        proposals = [search.proposal() for search in searches]
+
+
+def best(ids: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest scores and their ids, ties in order of id."""
+    by_id = ids.argsort()
+    order = by_id[scores[by_id].argsort(descending=True, stable=True)][:k]
+    return ids[order], scores[order]
+
+
+def all_scored(scores: Tensor, k: int) -> Ranked:
+    """The ranking of scores [n] that are all known."""
+    top = scores.sort(descending=True, stable=True)
+    return Ranked(top.indices[:k], top.values[:k], len(scores))

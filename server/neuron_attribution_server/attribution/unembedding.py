@@ -1,0 +1,63 @@
+"""Residual-stream vectors read as vocabulary logits, with the final norm's scale frozen (paper section 3, bs-values).
+
+    bs(v) = W_U (gamma * c(v)) / s        c(v) = v - mean(v) for LayerNorm, v for RMSNorm
+
+`fold` applies everything but W_U and s, so that a scaled, folded vector times W_U is its contribution to the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+VOCABULARY_BLOCK = 4096
+"""Tokens per block: a block's logits of a few hundred vectors stay in the processor's cache."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unembedding:
+    """W_U `weight` [V, d], the final norm's `gamma` [d], its epsilon, whether it centres, and a constant [V]."""
+
+    weight: Tensor
+    gamma: Tensor
+    epsilon: float
+    centred: bool
+    constant: Tensor | None
+    """W_U beta + the unembedding's bias: the final norm's bias seen from the vocabulary. None where there is none."""
+    largest_norm: float
+    """The largest norm of a row of `weight`."""
+
+    def centre(self, vectors: Tensor) -> Tensor:
+        """c(v) of vectors [..., d]."""
+        return vectors - vectors.mean(-1, keepdim=True) if self.centred else vectors
+
+    def scale(self, residuals: Tensor) -> Tensor:
+        """The frozen scale s [...] of final residuals [..., d]."""
+        return (self.centre(residuals).square().mean(-1) + self.epsilon).sqrt()
+
+    def fold(self, vectors: Tensor) -> Tensor:
+        """gamma * c(v) of vectors [..., d]."""
+        return self.gamma * self.centre(vectors)
+
+    def fold_gradient(self, gradients: Tensor) -> Tensor:
+        """The transpose of `fold`: c(gamma * g), so that <fold(v), g> = <v, fold_gradient(g)>."""
+        return self.centre(self.gamma * gradients)
+
+    def logits(self, folded: Tensor) -> Tensor:
+        """Logits [..., V] of folded, scaled vectors [..., d], without the constant."""
+        return folded @ self.weight.T
+
+    def blocks(self) -> Iterator[slice]:
+        """The vocabulary in blocks."""
+        size = len(self.weight)
+        for start in range(0, size, VOCABULARY_BLOCK):
+            yield slice(start, min(start + VOCABULARY_BLOCK, size))
+
+
+def log_sum_exp(total: Tensor | None, logits: Tensor) -> Tensor:
+    """Fold a block of logits [..., block] into a running log-sum-exp [...]."""
+    block = logits.logsumexp(-1)
+    return block if total is None else torch.logaddexp(total, block)

@@ -1,0 +1,204 @@
+"""The best value neurons of many explained rows, found together: one bound product per layer, shared exact products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from neuron_attribution.requests import ScoringMethod
+from torch import Tensor
+
+from neuron_attribution_server.attribution.bounds import rounding_slack
+from neuron_attribution_server.attribution.exhaustive import exhaustive_increases
+from neuron_attribution_server.attribution.methods import FROM_INCREASE, NEEDS_RANKS, static_scores
+from neuron_attribution_server.attribution.objectives import Objective
+from neuron_attribution_server.attribution.projection import vocabulary_ranks
+from neuron_attribution_server.attribution.ranking import BoundedSearch, Ranked, all_scored, settle
+from neuron_attribution_server.attribution.states import RowStates, SubvalueNorms, Weights
+from neuron_attribution_server.attribution.value_neurons import (
+    AttentionValueNeurons,
+    FfnValueNeurons,
+    FirstOrder,
+    ValueNeurons,
+)
+from neuron_attribution_server.attribution.value_scores import subvalue_products, unit_slack
+
+
+class Kind(Enum):
+    """A kind of value neuron."""
+
+    FFN = "ffn"
+    ATTENTION = "attention"
+
+
+Ranges = Mapping[Kind, Tensor]
+"""Per kind, the largest minus the smallest value of each neuron's unscaled projection, [L, n]."""
+
+LazyRanges = Callable[[], Ranges]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One end (sign 1 or -1) of one kind's ranking at one row."""
+
+    row: int
+    kind: Kind
+    sign: int
+    exhaustive: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """A ranking and the neurons its ids count."""
+
+    ranked: Ranked
+    neurons: ValueNeurons
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    search: BoundedSearch
+    neurons: ValueNeurons
+    wanted: Wanted
+
+
+class ValueSearch:
+    """Finds value neurons by a method that follows from the objective's increase (a, b or c)."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        states: RowStates,
+        scale: Tensor,
+        objective: Objective,
+        method: ScoringMethod,
+        ranges: LazyRanges,
+    ) -> None:
+        self._weights = weights
+        self._states = states
+        self._scale = scale
+        self._objective = objective
+        self._score = FROM_INCREASE[method]
+        self._ranges = ranges
+        self._layers = len(weights.ffn_subvalues)
+        slopes = objective.slopes
+        self._slack = rounding_slack(weights.unembedding, slopes, scale)
+        self._products = {
+            kind: subvalue_products(slopes[:, self._bases(kind)], subvalues_of(weights, kind)) for kind in Kind
+        }
+        self._unit_slack = {kind: unit_slack(self._slack, _norms(weights, kind), self._bases(kind)) for kind in Kind}
+
+    def find(self, wanted: Mapping[Wanted, int]) -> dict[Wanted, Found]:
+        """The k best neurons of each wanted end; scores are signed as they are, best first in the end's own order."""
+        jobs = [self._job(want, k) for want, k in wanted.items() if not want.exhaustive]
+        settle([job.search for job in jobs], lambda proposals: self._exact(jobs, proposals))
+        found = {job.wanted: Found(self._finish(job), job.neurons) for job in jobs}
+        return found | {want: self._every(want, k) for want, k in wanted.items() if want.exhaustive}
+
+    def increases(self, row: int, kind: Kind, neurons: ValueNeurons) -> Tensor:
+        """The objective's increase of every neuron of a row, [total], by brute force."""
+        first_base = row * self._objective.values.shape[1]
+        return exhaustive_increases(
+            self._objective, self._weights.unembedding, neurons, self._scale[row], first_base
+        )
+
+    def _bases(self, kind: Kind) -> slice:
+        return slice(self._layers + 1, None) if kind is Kind.FFN else slice(0, self._layers)
+
+    def _job(self, want: Wanted, k: int) -> _Job:
+        neurons = value_neurons(self._weights, self._states, want.kind, want.row)
+        bounds = self._first_order(want)
+
+        def candidates(count: int) -> tuple[Tensor, Tensor]:
+            return neurons.highest(count, bounds, self._score, want.sign)
+
+        return _Job(BoundedSearch(candidates, neurons.total, k), neurons, want)
+
+    def _first_order(self, want: Wanted) -> FirstOrder:
+        row, kind = want.row, want.kind
+        ranges = None
+        if want.sign < 0 and not self._objective.linear:
+            ranges = self._ranges()[kind] / self._scale[row]
+        return FirstOrder(
+            products=self._products[kind][row],
+            slack=self._unit_slack[kind][row],
+            constant=self._slack.constant,
+            ranges=ranges,
+            base_values=self._objective.values[row, self._bases(kind)][: self._layers],
+        )
+
+    def _exact(self, jobs: Sequence[_Job], proposals: Sequence[Tensor]) -> list[Tensor]:
+        """The exact scores of every search's proposals, from one product with the unembedding."""
+        vectors = torch.cat([self._vectors(job, ids) for job, ids in zip(jobs, proposals, strict=True)])
+        states = self._objective.values.shape[1]
+        bases = torch.cat(
+            [job.neurons.bases(ids) + job.wanted.row * states for job, ids in zip(jobs, proposals, strict=True)]
+        )
+        increases = self._objective.increases(vectors, bases)
+        scores = self._score(increases, self._objective.values.flatten()[bases])
+        parts = scores.split([len(ids) for ids in proposals])
+        return [job.wanted.sign * part for job, part in zip(jobs, parts, strict=True)]
+
+    def _vectors(self, job: _Job, ids: Tensor) -> Tensor:
+        factors = job.neurons.coefficients_of(ids) / self._scale[job.wanted.row]
+        return self._weights.unembedding.fold(job.neurons.subvalues(ids)) * factors[:, None]
+
+    def _finish(self, job: _Job) -> Ranked:
+        ranked = job.search.result()
+        scored = job.neurons.total if self._objective.linear else ranked.scored
+        return Ranked(ranked.ids, job.wanted.sign * ranked.scores, scored)
+
+    def _every(self, want: Wanted, k: int) -> Found:
+        neurons = value_neurons(self._weights, self._states, want.kind, want.row)
+        increases = self.increases(want.row, want.kind, neurons)
+        bases = self._objective.values[want.row, neurons.bases(torch.arange(neurons.total, device=increases.device))]
+        return Found(_ranked(self._score(increases, bases), k, want.sign), neurons)
+
+
+def find_static(
+    weights: Weights, states: RowStates, targets: Tensor, method: ScoringMethod, wanted: Mapping[Wanted, int]
+) -> dict[Wanted, Found]:
+    """Rankings by the methods d to h, every neuron scored."""
+    kinds = {want.kind for want in wanted}
+    ranks = {kind: _ranks(weights, kind, targets) if method in NEEDS_RANKS else None for kind in kinds}
+    return {want: _static(weights, states, method, ranks[want.kind], want, k) for want, k in wanted.items()}
+
+
+def value_neurons(weights: Weights, states: RowStates, kind: Kind, row: int) -> ValueNeurons:
+    """The neurons of one kind at one row."""
+    subvalues = subvalues_of(weights, kind)
+    if kind is Kind.FFN:
+        return FfnValueNeurons(subvalues, states, row)
+    return AttentionValueNeurons(subvalues, states, row)
+
+
+def subvalues_of(weights: Weights, kind: Kind) -> Sequence[Tensor]:
+    """The subvalues of each layer's neurons of one kind."""
+    return weights.ffn_subvalues if kind is Kind.FFN else weights.attention_subvalues
+
+
+def _norms(weights: Weights, kind: Kind) -> SubvalueNorms:
+    return weights.ffn_norms if kind is Kind.FFN else weights.attention_norms
+
+
+def _ranks(weights: Weights, kind: Kind, targets: Tensor) -> Tensor:
+    """The rank of each row's target in every neuron's projection, [E, L, n]."""
+    layers = [vocabulary_ranks(weights.unembedding, rows.float(), targets) for rows in subvalues_of(weights, kind)]
+    return torch.stack(layers, 1)
+
+
+def _static(
+    weights: Weights, states: RowStates, method: ScoringMethod, ranks: Tensor | None, want: Wanted, k: int
+) -> Found:
+    neurons = value_neurons(weights, states, want.kind, want.row)
+    coefficients = neurons.coefficients(slice(None))
+    own_ranks = None if ranks is None else ranks[want.row]
+    scores = static_scores(method, coefficients, _norms(weights, want.kind).raw, own_ranks)
+    return Found(_ranked(scores.flatten(), k, want.sign), neurons)
+
+
+def _ranked(scores: Tensor, k: int, sign: int) -> Ranked:
+    ranked = all_scored(sign * scores, k)
+    return Ranked(ranked.ids, sign * ranked.scores, ranked.scored)

@@ -1,0 +1,156 @@
+"""One batch: capture, score, answer.
+
+    1. greedily generate where a task asks for it
+    2. one right-padded forward pass for the whole batch, everything recorded
+    3. the explained tokens become rows; rows that share their objective and method are scored together
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from neuron_attribution.errors import NeuronAttributionError
+from neuron_attribution.results import Explanation, NeuronProjection
+
+from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.attribution.states import Weights
+from neuron_attribution_server.attribution.value_search import LazyRanges
+from neuron_attribution_server.capture import CapturedStates, ExplainedRows, capture, pad_right
+from neuron_attribution_server.explanation.explainer import Explainer
+from neuron_attribution_server.explanation.keys import check_subkey
+from neuron_attribution_server.explanation.predictions import own_log_probabilities
+from neuron_attribution_server.explanation.projector import Projector
+from neuron_attribution_server.explanation.rows import Row
+from neuron_attribution_server.generation import generate
+from neuron_attribution_server.tasks import (
+    AttributeOutcome,
+    AttributeTask,
+    ExplainedToken,
+    ModelFacts,
+    Outcome,
+    ProjectOutcome,
+    ProjectTask,
+    Task,
+)
+
+SCORING_BYTES = 1 << 30
+"""Memory for the base states' log probabilities of the rows scored together."""
+
+
+class Engine:
+    """A loaded model that explains batches of tasks. Calls must not overlap."""
+
+    def __init__(
+        self, view: ModelView, weights: Weights, facts: ModelFacts, token_text: Callable[[int], str], ranges: LazyRanges
+    ) -> None:
+        self.facts = facts
+        self._view = view
+        self._unembedding = weights.unembedding
+        self._projector = Projector(view, weights.unembedding, token_text)
+        self._explainer = Explainer(view, weights, self._projector, ranges)
+
+    @torch.inference_mode()
+    def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Run one batch; a failed task's error stands in its place."""
+        outcomes: dict[int, Outcome] = {}
+        batch: dict[int, AttributeTask] = {}
+        for index, task in enumerate(tasks):
+            try:
+                check_subkey(self._view, task.options.subkey if isinstance(task, AttributeTask) else task.subkey)
+                if isinstance(task, ProjectTask):
+                    outcomes[index] = self._project(task)
+                else:
+                    batch[index] = self._with_generation(task)
+            except NeuronAttributionError as error:
+                outcomes[index] = error
+        if batch:
+            outcomes |= dict(zip(batch, self._attribute(list(batch.values())), strict=True))
+        return [outcomes[index] for index in range(len(tasks))]
+
+    def _project(self, task: ProjectTask) -> ProjectOutcome:
+        found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)
+        return ProjectOutcome(tuple(NeuronProjection(*pair) for pair in zip(task.neurons, found, strict=True)))
+
+    def _with_generation(self, task: AttributeTask) -> AttributeTask:
+        """The task with its generated tokens as the completion to explain."""
+        if not task.generate:
+            return task
+        generated = generate(self._view, task.token_ids, task.generate)
+        first = len(task.token_ids) - 1
+        explained = tuple(ExplainedToken(first + offset, token) for offset, token in enumerate(generated))
+        return replace(task, token_ids=(*task.token_ids, *generated), explained=explained, generate=0)
+
+    def _attribute(self, tasks: Sequence[AttributeTask]) -> list[AttributeOutcome]:
+        start = time.perf_counter()
+        captured = self._capture(tasks)
+        self._synchronize()
+        middle = time.perf_counter()
+        explanations = self._explain(captured, self._rows(captured, tasks))
+        self._synchronize()
+        end = time.perf_counter()
+        parts = iter(explanations)
+        tokens = sum(len(task.token_ids) for task in tasks)
+        return [
+            AttributeOutcome(
+                task.token_ids,
+                tuple(next(parts) for _ in task.explained),
+                middle - start,
+                end - middle,
+                len(tasks),
+                tokens,
+            )
+            for task in tasks
+        ]
+
+    def _capture(self, tasks: Sequence[AttributeTask]) -> CapturedStates:
+        device = self._view.device
+        positions = [[token.position for token in task.explained] for task in tasks]
+        rows = ExplainedRows.from_counts(positions, device)
+        return capture(self._view, pad_right([task.token_ids for task in tasks], device), rows)
+
+    def _rows(self, captured: CapturedStates, tasks: Sequence[AttributeTask]) -> list[Row]:
+        """One row per explained token; the model's own most probable token where no target is given."""
+        own = self._own_tokens(captured)
+        explained = [(sequence, task, token) for sequence, task in enumerate(tasks) for token in task.explained]
+        return [
+            Row(
+                index,
+                sequence,
+                token.position,
+                own[index] if token.target is None else token.target,
+                task.contrast,
+                task.options,
+            )
+            for index, (sequence, task, token) in enumerate(explained)
+        ]
+
+    def _own_tokens(self, captured: CapturedStates) -> list[int]:
+        finals = captured.rows.of(captured.inputs[-1]).float()
+        found: list[int] = own_log_probabilities(self._unembedding, finals).argmax(-1).tolist()
+        return found
+
+    def _explain(self, captured: CapturedStates, rows: Sequence[Row]) -> list[Explanation]:
+        groups: dict[object, list[Row]] = defaultdict(list)
+        for row in rows:
+            options = row.options
+            groups[row.contrast is None, options.scoring_method, options.include_final_norm_bias].append(row)
+        together = max(1, SCORING_BYTES // self._bytes_per_row())
+        explained: dict[int, Explanation] = {}
+        for group in groups.values():
+            for start in range(0, len(group), together):
+                chunk = group[start : start + together]
+                found = self._explainer.explain(captured, chunk)
+                explained |= {row.index: explanation for row, explanation in zip(chunk, found, strict=True)}
+        return [explained[row.index] for row in rows]
+
+    def _bytes_per_row(self) -> int:
+        sizes = self._view.sizes
+        return (2 * sizes.layers + 1) * sizes.vocabulary * torch.float32.itemsize
+
+    def _synchronize(self) -> None:
+        if self._view.device.type == "cuda":
+            torch.cuda.synchronize(self._view.device)

@@ -1,0 +1,38 @@
+"""The model's own predictions at the explained rows: the target, the contrast and the most probable tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from neuron_attribution.results import TokenPrediction
+from neuron_attribution_server.explanation.projector import Projector
+from neuron_attribution_server.attribution.unembedding import Unembedding
+
+ALTERNATIVES = 10
+
+
+def own_log_probabilities(unembedding: Unembedding, finals: Tensor) -> Tensor:
+    """The model's next-token log probabilities [E, V] at final residuals [E, d], every bias included."""
+    logits = unembedding.logits(unembedding.fold(finals) / unembedding.scale(finals)[:, None])
+    if unembedding.constant is not None:
+        logits += unembedding.constant
+    return logits.log_softmax(-1)
+
+
+def predictions(projector: Projector, log_probabilities: Tensor, tokens: Tensor) -> list[list[TokenPrediction]]:
+    """The predictions of tokens [E, n] from log probabilities [E, V]."""
+    values = log_probabilities.gather(1, tokens)
+    ranks = (log_probabilities[:, None] > values[:, :, None]).sum(-1) + 1
+    rows = zip(tokens.tolist(), values.tolist(), values.exp().tolist(), ranks.tolist(), strict=True)
+    return [
+        [
+            TokenPrediction(projector.token(token), probability, log_probability, rank)
+            for token, log_probability, probability, rank in zip(*row, strict=True)
+        ]
+        for row in rows
+    ]
+
+
+def most_probable(log_probabilities: Tensor) -> Tensor:
+    """The ids of the most probable tokens, [E, n]."""
+    return log_probabilities.topk(min(ALTERNATIVES, log_probabilities.shape[1])).indices

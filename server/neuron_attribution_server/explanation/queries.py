@@ -1,0 +1,117 @@
+"""What activates the strongest value neurons of one row: query layers and query FFN neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
+from neuron_attribution.requests import Subkey
+from neuron_attribution.results import (
+    ComponentKind,
+    Coverage,
+    NeuronRanking,
+    NeuronScore,
+    QueryLayer,
+    QueryLayers,
+)
+from torch import Tensor
+
+from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.attribution.query_scores import (
+    ComponentScores,
+    component_scores,
+    query_ffn_scores,
+    scaled_keys,
+)
+from neuron_attribution_server.attribution.ranking import all_scored
+from neuron_attribution_server.capture import CapturedStates
+from neuron_attribution_server.explanation.keys import attention_keys, ffn_keys
+from neuron_attribution_server.explanation.rows import Row, components
+from neuron_attribution_server.explanation.value_rankings import Source
+
+
+class Queries:
+    """The query scores of one row."""
+
+    def __init__(self, view: ModelView, captured: CapturedStates, row: Row) -> None:
+        self._view = view
+        self._captured = captured
+        self._row = row
+
+    def ffn_layers(self, sources: Sequence[Source], subkey: Subkey) -> QueryLayers:
+        """What activates FFN value neurons: the components up to their own layer's attention, at the explained position."""
+        neurons = [cast(FfnNeuron, source.neuron) for source in sources]
+        visible = [2 * neuron.layer + 2 for neuron in neurons]
+        return self._layers(sources, ffn_keys(self._view, neurons, subkey), visible)
+
+    def attention_layers(self, sources: Sequence[Source]) -> QueryLayers:
+        """What activates attention value neurons: the components below their layer, at their own position."""
+        neurons = [cast(AttentionNeuron, source.neuron) for source in sources]
+        visible = [2 * neuron.layer + 1 for neuron in neurons]
+        return self._layers(sources, attention_keys(self._view, neurons), visible)
+
+    def ffn_neurons(self, sources: Sequence[Source], k: int, signs: Sequence[int]) -> list[NeuronRanking]:
+        """The FFN neurons that activate attention value neurons most (sign 1) and least (-1)."""
+        scores = self._ffn_scores(sources)
+        return [_ranking(scores, k, sign) for sign in signs]
+
+    def _layers(self, sources: Sequence[Source], keys: Tensor, visible: Sequence[int]) -> QueryLayers:
+        device = keys.device
+        positions, which = self._positions(sources)
+        states = components(self._captured, self._row.sequence, positions)[which]
+        scores = torch.tensor([source.score for source in sources], device=device)
+        return _query_layers(component_scores(states, keys, torch.tensor(visible, device=device), scores), len(sources))
+
+    def _ffn_scores(self, sources: Sequence[Source]) -> Tensor:
+        """Query scores of every FFN neuron, [L, N]."""
+        neurons = [cast(AttentionNeuron, source.neuron) for source in sources]
+        keys = attention_keys(self._view, neurons)
+        positions, which = self._positions(sources)
+        layers = torch.tensor([neuron.layer for neuron in neurons], device=keys.device)
+        inputs = self._inputs([neuron.layer for neuron in neurons], positions[which])
+        scores = torch.tensor([source.score for source in sources], device=keys.device)
+        scaled, _ = scaled_keys(keys, inputs, scores)
+        subvalues = [layer.ffn_subvalues for layer in self._view.layers]
+        return query_ffn_scores(subvalues, self._coefficients(positions), scaled, which, layers)
+
+    def _positions(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
+        """The distinct positions of sources, and which of them each source has."""
+        positions = torch.tensor([source.position for source in sources], device=self._view.device)
+        distinct: tuple[Tensor, Tensor] = positions.unique(return_inverse=True)
+        return distinct
+
+    def _inputs(self, layers: Sequence[int], positions: Tensor) -> Tensor:
+        """x_l[p] of each source, [K, d]."""
+        sequence = self._row.sequence
+        pairs = zip(layers, positions.tolist(), strict=True)
+        return torch.stack([self._captured.inputs[layer][sequence, position] for layer, position in pairs]).float()
+
+    def _coefficients(self, positions: Tensor) -> Tensor:
+        """FFN coefficients at some positions, [P, L, N]."""
+        states = [layer[self._row.sequence, positions] for layer in self._captured.coefficients]
+        return torch.stack(states, 1).float()
+
+
+def _query_layers(found: ComponentScores, count: int) -> QueryLayers:
+    order = found.scores.sort(descending=True, stable=True)
+    layers = tuple(
+        _query_layer(index, score) for index, score in zip(order.indices.tolist(), order.values.tolist(), strict=True)
+    )
+    return QueryLayers(layers, count, found.skipped)
+
+
+def _query_layer(component: int, score: float) -> QueryLayer:
+    """Components count embedding, attention 0, FFN 0, attention 1, ..."""
+    if component == 0:
+        return QueryLayer(ComponentKind.EMBEDDING, 0, score)
+    layer, is_ffn = divmod(component - 1, 2)
+    return QueryLayer(ComponentKind.FFN if is_ffn else ComponentKind.ATTENTION, layer, score)
+
+
+def _ranking(scores: Tensor, k: int, sign: int) -> NeuronRanking:
+    ranked = all_scored(sign * scores.flatten(), k)
+    pairs = zip(ranked.ids.tolist(), (sign * ranked.scores).tolist(), strict=True)
+    neurons = tuple(NeuronScore(FfnNeuron(*divmod(neuron, scores.shape[1])), score) for neuron, score in pairs)
+    return NeuronRanking(neurons, Coverage(scores.numel(), scores.numel(), scores.numel(), exact=True))

@@ -1,0 +1,53 @@
+"""The rows to explain, and their states as the formulas want them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from neuron_attribution.requests import AttributeOptions
+from torch import Tensor
+
+from neuron_attribution_server.attribution.states import RowStates
+from neuron_attribution_server.capture import CapturedStates
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One prediction to explain: which captured row it is, where it is made, of which token, and how."""
+
+    index: int
+    sequence: int
+    position: int
+    target: int
+    contrast: int | None
+    options: AttributeOptions
+
+
+def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> RowStates:
+    """The states of some captured rows, in float32."""
+    indices = torch.tensor([row.index for row in rows], device=captured.rows.positions.device)
+    sequences, positions = captured.rows.sequences[indices], captured.rows.positions[indices]
+
+    def at_rows(states: Sequence[Tensor]) -> Tensor:
+        return torch.stack([layer[sequences, positions] for layer in states], 1).float()
+
+    values = {sequence: torch.stack([layer[sequence] for layer in captured.values])
+              for sequence in dict.fromkeys(row.sequence for row in rows)}
+    return RowStates(
+        inputs=at_rows(captured.inputs),
+        attention_writes=at_rows(captured.attention_writes),
+        ffn_writes=at_rows(captured.ffn_writes),
+        coefficients=at_rows(captured.coefficients),
+        head_outputs=torch.stack([layer[indices] for layer in captured.head_outputs], 1).float().unflatten(2, (heads, -1)),
+        attention=torch.stack([layer[indices] for layer in captured.attention_rows], 1),
+        values=[values[row.sequence] for row in rows],
+        lengths=[row.position + 1 for row in rows],
+    )
+
+
+def components(captured: CapturedStates, sequence: int, positions: Tensor) -> Tensor:
+    """The residual stream's components at some positions: embedding, attention 0, FFN 0, ...: [P, 2 L + 1, d]."""
+    writes = [write for pair in zip(captured.attention_writes, captured.ffn_writes, strict=True) for write in pair]
+    return torch.stack([states[sequence, positions] for states in (captured.inputs[0], *writes)], 1).float()

@@ -1,0 +1,63 @@
+"""How far each neuron's projection spreads over the vocabulary: what bounds decreases. Once per model, then remembered.
+
+Minutes for a large model, so it is done when first needed, with a progress bar, and kept in the user's cache folder
+under the model's revision.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from neuron_attribution_server.attribution.projection import vocabulary_ranges
+from neuron_attribution_server.attribution.states import Weights
+from neuron_attribution_server.attribution.value_search import Kind, Ranges, subvalues_of
+
+
+class VocabularyRanges:
+    """Largest minus smallest value of every neuron's unscaled projection, [L, n] per kind."""
+
+    def __init__(self, weights: Weights, cache: Path | None) -> None:
+        self._weights = weights
+        self._cache = cache
+        self._ranges: Ranges | None = None
+
+    def __call__(self) -> Ranges:
+        """The ranges, computed at the first call."""
+        if self._ranges is None:
+            self._ranges = self._load() or self._compute()
+        return self._ranges
+
+    def _load(self) -> Ranges | None:
+        if self._cache is None or not self._cache.is_file():
+            return None
+        tensors = load_file(self._cache, device=str(self._weights.unembedding.weight.device))
+        return {kind: tensors[kind.value] for kind in Kind}
+
+    def _compute(self) -> Ranges:
+        layers = len(self._weights.ffn_subvalues)
+        with tqdm(total=2 * layers, desc="vocabulary ranges", unit="layer", disable=self._cache is None) as progress:
+            ranges = {kind: torch.stack([self._layer(kind, layer, progress) for layer in range(layers)]) for kind in Kind}
+        self._save(ranges)
+        return ranges
+
+    def _layer(self, kind: Kind, layer: int, progress: tqdm[object]) -> Tensor:
+        found = vocabulary_ranges(self._weights.unembedding, subvalues_of(self._weights, kind)[layer].float())
+        progress.update()
+        return found
+
+    def _save(self, ranges: Ranges) -> None:
+        """Written beside and renamed, so that another process never reads half a file."""
+        if self._cache is None:
+            return
+        self._cache.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=self._cache.parent, delete=False) as file:
+            temporary = Path(file.name)
+        save_file({kind.value: tensor.cpu().contiguous() for kind, tensor in ranges.items()}, temporary)
+        os.replace(temporary, self._cache)
