@@ -1,21 +1,22 @@
 """What can go wrong, one class per gRPC status.
 
-    NeuronAttributionError
-    ├── InvalidArgumentError       a field of the request is wrong: `violations` name it and the remedy
-    ├── NotFoundError              another model's name
-    ├── FailedPreconditionError    this model cannot give that part
-    ├── ResourceExhaustedError     too much is waiting, or a message is too large: `retry_after` says when to try again
-    ├── UnavailableError           loading, restarting, draining, or not reachable
-    ├── DeadlineExceededError      the time allowed ran out; the work was dropped
-    ├── CancelledError             the caller cancelled; the work was dropped
-    ├── UnauthenticatedError       no valid token
-    ├── UnimplementedError         this server does not have that call
-    └── InternalError              a bug: `request_id` finds it in the server's log
+NeuronAttributionError
+├── InvalidArgumentError       a field of the request is wrong: `violations` name it and the remedy
+├── NotFoundError              another model's name
+├── FailedPreconditionError    this model cannot give that part
+├── ResourceExhaustedError     too much is waiting, or a message is too large: `retry_after` says when to try again
+├── UnavailableError           loading, restarting, draining, or not reachable
+├── DeadlineExceededError      the time allowed ran out; the work was dropped
+├── CancelledError             the caller cancelled; the work was dropped
+├── UnauthenticatedError       no valid token
+├── UnimplementedError         this server does not have that call
+└── InternalError              a bug: `request_id` finds it in the server's log
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +50,13 @@ class NeuronAttributionError(Exception):
         self.request_id = request_id
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.reason, self.violations, self.retry_after, self.request_id)
-
-
-def _rebuild(
-    kind: type[NeuronAttributionError],
-    message: str,
-    reason: str,
-    violations: tuple[FieldViolation, ...],
-    retry_after: float | None,
-    request_id: str | None,
-) -> NeuronAttributionError:
-    return kind(message, reason=reason, violations=violations, retry_after=retry_after, request_id=request_id)
+        details = {
+            "reason": self.reason,
+            "violations": self.violations,
+            "retry_after": self.retry_after,
+            "request_id": self.request_id,
+        }
+        return partial(type(self), self.message, **details), ()  # type: ignore[arg-type]
 
 
 class InvalidArgumentError(NeuronAttributionError):

@@ -1,0 +1,47 @@
+"""The constructor both clients share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+import grpc
+
+from neuron_attribution import _calls
+from neuron_attribution.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, Connection, Pem
+from neuron_attribution.errors import NeuronAttributionError
+from neuron_attribution.status import from_rpc_error
+
+Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
+
+
+class BaseClient(ABC, Generic[Channel]):
+    """A connection to a neuron attribution service."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        tls: bool = False,
+        root_certificates: Pem | None = None,
+        certificate: Pem | None = None,
+        key: Pem | None = None,
+        token: str | None = None,
+    ) -> None:
+        self._connection = Connection(
+            address=address, tls=tls, root_certificates=root_certificates, certificate=certificate, key=key, token=token
+        )
+        self._timeout = timeout
+        self._channel: Channel = self._open()
+        self._stub = _calls.stub(self._channel)
+
+    @abstractmethod
+    def _open(self) -> Channel:
+        """The channel calls go through."""
+
+    def _deadline(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
+    def _error(self, error: grpc.RpcError) -> NeuronAttributionError:
+        return from_rpc_error(error, self._connection.address)

@@ -1,0 +1,82 @@
+"""The asynchronous client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import grpc
+
+from neuron_attribution import _calls
+from neuron_attribution._base import BaseClient
+from neuron_attribution._calls import AttributeArguments, NeuronLike, ProjectArguments, TextOrIds
+from neuron_attribution.results import AttributeResult, ModelInfo, ProjectNeuronResult, TokenizeResult
+
+Result = TypeVar("Result")
+
+
+class AsyncClient(BaseClient[grpc.aio.Channel]):
+    """The asyncio twin of Client: a connection to a neuron attribution service, made and used in one event loop.
+
+    `timeout` is the deadline of every call in seconds, None for none; each method takes one of its own. For TLS and
+    tokens see Connection. Failures raise the errors of `neuron_attribution.errors`.
+    """
+
+    def _open(self) -> grpc.aio.Channel:
+        return self._connection.open_async()
+
+    async def attribute(
+        self, prompt: TextOrIds, *, timeout: float | None = None, **arguments: Unpack[AttributeArguments]
+    ) -> AttributeResult:
+        """Explain next-token predictions of a prompt: text, or token ids used exactly as given.
+
+        Keyword arguments are the fields of AttributeRequest (target, completion, generate, contrast,
+        add_special_tokens, model) and of AttributeOptions (parts, top_k, direction, ...). Enums are also accepted by
+        their values ("increase"), neurons as they are written ("24.1005").
+        """
+        return await self._run(_calls.attribute(prompt, **arguments), timeout)
+
+    async def project_neuron(
+        self,
+        neurons: NeuronLike | Iterable[NeuronLike],
+        *,
+        timeout: float | None = None,
+        **arguments: Unpack[ProjectArguments],
+    ) -> ProjectNeuronResult:
+        """Project one or many neurons into the vocabulary.
+
+        Keyword arguments are the fields of ProjectNeuronRequest: side, through, top_k, subkey, model.
+        """
+        return await self._run(_calls.project_neuron(neurons, **arguments), timeout)
+
+    async def tokenize(
+        self, text: str, *, add_special_tokens: bool | None = None, model: str = "", timeout: float | None = None
+    ) -> TokenizeResult:
+        """Show the exact tokens a text becomes."""
+        return await self._run(_calls.tokenize(text, add_special_tokens, model), timeout)
+
+    async def get_model(self, *, model: str = "", timeout: float | None = None) -> ModelInfo:
+        """Describe the served model."""
+        return await self._run(_calls.get_model(model), timeout)
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight are cancelled."""
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, call: _calls.Call[Result], timeout: float | None) -> Result:
+        method = getattr(self._stub, call.method)
+        deadline = self._deadline(timeout)
+        try:
+            response = await method(call.request, timeout=deadline, metadata=self._connection.metadata)
+        except grpc.RpcError as error:
+            raise self._error(error) from error
+        return call.read(response)

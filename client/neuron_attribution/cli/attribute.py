@@ -1,0 +1,143 @@
+"""`neuron-attribution attribute`: explain next-token predictions of a text."""
+
+from __future__ import annotations
+
+import argparse
+
+from neuron_attribution.cli.attribution_text import attribution_lines
+from neuron_attribution.cli.connection import add_connection_arguments, connect
+from neuron_attribution.cli.options import (
+    UsageError,
+    add_flag,
+    add_option,
+    add_switch,
+    comma_separated,
+    enum_value,
+    positive_number,
+    whole_number,
+)
+from neuron_attribution.cli.output import add_output_arguments, print_result
+from neuron_attribution.convert import attribute_result_to_proto
+from neuron_attribution.neurons import parse_neuron
+from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
+
+HELP = "explain next-token predictions of a text by layers, heads and neurons"
+DEFAULTS = AttributeOptions()
+EXPLAINED = ("target", "target_id", "completion", "generate")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("text", metavar="TEXT", help="the prompt")
+    _add_explained_arguments(parser.add_argument_group("what is explained (default: the model's own next token)"))
+    _add_choice_arguments(parser.add_argument_group("how it is explained"))
+    _add_number_arguments(parser.add_argument_group("how much is returned"))
+    add_output_arguments(parser)
+    add_connection_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Attribute and print."""
+    _check_explained(arguments)
+    with connect(arguments) as client:
+        result = client.attribute(
+            arguments.text,
+            target=arguments.target if arguments.target_id is None else arguments.target_id,
+            completion=arguments.completion,
+            generate=arguments.generate,
+            contrast=arguments.contrast if arguments.contrast_id is None else arguments.contrast_id,
+            add_special_tokens=arguments.special_tokens,
+            parts=arguments.parts,
+            top_k=arguments.top_k,
+            direction=arguments.direction,
+            scoring_method=arguments.method,
+            projection_top_k=arguments.projection_top_k,
+            query_sources=arguments.query_sources,
+            subkey=arguments.subkey,
+            include_final_norm_bias=arguments.include_final_norm_bias,
+            neurons=arguments.neuron,
+            exhaustive=arguments.exhaustive,
+            position_projection_top_k=arguments.position_projection_top_k,
+        )
+    print_result(arguments, lambda: attribute_result_to_proto(result), lambda: attribution_lines(result))
+    return 0
+
+
+def _add_explained_arguments(group: argparse._ArgumentGroup) -> None:
+    add_option(group, "--target", metavar="TEXT", help="the explained token's exact text, leading space and all")
+    add_option(group, "--target-id", kind=whole_number, metavar="ID", help="the explained token's id")
+    add_option(group, "--completion", metavar="TEXT", help="explain every token of this continuation")
+    add_option(group, "--generate", kind=positive_number, metavar="N", help="explain N greedily generated tokens")
+    add_option(group, "--contrast", metavar="TEXT", help="explain the difference to this token")
+    add_option(group, "--contrast-id", kind=whole_number, metavar="ID", help="explain the difference to this token")
+    add_switch(group, "--special-tokens", help="add the tokenizer's special tokens, or not (default: its own way)")
+
+
+def _add_choice_arguments(group: argparse._ArgumentGroup) -> None:
+    names = ", ".join(part.value for part in Part)
+    add_option(
+        group,
+        "--parts",
+        kind=comma_separated(enum_value(Part)),
+        default=DEFAULTS.parts,
+        shown="all",
+        metavar="PART,...",
+        help=f"the parts to compute, of {names}",
+    )
+    _add_enum_option(group, "--direction", DEFAULTS.direction, "the end of the rankings to return")
+    methods = ", ".join(method.value for method in ScoringMethod)
+    add_option(
+        group,
+        "--method",
+        kind=enum_value(ScoringMethod),
+        default=DEFAULTS.scoring_method,
+        metavar="METHOD",
+        help=f"the score of value neurons: {methods}",
+    )
+    _add_enum_option(group, "--subkey", DEFAULTS.subkey, "the key of FFN value neurons in the query layers")
+    add_flag(group, "--include-final-norm-bias", help="make the final norm's bias part of every projection")
+    add_flag(group, "--exhaustive", help="score every neuron instead of bounding; slow")
+    add_option(
+        group,
+        "--neuron",
+        kind=parse_neuron,
+        default=(),
+        shown="none",
+        many=True,
+        metavar="N",
+        help="score these too: LAYER.INDEX (FFN), LAYER.HEAD.INDEX (attention)",
+    )
+
+
+def _add_number_arguments(group: argparse._ArgumentGroup) -> None:
+    _add_number_option(group, "--top-k", DEFAULTS.top_k, "heads and neurons in each ranking", smallest=1)
+    _add_number_option(group, "--projection-top-k", DEFAULTS.projection_top_k, "vocabulary tokens for each neuron")
+    _add_number_option(
+        group, "--query-sources", DEFAULTS.query_sources, "value neurons whose activation is traced", smallest=1
+    )
+    _add_number_option(
+        group,
+        "--position-projection-top-k",
+        DEFAULTS.position_projection_top_k,
+        "vocabulary tokens for each position of the returned heads",
+    )
+
+
+def _add_enum_option(group: argparse._ArgumentGroup, flag: str, default: Direction | Subkey, help: str) -> None:
+    choices = ",".join(member.value for member in type(default))
+    add_option(group, flag, kind=enum_value(type(default)), default=default, metavar=f"{{{choices}}}", help=help)
+
+
+def _add_number_option(
+    group: argparse._ArgumentGroup, flag: str, default: int, help: str, *, smallest: int = 0
+) -> None:
+    kind = positive_number if smallest else whole_number
+    add_option(group, flag, kind=kind, default=default, metavar="N", help=help)
+
+
+def _check_explained(arguments: argparse.Namespace) -> None:
+    given = ["--" + name.replace("_", "-") for name in EXPLAINED if getattr(arguments, name) is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other; give one of them")
+    if arguments.contrast is not None and arguments.contrast_id is not None:
+        raise UsageError("--contrast and --contrast-id exclude each other; give one of them")

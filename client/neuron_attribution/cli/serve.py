@@ -1,0 +1,43 @@
+"""`neuron-attribution serve`: the server's own command, where its extra is installed."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+HELP = "serve a model"
+
+# The server imports the model libraries in its worker process only: what is missing must be said before that.
+SERVER_MODULES = ("torch", "transformers", "tokenizers", "safetensors", "grpc_health", "grpc_reflection")
+
+
+class MissingExtraError(Exception):
+    """The server's extra is not installed."""
+
+    def __init__(self, module: str | None) -> None:
+        super().__init__(f"serve needs {module}, which is not installed: pip install 'neuron-attribution[server]'")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the server's arguments."""
+    _server().add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until stopped."""
+    missing = next((name for name in SERVER_MODULES if find_spec(name) is None), None)
+    if missing is not None:
+        raise MissingExtraError(missing)
+    status: int = _server().run(arguments)
+    return status
+
+
+def _server() -> ModuleType:
+    try:
+        return import_module("neuron_attribution_server.cli")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("neuron_attribution_server."):
+            raise  # A module of our own is never part of an extra: this is a broken installation.
+        raise MissingExtraError(error.name) from error

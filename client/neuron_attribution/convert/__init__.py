@@ -1,0 +1,37 @@
+"""The only code where protobuf messages meet dataclasses: one `to_proto` and one `from_proto` function for each.
+
+Reading a request validates it: InvalidArgumentError names the field and the remedy. Reading a result trusts the server.
+"""
+
+from neuron_attribution.convert.attributions import attribute_result_from_proto, attribute_result_to_proto
+from neuron_attribution.convert.models import model_info_from_proto, model_info_to_proto
+from neuron_attribution.convert.neurons import neuron_from_proto, neuron_to_proto
+from neuron_attribution.convert.projections import project_neuron_result_from_proto, project_neuron_result_to_proto
+from neuron_attribution.convert.requests import (
+    attribute_request_from_proto,
+    attribute_request_to_proto,
+    project_neuron_request_from_proto,
+    project_neuron_request_to_proto,
+    tokenize_request_from_proto,
+    tokenize_request_to_proto,
+)
+from neuron_attribution.convert.tokens import tokenize_result_from_proto, tokenize_result_to_proto
+
+__all__ = [
+    "attribute_request_from_proto",
+    "attribute_request_to_proto",
+    "attribute_result_from_proto",
+    "attribute_result_to_proto",
+    "model_info_from_proto",
+    "model_info_to_proto",
+    "neuron_from_proto",
+    "neuron_to_proto",
+    "project_neuron_request_from_proto",
+    "project_neuron_request_to_proto",
+    "project_neuron_result_from_proto",
+    "project_neuron_result_to_proto",
+    "tokenize_request_from_proto",
+    "tokenize_request_to_proto",
+    "tokenize_result_from_proto",
+    "tokenize_result_to_proto",
+]

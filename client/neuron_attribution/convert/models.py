@@ -1,0 +1,61 @@
+"""The description of the served model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+
+from neuron_attribution.convert.enums import PARTS
+from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
+from neuron_attribution.convert.tokens import token_to_proto, tokens_from_proto
+from neuron_attribution.results import Exactness, Invariant, Limits, ModelInfo, ModelSizes, TokenizerFacts
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+
+
+def model_info_to_proto(info: ModelInfo) -> messages.GetModelResponse:
+    """Write the description of the served model. Sizes, limits and invariants have the fields of their messages."""
+    return messages.GetModelResponse(
+        model=model_identity_to_proto(info.model),
+        family=info.family,
+        device=info.device,
+        sizes=messages.ModelSizes(**asdict(info.sizes)),
+        limits=messages.Limits(**asdict(info.limits)),
+        supported_parts=[PARTS.encode(part) for part in info.supported_parts],
+        exactness=messages.Exactness(exact=info.exactness.exact, explanation=info.exactness.explanation),
+        invariants=[messages.Invariant(**asdict(invariant)) for invariant in info.invariants],
+        tokenizer=_tokenizer_to_proto(info.tokenizer),
+        version=info.version,
+    )
+
+
+def model_info_from_proto(message: messages.GetModelResponse) -> ModelInfo:
+    """Read the description of the served model. Parts only a newer server knows are left out."""
+    return ModelInfo(
+        model=model_identity_from_proto(message.model),
+        family=message.family,
+        device=message.device,
+        sizes=ModelSizes(**{field.name: getattr(message.sizes, field.name) for field in fields(ModelSizes)}),
+        limits=Limits(**{field.name: getattr(message.limits, field.name) for field in fields(Limits)}),
+        supported_parts=tuple(PARTS.from_result(part) for part in message.supported_parts if PARTS.known(part)),
+        exactness=Exactness(message.exactness.exact, message.exactness.explanation),
+        invariants=tuple(
+            Invariant(item.name, item.description, item.error, item.tolerance) for item in message.invariants
+        ),
+        tokenizer=_tokenizer_from_proto(message.tokenizer),
+        version=message.version,
+    )
+
+
+def _tokenizer_to_proto(tokenizer: TokenizerFacts) -> messages.TokenizerFacts:
+    return messages.TokenizerFacts(
+        adds_special_tokens=tokenizer.adds_special_tokens,
+        prefix=[token_to_proto(token) for token in tokenizer.prefix],
+        suffix=[token_to_proto(token) for token in tokenizer.suffix],
+    )
+
+
+def _tokenizer_from_proto(message: messages.TokenizerFacts) -> TokenizerFacts:
+    return TokenizerFacts(
+        adds_special_tokens=message.adds_special_tokens,
+        prefix=tokens_from_proto(message.prefix),
+        suffix=tokens_from_proto(message.suffix),
+    )

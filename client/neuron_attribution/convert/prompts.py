@@ -1,0 +1,76 @@
+"""Prompts, completions and chosen tokens: text or token ids."""
+
+from __future__ import annotations
+
+from neuron_attribution.convert.values import not_empty, unicode_text, unsigned
+from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+
+TextOrIds = str | tuple[int, ...]
+
+
+def prompt_to_proto(prompt: TextOrIds, add_special_tokens: bool | None) -> messages.Prompt:
+    """Write a prompt."""
+    message = messages.Prompt()
+    if isinstance(prompt, str):
+        message.text = unicode_text(prompt, "prompt.text")
+    else:
+        message.token_ids.CopyFrom(_ids_to_proto(prompt, "prompt"))
+    if add_special_tokens is not None:
+        message.add_special_tokens = add_special_tokens
+    return message
+
+
+def prompt_from_proto(message: messages.Prompt) -> tuple[TextOrIds, bool | None]:
+    """Read a prompt and whether special tokens are added to it."""
+    prompt = _source_from_proto(message, "prompt")
+    add_special_tokens = message.add_special_tokens if message.HasField("add_special_tokens") else None
+    if add_special_tokens is not None and not isinstance(prompt, str):
+        raise InvalidArgumentError.of(
+            "prompt.add_special_tokens", "is not allowed with token ids, which are used exactly as given; leave it out"
+        )
+    return prompt, add_special_tokens
+
+
+def completion_to_proto(completion: TextOrIds) -> messages.Completion:
+    """Write a completion."""
+    if isinstance(completion, str):
+        return messages.Completion(text=unicode_text(completion, "completion.text"))
+    return messages.Completion(token_ids=_ids_to_proto(completion, "completion"))
+
+
+def completion_from_proto(message: messages.Completion) -> TextOrIds:
+    """Read a completion."""
+    return _source_from_proto(message, "completion")
+
+
+def token_choice_to_proto(token: str | int, field: str) -> messages.TokenChoice:
+    """Write a token's text or id."""
+    if isinstance(token, str):
+        return messages.TokenChoice(text=unicode_text(token, f"{field}.text"))
+    return messages.TokenChoice(id=unsigned(token, f"{field}.id"))
+
+
+def token_choice_from_proto(message: messages.TokenChoice, field: str) -> str | int:
+    """Read a token's text or id."""
+    match message.WhichOneof("choice"):
+        case "text":
+            return not_empty(message.text, f"{field}.text")
+        case "id":
+            return message.id
+    raise InvalidArgumentError.of(f"{field}.choice", "names no token; set either text or id")
+
+
+def _source_from_proto(message: messages.Prompt | messages.Completion, field: str) -> TextOrIds:
+    match message.WhichOneof("source"):
+        case "text":
+            return not_empty(message.text, f"{field}.text")
+        case "token_ids" if message.token_ids.ids:
+            return tuple(message.token_ids.ids)
+        case "token_ids":
+            raise InvalidArgumentError.of(f"{field}.token_ids", "is empty; give at least one token")
+    raise InvalidArgumentError.of(f"{field}.source", "is not set; set either text or token_ids")
+
+
+def _ids_to_proto(ids: tuple[int, ...], field: str) -> messages.TokenIds:
+    return messages.TokenIds(ids=[unsigned(id, f"{field}.token_ids.ids[{index}]") for index, id in enumerate(ids)])

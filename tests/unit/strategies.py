@@ -1,0 +1,96 @@
+"""Hypothesis strategies for every dataclass that travels, built from its annotations: a new field is tested at once."""
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from neuron_attribution.requests import AttributeOptions, AttributeRequest, Part, ProjectNeuronRequest, Subkey
+
+COUNTS = st.integers(1, 2**32 - 1)
+TEXTS = st.text(min_size=1, max_size=8)
+IDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4).map(tuple)
+SECONDS = st.integers(0, 10**13).map(lambda nanoseconds: nanoseconds / 1e9)
+
+SCALARS = {
+    bool: st.booleans(),
+    int: st.integers(0, 2**32 - 1),
+    float: st.floats(width=32, allow_nan=False),
+    str: st.text(max_size=8),
+    type(None): st.none(),
+}
+FIELDS = {
+    "head_scores": st.none() | arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=4)),
+    **dict.fromkeys(("queue", "tokenization", "forward", "scoring"), SECONDS),
+}
+
+
+def instances(kind: type, **overrides: st.SearchStrategy) -> st.SearchStrategy:
+    """Instances of a dataclass."""
+    strategies = {name: _field(name, hint) for name, hint in get_type_hints(kind).items() if name not in overrides}
+    return st.builds(kind, **strategies, **overrides)
+
+
+def attribute_requests() -> st.SearchStrategy:
+    """Requests the service accepts: at most one thing explained, special tokens with text only."""
+    options = instances(
+        AttributeOptions,
+        top_k=COUNTS,
+        query_sources=COUNTS,
+        parts=st.frozensets(st.sampled_from(Part), min_size=1),
+    )
+    token = st.none() | TEXTS | SCALARS[int]
+    common = {"contrast": token, "options": options, "target": st.none(), "completion": st.none()}
+    common |= {"generate": st.none()}
+    explained: list[Mapping[str, Any]] = [{"target": token}, {"completion": TEXTS | IDS}, {"generate": COUNTS}]
+    prompts = [{"prompt": TEXTS}, {"prompt": IDS, "add_special_tokens": st.none()}]
+    return st.one_of(
+        instances(AttributeRequest, **{**common, **explanation, **prompt})
+        for explanation in explained
+        for prompt in prompts
+    )
+
+
+def project_neuron_requests() -> st.SearchStrategy:
+    """Requests the service accepts: FFN neurons only where they are read through a head."""
+    requests = instances(ProjectNeuronRequest, top_k=COUNTS, subkey=st.sampled_from([Subkey.UP, Subkey.GATE]))
+    return requests.filter(lambda request: request.neurons and request.through is None)
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Equality that looks into arrays."""
+    if is_dataclass(first):
+        assert type(first) is type(second)
+        for field in fields(first):
+            assert_same(getattr(first, field.name), getattr(second, field.name))
+    elif isinstance(first, tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    elif isinstance(first, np.ndarray):
+        np.testing.assert_array_equal(first, second, strict=True)
+    else:
+        assert first == second
+
+
+def _field(name: str, hint: Any) -> st.SearchStrategy:
+    return FIELDS[name] if name in FIELDS else _type(hint)
+
+
+def _type(hint: Any) -> st.SearchStrategy:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint in SCALARS:
+        return SCALARS[hint]
+    if origin in (Union, types.UnionType):
+        return st.one_of(*map(_type, arguments))
+    if origin is tuple:
+        return st.lists(_type(arguments[0]), max_size=2).map(tuple)
+    if origin is np.ndarray:
+        return arrays(np.float32, st.integers(0, 4))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return st.sampled_from(hint)
+    return instances(hint)

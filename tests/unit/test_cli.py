@@ -1,0 +1,280 @@
+"""The command line: what it asks, what it prints, and how it fails."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from google.protobuf.json_format import Parse
+from neuron_attribution import convert
+from neuron_attribution.cli import output, serve
+from neuron_attribution.cli.main import COMMANDS, main
+from neuron_attribution.errors import InternalError, UnauthenticatedError
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
+from neuron_attribution.requests import (
+    AttributeOptions,
+    AttributeRequest,
+    Direction,
+    Part,
+    ProjectNeuronRequest,
+    ScoringMethod,
+    Side,
+    Subkey,
+    TokenizeRequest,
+)
+from unit.fake_service import ATTRIBUTION, INFO, PROJECTIONS, TOKENIZATION
+
+CLIENT_COMMANDS = {
+    "attribute": (["The sky is"], convert.attribute_result_to_proto(ATTRIBUTION)),
+    "project": (["1.17"], convert.project_neuron_result_to_proto(PROJECTIONS)),
+    "tokenize": (["The sky"], convert.tokenize_result_to_proto(TOKENIZATION)),
+    "model": ([], convert.model_info_to_proto(INFO)),
+}
+
+
+@pytest.fixture
+def run(address, capsys):
+    """Runs a command; its exit status, standard output and standard error."""
+
+    def run(*words):
+        status = main([*words, "--address", address])
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must be refused as wrong usage; its standard error."""
+
+    def run(*words):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("command", CLIENT_COMMANDS)
+def test_json_is_the_response_and_nothing_else(run, command) -> None:
+    arguments, response = CLIENT_COMMANDS[command]
+    status, out, err = run(command, *arguments, "--json")
+    assert (status, err) == (0, "")
+    assert Parse(out, type(response)()) == response
+
+
+def test_json_has_proto_names_and_zeros(run) -> None:
+    explanation = json.loads(run("attribute", "The sky is", "--json")[1])["explanations"][0]
+    query = explanation["query_ffn_neurons"]["neurons"][0]
+    assert query["neuron"]["ffn"] == {"layer": 0, "index": 5}
+    assert explanation["ffn_value_neurons"]["coverage"]["exact"] is True
+
+
+@pytest.mark.parametrize("command", CLIENT_COMMANDS)
+def test_text_is_printable(run, command) -> None:
+    status, out, err = run(command, *CLIENT_COMMANDS[command][0])
+    assert (status, err) == (0, "")
+    assert all(character.isprintable() or character == "\n" for character in out)
+    assert "tiny (revision abc123, float32)" in out
+
+
+def test_the_attribution_for_people(run) -> None:
+    out = run("attribute", "The sky is")[1]
+    for line in (
+        r"         2   5  ' is\n'",
+        "  explained    ' blue'   7       0.7500          -0.2500     1",
+        "  contrast     ' red'   10       0.1250          -2.0000     2",
+        "log probability of the target minus that of the contrast",
+        "  added by attention layers   2.0000",
+        "  FFN 0         2.5000",
+        "  1.0   0.7500  1 ' sky'                           0.5000            0.2500",
+        "FFN value neurons (64 exist, 64 bounded, 12 scored, exact)",
+        "  1.17    0.5000      -1.2500  ' 緑'",
+        "  0.1.2   1 ' sky'         0.2500       0.7500  ' blue' '\\x1b[31m'",
+        "attention value neurons, decreasing (64 exist, 64 bounded, 0 scored, not guaranteed to be exact): none",
+        "query layers of the FFN value neurons (30 sources, 1 skipped)",
+        "  embedding    2.0000",
+        "  0.5     4.9e-04  ' blue' '\\x1b[31m'",
+        "time   queue 1.0 ms, tokenization 2.0 ms, forward 3.0 ms, scoring 4.0 ms; batch of 2 requests, 7 tokens",
+    ):
+        assert line in out.splitlines(), f"{line!r} is missing from:\n{out}"
+
+
+EVERY_OPTION = """
+    --contrast red --top-k 3 --direction both --method norm --parts heads,layers --projection-top-k 0
+    --query-sources 5 --subkey gate --neuron 1.2 0.1.2 --neuron 1.3 --exhaustive --include-final-norm-bias
+    --no-special-tokens --position-projection-top-k 4
+"""
+
+
+def test_every_option_of_attribute_is_sent(run, service) -> None:
+    assert run("attribute", "The sky is", "--target", " blue", *EVERY_OPTION.split())[0] == 0
+    options = AttributeOptions(
+        parts=frozenset({Part.HEADS, Part.LAYERS}),
+        top_k=3,
+        direction=Direction.BOTH,
+        scoring_method=ScoringMethod.NORM,
+        projection_top_k=0,
+        query_sources=5,
+        subkey=Subkey.GATE,
+        include_final_norm_bias=True,
+        neurons=(FfnNeuron(1, 2), AttentionNeuron(0, 1, 2), FfnNeuron(1, 3)),
+        exhaustive=True,
+        position_projection_top_k=4,
+    )
+    assert service.requests == [
+        AttributeRequest(prompt="The sky is", target=" blue", contrast="red", add_special_tokens=False, options=options)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        ([], {}),
+        (["--target-id", "7", "--contrast-id", "0"], {"target": 7, "contrast": 0}),
+        (["--completion", " blue and"], {"completion": " blue and"}),
+        (["--generate", "2"], {"generate": 2}),
+    ],
+)
+def test_what_is_explained(run, service, words, fields) -> None:
+    assert run("attribute", "a", *words)[0] == 0
+    assert service.requests == [AttributeRequest(prompt="a", **fields)]
+
+
+def test_project_and_tokenize_options_are_sent(run, service) -> None:
+    assert run("project", "1.2", "1.3", "--side", "subkey", "--through", "0.1", "--top-k", "2")[0] == 0
+    assert run("tokenize", "a", "--special-tokens")[0] == 0
+    neurons = (FfnNeuron(1, 2), FfnNeuron(1, 3))
+    assert service.requests == [
+        ProjectNeuronRequest(neurons=neurons, side=Side.SUBKEY, through=Head(0, 1), top_k=2),
+        TokenizeRequest(text="a", add_special_tokens=True),
+    ]
+
+
+def test_options_read_the_environment(run, service, monkeypatch, tmp_path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    environment = {"TOP_K": "3", "NEURON": "1.2 1.3", "EXHAUSTIVE": "yes", "SPECIAL_TOKENS": "off", "PARTS": "heads"}
+    for name, value in {**environment, "TOKEN_FILE": str(token), "DIRECTION": ""}.items():
+        monkeypatch.setenv(f"NEURON_ATTRIBUTION_{name}", value)
+    assert run("attribute", "a")[0] == 0
+    assert run("attribute", "a", "--top-k", "4", "--neuron", "1.4", "--parts", "layers")[0] == 0
+    first, second = service.requests
+    assert first.add_special_tokens is False
+    assert first.options.neurons == (FfnNeuron(1, 2), FfnNeuron(1, 3))
+    assert (first.options.top_k, first.options.exhaustive, first.options.parts) == (3, True, {Part.HEADS})
+    assert (second.options.top_k, second.options.parts) == (4, {Part.LAYERS})
+    assert second.options.neurons == (FfnNeuron(1, 4),)
+    assert service.metadata[0]["authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TOP_K", "0"), ("DIRECTION", "up"), ("EXHAUSTIVE", "maybe"), ("NEURON", "1.2 x"), ("TIMEOUT", "nan")],
+)
+def test_a_bad_value_from_the_environment_is_named(refused, monkeypatch, name, value) -> None:
+    monkeypatch.setenv(f"NEURON_ATTRIBUTION_{name}", value)
+    assert f"environment variable NEURON_ATTRIBUTION_{name}: " in refused("attribute", "a")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("explain", "invalid choice: 'explain'"),
+        ("attribute", "the following arguments are required: TEXT"),
+        ("attribute a --top-k 0", "argument --top-k: '0' is not a whole number from 1"),
+        ("attribute a --direction up", "'up' is none of increase, decrease, both"),
+        ("attribute a --parts heads,tails", "'tails' is none of layers, heads"),
+        ("attribute a --target b --generate 2", "--target and --generate exclude each other"),
+        ("attribute a --contrast b --contrast-id 2", "--contrast and --contrast-id exclude each other"),
+        ("attribute a --timeout -1", "'-1' is not a time in seconds"),
+        ("model --token a --token-file b", "--token and --token-file exclude each other"),
+        ("model --token-file /no/such/file", "No such file"),
+        ("model --certificate /no/such/file", "go together"),
+        ("project 1", "'1' is not a neuron: write LAYER.INDEX for FFN"),
+        ("project 1.2 --through 1.2.3", "'1.2.3' is not a head"),
+    ],
+)
+def test_wrong_usage(refused, words, message) -> None:
+    assert message in refused(*words.split())
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "serve"])
+def test_help_names_the_variables(capsys, command) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert "NEURON_ATTRIBUTION_ROOT_CERTIFICATES" in capsys.readouterr().out
+
+
+def test_a_failed_call_is_one_line(run, service) -> None:
+    service.errors = [UnauthenticatedError("no valid token;\n send one"), InternalError("x", request_id="r1")]
+    assert run("model") == (1, "", "neuron-attribution: no valid token; send one\n")
+    assert run("model") == (1, "", "neuron-attribution: internal error; the server's log has it as request r1\n")
+
+
+def test_serve_is_the_servers_command(monkeypatch) -> None:
+    server = SimpleNamespace(
+        add_arguments=lambda parser: parser.add_argument("--model"), run=lambda arguments: len(arguments.model)
+    )
+    monkeypatch.setitem(sys.modules, "neuron_attribution_server.cli", server)
+    monkeypatch.setattr(serve, "find_spec", lambda name: object())
+    assert main(["serve", "--model", "four"]) == 4
+
+
+def test_serve_without_its_extra_says_what_to_install(monkeypatch, capsys) -> None:
+    server = SimpleNamespace(add_arguments=lambda parser: None, run=None)
+    monkeypatch.setitem(sys.modules, "neuron_attribution_server.cli", server)
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "torch" else object())
+    assert main(["serve"]) == 1
+    expected = "serve needs torch, which is not installed: pip install 'neuron-attribution[server]'"
+    assert capsys.readouterr().err == f"neuron-attribution: {expected}\n"
+
+
+def test_serve_that_cannot_be_imported_says_what_to_install(monkeypatch, capsys) -> None:
+    def import_module(name: str) -> None:
+        raise ModuleNotFoundError(name="grpc_health")
+
+    monkeypatch.setattr(serve, "import_module", import_module)
+    assert main(["serve", "--help"]) == 1
+    assert "pip install 'neuron-attribution[server]'" in capsys.readouterr().err
+
+
+def test_help_works_without_the_server(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "neuron_attribution_server", None)
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+
+
+def test_a_closed_pipe_is_quiet(address) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "neuron_attribution.cli.main", "model", "--address", address]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_characters_the_terminal_lacks_are_escaped(address) -> None:
+    command = [sys.executable, "-m", "neuron_attribution.cli.main", "project", "1.17", "--address", address]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True, env=environment)
+    assert b"' \\u7dd1'" in done.stdout
+
+
+def test_tables_count_columns_not_characters() -> None:
+    lines = output.table("title", ("a", ">b"), [("緑", "1"), ("e\u0301e", "22")])
+    assert lines == ["title", "  a    b", "  緑   1", "  e\u0301e  22"]
+
+
+def test_a_narrow_terminal_cuts_rows(monkeypatch) -> None:
+    monkeypatch.setattr(output.sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setenv("COLUMNS", "10")
+    assert output.table("t", ("a",), [("0123456789",)])[-1] == "  0123456…"

@@ -1,0 +1,224 @@
+"""Both clients against a service on a real port: one suite, two transports."""
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import time
+
+import grpc
+import pytest
+from neuron_attribution import (
+    AsyncClient,
+    AttributeOptions,
+    AttributeRequest,
+    Client,
+    DeadlineExceededError,
+    Direction,
+    FfnNeuron,
+    Head,
+    InternalError,
+    InvalidArgumentError,
+    Part,
+    ProjectNeuronRequest,
+    ResourceExhaustedError,
+    ScoringMethod,
+    Side,
+    TokenizeRequest,
+    UnavailableError,
+)
+from neuron_attribution.channel import Connection
+from unit.fake_service import ATTRIBUTION, INFO, PROJECTIONS, TOKENIZATION, serving
+from unit.strategies import assert_same
+
+
+def call_directly(settings, method, *arguments, **options):
+    with Client(**settings) as client:
+        return getattr(client, method)(*arguments, **options)
+
+
+def call_asynchronously(settings, method, *arguments, **options):
+    async def run():
+        async with AsyncClient(**settings) as client:
+            return await getattr(client, method)(*arguments, **options)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(params=[call_directly, call_asynchronously], ids=["Client", "AsyncClient"])
+def call(request):
+    return request.param
+
+
+def test_attribute(call, service, address) -> None:
+    result = call({"address": address}, "attribute", "The sky is")
+    assert_same(result, ATTRIBUTION)
+    assert service.requests == [AttributeRequest(prompt="The sky is")]
+
+
+def test_attribute_takes_every_option(call, service, address) -> None:
+    call(
+        {"address": address},
+        "attribute",
+        [1, 2],
+        completion=[3],
+        contrast=" red",
+        model="tiny",
+        parts=["heads", Part.LAYERS],
+        top_k=3,
+        direction="both",
+        scoring_method=ScoringMethod.NORM,
+        neurons=["1.2", FfnNeuron(0, 0)],
+        exhaustive=True,
+    )
+    options = AttributeOptions(
+        parts=frozenset({Part.HEADS, Part.LAYERS}),
+        top_k=3,
+        direction=Direction.BOTH,
+        scoring_method=ScoringMethod.NORM,
+        neurons=(FfnNeuron(1, 2), FfnNeuron(0, 0)),
+        exhaustive=True,
+    )
+    expected = AttributeRequest(prompt=(1, 2), completion=(3,), contrast=" red", options=options, model="tiny")
+    assert service.requests == [expected]
+
+
+@pytest.mark.parametrize("neurons", [FfnNeuron(1, 17), "1.17", [FfnNeuron(1, 17)]])
+def test_project_neuron(call, service, address, neurons) -> None:
+    settings = {"address": address}
+    assert call(settings, "project_neuron", neurons, side="subkey", through="0.1", top_k=2) == PROJECTIONS
+    expected = ProjectNeuronRequest(neurons=(FfnNeuron(1, 17),), side=Side.SUBKEY, through=Head(0, 1), top_k=2)
+    assert service.requests == [expected]
+
+
+def test_tokenize_and_get_model(call, service, address) -> None:
+    assert call({"address": address}, "tokenize", "The sky", add_special_tokens=False) == TOKENIZATION
+    assert call({"address": address}, "get_model", model="tiny") == INFO
+    assert service.requests == [TokenizeRequest(text="The sky", add_special_tokens=False), "tiny"]
+
+
+def test_the_token_is_sent_as_a_bearer_token(call, service, address) -> None:
+    call({"address": address, "token": "secret"}, "get_model")
+    call({"address": address}, "get_model")
+    assert service.metadata[0]["authorization"] == "Bearer secret"
+    assert "authorization" not in service.metadata[1]
+
+
+def test_errors_arrive_with_their_details(call, service, address) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        call({"address": address}, "attribute", "")
+    assert [violation.field for violation in caught.value.violations] == ["prompt.text"]
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
+    service.errors = [InternalError("secret", request_id="r1")]
+    with pytest.raises(InternalError, match=r"internal error; .* request r1") as caught:
+        call({"address": address}, "get_model")
+    assert caught.value.request_id == "r1"
+
+
+def test_an_unavailable_service_is_asked_again(call, service, address) -> None:
+    service.errors = [UnavailableError("draining")]
+    assert call({"address": address}, "get_model") == INFO
+    assert len(service.metadata) == 2
+
+
+def test_a_full_queue_is_asked_again_when_it_says(call, service, address) -> None:
+    service.errors = [ResourceExhaustedError("full", retry_after=0.7)]
+    begin = time.monotonic()
+    assert call({"address": address}, "get_model") == INFO
+    assert time.monotonic() - begin >= 0.7
+
+
+def test_a_queue_that_stays_full_is_an_error(call, service, address) -> None:
+    service.errors = [ResourceExhaustedError("full", retry_after=0.01) for _ in range(9)]
+    with pytest.raises(ResourceExhaustedError) as caught:
+        call({"address": address}, "get_model")
+    assert (caught.value.reason, caught.value.retry_after) == ("QUEUE_FULL", 0.01)
+
+
+@pytest.mark.parametrize(("default", "own"), [(0.2, None), (60.0, 0.2)])
+def test_deadlines(call, service, address, default, own) -> None:
+    service.delay = 1.0
+    with pytest.raises(DeadlineExceededError, match="the time allowed ran out"):
+        call({"address": address, "timeout": default}, "get_model", timeout=own)
+
+
+def test_a_message_that_is_too_large_has_a_reason_of_its_own(call, service) -> None:
+    options = [("grpc.max_receive_message_length", 1000)]
+    with (
+        serving(service, options=options) as address,
+        pytest.raises(ResourceExhaustedError, match="too large") as caught,
+    ):
+        call({"address": address}, "tokenize", "a" * 500_000)
+    assert caught.value.reason == "MESSAGE_TOO_LARGE"
+
+
+def test_no_server(call) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(UnavailableError, match=f"no server reachable at {address}; start one with") as caught:
+            call({"address": address}, "get_model", timeout=10)
+    assert caught.value.reason == "UNREACHABLE"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (["attribute", "a"], {"direction": "up"}, "direction: 'up' is unknown; give one of increase, decrease, both"),
+        (["attribute", "a"], {"parts": ["tails"]}, "parts: 'tails' is unknown"),
+        (["attribute", "a"], {"target": "b", "generate": 2}, "target and generate exclude each other"),
+        (["attribute", "a"], {"neurons": ["1.2", "x"]}, r"neurons\[1\]: 'x' is not a neuron"),
+        (["project_neuron", "1.2"], {"through": "1"}, "through: '1' is not a head"),
+    ],
+)
+def test_arguments_are_checked_before_the_call(call, arguments, options, message) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        call({"address": "localhost:1"}, *arguments, **options)
+
+
+def test_an_unknown_option_is_an_error(call, address) -> None:
+    with pytest.raises(TypeError, match="topk"):
+        call({"address": address}, "attribute", "a", topk=3)
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("localhost:50051", "dns:///localhost:50051"),
+        ("[::1]:50051", "dns:///[::1]:50051"),
+        ("unix:/run/service.sock", "unix:/run/service.sock"),
+        ("ipv4:10.0.0.1:1,10.0.0.2:1", "ipv4:10.0.0.1:1,10.0.0.2:1"),
+    ],
+)
+def test_addresses_go_through_dns_unless_they_say_otherwise(address, target) -> None:
+    assert Connection(address=address).target == target
+
+
+def test_a_connection_that_makes_no_sense() -> None:
+    with pytest.raises(ValueError, match="go together"):
+        Connection(certificate=b"x")
+    with pytest.raises(ValueError, match="visible ASCII"):
+        Connection(token="two words\n")
+    assert "secret" not in repr(Connection(token="secret"))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A self-signed certificate of localhost and its key: the server's, the client's and the authority's at once."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*command, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_mutual_tls(call, service, certificate) -> None:
+    public, private = (path.read_bytes() for path in certificate)
+    credentials = grpc.ssl_server_credentials([(private, public)], public, require_client_auth=True)
+    with serving(service, credentials) as address:
+        settings = {"address": address, "root_certificates": certificate[0]}
+        assert call({**settings, "certificate": public, "key": certificate[1]}, "get_model") == INFO
+        with pytest.raises(UnavailableError):
+            call({**settings, "timeout": 5}, "get_model")

@@ -1,0 +1,238 @@
+"""Conversion: everything survives the round trip, and a request that makes no sense is refused by field."""
+
+from enum import Enum
+
+import pytest
+from google.protobuf.message import Message
+from hypothesis import HealthCheck, given, settings
+from neuron_attribution import convert
+from neuron_attribution.convert import enums
+from neuron_attribution.errors import InternalError, InvalidArgumentError
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
+from neuron_attribution.requests import (
+    ALL_PARTS,
+    AttributeOptions,
+    AttributeRequest,
+    Direction,
+    Part,
+    ProjectNeuronRequest,
+    ScoringMethod,
+    Side,
+    Subkey,
+    TokenizeRequest,
+)
+from neuron_attribution.results import (
+    AttributeResult,
+    ComponentKind,
+    ModelInfo,
+    ProjectNeuronResult,
+    PromotedSide,
+    TokenizeResult,
+)
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from unit.strategies import (
+    SCALARS,
+    TEXTS,
+    assert_same,
+    attribute_requests,
+    instances,
+    project_neuron_requests,
+)
+
+RELAXED = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+
+TABLES = [
+    (enums.PARTS, Part, messages.Part),
+    (enums.DIRECTIONS, Direction, messages.Direction),
+    (enums.SCORING_METHODS, ScoringMethod, messages.ScoringMethod),
+    (enums.SUBKEYS, Subkey, messages.SubkeyChoice),
+    (enums.SIDES, Side, messages.NeuronSide),
+    (enums.PROMOTED_SIDES, PromotedSide, messages.PromotedSide),
+    (enums.COMPONENT_KINDS, ComponentKind, messages.ComponentKind),
+]
+
+
+def over_the_wire(message: Message) -> Message:
+    """The message as the other side gets it."""
+    return type(message).FromString(message.SerializeToString())
+
+
+@RELAXED
+@given(attribute_requests())
+def test_attribute_request_round_trip(request_: AttributeRequest) -> None:
+    message = over_the_wire(convert.attribute_request_to_proto(request_))
+    assert convert.attribute_request_from_proto(message) == request_
+
+
+@RELAXED
+@given(project_neuron_requests())
+def test_project_neuron_request_round_trip(request_: ProjectNeuronRequest) -> None:
+    message = over_the_wire(convert.project_neuron_request_to_proto(request_))
+    assert convert.project_neuron_request_from_proto(message) == request_
+
+
+def test_project_neuron_request_through_a_head_round_trip() -> None:
+    request = ProjectNeuronRequest(neurons=(FfnNeuron(0, 3),), through=Head(0, 0), side=Side.SUBKEY)
+    message = over_the_wire(convert.project_neuron_request_to_proto(request))
+    assert convert.project_neuron_request_from_proto(message) == request
+
+
+@RELAXED
+@given(instances(TokenizeRequest, text=TEXTS, model=SCALARS[str]))
+def test_tokenize_request_round_trip(request_: TokenizeRequest) -> None:
+    message = over_the_wire(convert.tokenize_request_to_proto(request_))
+    assert convert.tokenize_request_from_proto(message) == request_
+
+
+@RELAXED
+@given(instances(AttributeResult))
+def test_attribute_result_round_trip(result: AttributeResult) -> None:
+    message = over_the_wire(convert.attribute_result_to_proto(result))
+    assert_same(convert.attribute_result_from_proto(message), result)
+
+
+@RELAXED
+@given(instances(ProjectNeuronResult))
+def test_project_neuron_result_round_trip(result: ProjectNeuronResult) -> None:
+    message = over_the_wire(convert.project_neuron_result_to_proto(result))
+    assert convert.project_neuron_result_from_proto(message) == result
+
+
+@RELAXED
+@given(instances(TokenizeResult))
+def test_tokenize_result_round_trip(result: TokenizeResult) -> None:
+    message = over_the_wire(convert.tokenize_result_to_proto(result))
+    assert convert.tokenize_result_from_proto(message) == result
+
+
+@RELAXED
+@given(instances(ModelInfo))
+def test_model_info_round_trip(info: ModelInfo) -> None:
+    message = over_the_wire(convert.model_info_to_proto(info))
+    assert convert.model_info_from_proto(message) == info
+
+
+@pytest.mark.parametrize(("table", "kind", "wire"), TABLES, ids=[kind.__name__ for _, kind, _ in TABLES])
+def test_enum_tables_are_exhaustive(table: enums.EnumTable, kind: type[Enum], wire: type) -> None:
+    """Every member has a value and every value but the unspecified one a member of its own."""
+    values = dict(wire.items())
+    assert {table.from_result(values[table.encode(member)]) for member in kind} == set(kind)
+    named = [number for number in values.values() if number != 0]
+    members = [table.from_result(number) for number in named]
+    assert len(set(members)) == len(members)
+    assert all(values[table.encode(member)] == number for member, number in zip(members, named, strict=True))
+
+
+def test_an_empty_request_means_the_defaults() -> None:
+    message = messages.AttributeRequest(prompt=messages.Prompt(text="a"))
+    request = convert.attribute_request_from_proto(message)
+    assert request == AttributeRequest(prompt="a")
+    assert request.options == AttributeOptions()
+    projection = messages.ProjectNeuronRequest(neurons=[messages.Neuron(ffn=messages.FfnNeuron())])
+    expected = ProjectNeuronRequest(neurons=(FfnNeuron(0, 0),))
+    assert convert.project_neuron_request_from_proto(projection) == expected
+
+
+def test_zero_tokens_per_neuron_is_not_the_default() -> None:
+    message = messages.AttributeRequest(prompt=messages.Prompt(text="a"), projection_top_k=0)
+    assert convert.attribute_request_from_proto(message).options.projection_top_k == 0
+
+
+def test_all_parts_travel_as_none() -> None:
+    assert not convert.attribute_request_to_proto(AttributeRequest(prompt="a")).parts
+    assert AttributeOptions().parts == ALL_PARTS
+
+
+TEXT = messages.Prompt(text="a")
+FFN = messages.Neuron(ffn=messages.FfnNeuron(layer=1, index=2))
+ATTENTION = messages.Neuron(attention=messages.AttentionNeuron(layer=1, head=1, index=2))
+
+
+def attribute(**fields: object) -> messages.AttributeRequest:
+    return messages.AttributeRequest(**{"prompt": TEXT, **fields})
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("prompt.source", messages.AttributeRequest()),
+        ("prompt.source", attribute(prompt=messages.Prompt(add_special_tokens=True))),
+        ("prompt.text", attribute(prompt=messages.Prompt(text=""))),
+        ("prompt.token_ids", attribute(prompt=messages.Prompt(token_ids=messages.TokenIds()))),
+        (
+            "prompt.add_special_tokens",
+            attribute(prompt=messages.Prompt(token_ids=messages.TokenIds(ids=[1]), add_special_tokens=False)),
+        ),
+        ("target.choice", attribute(target=messages.TokenChoice())),
+        ("target.text", attribute(target=messages.TokenChoice(text=""))),
+        ("contrast.choice", attribute(contrast=messages.TokenChoice())),
+        ("completion.source", attribute(completion=messages.Completion())),
+        ("completion.text", attribute(completion=messages.Completion(text=""))),
+        ("completion.token_ids", attribute(completion=messages.Completion(token_ids=messages.TokenIds()))),
+        ("generate", attribute(generate=0)),
+        ("parts[1]", attribute(parts=[messages.PART_LAYERS, messages.PART_UNSPECIFIED])),
+        ("parts[0]", attribute(parts=[99])),
+        ("top_k", attribute(top_k=0)),
+        ("query_sources", attribute(query_sources=0)),
+        ("direction", attribute(direction=99)),
+        ("scoring_method", attribute(scoring_method=99)),
+        ("subkey", attribute(subkey=99)),
+        ("neurons[2]", attribute(neurons=[FFN, ATTENTION, messages.Neuron()])),
+    ],
+)
+def test_attribute_requests_are_refused_by_field(field: str, message: messages.AttributeRequest) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        convert.attribute_request_from_proto(message)
+    assert [violation.field for violation in caught.value.violations] == [field]
+    assert str(caught.value).startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("neurons", {}),
+        ("neurons[0]", {"neurons": [messages.Neuron()]}),
+        ("neurons[1]", {"neurons": [FFN, ATTENTION], "through": messages.Head()}),
+        ("side", {"neurons": [FFN], "side": 99}),
+        ("top_k", {"neurons": [FFN], "top_k": 0}),
+        ("subkey", {"neurons": [FFN], "subkey": messages.SUBKEY_CHOICE_SUBVALUE}),
+    ],
+)
+def test_projection_requests_are_refused_by_field(field: str, fields: dict[str, object]) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        convert.project_neuron_request_from_proto(messages.ProjectNeuronRequest(**fields))
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_an_empty_text_is_not_tokenized() -> None:
+    with pytest.raises(InvalidArgumentError, match="text: is empty"):
+        convert.tokenize_request_from_proto(messages.TokenizeRequest())
+
+
+@pytest.mark.parametrize(
+    ("field", "request_"),
+    [
+        ("explain", AttributeRequest(prompt="a", target="b", completion="c")),
+        ("explain", AttributeRequest(prompt="a", target=0, generate=0)),
+        ("target.id", AttributeRequest(prompt="a", target=-1)),
+        ("prompt.token_ids.ids[1]", AttributeRequest(prompt=(1, 2**32))),
+        ("prompt.text", AttributeRequest(prompt="\ud800")),
+        ("top_k", AttributeRequest(prompt="a", options=AttributeOptions(top_k=1.5))),
+        ("parts", AttributeRequest(prompt="a", options=AttributeOptions(parts=frozenset()))),
+        (
+            "neurons[0].head",
+            AttributeRequest(prompt="a", options=AttributeOptions(neurons=(AttentionNeuron(1, -1, 1),))),
+        ),
+    ],
+)
+def test_what_no_message_can_hold_is_refused_by_field(field: str, request_: AttributeRequest) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        convert.attribute_request_to_proto(request_)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_a_newer_server_is_understood_as_far_as_possible() -> None:
+    info = messages.GetModelResponse(supported_parts=[messages.PART_LAYERS, 99])
+    assert convert.model_info_from_proto(info).supported_parts == (Part.LAYERS,)
+    with pytest.raises(InternalError, match="unknown value 99; upgrade"):
+        enums.COMPONENT_KINDS.from_result(99)

@@ -1,0 +1,39 @@
+"""The public names, and what importing them must not cost."""
+
+import subprocess
+import sys
+
+import neuron_attribution
+
+PUBLIC = """
+    AsyncClient AttentionNeuron AttributeOptions AttributeRequest AttributeResult CancelledError Client ComponentKind
+    Coverage DeadlineExceededError Direction Exactness Explanation FailedPreconditionError FfnNeuron FieldViolation Head
+    HeadPosition HeadScore InternalError InvalidArgumentError Invariant LayerScores Limits ModelIdentity ModelInfo
+    ModelSizes Neuron NeuronAttributionError NeuronProjection NeuronRanking NeuronScore NotFoundError Part
+    ProjectNeuronRequest ProjectNeuronResult ProjectedToken Projection PromotedSide QueryLayer QueryLayers
+    ResourceExhaustedError ScoringMethod Side Subkey Timings Token TokenPrediction TokenizeRequest TokenizeResult
+    TokenizedToken TokenizerFacts UnauthenticatedError UnavailableError UnimplementedError parse_head parse_neuron
+"""
+
+
+def test_public_names() -> None:
+    assert sorted(neuron_attribution.__all__) == sorted(PUBLIC.split())
+    assert all(hasattr(neuron_attribution, name) for name in neuron_attribution.__all__)
+
+
+def test_the_two_clients_have_the_same_methods() -> None:
+    names = [
+        {name for name in vars(client) if not name.startswith("_")}
+        for client in (neuron_attribution.Client, neuron_attribution.AsyncClient)
+    ]
+    assert names[0] == names[1] == {"attribute", "close", "get_model", "project_neuron", "tokenize"}
+
+
+def test_the_client_imports_neither_model_libraries_nor_the_server() -> None:
+    code = """
+import sys, neuron_attribution, neuron_attribution.cli.main
+heavy = {"torch", "transformers", "tokenizers", "neuron_attribution_server", "grpc_status"} & set(sys.modules)
+sys.exit(", ".join(sorted(heavy)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
