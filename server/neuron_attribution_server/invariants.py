@@ -158,19 +158,9 @@ def _sum(coefficients: Tensor, subvalues: Tensor, bias: Tensor | None) -> Tensor
 
 def _values(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
     normed = layer.attention_norm.normed(probe.states.inputs[number][0].float())
-    values = normed @ layer.value_rows.float().flatten(0, 1).T
-    captured = probe.states.values[number][0].float().transpose(0, 1).flatten(1)
-    return values if layer.value_bias is None else values + layer.value_bias, captured
+    return layer.value_vectors(normed), probe.states.values[number][0].float().transpose(0, 1).flatten(1)
 
 
 def _coefficients(probe: Probe, number: int, layer: LayerView) -> Tensor:
     residual = (probe.states.inputs[number][0] + probe.states.attention_writes[number][0]).float()
-    normed = layer.ffn_norm.normed(residual)
-    up = normed @ layer.up_rows.float().T
-    if layer.up_bias is not None:
-        up = up + layer.up_bias
-    if not layer.gated:
-        activated: Tensor = layer.activation(up)
-        return activated
-    gated: Tensor = layer.activation(normed @ layer.gate_rows.float().T) * up
-    return gated
+    return layer.ffn_inputs(layer.ffn_norm.normed(residual))

@@ -75,26 +75,27 @@ class LayerView:
         return rows.reshape(self._sizes.key_value_heads, self._sizes.head_size, -1)
 
     @property
-    def value_bias(self) -> Tensor | None:
-        """The bias of the value projection, [key/value heads * head size]."""
-        return self._row_bias(self._spec.value)
-
-    @property
     def up_rows(self) -> Tensor:
         """Rows of the up projection, [ffn width, d]."""
         return self._rows(self._spec.up)
 
     @property
-    def up_bias(self) -> Tensor | None:
-        """The bias of the up projection, [ffn width]."""
-        return self._row_bias(self._spec.up)
-
-    @property
     def gate_rows(self) -> Tensor:
         """Rows of the gate projection, [ffn width, d]. Raises LookupError where the FFN has no gate."""
-        if self._spec.gate is None:
-            raise LookupError(f"the FFN of {self._spec.family} models has no gate")
-        return self._rows(self._spec.gate)
+        return self._rows(self._gate())
+
+    def ffn_inputs(self, normed: Tensor) -> Tensor:
+        """The FFN's coefficients, [..., ffn width], from what it reads, [..., d], by its rows and biases."""
+        up = self._project(self._spec.up, normed)
+        if not self.gated:
+            activated: Tensor = self.activation(up)
+            return activated
+        gated: Tensor = self.activation(self._project(self._gate(), normed)) * up
+        return gated
+
+    def value_vectors(self, normed: Tensor) -> Tensor:
+        """The value vectors, [..., key/value heads * head size], from what attention reads, [..., d]."""
+        return self._project(self._spec.value, normed)
 
     @property
     def attention_norm(self) -> NormView:
@@ -118,9 +119,15 @@ class LayerView:
     def _rows(self, rows: Rows) -> Tensor:
         return _weight(self.module.get_submodule(rows.module)).chunk(rows.blocks)[rows.block]
 
-    def _row_bias(self, rows: Rows) -> Tensor | None:
+    def _gate(self) -> Rows:
+        if self._spec.gate is None:
+            raise LookupError(f"the FFN of {self._spec.family} models has no gate")
+        return self._spec.gate
+
+    def _project(self, rows: Rows, normed: Tensor) -> Tensor:
+        projected = normed @ self._rows(rows).float().T
         bias = _bias(self.module.get_submodule(rows.module))
-        return None if bias is None else bias.chunk(rows.blocks)[rows.block]
+        return projected if bias is None else projected + bias.chunk(rows.blocks)[rows.block]
 
 
 class ModelView:
