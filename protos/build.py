@@ -1,4 +1,4 @@
-"""Hatchling hook: generates the protobuf code into the client package, for editable installs, wheels and sdists alike."""
+"""Hatchling hook: generates the protobuf code into the client package, for editable installs, wheels and sdists."""
 
 import sys
 from importlib.resources import files
@@ -21,3 +21,5 @@ class ProtobufBuildHook(BuildHookInterface):
         outputs = [f"--{kind}_out={output}" for kind in ("python", "pyi", "grpc_python")]
         if protoc.main(["protoc", *includes, *outputs, *sources]) != 0:
             sys.exit("protoc failed")
+        package = Path(output, "neuron_attribution", "v1", "__init__.py")
+        package.write_text('"""Generated from protos/neuron_attribution/v1."""\n')

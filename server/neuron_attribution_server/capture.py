@@ -1,6 +1,6 @@
 """One forward pass with everything that scoring needs recorded, without patching the model.
 
-The model's own fused attention runs; beside it the attention rows of the explained positions alone are computed, so that
+The model's own fused attention runs; beside it only the attention rows of the explained positions are computed, so that
 no [positions, positions] matrix exists. Batches are padded on the right, which a causal model never sees.
 """
 
@@ -52,7 +52,8 @@ class ExplainedRows:
 class CapturedStates:
     """What one forward pass went through, per layer, in the model's dtype.
 
-    B sequences, T padded positions, E explained rows, H heads, K key/value heads, D head size, N FFN width, d hidden size.
+    B sequences, T padded positions, E explained rows, H heads, K key/value heads, D head size, N FFN width, d hidden
+    size.
     """
 
     rows: ExplainedRows

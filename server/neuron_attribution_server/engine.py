@@ -1,8 +1,8 @@
 """One batch: capture, score, answer.
 
-    1. greedily generate where a task asks for it
-    2. one right-padded forward pass for the whole batch, everything recorded
-    3. the explained tokens become rows; rows that share their objective and method are scored together
+1. greedily generate where a task asks for it
+2. one right-padded forward pass for the whole batch, everything recorded
+3. the explained tokens become rows; rows that share their objective and method are scored together
 """
 
 from __future__ import annotations

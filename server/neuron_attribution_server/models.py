@@ -8,6 +8,7 @@ import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import Part
 from neuron_attribution.results import Exactness, ModelIdentity
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
@@ -42,9 +43,10 @@ def load_engine(settings: LoadSettings) -> Engine:
     logging.set_verbosity_error()
     source = model_source(settings)
     device = _device(settings.device)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         source.location, dtype=_dtype(settings.dtype, device), use_safetensors=True, **source.arguments
-    ).to(device)
+    )
+    nn.Module.to(model, device)
     tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments)
     revision = source.revision(model)
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}.safetensors"

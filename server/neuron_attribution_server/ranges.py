@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import NoReturn
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,11 +44,13 @@ class VocabularyRanges:
     def _compute(self) -> Ranges:
         layers = len(self._weights.ffn_subvalues)
         with tqdm(total=2 * layers, desc="vocabulary ranges", unit="layer", disable=self._cache is None) as progress:
-            ranges = {kind: torch.stack([self._layer(kind, layer, progress) for layer in range(layers)]) for kind in Kind}
+            ranges = {
+                kind: torch.stack([self._layer(kind, layer, progress) for layer in range(layers)]) for kind in Kind
+            }
         self._save(ranges)
         return ranges
 
-    def _layer(self, kind: Kind, layer: int, progress: tqdm[object]) -> Tensor:
+    def _layer(self, kind: Kind, layer: int, progress: tqdm[NoReturn]) -> Tensor:
         found = vocabulary_ranges(self._weights.unembedding, subvalues_of(self._weights, kind)[layer].float())
         progress.update()
         return found

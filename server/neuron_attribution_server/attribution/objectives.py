@@ -37,7 +37,7 @@ class Objective(Protocol):
         ...
 
     def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
-        """The same of several multiples of each vector at one base, [C, P], for folded vectors [C, d], factors [C, P]."""
+        """The same for multiples of each vector at one base, [C, P]: folded vectors [C, d], factors [C, P]."""
         ...
 
 

@@ -42,7 +42,9 @@ def scaled_keys(keys: Tensor, inputs: Tensor, scores: Tensor) -> tuple[Tensor, i
     return keys.double() * shares[:, None], skipped
 
 
-def query_ffn_scores(subvalues: list[Tensor], coefficients: Tensor, keys: Tensor, sources: Tensor, layers: Tensor) -> Tensor:
+def query_ffn_scores(
+    subvalues: list[Tensor], coefficients: Tensor, keys: Tensor, sources: Tensor, layers: Tensor
+) -> Tensor:
     """Query scores of every FFN neuron, [L, N], over the sources in higher layers.
 
     Subvalues of each layer, [N, d]; coefficients [P, L, N] at the P distinct source positions; scaled keys [K, d];

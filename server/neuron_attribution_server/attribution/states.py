@@ -43,7 +43,9 @@ class Weights:
     @classmethod
     def of(cls, unembedding: Unembedding, ffn: Sequence[Tensor], attention: Sequence[Tensor]) -> Weights:
         """Add what can be known once per model."""
-        return cls(unembedding, ffn, attention, subvalue_norms(unembedding, ffn), subvalue_norms(unembedding, attention))
+        return cls(
+            unembedding, ffn, attention, subvalue_norms(unembedding, ffn), subvalue_norms(unembedding, attention)
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

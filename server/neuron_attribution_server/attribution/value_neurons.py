@@ -89,8 +89,10 @@ class ValueNeurons(ABC):
     def highest(self, count: int, bounds: FirstOrder, score: FromIncrease, sign: int) -> tuple[Tensor, Tensor]:
         """The `count` highest bounds of sign * score and their ids, in descending order."""
         step = max(1, BOUNDS_AT_ONCE // (self.units * self.positions))
-        groups = [self._highest(slice(start, start + step), count, bounds, score, sign)
-                  for start in range(0, self.layers, step)]
+        groups = [
+            self._highest(slice(start, start + step), count, bounds, score, sign)
+            for start in range(0, self.layers, step)
+        ]
         ids, values = (torch.cat(parts) for parts in zip(*groups, strict=True))
         top = values.topk(min(count, len(values)))
         return ids[top.indices], top.values

@@ -100,9 +100,7 @@ class ValueSearch:
     def increases(self, row: int, kind: Kind, neurons: ValueNeurons) -> Tensor:
         """The objective's increase of every neuron of a row, [total], by brute force."""
         first_base = row * self._objective.values.shape[1]
-        return exhaustive_increases(
-            self._objective, self._weights.unembedding, neurons, self._scale[row], first_base
-        )
+        return exhaustive_increases(self._objective, self._weights.unembedding, neurons, self._scale[row], first_base)
 
     def _bases(self, kind: Kind) -> slice:
         return slice(self._layers + 1, None) if kind is Kind.FFN else slice(0, self._layers)

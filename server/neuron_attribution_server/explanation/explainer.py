@@ -1,10 +1,10 @@
 """Explains rows of captured states: the method's steps in the paper's order, for all rows of a group at once.
 
-    1. freeze the final norm's scale and read every base state as log probabilities
-    2. layers and heads: exact increases
-    3. value neurons: bound all, score the best, until nothing unscored can be among the top k
-    4. query layers and query FFN neurons of the strongest value neurons
-    5. project the returned neurons into the vocabulary
+1. freeze the final norm's scale and read every base state as log probabilities
+2. layers and heads: exact increases
+3. value neurons: bound all, score the best, until nothing unscored can be among the top k
+4. query layers and query FFN neurons of the strongest value neurons
+5. project the returned neurons into the vocabulary
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attribution.methods import FROM_INCREASE
 from neuron_attribution_server.attribution.objectives import LogProbability, LogProbabilityDifference, Objective
-from neuron_attribution_server.attribution.states import RowStates, Weights
+from neuron_attribution_server.attribution.states import Weights
 from neuron_attribution_server.attribution.value_scores import base_states, head_scores, layer_values
 from neuron_attribution_server.attribution.value_search import (
     Found,
@@ -71,9 +71,7 @@ HEAD_FIELDS = {1: "heads", -1: "heads_decreasing"}
 class Explainer:
     """Explains groups of rows that share whether they contrast, the scoring method and the constant."""
 
-    def __init__(
-        self, view: ModelView, weights: Weights, projector: Projector, ranges: LazyRanges
-    ) -> None:
+    def __init__(self, view: ModelView, weights: Weights, projector: Projector, ranges: LazyRanges) -> None:
         self._view = view
         self._weights = weights
         self._projector = projector
@@ -193,9 +191,7 @@ class _Group:
         k = row.options.position_projection_top_k
         if not k:
             return detail
-        positions = self._details.positions(
-            row, index, head, row.options.top_k, k, self._captured, self._projector
-        )
+        positions = self._details.positions(row, index, head, row.options.top_k, k, self._captured, self._projector)
         return replace(detail, positions=positions)
 
     def _search(self) -> tuple[dict[Wanted, Found], dict[Wanted, Found]]:
@@ -278,7 +274,8 @@ class _Group:
         scores = self._objective.increases(folded, offsets)
         triples = zip(neurons, scores.tolist(), coefficients.tolist(), strict=True)
         return tuple(
-            NeuronScore(neuron, score, None, coefficient, None, side(coefficient)) for neuron, score, coefficient in triples
+            NeuronScore(neuron, score, None, coefficient, None, side(coefficient))
+            for neuron, score, coefficient in triples
         )
 
 

@@ -18,7 +18,10 @@ def ffn_keys(view: ModelView, neurons: Sequence[FfnNeuron], subkey: Subkey) -> T
     rows = _FFN_ROWS[subkey]
     layers = [view.layers[neuron.layer] for neuron in neurons]
     return torch.stack(
-        [rows(layer)[neuron.index].float() * layer.ffn_norm.weight for layer, neuron in zip(layers, neurons, strict=True)]
+        [
+            rows(layer)[neuron.index].float() * layer.ffn_norm.weight
+            for layer, neuron in zip(layers, neurons, strict=True)
+        ]
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from neuron_attribution.results import TokenPrediction
 from torch import Tensor
 
-from neuron_attribution.results import TokenPrediction
-from neuron_attribution_server.explanation.projector import Projector
 from neuron_attribution_server.attribution.unembedding import Unembedding
+from neuron_attribution_server.explanation.projector import Projector
 
 ALTERNATIVES = 10
 

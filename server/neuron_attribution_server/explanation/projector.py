@@ -72,9 +72,7 @@ class Projector:
         return self._remembered[neuron, k]
 
     def _tokens(self, ids: list[int], scores: list[float]) -> tuple[ProjectedToken, ...]:
-        return tuple(
-            ProjectedToken(self.token(token_id), score) for token_id, score in zip(ids, scores, strict=True)
-        )
+        return tuple(ProjectedToken(self.token(token_id), score) for token_id, score in zip(ids, scores, strict=True))
 
     def _subvalues(self, neurons: Sequence[Neuron]) -> Tensor:
         return _stack([self._subvalue(neuron) for neuron in neurons])

@@ -41,7 +41,7 @@ class Queries:
         self._row = row
 
     def ffn_layers(self, sources: Sequence[Source], subkey: Subkey) -> QueryLayers:
-        """What activates FFN value neurons: the components up to their own layer's attention, at the explained position."""
+        """What activates FFN value neurons: components up to their own layer's attention, at the explained position."""
         neurons = [cast(FfnNeuron, source.neuron) for source in sources]
         visible = [2 * neuron.layer + 2 for neuron in neurons]
         return self._layers(sources, ffn_keys(self._view, neurons, subkey), visible)

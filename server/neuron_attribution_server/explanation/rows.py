@@ -33,14 +33,18 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
     def at_rows(states: Sequence[Tensor]) -> Tensor:
         return torch.stack([layer[sequences, positions] for layer in states], 1).float()
 
-    values = {sequence: torch.stack([layer[sequence] for layer in captured.values])
-              for sequence in dict.fromkeys(row.sequence for row in rows)}
+    values = {
+        sequence: torch.stack([layer[sequence] for layer in captured.values])
+        for sequence in dict.fromkeys(row.sequence for row in rows)
+    }
     return RowStates(
         inputs=at_rows(captured.inputs),
         attention_writes=at_rows(captured.attention_writes),
         ffn_writes=at_rows(captured.ffn_writes),
         coefficients=at_rows(captured.coefficients),
-        head_outputs=torch.stack([layer[indices] for layer in captured.head_outputs], 1).float().unflatten(2, (heads, -1)),
+        head_outputs=torch.stack([layer[indices] for layer in captured.head_outputs], 1)
+        .float()
+        .unflatten(2, (heads, -1)),
         attention=torch.stack([layer[indices] for layer in captured.attention_rows], 1),
         values=[values[row.sequence] for row in rows],
         lengths=[row.position + 1 for row in rows],

@@ -1,0 +1,29 @@
+# `make demo` shows the service at work, `make test` checks everything. Both need only Python 3.11 with pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := client server protos tests
+
+.PHONY: demo test format clean
+
+demo: $(VENV)/server-installed
+	deploy/demo.sh $(BIN)/neuron-attribution
+
+test: $(VENV)/test-installed
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest
+
+format: $(VENV)/test-installed
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+$(VENV)/%-installed: pyproject.toml constraints.txt protos/neuron_attribution/v1/neuron_attribution.proto
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) client/neuron_attribution/v1
