@@ -1,0 +1,151 @@
+"""The server: gRPC, health and reflection around one worker, from listening to draining."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from contextlib import suppress
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from neuron_attribution.errors import NeuronAttributionError, UnavailableError
+from neuron_attribution.v1 import neuron_attribution_pb2, neuron_attribution_pb2_grpc
+
+from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.interceptors import ErrorInterceptor
+from neuron_attribution_server.scheduler import Scheduler
+from neuron_attribution_server.served_model import ServedModel
+from neuron_attribution_server.servicer import AttributionServicer, Backend
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.worker import ModelLoadError, Worker
+
+SERVICE = neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"].full_name
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_LEAST_PING_MILLISECONDS = 10_000  # clients ping every 30 seconds; a lower bound above that would cut them off
+
+_log = logging.getLogger(__name__)
+
+
+class Application:
+    """One server's life: start, load, serve, stop. `run` does all of it."""
+
+    def __init__(self, config: ServerConfig, worker: Worker) -> None:
+        self._config = config
+        self._worker = worker
+        self._servicer = AttributionServicer(config.maximum_message_bytes)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # unknown to the stubs
+        self._server: grpc.aio.Server | None = None
+        self._scheduling: asyncio.Task[None] | None = None
+        self.address = ""
+        """HOST:PORT that is listened on, once started."""
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; return the exit status: 0 after a signal, 1 after a failure."""
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        try:
+            return await self._run(stopping)
+        except (ModelLoadError, _ListenError) as error:
+            print(f"neuron-attribution serve: {error}", file=sys.stderr)
+            return 1
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Listen; every call but health and reflection is refused as unavailable until the model is loaded."""
+        _log.info("configuration: %s", self._config)
+        # The stock servicer starts as SERVING.
+        await self._set_health(_NOT_SERVING)
+        self._server = self._build_server()
+        host, _, _ = self._config.listen.rpartition(":")
+        try:
+            self.address = f"{host}:{self._server.add_insecure_port(self._config.listen)}"
+        except RuntimeError as error:
+            raise _ListenError(f"cannot listen on {self._config.listen}: {error}") from None
+        await self._server.start()
+
+    async def load(self) -> None:
+        """Load the model, warm it up, and serve. Raises ModelLoadError."""
+        facts = await self._worker.start()
+        model = await asyncio.to_thread(ServedModel, facts, self._config.limits(facts.maximum_tokens))
+        await self._warm_up(model)
+        scheduler = Scheduler(self._worker, self._config)
+        self._scheduling = asyncio.create_task(scheduler.run())
+        self._servicer.open(Backend(model, scheduler))
+        await self._set_health(_SERVING)
+
+    async def stop(self) -> None:
+        """Refuse new calls, let running ones finish within the grace, and end the worker."""
+        await self._health.enter_graceful_shutdown()
+        if self._server is not None:
+            await self._server.stop(self._config.grace)
+        if self._scheduling is not None:
+            self._scheduling.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._scheduling
+        await self._worker.stop()
+
+    async def _run(self, stopping: asyncio.Event) -> int:
+        await self.start()
+        print(f"listening on {self.address}", flush=True)
+        stop = asyncio.create_task(stopping.wait())
+        load = asyncio.create_task(self.load())
+        await asyncio.wait((stop, load), return_when=asyncio.FIRST_COMPLETED)
+        if not load.done():
+            load.cancel()
+            return 0
+        load.result()
+        print(f"ready: serving {self._config.model} on {self.address}", flush=True)
+        ended = asyncio.create_task(self._worker.ended())
+        await asyncio.wait((stop, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            ended.cancel()
+            return 0
+        return self._give_up()
+
+    def _give_up(self) -> int:
+        _log.error("the worker has ended; the server ends, too")
+        self._servicer.close(UnavailableError("the worker has ended; try again later", reason="WORKER_DIED"))
+        return 1
+
+    def _build_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=self._options())
+        add_service: Any = neuron_attribution_pb2_grpc.add_NeuronAttributionServiceServicer_to_server
+        add_service(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    def _options(self) -> tuple[tuple[str, int], ...]:
+        return (
+            ("grpc.max_receive_message_length", self._config.maximum_message_bytes),
+            ("grpc.max_send_message_length", self._config.maximum_message_bytes),
+            ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_MILLISECONDS),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # Two servers on one port would share its calls in silence.
+            ("grpc.so_reuseport", 0),
+        )
+
+    async def _warm_up(self, model: ServedModel) -> None:
+        """Run one tiny task: the first one is slow, and shows whether the model works at all."""
+        task = AttributeTask(token_ids=(model.any_token,), explained=(ExplainedToken(0),))
+        try:
+            [outcome] = await self._worker.run([task])
+        except UnavailableError as error:
+            outcome = error
+        if isinstance(outcome, NeuronAttributionError):
+            raise ModelLoadError(f"the model is loaded but fails: {outcome.message}")
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
+
+
+class _ListenError(Exception):
+    """The address cannot be listened on."""

@@ -1,0 +1,49 @@
+"""Checks of single values of a request; each raises InvalidArgumentError with the field and the valid range."""
+
+from __future__ import annotations
+
+from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
+from neuron_attribution.results import ModelSizes
+
+
+def check_at_least_one(value: int, field: str) -> None:
+    """Refuse zero."""
+    if value < 1:
+        raise InvalidArgumentError.of(field, f"is {value}; give at least 1")
+
+
+def check_at_most(value: int, limit: int, field: str, unit: str = "") -> None:
+    """Refuse more than the limit."""
+    if value > limit:
+        counted = f"{value} {unit}".rstrip()
+        raise InvalidArgumentError.of(field, f"{counted} is over the limit {limit}; give at most {limit}")
+
+
+def check_neurons(neurons: tuple[Neuron, ...], sizes: ModelSizes, limit: int) -> None:
+    """Refuse too many neurons and neurons the model does not have."""
+    check_at_most(len(neurons), limit, "neurons", "neurons")
+    for position, neuron in enumerate(neurons):
+        _check_neuron(neuron, f"neurons[{position}]", sizes)
+
+
+def check_head(head: Head | AttentionNeuron, field: str, sizes: ModelSizes) -> None:
+    """Refuse a head the model does not have."""
+    _check_index(head.layer, sizes.layers, f"{field}.layer", "layer")
+    _check_index(head.head, sizes.heads, f"{field}.head", "head")
+
+
+def _check_neuron(neuron: Neuron, field: str, sizes: ModelSizes) -> None:
+    if isinstance(neuron, FfnNeuron):
+        _check_index(neuron.layer, sizes.layers, f"{field}.ffn.layer", "layer")
+        _check_index(neuron.index, sizes.ffn_width, f"{field}.ffn.index", "FFN neuron")
+    else:
+        check_head(neuron, f"{field}.attention", sizes)
+        _check_index(neuron.index, sizes.head_size, f"{field}.attention.index", "attention neuron")
+
+
+def _check_index(value: int, count: int, field: str, noun: str) -> None:
+    if not 0 <= value < count:
+        raise InvalidArgumentError.of(
+            field, f"{noun} {value} does not exist; valid are 0 to {count - 1}", reason="OUT_OF_RANGE"
+        )

@@ -1,0 +1,43 @@
+"""The `serve` command: its options, and running the server until it is stopped."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from dataclasses import MISSING, Field, fields
+from functools import partial
+from typing import Any
+
+from neuron_attribution_server.app import Application
+from neuron_attribution_server.config import ConfigurationError, ServerConfig, environment_name, flag_name, read_config
+from neuron_attribution_server.logs import configure_logging
+from neuron_attribution_server.process_worker import ProcessWorker
+from neuron_attribution_server.worker_process import load
+
+_WRONG_USAGE = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every setting. Their values stay texts: flags and environment are read alike, later."""
+    for setting in fields(ServerConfig):
+        parser.add_argument(flag_name(setting.name), dest=setting.name, help=_help(setting))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a stop signal; return the exit status."""
+    flags = {setting.name: getattr(arguments, setting.name, None) for setting in fields(ServerConfig)}
+    try:
+        config = read_config(flags, os.environ)
+    except ConfigurationError as error:
+        print(f"neuron-attribution serve: {error}", file=sys.stderr)
+        return _WRONG_USAGE
+    configure_logging(config.log_level)
+    worker = ProcessWorker(partial(load, config.load_settings), log_level=config.log_level)
+    return asyncio.run(Application(config, worker).run())
+
+
+def _help(setting: Field[Any]) -> str:
+    default = "" if setting.default in (MISSING, None) else f", default {setting.default}"
+    return f"{setting.metadata['help']} (environment: {environment_name(setting.name)}{default})"

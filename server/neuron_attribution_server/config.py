@@ -1,0 +1,167 @@
+"""One frozen dataclass of everything the server can be told, from flags and environment variables; flags win."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from typing import Any
+
+from neuron_attribution.results import Limits
+
+ENVIRONMENT_PREFIX = "NEURON_ATTRIBUTION_"
+_LONGEST_MESSAGE = 2**31 - 1  # gRPC takes message sizes as signed 32-bit numbers
+
+
+class ConfigurationError(ValueError):
+    """A setting is missing or wrong; the message names it and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How to load the model. `threads` None leaves the number of CPU threads to PyTorch."""
+
+    model: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+
+
+def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
+    """Read a number of `kind` between two bounds, both included."""
+
+    def read(text: str) -> float:
+        noun = "a whole number" if kind is int else "a number"
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ConfigurationError(f"{text!r} is not {noun}") from None
+        if not least <= value <= most:
+            raise ConfigurationError(f"{text} is not {noun} between {least:g} and {most:g}")
+        return value
+
+    return read
+
+
+def _matching(pattern: str, expected: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ConfigurationError(f"{text!r} is not {expected}")
+        return text
+
+    return read
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    return _matching("|".join(choices), "one of " + ", ".join(choices))
+
+
+def _listen_address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"{text!r} is not HOST:PORT with a port from 0 to 65535")
+    return text
+
+
+def _setting(read: Callable[[str], Any], text: str, default: Any = MISSING) -> Any:  # noqa: ANN401 - as dataclasses.field
+    return field(default=default, metadata={"read": read, "help": text})
+
+
+_text = _matching("(?s).+", "a text of at least one character")
+_count = _number(int, 1, _LONGEST_MESSAGE)
+_seconds = _number(float, 0, 86_400)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The server's settings; `help` and `read` of each field serve the command line and the environment alike."""
+
+    model: str = _setting(_text, "the model: demo, a Hub id, a folder, or a GGUF file")
+    revision: str | None = _setting(_text, "the revision of a model from the Hub", None)
+    dtype: str = _setting(_one_of("auto", "float32", "float16", "bfloat16"), "the type of the weights", "auto")
+    device: str = _setting(_matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N"), "where it runs", "auto")
+    threads: int | None = _setting(_number(int, 1, 4096), "CPU threads of the model (default: PyTorch's choice)", None)
+    listen: str = _setting(_listen_address, "HOST:PORT to listen on; port 0 takes any free one", "localhost:50051")
+    maximum_tokens: int = _setting(_count, "tokens per request, at most the model's own maximum", 4096)
+    maximum_top_k: int = _setting(_count, "the largest top_k, projection_top_k and query_sources", 1000)
+    maximum_explained_tokens: int = _setting(_count, "explained tokens per request", 128)
+    maximum_neurons: int = _setting(_count, "neurons named in one request", 1000)
+    maximum_message_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per message", 64 * 2**20)
+    queued_requests: int = _setting(_count, "requests that may wait", 256)
+    queued_tokens: int = _setting(_count, "tokens that may wait", 65_536)
+    batch_tokens: int = _setting(_count, "tokens per batch, padding included", 8192)
+    batch_requests: int = _setting(_count, "requests per batch", 32)
+    maximum_wait: float = _setting(_seconds, "seconds an idle worker waits for a batch to fill", 0.002)
+    grace: float = _setting(_seconds, "seconds that running calls may take to finish after a stop signal", 30.0)
+    log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "how much is logged", "info")
+
+    def __post_init__(self) -> None:
+        if self.queued_tokens < self.maximum_tokens:
+            raise ConfigurationError(
+                f"queued_tokens ({self.queued_tokens}) is less than maximum_tokens ({self.maximum_tokens}): "
+                "the longest request could never be queued; raise the one or lower the other"
+            )
+
+    @property
+    def load_settings(self) -> LoadSettings:
+        """What the worker needs to load the model."""
+        return LoadSettings(self.model, self.revision, self.dtype, self.device, self.threads)
+
+    def limits(self, model_tokens: int) -> Limits:
+        """What the service accepts, for a model of at most `model_tokens` positions."""
+        return Limits(
+            tokens=min(self.maximum_tokens, model_tokens),
+            top_k=self.maximum_top_k,
+            explained_tokens=self.maximum_explained_tokens,
+            neurons=self.maximum_neurons,
+            message_bytes=self.maximum_message_bytes,
+            queued_requests=self.queued_requests,
+            queued_tokens=self.queued_tokens,
+            batch_tokens=self.batch_tokens,
+        )
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
+
+
+def flag_name(setting: str) -> str:
+    """The command line's name of a setting."""
+    return "--" + setting.replace("_", "-")
+
+
+def environment_name(setting: str) -> str:
+    """The environment's name of a setting."""
+    return ENVIRONMENT_PREFIX + setting.upper()
+
+
+def read_config(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> ServerConfig:
+    """Build the configuration from the texts of the flags, by setting, and the environment.
+
+    Raises ConfigurationError.
+    """
+    values = {}
+    for setting in fields(ServerConfig):
+        source, text = _given(setting, flags, environment)
+        if text is not None:
+            values[setting.name] = _read(setting, source, text)
+        elif setting.default is MISSING:
+            raise ConfigurationError(f"{flag_name(setting.name)} is missing: name {setting.metadata['help']}")
+    return ServerConfig(**values)
+
+
+def _given(
+    setting: Field[Any], flags: Mapping[str, str | None], environment: Mapping[str, str]
+) -> tuple[str, str | None]:
+    flag = flags.get(setting.name)
+    if flag is not None:
+        return flag_name(setting.name), flag
+    name = environment_name(setting.name)
+    return name, environment.get(name) or None  # deployment files cannot always leave a variable out: empty is unset
+
+
+def _read(setting: Field[Any], source: str, text: str) -> Any:  # noqa: ANN401 - a setting's value
+    try:
+        return setting.metadata["read"](text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from None

@@ -1,0 +1,126 @@
+"""The one place where errors become statuses, and where each call gets its request id."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+from neuron_attribution.errors import (
+    InternalError,
+    InvalidArgumentError,
+    NeuronAttributionError,
+    ResourceExhaustedError,
+)
+from neuron_attribution.status import PUSHBACK_KEY, public_message, status_code, trailing_metadata
+
+REQUEST_ID_KEY = "x-request-id"
+_OURS = "/neuron_attribution."
+_DO_NOT_RETRY = "-1"
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in the stubs only
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = logging.getLogger(__name__)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Wraps every call of this service; health and reflection keep their own ways."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Return the call's handler, guarded."""
+        handler: Any = await continuation(handler_call_details)  # None for a call nobody serves
+        if handler is None or not handler_call_details.method.startswith(_OURS):
+            return cast(Handler, handler)
+        guard = _Guard(request_id(handler_call_details.invocation_metadata))
+        coders = {
+            "request_deserializer": _or_malformed(handler.request_deserializer),
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(guard.unary(handler.unary_unary), **coders)
+        return grpc.stream_stream_rpc_method_handler(guard.stream(handler.stream_stream), **coders)
+
+
+def request_id(metadata: Any) -> str:  # noqa: ANN401 - gRPC's metadata, a tuple of pairs
+    """The caller's request id where it is one, else a new one. It goes into log lines, so not every text will do."""
+    given = dict(metadata or ()).get(REQUEST_ID_KEY, "")
+    return given if isinstance(given, str) and re.fullmatch(r"[\w.:/+=-]{1,128}", given, re.ASCII) else uuid.uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
+class _Malformed:
+    """A request that is no protobuf message of its type."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Guard:
+    """Runs one call's handler; whatever it raises becomes a status with details."""
+
+    request_id: str
+
+    def unary(self, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:  # noqa: ANN401 - any request and response
+            context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
+            try:
+                return await behaviour(_well_formed(request), context)
+            except Exception as error:
+                await self._abort(error, context)
+
+        return call
+
+    def stream(
+        self, behaviour: Callable[[Any, Context], AsyncIterator[Any]]
+    ) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        async def call(requests: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401 - any requests
+            context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
+            try:
+                async for response in behaviour(requests, context):
+                    yield response
+            except Exception as error:
+                await self._abort(error, context)
+
+        return call
+
+    async def _abort(self, caught: Exception, context: Context) -> NoReturn:
+        error = self._public(caught)
+        metadata = (*trailing_metadata(error), (REQUEST_ID_KEY, self.request_id))
+        if isinstance(error, ResourceExhaustedError) and error.retry_after is None:
+            metadata += ((PUSHBACK_KEY, _DO_NOT_RETRY),)
+        await context.abort(status_code(error), public_message(error), metadata)
+
+    def _public(self, caught: Exception) -> NeuronAttributionError:
+        """The error as the caller may see it. Of a bug that is the request id; what happened goes to the log."""
+        if isinstance(caught, NeuronAttributionError) and not isinstance(caught, InternalError):
+            return caught
+        _log.error("request %s failed: %s", self.request_id, caught, exc_info=caught)
+        return InternalError("internal error", request_id=self.request_id)
+
+
+def _or_malformed(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """gRPC answers UNKNOWN with the parser's words where a deserializer raises, so the refusal is left to the guard."""
+
+    def read(data: bytes) -> Any:  # noqa: ANN401 - any request
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Malformed("the request is not a protobuf message of this call's request type")
+
+    return read
+
+
+def _well_formed(request: Any) -> Any:  # noqa: ANN401 - any request
+    if isinstance(request, _Malformed):
+        raise InvalidArgumentError(request.message, reason="MALFORMED_MESSAGE")
+    return request

@@ -1,0 +1,92 @@
+"""The loaded model as the front end sees it: what requests become before the queue, and answers after it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from neuron_attribution import convert
+from neuron_attribution.results import AttributeResult, Limits, ModelInfo, ProjectNeuronResult, Timings, TokenizeResult
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+
+from neuron_attribution_server.request_queue import Delivery
+from neuron_attribution_server.tasks import AttributeOutcome, AttributeTask, ModelFacts, ProjectOutcome, ProjectTask
+from neuron_attribution_server.tokenizer import ExactTokenizer
+from neuron_attribution_server.validate import RequestValidator
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedAttribution:
+    """An attribution ready for the queue, and the seconds that reading and tokenizing it took."""
+
+    task: AttributeTask
+    tokenization: float
+
+
+class ServedModel:
+    """Reads requests and writes answers for one model. Every method may take a while; none needs the event loop."""
+
+    def __init__(self, facts: ModelFacts, limits: Limits) -> None:
+        self.identity = facts.identity
+        self._tokenizer = ExactTokenizer(facts.tokenizer)
+        self._validator = RequestValidator(facts, limits, self._tokenizer)
+        self._info = ModelInfo(
+            model=facts.identity,
+            family=facts.family,
+            device=facts.device,
+            sizes=facts.sizes,
+            limits=limits,
+            supported_parts=facts.supported_parts,
+            exactness=facts.exactness,
+            invariants=facts.invariants,
+            tokenizer=self._tokenizer.facts,
+            version=version("neuron-attribution"),
+        )
+
+    @property
+    def any_token(self) -> int:
+        """Some token's id, to warm the model up with."""
+        return self._tokenizer.ids("a")[0]
+
+    def describe(self, message: messages.GetModelRequest) -> messages.GetModelResponse:
+        """Answer what is served."""
+        self._validator.check_model(message.model)
+        return convert.model_info_to_proto(self._info)
+
+    def tokenize(self, message: messages.TokenizeRequest) -> messages.TokenizeResponse:
+        """Answer what tokens a text becomes."""
+        tokens = self._validator.tokenize(convert.tokenize_request_from_proto(message))
+        return convert.tokenize_result_to_proto(TokenizeResult(self.identity, tokens))
+
+    def prepare_attribution(self, message: messages.AttributeRequest) -> PreparedAttribution:
+        """Read, check and tokenize a request for an attribution."""
+        started = time.perf_counter()
+        task = self._validator.attribute(convert.attribute_request_from_proto(message))
+        return PreparedAttribution(task, time.perf_counter() - started)
+
+    def prepare_projection(self, message: messages.ProjectNeuronRequest) -> ProjectTask:
+        """Read and check a request for projections."""
+        return self._validator.project(convert.project_neuron_request_from_proto(message))
+
+    def finish_attribution(self, delivery: Delivery, tokenization: float) -> messages.AttributeResponse:
+        """Write the answer to an attribution."""
+        outcome = delivery.outcome
+        assert isinstance(outcome, AttributeOutcome)
+        timings = Timings(
+            queue=delivery.queue,
+            tokenization=tokenization,
+            forward=outcome.forward,
+            scoring=outcome.scoring,
+            batch_requests=outcome.batch_requests,
+            batch_tokens=outcome.batch_tokens,
+        )
+        tokens = tuple(map(self._tokenizer.token, outcome.token_ids))
+        result = AttributeResult(self.identity, tokens, outcome.explanations, timings)
+        return convert.attribute_result_to_proto(result)
+
+    def finish_projection(self, delivery: Delivery) -> messages.ProjectNeuronResponse:
+        """Write the answer to a projection."""
+        outcome = delivery.outcome
+        assert isinstance(outcome, ProjectOutcome)
+        return convert.project_neuron_result_to_proto(ProjectNeuronResult(self.identity, outcome.projections))

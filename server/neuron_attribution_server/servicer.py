@@ -1,0 +1,115 @@
+"""The service's calls: read and tokenize, schedule, write. Everything that takes time happens off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from neuron_attribution.errors import ResourceExhaustedError, UnavailableError, UnimplementedError
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
+
+from neuron_attribution_server.scheduler import Scheduler
+from neuron_attribution_server.served_model import ServedModel
+
+Value = TypeVar("Value")
+Response = TypeVar("Response", bound=Message)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What the calls work with once the model is ready."""
+
+    model: ServedModel
+    scheduler: Scheduler
+
+
+class AttributionServicer(services.NeuronAttributionServiceServicer):
+    """Answers calls; before `open` and after `close` every call is refused as unavailable."""
+
+    def __init__(self, message_bytes: int) -> None:
+        self._message_bytes = message_bytes
+        self._backend: Backend | None = None
+        self._refusal = UnavailableError("the model is still loading; try again soon", reason="MODEL_LOADING")
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="messages")
+
+    def open(self, backend: Backend) -> None:
+        """Begin to answer."""
+        self._backend = backend
+
+    def close(self, refusal: UnavailableError) -> None:
+        """Refuse every call from now on."""
+        self._backend = None
+        self._refusal = refusal
+
+    async def Attribute(self, request: messages.AttributeRequest, context: Context) -> messages.AttributeResponse:
+        """Explain next-token predictions."""
+        backend = self._ready()
+        backend.scheduler.check_room()  # before work is done on a request that cannot be taken
+        prepared = await self._apart(partial(backend.model.prepare_attribution, request))
+        delivery = await backend.scheduler.submit(prepared.task, _deadline(context))
+        answer = partial(backend.model.finish_attribution, delivery, prepared.tokenization)
+        return self._within_size(await self._apart(answer))
+
+    async def AttributeStream(
+        self, requests: AsyncIterator[messages.AttributeStreamRequest], context: Context
+    ) -> AsyncIterator[messages.AttributeStreamResponse]:
+        """Not implemented."""
+        raise UnimplementedError("this server does not implement AttributeStream; call Attribute for each prompt")
+        yield  # makes this a generator, as gRPC expects of a stream
+
+    async def ProjectNeuron(
+        self, request: messages.ProjectNeuronRequest, context: Context
+    ) -> messages.ProjectNeuronResponse:
+        """Project neurons into the vocabulary."""
+        backend = self._ready()
+        backend.scheduler.check_room()
+        task = await self._apart(partial(backend.model.prepare_projection, request))
+        delivery = await backend.scheduler.submit(task, _deadline(context))
+        return self._within_size(await self._apart(partial(backend.model.finish_projection, delivery)))
+
+    async def Intervene(self, request: messages.InterveneRequest, context: Context) -> messages.InterveneResponse:
+        """Not implemented."""
+        raise UnimplementedError("this server does not implement Intervene")
+
+    async def Tokenize(self, request: messages.TokenizeRequest, context: Context) -> messages.TokenizeResponse:
+        """Show the exact tokens of a text."""
+        return self._within_size(await self._apart(partial(self._ready().model.tokenize, request)))
+
+    async def GetModel(self, request: messages.GetModelRequest, context: Context) -> messages.GetModelResponse:
+        """Describe what is served."""
+        return self._ready().model.describe(request)
+
+    def _ready(self) -> Backend:
+        if self._backend is None:
+            raise UnavailableError(self._refusal.message, reason=self._refusal.reason)
+        return self._backend
+
+    async def _apart(self, work: Callable[[], Value]) -> Value:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _within_size(self, response: Response) -> Response:
+        """Refuse by name what gRPC would refuse without saying what to do."""
+        size = response.ByteSize()
+        if size > self._message_bytes:
+            raise ResourceExhaustedError(
+                f"the answer has {size} bytes, over the limit {self._message_bytes}; ask for fewer explained tokens, "
+                "parts, neurons or projected tokens",
+                reason="RESPONSE_TOO_LARGE",
+            )
+        return response
+
+
+def _deadline(context: Context) -> float | None:
+    """When the caller stops waiting, on the event loop's clock."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else asyncio.get_running_loop().time() + remaining

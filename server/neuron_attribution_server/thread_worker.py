@@ -1,0 +1,34 @@
+"""A worker in a thread of the same process, for tests: the model's Python code slows the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from neuron_attribution_server.tasks import Engine, ModelFacts, Outcome, Task
+from neuron_attribution_server.worker import run_batch
+
+
+class ThreadWorker:
+    """Runs an engine in one thread; the engine's `facts` may block until it is ready."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
+
+    async def start(self) -> ModelFacts:
+        """Return the engine's facts once it is ready."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._engine.facts)
+
+    async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Run one batch."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run_batch, self._engine, tasks)
+
+    async def ended(self) -> None:
+        """Never returns: a thread does not end by itself."""
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        """Let the running batch finish and end the thread."""
+        await asyncio.to_thread(self._thread.shutdown)

@@ -1,0 +1,187 @@
+"""Requests become tasks: tokens, and every check that needs the model. Errors name the field and the remedy.
+
+What can be checked without the model (empty, unset, contradictory fields) is refused while messages are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from neuron_attribution.convert.values import unicode_text
+from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from neuron_attribution.requests import (
+    ALL_PARTS,
+    AttributeOptions,
+    AttributeRequest,
+    Part,
+    ProjectNeuronRequest,
+    ScoringMethod,
+    Subkey,
+    TokenizeRequest,
+)
+from neuron_attribution.results import Limits, TokenizedToken
+
+from neuron_attribution_server.checks import check_at_least_one, check_at_most, check_head, check_neurons
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, ModelFacts, ProjectTask
+from neuron_attribution_server.tokenizer import ExactTokenizer
+
+
+@dataclass(frozen=True)
+class RequestValidator:
+    """Checks requests against one model and the limits, and makes them tasks."""
+
+    facts: ModelFacts
+    limits: Limits
+    tokenizer: ExactTokenizer
+
+    def check_model(self, name: str) -> None:
+        """Refuse another model's name."""
+        served = self.facts.identity.name
+        if name not in ("", served):
+            raise NotFoundError(f"model {name!r} is not served here; {served!r} is: name it or leave the name out")
+
+    def attribute(self, request: AttributeRequest) -> AttributeTask:
+        """Make an attribution a task."""
+        self.check_model(request.model)
+        options = self._options(request.options)
+        prompt = self._prompt(request)
+        completion = self._completion(request.completion)
+        self._check_length(len(prompt), len(completion), request.generate)
+        target, contrast = self._token(request.target, "target"), self._token(request.contrast, "contrast")
+        _check_contrast(target, contrast, options)
+        return AttributeTask(
+            token_ids=prompt + completion,
+            explained=_explained(len(prompt), target, completion, request.generate),
+            generate=request.generate or 0,
+            contrast=contrast,
+            options=options,
+        )
+
+    def project(self, request: ProjectNeuronRequest) -> ProjectTask:
+        """Make a projection a task."""
+        self.check_model(request.model)
+        check_at_least_one(len(request.neurons), "neurons")
+        check_neurons(request.neurons, self.facts.sizes, self.limits.neurons)
+        check_at_least_one(request.top_k, "top_k")
+        self._check_count(request.top_k, "top_k")
+        if request.through is not None:
+            check_head(request.through, "through", self.facts.sizes)
+        if request.subkey is Subkey.SUBVALUE:
+            raise InvalidArgumentError.of("subkey", "subvalue is no subkey; to project subvalues set side to subvalue")
+        return ProjectTask(
+            neurons=request.neurons,
+            side=request.side,
+            through=request.through,
+            top_k=request.top_k,
+            subkey=request.subkey,
+        )
+
+    def tokenize(self, request: TokenizeRequest) -> tuple[TokenizedToken, ...]:
+        """The tokens of a text."""
+        self.check_model(request.model)
+        self._check_text(request.text, "text")
+        return tuple(self.tokenizer.encode(request.text, request.add_special_tokens))
+
+    def _options(self, options: AttributeOptions) -> AttributeOptions:
+        for name in ("top_k", "query_sources"):
+            check_at_least_one(getattr(options, name), name)
+        for name in ("top_k", "projection_top_k", "query_sources", "position_projection_top_k"):
+            self._check_count(getattr(options, name), name)
+        check_neurons(options.neurons, self.facts.sizes, self.limits.neurons)
+        return replace(options, parts=self._parts(options.parts))
+
+    def _parts(self, parts: frozenset[Part]) -> frozenset[Part]:
+        supported = frozenset(self.facts.supported_parts)
+        if parts == ALL_PARTS:  # all there are, not a wish for each one
+            return supported
+        missing = sorted(part.value for part in parts - supported)
+        if missing:
+            offered = ", ".join(part.value for part in self.facts.supported_parts)
+            raise FailedPreconditionError(
+                f"{self.facts.identity.name} cannot give {', '.join(missing)} "
+                f"({self.facts.exactness.explanation}); it gives {offered}"
+            )
+        return parts
+
+    def _check_count(self, value: int, field: str) -> None:
+        check_at_most(value, self.limits.top_k, field)
+
+    def _prompt(self, request: AttributeRequest) -> tuple[int, ...]:
+        if not isinstance(request.prompt, str):
+            return self._given_ids(request.prompt, "prompt")
+        self._check_text(request.prompt, "prompt.text")
+        ids = self.tokenizer.ids(request.prompt, request.add_special_tokens)
+        if not ids:
+            raise InvalidArgumentError.of("prompt.text", "becomes no token; give at least one")
+        return ids
+
+    def _completion(self, completion: str | tuple[int, ...] | None) -> tuple[int, ...]:
+        if completion is None:
+            return ()
+        if not isinstance(completion, str):
+            ids = self._given_ids(completion, "completion")
+        else:
+            self._check_text(completion, "completion.text")
+            ids = self.tokenizer.continuation(completion)
+        if not ids:
+            raise InvalidArgumentError.of("completion.text", "becomes no token; give at least one")
+        check_at_most(len(ids), self.limits.explained_tokens, "completion", "tokens")
+        return ids
+
+    def _given_ids(self, ids: tuple[int, ...], field: str) -> tuple[int, ...]:
+        if not ids:
+            raise InvalidArgumentError.of(f"{field}.token_ids", "is empty; give at least one token")
+        for index, id in enumerate(ids):
+            self._check_id(id, f"{field}.token_ids.ids[{index}]")
+        return ids
+
+    def _token(self, choice: str | int | None, field: str) -> int | None:
+        if isinstance(choice, str):
+            self._check_text(choice, f"{field}.text")
+            return self.tokenizer.token_named(choice, f"{field}.text")
+        if choice is not None:
+            self._check_id(choice, f"{field}.id")
+        return choice
+
+    def _check_id(self, id: int, field: str) -> None:
+        size = self.facts.sizes.vocabulary
+        if not 0 <= id < size:
+            raise InvalidArgumentError.of(field, f"token {id} does not exist; this model has tokens 0 to {size - 1}")
+
+    def _check_text(self, text: str, field: str) -> None:
+        """Refuse a text before time is spent on its tokens, where it cannot be short enough."""
+        if not text:
+            raise InvalidArgumentError.of(field, "is empty; give at least one token")
+        unicode_text(text, field)
+        check_at_most(len(text), self.limits.tokens * self.tokenizer.longest_token, field, "characters")
+
+    def _check_length(self, prompt: int, completion: int, generate: int | None) -> None:
+        if generate is not None:
+            check_at_least_one(generate, "generate")
+            check_at_most(generate, self.limits.explained_tokens, "generate", "tokens")
+        total = prompt + completion + (generate or 0)
+        if total > self.limits.tokens:
+            parts = f"{prompt} in the prompt, {completion} in the completion, {generate or 0} to generate"
+            raise InvalidArgumentError.of("prompt", f"{total} tokens ({parts}) are over the limit {self.limits.tokens}")
+
+
+def _explained(
+    prompt: int, target: int | None, completion: tuple[int, ...], generate: int | None
+) -> tuple[ExplainedToken, ...]:
+    """What is explained: each prediction is made at the position before its token."""
+    if generate:
+        return ()
+    if completion:
+        return tuple(ExplainedToken(prompt - 1 + index, token) for index, token in enumerate(completion))
+    return (ExplainedToken(prompt - 1, target),)
+
+
+def _check_contrast(target: int | None, contrast: int | None, options: AttributeOptions) -> None:
+    if contrast is None:
+        return
+    if contrast == target:
+        raise InvalidArgumentError.of("contrast", f"token {contrast} is the target itself; name another token")
+    if options.scoring_method is not ScoringMethod.LOG_PROBABILITY_INCREASE:
+        raise InvalidArgumentError.of(
+            "scoring_method", "only the log probability increase works with a contrast; leave one of them out"
+        )

@@ -1,0 +1,152 @@
+"""A small deterministic engine and its tokenizer: the front end's tests need no model."""
+
+import os
+import threading
+
+from neuron_attribution.errors import FailedPreconditionError
+from neuron_attribution.requests import Part
+from neuron_attribution.results import (
+    Exactness,
+    Explanation,
+    Invariant,
+    ModelIdentity,
+    ModelSizes,
+    NeuronProjection,
+    ProjectedToken,
+    Projection,
+    Token,
+    TokenPrediction,
+)
+from neuron_attribution_server.tasks import AttributeOutcome, AttributeTask, ModelFacts, ProjectOutcome
+from neuron_attribution_server.tokenizer import ExactTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+WORDS = ("The", " capital", " of", " France", " is", " Paris", " Rome", "ian", " crash", " refuse", " die")
+PROMPT = "The capital of France is"
+SIZES = ModelSizes(layers=2, heads=4, key_value_heads=2, head_size=8, ffn_width=64, hidden_size=32, vocabulary=512)
+ALL_BUT_QUERY_NEURONS = tuple(part for part in Part if part is not Part.QUERY_FFN_NEURONS)
+
+
+def byte_level_tokenizer() -> str:
+    """The JSON of a byte-level BPE tokenizer that knows WORDS and puts <bos> first."""
+    vocabulary = ["<bos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges = []
+    for word in WORDS:
+        symbols = word.replace(" ", "Ġ")
+        for end in range(2, len(symbols) + 1):
+            if symbols[:end] not in vocabulary:
+                vocabulary.append(symbols[:end])
+                merges.append((symbols[: end - 1], symbols[end - 1]))
+    tokenizer = Tokenizer(models.BPE({token: id for id, token in enumerate(vocabulary)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<bos>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    return tokenizer.to_str()
+
+
+FACTS = ModelFacts(
+    identity=ModelIdentity("fake", "revision-1", "float32"),
+    family="fake",
+    device="cpu",
+    sizes=SIZES,
+    maximum_tokens=64,
+    supported_parts=ALL_BUT_QUERY_NEURONS,
+    exactness=Exactness(True, "every layer is linear in its neurons"),
+    invariants=(Invariant("sum", "the parts make the whole", 1e-7, 1e-4),),
+    tokenizer=byte_level_tokenizer(),
+)
+TOKENIZER = ExactTokenizer(FACTS.tokenizer)
+CRASH, REFUSE, DIE = (TOKENIZER.token_named(text, "text") for text in (" crash", " refuse", " die"))
+
+
+class FakeEngine:
+    """Explains every token with probability one half. Some tokens make it fail; `hold` keeps a batch running."""
+
+    def __init__(self):
+        self.loadable = threading.Event()
+        self.loadable.set()
+        self.started = threading.Event()
+        self.released = threading.Event()
+        self.released.set()
+        self.batches = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Let go of everything, so that a failed test ends instead of hanging."""
+        self.loadable.set()
+        self.released.set()
+
+    @property
+    def facts(self):
+        self.loadable.wait()
+        return FACTS
+
+    def hold(self):
+        """Keep the next batches running until `released` is set; `started` is set when the first of them runs."""
+        self.started.clear()
+        self.released.clear()
+
+    def run(self, tasks):
+        self.batches.append(list(tasks))
+        self.started.set()
+        self.released.wait()
+        return [_outcome(task, tasks) for task in tasks]
+
+
+def _outcome(task, tasks):
+    if not isinstance(task, AttributeTask):
+        projection = Projection((ProjectedToken(Token(1, "!"), 2.0),), ())
+        return ProjectOutcome(tuple(NeuronProjection(neuron, projection) for neuron in task.neurons))
+    if DIE in task.token_ids:
+        os._exit(3)
+    if CRASH in task.token_ids:
+        raise KeyError("a secret of the engine")
+    if REFUSE in task.token_ids:
+        return FailedPreconditionError("this model cannot")
+    return AttributeOutcome(
+        token_ids=task.token_ids,
+        explanations=tuple(_explanation(explained.position, explained.target or 0) for explained in task.explained),
+        forward=0.25,
+        scoring=0.5,
+        batch_requests=len(tasks),
+        batch_tokens=sum(task.tokens for task in tasks),
+    )
+
+
+def _explanation(position, target):
+    return Explanation(position, TokenPrediction(TOKENIZER.token(target), 0.5, -0.6931472, 1))
+
+
+def make_engine():
+    """An engine for a worker process."""
+    return FakeEngine()
+
+
+def fail_to_load():
+    """What a worker process finds when the model does not exist."""
+    raise OSError("no such model:\n'nowhere' is neither a folder\nnor on the Hub")
+
+
+def die_while_loading():
+    """What a worker process killed for memory looks like."""
+    os._exit(9)
+
+
+def hang_while_loading():
+    """A load that takes longer than anybody waits."""
+    threading.Event().wait()
+
+
+class UnsendableEngine(FakeEngine):
+    """Its outcomes cannot be pickled."""
+
+    def run(self, tasks):
+        return [lambda: None for _ in tasks]
+
+
+def make_unsendable_engine():
+    """An engine for a worker process whose outcomes stay there."""
+    return UnsendableEngine()

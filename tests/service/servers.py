@@ -1,0 +1,116 @@
+"""Servers on a real port: in a thread of the test, or in a process of their own."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from neuron_attribution.status import from_rpc_error
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
+from neuron_attribution_server.app import SERVICE, Application
+from neuron_attribution_server.config import ServerConfig
+from service.fakes import PROMPT
+
+PATIENCE = 30
+
+
+@dataclass
+class RunningServer:
+    """A server, a channel to it, and the stub on the channel."""
+
+    address: str
+    channel: grpc.Channel
+    loaded: threading.Event
+
+    @property
+    def stub(self):
+        return services.NeuronAttributionServiceStub(self.channel)
+
+    def attribute(self, request=None, **options):
+        return self.stub.Attribute(request or attribution(), timeout=PATIENCE, **options)
+
+    def health(self, service=SERVICE):
+        request = health_pb2.HealthCheckRequest(service=service)
+        return health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=PATIENCE).status
+
+
+def attribution(text=PROMPT, **fields):
+    return messages.AttributeRequest(prompt=messages.Prompt(text=text), **fields)
+
+
+def failure(call):
+    """The error a call fails with, and its status code."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return from_rpc_error(error, "the server"), error
+    raise AssertionError("the call did not fail")
+
+
+@contextmanager
+def running_server(worker, **settings):
+    """A server in a thread; the model is loaded when the engine lets it be."""
+    config = ServerConfig(model="fake", listen="localhost:0", grace=5.0, **settings)
+    life = _Life(Application(config, worker))
+    thread = threading.Thread(target=lambda: asyncio.run(life.live()))
+    thread.start()
+    assert life.listening.wait(PATIENCE)
+    try:
+        with grpc.insecure_channel(life.application.address) as channel:
+            yield RunningServer(life.application.address, channel, life.loaded)
+    finally:
+        life.loop.call_soon_threadsafe(life.ending.set)
+        thread.join()
+
+
+class _Life:
+    def __init__(self, application):
+        self.application = application
+        self.listening = threading.Event()
+        self.loaded = threading.Event()
+
+    async def live(self):
+        self.loop, self.ending = asyncio.get_running_loop(), asyncio.Event()
+        await self.application.start()
+        self.listening.set()
+        load = asyncio.create_task(self.application.load())
+        load.add_done_callback(lambda _: self.loaded.set())
+        await self.ending.wait()
+        await self.application.stop()
+        await load
+
+
+@contextmanager
+def server_process(factory="make_engine"):
+    """A server process with a worker process, whose engine `factory` of fakes.py makes."""
+    script = (
+        "import asyncio, service.fakes as fakes\n"
+        "from neuron_attribution_server.app import Application\n"
+        "from neuron_attribution_server.config import ServerConfig\n"
+        "from neuron_attribution_server.process_worker import ProcessWorker\n"
+        "config = ServerConfig(model='fake', listen='localhost:0', grace=5.0)\n"
+        f"raise SystemExit(asyncio.run(Application(config, ProcessWorker(fakes.{factory})).run()))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def listening_address(process):
+    """The address a server process says it listens on."""
+    return process.stdout.readline().removeprefix("listening on ").strip()

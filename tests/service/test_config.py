@@ -1,0 +1,65 @@
+"""Settings from flags and the environment, and what is refused."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+from neuron_attribution_server import cli
+from neuron_attribution_server.config import ConfigurationError, LoadSettings, ServerConfig, read_config
+
+
+def test_flags_win_over_the_environment_and_the_environment_over_defaults():
+    environment = {"NEURON_ATTRIBUTION_DTYPE": "float16", "NEURON_ATTRIBUTION_MAXIMUM_TOP_K": "7"}
+    config = read_config({"model": "demo", "dtype": "bfloat16", "threads": None}, environment)
+    assert config == ServerConfig(model="demo", dtype="bfloat16", maximum_top_k=7)
+    assert config.load_settings == LoadSettings("demo", dtype="bfloat16")
+
+
+def test_an_empty_variable_is_an_unset_one():
+    assert read_config({"model": "demo"}, {"NEURON_ATTRIBUTION_THREADS": ""}).threads is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        ({}, {}, "--model is missing: name the model: demo, a Hub id, a folder, or a GGUF file"),
+        ({"model": ""}, {}, "--model: '' is not a text of at least one character"),
+        ({"dtype": "int8"}, {}, "--dtype: 'int8' is not one of auto, float32, float16, bfloat16"),
+        ({"device": "tpu"}, {}, "--device: 'tpu' is not auto, cpu, cuda or cuda:N"),
+        ({"maximum_tokens": "many"}, {}, "--maximum-tokens: 'many' is not a whole number"),
+        ({"threads": "0"}, {}, "--threads: 0 is not a whole number between 1 and 4096"),
+        ({"grace": "nan"}, {}, "--grace: nan is not a number between 0 and 86400"),
+        ({"listen": "50051"}, {}, "--listen: '50051' is not HOST:PORT with a port from 0 to 65535"),
+        ({"listen": "localhost:99999"}, {}, "--listen: 'localhost:99999' is not HOST:PORT"),
+        ({}, {"NEURON_ATTRIBUTION_LOG_LEVEL": "loud"}, "NEURON_ATTRIBUTION_LOG_LEVEL: 'loud' is not one of"),
+        ({"queued_tokens": "9"}, {}, "queued_tokens (9) is less than maximum_tokens (4096)"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(flags, environment, message):
+    given = flags if message.startswith("--model") else {"model": "demo", **flags}
+    with pytest.raises(ConfigurationError) as refused:
+        read_config(given, environment)
+    assert message in str(refused.value)
+
+
+def test_every_setting_has_an_option_and_shows_its_default():
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    text = parser.format_help()
+    for name in ServerConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')} " in text
+    assert "NEURON_ATTRIBUTION_BATCH_TOKENS" in text
+
+
+def test_wrong_usage_is_status_two_and_one_line(monkeypatch, capsys):
+    monkeypatch.delenv("NEURON_ATTRIBUTION_MODEL", raising=False)
+    assert cli.run(argparse.Namespace(model=None)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_front_end_imports_neither_torch_nor_transformers():
+    script = "import sys, neuron_attribution_server.cli; print(*({'torch', 'transformers'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.strip() == ""

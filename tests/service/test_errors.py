@@ -1,0 +1,208 @@
+"""Every refusal of the contract: its code, its reason, its field; and the server goes on."""
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution_server.thread_worker import ThreadWorker
+from service.fakes import PROMPT, FakeEngine
+from service.servers import PATIENCE, attribution, failure, running_server
+
+LONG = "x" * 70
+
+
+def ids(*numbers):
+    return messages.TokenIds(ids=numbers)
+
+
+def ffn(layer, index):
+    return messages.Neuron(ffn=messages.FfnNeuron(layer=layer, index=index))
+
+
+def attention(layer, head, index):
+    return messages.Neuron(attention=messages.AttentionNeuron(layer=layer, head=head, index=index))
+
+
+def choice(text):
+    return messages.TokenChoice(text=text)
+
+
+def projection(*neurons, **fields):
+    return messages.ProjectNeuronRequest(neurons=neurons, **fields)
+
+
+INVALID_ATTRIBUTIONS = {
+    "prompt.source": messages.AttributeRequest(),
+    "prompt.text": attribution(""),
+    "prompt.token_ids": messages.AttributeRequest(prompt=messages.Prompt(token_ids=ids())),
+    "prompt.token_ids.ids[1]": messages.AttributeRequest(prompt=messages.Prompt(token_ids=ids(1, 512))),
+    "prompt.add_special_tokens": messages.AttributeRequest(
+        prompt=messages.Prompt(token_ids=ids(1), add_special_tokens=True)
+    ),
+    "prompt": attribution(LONG),
+    "target.choice": attribution(target=messages.TokenChoice()),
+    "target.text": attribution(target=choice(" Parisian")),
+    "target.id": attribution(target=messages.TokenChoice(id=512)),
+    "completion.source": attribution(completion=messages.Completion()),
+    "completion.text": attribution(completion=messages.Completion(text="")),
+    "completion.token_ids.ids[0]": attribution(completion=messages.Completion(token_ids=ids(9999))),
+    "completion": attribution(completion=messages.Completion(text=" is" * 5)),
+    "generate": attribution(generate=5),
+    "contrast": attribution(target=choice(" Paris"), contrast=choice(" Paris")),
+    "contrast.text": attribution(contrast=choice("xyz")),
+    "scoring_method": attribution(contrast=choice(" Rome"), scoring_method=messages.SCORING_METHOD_NORM),
+    "parts[0]": attribution(parts=[messages.PART_UNSPECIFIED]),
+    "top_k": attribution(top_k=0),
+    "direction": attribution(direction=99),
+    "projection_top_k": attribution(projection_top_k=1001),
+    "query_sources": attribution(query_sources=0),
+    "position_projection_top_k": attribution(position_projection_top_k=1001),
+    "neurons": attribution(neurons=[ffn(0, 0)] * 4),
+    "neurons[0]": attribution(neurons=[messages.Neuron()]),
+    "neurons[1].ffn.layer": attribution(neurons=[ffn(1, 0), ffn(2, 0)]),
+    "neurons[0].ffn.index": attribution(neurons=[ffn(0, 64)]),
+    "neurons[0].attention.layer": attribution(neurons=[attention(2, 0, 0)]),
+    "neurons[0].attention.head": attribution(neurons=[attention(0, 4, 0)]),
+    "neurons[0].attention.index": attribution(neurons=[attention(0, 0, 8)]),
+}
+INVALID_PROJECTIONS = {
+    "neurons": projection(),
+    "neurons[0].ffn.layer": projection(ffn(2, 0)),
+    "neurons[0]": projection(attention(0, 0, 0), through=messages.Head(layer=0, head=0)),
+    "through.head": projection(ffn(0, 0), through=messages.Head(layer=0, head=4)),
+    "top_k": projection(ffn(0, 0), top_k=1001),
+    "subkey": projection(ffn(0, 0), subkey=messages.SUBKEY_CHOICE_SUBVALUE),
+}
+
+
+def check_invalid(server, call, request, field):
+    error, status = failure(lambda: call(request, timeout=PATIENCE))
+    assert status.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert [violation.field for violation in error.violations] == [field]
+    assert error.reason
+    assert server.attribute().explanations, "the next request is served"
+
+
+@pytest.mark.parametrize("field", INVALID_ATTRIBUTIONS)
+def test_an_invalid_attribution_names_the_field(shared_server, field):
+    check_invalid(shared_server, shared_server.stub.Attribute, INVALID_ATTRIBUTIONS[field], field)
+
+
+@pytest.mark.parametrize("field", INVALID_PROJECTIONS)
+def test_an_invalid_projection_names_the_field(shared_server, field):
+    check_invalid(shared_server, shared_server.stub.ProjectNeuron, INVALID_PROJECTIONS[field], field)
+
+
+def test_an_empty_text_has_no_tokens_to_show(shared_server):
+    check_invalid(shared_server, shared_server.stub.Tokenize, messages.TokenizeRequest(), "text")
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(shared_server):
+    request = messages.TokenizeRequest(text="x" * 1_000_000)
+    check_invalid(shared_server, shared_server.stub.Tokenize, request, "text")
+
+
+def test_a_target_of_several_tokens_is_refused_with_its_pieces(shared_server):
+    error, _ = failure(lambda: shared_server.attribute(attribution(target=choice(" Parisian"))))
+    assert error.message == 'target.text: " Parisian" is 2 tokens: " Paris", "ian"; name one of them or its id'
+    assert error.reason == "NOT_ONE_TOKEN"
+
+
+def test_a_neuron_out_of_range_is_refused_with_the_range(shared_server):
+    error, _ = failure(lambda: shared_server.attribute(attribution(neurons=[ffn(2, 0)])))
+    assert "valid are 0 to 1" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "request_type"),
+    [
+        ("Attribute", messages.AttributeRequest),
+        ("ProjectNeuron", messages.ProjectNeuronRequest),
+        ("Tokenize", messages.TokenizeRequest),
+        ("GetModel", messages.GetModelRequest),
+    ],
+)
+def test_another_models_name_is_not_found_and_the_served_one_named(shared_server, name, request_type):
+    request = request_type(model="gpt-5")
+    if name == "Attribute":
+        request.prompt.text = PROMPT
+    if name == "ProjectNeuron":
+        request.neurons.append(ffn(0, 0))
+    if name == "Tokenize":
+        request.text = PROMPT
+    error, status = failure(lambda: getattr(shared_server.stub, name)(request, timeout=PATIENCE))
+    assert status.code() is grpc.StatusCode.NOT_FOUND
+    assert error.reason == "MODEL_NOT_FOUND"
+    assert "'fake'" in error.message
+
+
+def test_a_part_the_model_cannot_give_is_a_failed_precondition(shared_server):
+    error, status = failure(lambda: shared_server.attribute(attribution(parts=[messages.PART_QUERY_FFN_NEURONS])))
+    assert status.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert error.reason == "UNSUPPORTED_BY_MODEL"
+    assert "query-ffn-neurons" in error.message
+
+
+def test_one_failed_task_fails_alone(shared_server):
+    error, status = failure(lambda: shared_server.attribute(attribution(" refuse")))
+    assert status.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert error.message == "this model cannot"
+
+
+def test_internal_carries_a_request_id_and_nothing_else(shared_server, caplog):
+    error, status = failure(
+        lambda: shared_server.attribute(attribution(" crash"), metadata=[("x-request-id", "id-17")])
+    )
+    assert status.code() is grpc.StatusCode.INTERNAL
+    assert (error.reason, error.request_id, error.violations, error.retry_after) == ("INTERNAL", "id-17", (), None)
+    assert "secret" not in str(status.trailing_metadata()) + status.details()
+    assert "a secret of the engine" in caplog.text
+    assert "id-17" in caplog.text
+    assert dict(status.trailing_metadata())["x-request-id"] == "id-17"
+    assert shared_server.attribute().explanations, "the worker lives on"
+
+
+def test_calls_without_an_implementation_say_so(shared_server):
+    stream = shared_server.stub.AttributeStream(iter(()), timeout=PATIENCE)
+    for call in (
+        lambda: list(stream),
+        lambda: shared_server.stub.Intervene(messages.InterveneRequest(), timeout=PATIENCE),
+    ):
+        error, status = failure(call)
+        assert status.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert error.reason == "UNIMPLEMENTED"
+        assert dict(status.trailing_metadata())["x-request-id"]
+
+
+def test_bytes_that_are_no_message_are_an_invalid_argument(shared_server):
+    call = shared_server.channel.unary_unary("/neuron_attribution.v1.NeuronAttributionService/Attribute")
+    error, status = failure(lambda: call(b"\xff\xff", timeout=PATIENCE))
+    assert status.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.reason == "MALFORMED_MESSAGE"
+
+
+def test_every_error_carries_error_info_of_one_domain(shared_server):
+    _, status = failure(lambda: shared_server.attribute(attribution("")))
+    info = ErrorInfo()
+    details = Status.FromString(dict(status.trailing_metadata())["grpc-status-details-bin"]).details
+    assert details[0].Unpack(info)
+    assert info.domain == "neuron_attribution"
+
+
+def test_an_answer_over_the_message_limit_is_refused_by_name():
+    with running_server(ThreadWorker(FakeEngine()), maximum_message_bytes=1024) as server:
+        assert server.loaded.wait(PATIENCE)
+        request = messages.TokenizeRequest(text="x" * 200)
+        error, status = failure(lambda: server.stub.Tokenize(request, timeout=PATIENCE))
+        assert status.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.reason == "RESPONSE_TOO_LARGE"
+        assert dict(status.trailing_metadata())["grpc-retry-pushback-ms"] == "-1", "trying again cannot help"
+
+
+def test_a_request_over_the_message_limit_is_refused_by_grpc_itself():
+    with running_server(ThreadWorker(FakeEngine()), maximum_message_bytes=1024) as server:
+        assert server.loaded.wait(PATIENCE)
+        error, status = failure(lambda: server.attribute(attribution("x" * 2000)))
+        assert status.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.reason == "MESSAGE_TOO_LARGE"

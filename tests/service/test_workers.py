@@ -1,0 +1,90 @@
+"""Both workers behind the same interface, and what the process worker does when things go wrong."""
+
+import asyncio
+
+import pytest
+from neuron_attribution.errors import FailedPreconditionError, InternalError, UnavailableError
+from neuron_attribution_server.process_worker import ProcessWorker
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.worker import ModelLoadError, run_batch
+from service.fakes import CRASH, DIE, FACTS, REFUSE, FakeEngine, fail_to_load, make_engine, make_unsendable_engine
+
+WORKERS = {"thread": lambda: ThreadWorker(FakeEngine()), "process": lambda: ProcessWorker(make_engine)}
+
+
+def task(*ids):
+    return AttributeTask(token_ids=ids, explained=(ExplainedToken(len(ids) - 1),))
+
+
+def working(worker, scenario):
+    async def run():
+        try:
+            return await scenario(worker, await worker.start())
+        finally:
+            await worker.stop()
+
+    return asyncio.run(asyncio.wait_for(run(), 30))
+
+
+@pytest.fixture(params=WORKERS)
+def worker(request):
+    return WORKERS[request.param]()
+
+
+def test_outcomes_come_in_the_order_of_the_tasks(worker):
+    async def scenario(worker, facts):
+        assert (facts.identity, facts.tokenizer) == (FACTS.identity, FACTS.tokenizer)
+        outcomes = await worker.run([task(1), task(REFUSE), task(2, 3)])
+        assert [outcomes[0].token_ids, outcomes[2].token_ids] == [(1,), (2, 3)]
+        assert isinstance(outcomes[1], FailedPreconditionError)
+
+    working(worker, scenario)
+
+
+def test_an_engine_that_fails_fails_the_batch_and_lives_on(worker, capfd):
+    async def scenario(worker, _):
+        outcomes = await worker.run([task(1), task(CRASH)])
+        assert all(isinstance(outcome, InternalError) for outcome in outcomes)
+        [outcome] = await worker.run([task(1)])
+        assert outcome.token_ids == (1,)
+
+    working(worker, scenario)
+
+
+def test_a_wrong_number_of_outcomes_is_a_failed_batch():
+    class Forgetful(FakeEngine):
+        def run(self, tasks):
+            return super().run(tasks)[1:]
+
+    assert all(isinstance(outcome, InternalError) for outcome in run_batch(Forgetful(), [task(1), task(2)]))
+
+
+def test_outcomes_that_cannot_be_sent_fail_the_batch_alone(capfd):
+    async def scenario(worker, _):
+        [outcome] = await worker.run([task(1)])
+        assert isinstance(outcome, InternalError)
+
+    working(ProcessWorker(make_unsendable_engine), scenario)
+
+
+def test_a_dying_process_fails_its_batch_and_later_ones():
+    async def scenario(worker, _):
+        with pytest.raises(UnavailableError, match="exit code 3") as failed:
+            await worker.run([task(DIE)])
+        assert failed.value.reason == "WORKER_DIED"
+        await worker.ended()
+        with pytest.raises(UnavailableError):
+            await worker.run([task(1)])
+
+    working(ProcessWorker(make_engine), scenario)
+
+
+def test_a_failed_load_is_one_line():
+    with pytest.raises(ModelLoadError) as failed:
+        working(ProcessWorker(fail_to_load), None)
+    assert str(failed.value) == "no such model: 'nowhere' is neither a folder nor on the Hub"
+
+
+def test_a_worker_that_never_started_can_be_stopped():
+    asyncio.run(ProcessWorker(make_engine).stop())
