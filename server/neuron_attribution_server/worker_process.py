@@ -55,6 +55,9 @@ Batches = SimpleQueue[Sequence[Task] | None]
 
 def load(settings: LoadSettings) -> Engine:
     """Load the model. The import is here so that PyTorch is loaded in the worker process alone."""
+    # OpenMP threads that wait by spinning take the cores from whoever they wait for: with a second busy process on two
+    # cores a call took ten times as long. Read when PyTorch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from neuron_attribution_server.models import load_engine
 
     return load_engine(settings)
