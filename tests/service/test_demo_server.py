@@ -1,0 +1,191 @@
+"""The main job on the real model: a server process, the command line and concurrent clients over a real port."""
+
+import asyncio
+import json
+import threading
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+from neuron_attribution import AsyncClient, Client, InvalidArgumentError, NotFoundError
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
+from service.demo_server import run, serving
+
+PROMPT = "The capital of France is"
+PROMPTS = (
+    "London is the capital of",
+    "The sun",
+    "People in Mexico speak",
+    "The capital of Japan is",
+    "Water is made of hydrogen and",
+    "The opposite of hot is",
+    "The largest planet in the solar system is",
+    "Two plus two equals",
+    "The Eiffel Tower is located in the city of",
+    "In 1969, the first man walked on the",
+    "Toulouse belongs to the continent of",
+    "My favourite colour is",
+    "The author of Romeo and Juliet, who was born in Stratford-upon-Avon, was William",
+    "To be or not to be, that is the",
+    "Once upon a time, in a small village at the foot of a high mountain, there lived an old",
+    "Michio Kaku works in the area of theoretical",
+)
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def address():
+    try:
+        demo_folder()
+    except DemoUnavailableError as error:
+        pytest.skip(f"no demo model: {error}")
+    with serving() as (address, _):
+        yield address
+
+
+@pytest.fixture
+def client(address):
+    with Client(address) as client:
+        yield client
+
+
+def answer(address, *arguments):
+    """The command's JSON; nothing else may stand on standard output."""
+    finished = run(*arguments, "--json", address=address)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_attribute_prints_the_contract_as_canonical_json(address):
+    text = answer(address, "attribute", PROMPT, "--contrast", " London", "--neuron", "24.1005")
+    response = json_format.Parse(text, messages.AttributeResponse())
+    (explanation,) = response.explanations
+    assert explanation.target.token.text == " Paris"
+    assert explanation.contrast.token.text == " London"
+    assert explanation.position == 4
+    assert [token.text for token in response.tokens] == ["The", " capital", " of", " France", " is"]
+    assert len(explanation.layers.attention) == len(explanation.layers.ffn) == 30
+    assert list(explanation.head_scores.shape) == [30, 9]
+    assert [len(head.position_scores) for head in explanation.heads] == [5] * 10
+    for ranking in (explanation.ffn_value_neurons, explanation.attention_value_neurons, explanation.query_ffn_neurons):
+        assert len(ranking.neurons) == 10
+        assert all(len(neuron.projection.top) == len(neuron.projection.bottom) == 10 for neuron in ranking.neurons)
+        assert ranking.coverage.exact
+    assert len(explanation.ffn_query_layers.layers) == len(explanation.attention_query_layers.layers) == 61
+    assert explanation.neurons[0].neuron.ffn.index == 1005
+    assert (response.model.name, response.model.dtype) == ("SmolLM2-135M-Instruct", "float32")
+    assert response.timings.batch_tokens == 5
+
+
+def test_attribute_prints_tables_for_people(address):
+    finished = run("attribute", PROMPT, address=address)
+    assert finished.returncode == 0
+    for heading in ("FFN value neurons", "attention value neurons", "heads", "strongest layers", "query FFN neurons"):
+        assert heading in finished.stdout
+    assert "' Paris'" in finished.stdout
+    assert "' capitals'" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["24.1005"], ["10.3.20"], ["2.17", "--through", "15.3"], ["--side=subkey", "1.2"]]
+)
+def test_project_answers(address, arguments):
+    (projection,) = json.loads(answer(address, "project", *arguments))["projections"]
+    assert len(projection["projection"]["top"]) == 10
+
+
+def test_model_and_tokenize_answer(address):
+    model = json.loads(answer(address, "model"))
+    assert (model["family"], model["sizes"]["layers"], model["sizes"]["vocabulary"]) == ("llama", 30, 49152)
+    assert all(each["error"] <= each["tolerance"] for each in model["invariants"])
+    tokens = json.loads(answer(address, "tokenize", " Paris"))["tokens"]
+    assert [token["token"]["text"] for token in tokens] == [" Paris"]
+
+
+def test_a_prompt_of_a_thousand_tokens_works(client):
+    sentence = "The river that flows through the old town is very long and very wide. "
+    result = client.attribute(sentence * 67 + "The capital of France is")
+    assert len(result.tokens) > 1000
+    assert abs(result.explanations[0].layers.remainder) < 1e-3
+    assert len(result.explanations[0].heads[0].position_scores) == len(result.tokens)
+
+
+def test_batched_equals_single(address):
+    """Sixteen prompts sent at once get the answers they get alone.
+
+    To 1e-5 of the largest score of a part: the shape of a matrix product changes how float32 rounds, and through 30
+    layers the model's own log probabilities move by up to 1.5e-5 at some layers with that alone.
+    """
+    with Client(address) as client:
+        alone = [client.attribute(prompt).explanations[0] for prompt in PROMPTS]
+
+    async def together():
+        async with AsyncClient(address) as client:
+            return await asyncio.gather(*[client.attribute(prompt) for prompt in PROMPTS])
+
+    batched = asyncio.run(together())
+    assert max(result.timings.batch_requests for result in batched) > 1
+    for expected, result in zip(alone, batched, strict=True):
+        assert_same(expected, result.explanations[0])
+
+
+def assert_same(expected, got):
+    assert got.target.token == expected.target.token
+    for name in ("attention", "ffn"):
+        assert_close(getattr(got.layers, name), getattr(expected.layers, name))
+    assert_close(got.head_scores, expected.head_scores)
+    for name in ("ffn_value_neurons", "attention_value_neurons", "query_ffn_neurons"):
+        assert_close(*[np.array([n.score for n in getattr(each, name).neurons]) for each in (got, expected)])
+
+
+def assert_close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE * max(1, np.abs(expected).max()))
+
+
+def test_two_clients_share_a_forward_pass(address):
+    """While a long prompt keeps the worker busy two clients wait, and then run as one batch."""
+    results = []
+
+    def ask(prompt, started=None):
+        with Client(address) as client:
+            if started:
+                started.set()
+            results.append(client.attribute(prompt, parts=["layers"]))
+
+    busy = threading.Event()
+    threads = [threading.Thread(target=ask, args=("word " * 1500, busy))]
+    threads[0].start()
+    busy.wait()
+    threads += [threading.Thread(target=ask, args=(prompt,)) for prompt in ("Paris is the capital of", "The sun")]
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(result.timings.batch_requests for result in results) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"target": " Parisianly"}, InvalidArgumentError, "tokens"),
+        ({"target": 60_000}, InvalidArgumentError, "target"),
+        ({"target": ""}, InvalidArgumentError, "target"),
+        ({"prompt": ""}, InvalidArgumentError, "prompt"),
+        ({"prompt": "word " * 9000}, InvalidArgumentError, "prompt"),
+        ({"neurons": ["30.0"]}, InvalidArgumentError, "neurons[0]"),
+        ({"neurons": ["0.9.0"]}, InvalidArgumentError, "neurons[0]"),
+        ({"model": "gpt-5"}, NotFoundError, "SmolLM2-135M-Instruct"),
+    ],
+)
+def test_bad_input_is_refused_and_the_next_request_is_served(client, arguments, error, words):
+    with pytest.raises(error) as refused:
+        client.attribute(**{"prompt": PROMPT} | arguments)
+    assert words in refused.value.message
+    assert client.attribute(PROMPT, parts=["layers"]).explanations[0].target.token.text == " Paris"
+
+
+def test_a_stop_signal_ends_the_server_cleanly():
+    with serving() as (_, process):
+        process.terminate()
+        assert process.wait(30) == 0
