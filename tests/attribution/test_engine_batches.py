@@ -1,0 +1,85 @@
+"""A request's answer does not depend on its batch, nor on when it is asked."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from neuron_attribution.errors import NeuronAttributionError
+from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.requests import AttributeOptions, Direction
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, ProjectTask
+from reference.compare_answers import assert_same
+from reference.compare_explanations import assert_explanation
+from reference.compared import Compared
+from reference.tiny_models import VOCABULARY
+
+PROMPTS = 16
+LONGEST = 20
+OPTIONS = AttributeOptions(direction=Direction.BOTH, query_sources=20)
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[AttributeTask]:
+    """Prompts of mixed lengths; some explain several positions, some generate, some contrast."""
+    generator = random.Random(7)
+    tasks = []
+    for number in range(PROMPTS):
+        length = 1 + generator.randrange(LONGEST)
+        ids = tuple(generator.randrange(VOCABULARY) for _ in range(length))
+        explained = [ExplainedToken(length - 1, None if number % 3 else generator.randrange(VOCABULARY))]
+        if length > 2 and number % 4 == 0:
+            explained.insert(0, ExplainedToken(length // 2, generator.randrange(VOCABULARY)))
+        contrast = generator.randrange(VOCABULARY) if number % 5 == 4 else None
+        tasks.append(AttributeTask(token_ids=ids, explained=tuple(explained), contrast=contrast, options=OPTIONS))
+    return tasks
+
+
+def test_batched_equals_single(tiny: Compared, tasks: list[AttributeTask]) -> None:
+    batched = tiny.engine.run(tasks)
+    for task, outcome in zip(tasks, batched, strict=True):
+        alone = tiny.explain(task)
+        assert outcome.token_ids == task.token_ids
+        assert len(outcome.explanations) == len(alone) == len(task.explained)
+        for got, other in zip(outcome.explanations, alone, strict=True):
+            assert_same(got, other)
+
+
+def test_batched_equals_the_oracle(tiny: Compared, tasks: list[AttributeTask]) -> None:
+    for task, outcome in zip(tasks, tiny.engine.run(tasks), strict=True):
+        oracle = tiny.oracle(task.token_ids)
+        for got, token in zip(outcome.explanations, task.explained, strict=True):
+            assert_explanation(got, oracle.explain(token.position, token.target, task.contrast), task.options)
+
+
+def test_a_second_run_gives_the_same_to_the_last_bit(tiny: Compared, tasks: list[AttributeTask]) -> None:
+    first, second = tiny.engine.run(tasks), tiny.engine.run(tasks)
+    for one, other in zip(first, second, strict=True):
+        for got, again in zip(one.explanations, other.explanations, strict=True):
+            assert_same(got, again, tolerance=0.0)
+
+
+def test_outcomes_follow_the_order_of_tasks(tiny: Compared, tasks: list[AttributeTask]) -> None:
+    """Projections and generations among attributions, each answer in its place."""
+    projection = ProjectTask(neurons=(FfnNeuron(1, 5),))
+    generation = AttributeTask(token_ids=(4, 8, 15), generate=2, options=OPTIONS)
+    mixed = [projection, tasks[0], generation, projection, tasks[1]]
+    outcomes = tiny.engine.run(mixed)
+    assert not [outcome for outcome in outcomes if isinstance(outcome, NeuronAttributionError)]
+    assert outcomes[0].projections == outcomes[3].projections
+    assert [outcomes[i].token_ids for i in (1, 4)] == [tasks[0].token_ids, tasks[1].token_ids]
+    assert len(outcomes[2].explanations) == 2
+    for got, other in zip(outcomes[2].explanations, tiny.explain(generation), strict=True):
+        assert_same(got, other)
+
+
+def test_outcomes_tell_of_their_batch(tiny: Compared, tasks: list[AttributeTask]) -> None:
+    for outcome in tiny.engine.run(tasks):
+        assert outcome.batch_requests == len(tasks)
+        assert outcome.batch_tokens == sum(task.tokens for task in tasks)
+        assert outcome.forward > 0
+        assert outcome.scoring > 0
+
+
+def test_no_tasks_no_outcomes(tiny: Compared) -> None:
+    assert tiny.engine.run([]) == []

@@ -1,0 +1,46 @@
+"""What neurons mean in the vocabulary, engine against oracle."""
+
+from __future__ import annotations
+
+import pytest
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
+from neuron_attribution.requests import Side, Subkey
+from neuron_attribution.results import NeuronProjection
+from neuron_attribution_server.tasks import ProjectTask
+from reference.compare import assert_projection
+from reference.compared import Compared
+from reference.projections import project_neuron, project_through
+from reference.tiny_models import VOCABULARY
+
+FFN = (FfnNeuron(0, 0), FfnNeuron(2, 47), FfnNeuron(1, 20))
+ATTENTION = (AttentionNeuron(0, 0, 0), AttentionNeuron(2, 3, 7), AttentionNeuron(1, 1, 4), AttentionNeuron(1, 2, 4))
+
+
+def projections(tiny: Compared, neurons: tuple[Neuron, ...], **facts: object) -> tuple[NeuronProjection, ...]:
+    """The engine's answer, in the order asked."""
+    (outcome,) = tiny.engine.run([ProjectTask(neurons=neurons, **facts)])
+    if isinstance(outcome, Exception):
+        raise outcome
+    assert [projection.neuron for projection in outcome.projections] == list(neurons)
+    return outcome.projections
+
+
+@pytest.mark.parametrize("top_k", [1, 10, VOCABULARY, 10 * VOCABULARY])
+@pytest.mark.parametrize("side", list(Side))
+def test_neurons_of_both_kinds(tiny: Compared, side: Side, top_k: int) -> None:
+    for got in projections(tiny, FFN + ATTENTION, side=side, top_k=top_k):
+        assert_projection(got.projection, project_neuron(tiny.weights, got.neuron, side), top_k)
+
+
+def test_gate_subkeys(tiny: Compared) -> None:
+    if tiny.name == "gpt2":
+        pytest.skip("no gate")
+    for got in projections(tiny, FFN, side=Side.SUBKEY, subkey=Subkey.GATE):
+        assert_projection(got.projection, project_neuron(tiny.weights, got.neuron, Side.SUBKEY, Subkey.GATE), 10)
+
+
+@pytest.mark.parametrize("head", [Head(1, 0), Head(2, 1), Head(2, 3)], ids=str)
+def test_ffn_neurons_through_a_head(tiny: Compared, head: Head) -> None:
+    neurons = (FfnNeuron(0, 0), FfnNeuron(0, 31))
+    for got in projections(tiny, neurons, through=head):
+        assert_projection(got.projection, project_through(tiny.weights, got.neuron, head), 10)

@@ -1,0 +1,81 @@
+"""Query layers and query FFN neurons: the choice of sources and keys, and divisors that are zero."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
+from neuron_attribution.results import QueryLayers
+from reference import queries
+from reference.compare import assert_close
+from reference.compare_neurons import ranking_key
+from reference.compared import Compared, compare
+from reference.tiny_models import tiny_gpt2
+
+OTHER = (88, 7, 41, 7, 60, 2, 90, 33, 12)
+ALL = 100_000
+
+
+@pytest.mark.parametrize("subkey", list(Subkey))
+def test_subkeys(tiny: Compared, subkey: Subkey) -> None:
+    if subkey is Subkey.GATE and tiny.name == "gpt2":
+        pytest.skip("no gate")
+    tiny.check(OTHER, 5, options=AttributeOptions(subkey=subkey, parts=frozenset({Part.QUERY_LAYERS})))
+
+
+@pytest.mark.parametrize("sources", [1, 7, 100])
+def test_query_sources(tiny: Compared, sources: int) -> None:
+    parts = frozenset({Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
+    options = AttributeOptions(query_sources=sources, parts=parts, direction=Direction.BOTH)
+    tiny.check(OTHER, 60, options=options)
+
+
+def test_query_sources_are_chosen_by_log_probability_increase(tiny: Compared) -> None:
+    tiny.check(OTHER, 60, options=AttributeOptions(scoring_method=ScoringMethod.NORM))
+
+
+def test_query_sources_of_a_contrast(tiny: Compared) -> None:
+    parts = frozenset({Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
+    tiny.check(OTHER, 60, 5, AttributeOptions(parts=parts))
+
+
+@pytest.fixture(scope="module")
+def keyless() -> Compared:
+    """A GPT-2 with one FFN neuron and one attention neuron that only their biases activate: their keys are zero."""
+    model = tiny_gpt2()
+    block = model.transformer.h[1]
+    with torch.no_grad():
+        block.mlp.c_fc.weight[:, 9] = 0
+        block.mlp.c_fc.bias[9] = 1
+        block.attn.c_attn.weight[:, 2 * 32 + 8 * 3 + 5] = 0
+    return compare(model, "keyless")
+
+
+def test_sources_without_a_key_are_skipped_and_counted(keyless: Compared) -> None:
+    """The neuron (1, 3, 5) is a source at each of the nine positions."""
+    parts = frozenset({Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
+    got = keyless.explain_last(OTHER, 5, options=AttributeOptions(parts=parts, query_sources=ALL, top_k=ALL))
+    want = keyless.oracle(OTHER).explain(target=5)
+    ffn, attention = want.ffn_neuron_scores(), want.attention_neuron_scores()
+    assert abs(ffn[1, 9]) > 1e-3
+    assert (got.ffn_query_layers.sources, got.ffn_query_layers.skipped_sources) == (len(ffn), 1)
+    assert got.attention_query_layers.sources == len(attention)
+    assert got.attention_query_layers.skipped_sources == len(OTHER)
+    expected = queries.ffn_query_layers(want, [key for key in ffn if key != (1, 9)], ffn)
+    assert_layers_are(got.ffn_query_layers, expected)
+    sources = [key for key in attention if key[:3] != (1, 3, 5)]
+    assert_layers_are(got.attention_query_layers, queries.attention_query_layers(want, sources, attention))
+    expected = queries.query_ffn_neurons(want, sources, attention)
+    for entry in got.query_ffn_neurons.neurons:
+        assert math.isfinite(entry.score)
+        tolerance = 1e-6 * max(10.0, expected.magnification)
+        assert_close(entry.score, expected.scores[ranking_key(entry)], "query FFN neuron", tolerance)
+
+
+def assert_layers_are(got: QueryLayers, expected: queries.QueryScores) -> None:
+    """Within what the worst source's divisor does to rounding."""
+    tolerance = 1e-6 * max(10.0, expected.magnification)
+    wanted = [expected.scores[component.kind, component.layer] for component in got.layers]
+    assert_close([component.score for component in got.layers], wanted, "query layers", tolerance)

@@ -1,0 +1,106 @@
+"""Compares the engine's rankings of value neurons, and the neurons in them, with the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
+from neuron_attribution.requests import AttributeOptions, Direction, Part
+from neuron_attribution.results import Explanation, NeuronRanking, NeuronScore, Projection, PromotedSide
+
+from reference import projections
+from reference.compare import TOLERANCE, assert_close, assert_projection, assert_ranking
+from reference.oracle import Explained
+
+INCREASING = (Direction.INCREASE, Direction.BOTH)
+DECREASING = (Direction.DECREASE, Direction.BOTH)
+
+
+def ranking_key(entry: NeuronScore) -> tuple[int, ...]:
+    """(layer, index), or (layer, head, index, position)."""
+    if isinstance(entry.neuron, FfnNeuron):
+        assert entry.position is None
+        return entry.neuron.layer, entry.neuron.index
+    return entry.neuron.layer, entry.neuron.head, entry.neuron.index, entry.position
+
+
+def assert_neurons(
+    ranking: NeuronRanking,
+    scores: Mapping[tuple[int, ...], float],
+    options: AttributeOptions,
+    *,
+    increasing: bool,
+    tolerance: float,
+) -> None:
+    """A ranking of neurons and its coverage, an exact one."""
+    keys = [ranking_key(entry) for entry in ranking.neurons]
+    assert_ranking(
+        keys,
+        [entry.score for entry in ranking.neurons],
+        scores,
+        options.top_k,
+        increasing=increasing,
+        tolerance=tolerance,
+    )
+    coverage = ranking.coverage
+    assert coverage.exact
+    assert coverage.neurons == len(scores)
+    assert len(keys) <= coverage.scored <= coverage.neurons
+    if options.exhaustive:
+        assert coverage.scored == coverage.neurons
+    else:
+        assert coverage.bounded <= coverage.neurons
+
+
+def assert_value_neurons(got: Explanation, want: Explained, options: AttributeOptions, tolerance: float) -> None:
+    method = options.scoring_method
+    pairs = []
+    if Part.FFN_VALUE_NEURONS in options.parts:
+        pairs.append((got.ffn_value_neurons, got.ffn_value_neurons_decreasing, want.ffn_neuron_scores(method)))
+    if Part.ATTENTION_VALUE_NEURONS in options.parts:
+        scores = want.attention_neuron_scores(method)
+        pairs.append((got.attention_value_neurons, got.attention_value_neurons_decreasing, scores))
+    for increasing, decreasing, scores in pairs:
+        assert (increasing is not None) == (options.direction in INCREASING)
+        assert (decreasing is not None) == (options.direction in DECREASING)
+        if increasing is not None:
+            assert_neurons(increasing, scores, options, increasing=True, tolerance=tolerance)
+        if decreasing is not None:
+            assert_neurons(decreasing, scores, options, increasing=False, tolerance=tolerance)
+        for ranking in filter(None, (increasing, decreasing)):
+            for entry in ranking.neurons:
+                assert_entry(entry, want, options.projection_top_k, tolerance)
+
+
+def assert_entry(entry: NeuronScore, want: Explained, projection_top_k: int, tolerance: float) -> None:
+    """A value neuron's coefficient, projection and promoted side."""
+    neuron = entry.neuron
+    if isinstance(neuron, AttentionNeuron):
+        coefficient = want.attention_coefficient(neuron.layer, neuron.head, neuron.index, entry.position)
+    else:
+        coefficient = want.ffn_coefficient(neuron.layer, neuron.index)
+    assert_close(entry.coefficient, coefficient, f"coefficient of {neuron}", tolerance)
+    if abs(coefficient) > tolerance:
+        assert entry.promoted_side is (PromotedSide.TOP if coefficient > 0 else PromotedSide.BOTTOM)
+    assert_entry_projection(entry, want, projection_top_k, tolerance)
+
+
+def assert_entry_projection(entry: NeuronScore, want: Explained, top_k: int, tolerance: float) -> None:
+    """The projection of the entry's subvalue, or none when none was asked for."""
+    if not top_k:
+        assert entry.projection in (None, Projection())
+        return
+    assert_projection(entry.projection, projections.project_neuron(want.weights, entry.neuron), top_k, tolerance)
+
+
+def assert_named(
+    got: NeuronScore, neuron: Neuron, want: Explained, projection_top_k: int, tolerance: float = TOLERANCE
+) -> None:
+    """A neuron the request named, an attention neuron with all its source positions together."""
+    assert (got.neuron, got.position) == (neuron, None)
+    if isinstance(neuron, AttentionNeuron):
+        score = want.whole_attention_neuron_score(neuron.layer, neuron.head, neuron.index)
+    else:
+        score = want.ffn_layer_scores(neuron.layer)[neuron.layer, neuron.index]
+    assert_close(got.score, score, f"score of {neuron}", tolerance)
+    assert_entry(got, want, projection_top_k, tolerance)

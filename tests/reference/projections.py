@@ -1,0 +1,50 @@
+"""What neurons, heads and positions mean in the vocabulary: read through the unembedding, unscaled."""
+
+from __future__ import annotations
+
+import torch
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
+from neuron_attribution.requests import Side, Subkey
+from torch import Tensor
+
+from reference.oracle import Explained
+from reference.unembedding import project
+from reference.weights import Weights
+
+
+def project_neuron(weights: Weights, neuron: Neuron, side: Side = Side.SUBVALUE, subkey: Subkey = Subkey.UP) -> Tensor:
+    """A neuron's subvalue, or its subkey read through the weight of the norm before its block. [V]"""
+    return project(weights, _vector(weights, neuron, side, subkey))
+
+
+def project_through(weights: Weights, neuron: FfnNeuron, head: Head) -> Tensor:
+    """An FFN neuron's subvalue through a head: norm without bias, value rows, output rows, vocabulary. [V]"""
+    subvalue = weights.layers[neuron.layer].down[neuron.index]
+    normed = weights.layers[head.layer].attention_norm.without_bias(subvalue)
+    read = weights.value_rows(head.layer, head.head) @ normed
+    return project(weights, read @ weights.output_rows(head.layer, head.head))
+
+
+def project_position(explained: Explained, layer: int, head: int, position: int) -> tuple[Tensor, Tensor, Tensor]:
+    """At one source position: the layer's input, its attention-only part, what the head adds from there. Each [V]"""
+    attention_only = torch.zeros_like(explained.layers[0].input[position])
+    for lower in range(layer):
+        attention_only = attention_only + explained.layers[lower].attention[position]
+    vectors = (
+        explained.layers[layer].input[position],
+        attention_only,
+        explained.position_vectors(layer, head)[position],
+    )
+    return tuple(project(explained.weights, vector) for vector in vectors)
+
+
+def _vector(weights: Weights, neuron: Neuron, side: Side, subkey: Subkey) -> Tensor:
+    layer = weights.layers[neuron.layer]
+    if isinstance(neuron, AttentionNeuron):
+        if side is Side.SUBVALUE:
+            return weights.output_rows(neuron.layer, neuron.head)[neuron.index]
+        return weights.value_rows(neuron.layer, neuron.head)[neuron.index] * layer.attention_norm.weight
+    if side is Side.SUBVALUE:
+        return layer.down[neuron.index]
+    rows = layer.gate if subkey is Subkey.GATE else layer.up
+    return rows[neuron.index] * layer.ffn_norm.weight
