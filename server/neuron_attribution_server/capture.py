@@ -179,5 +179,6 @@ def _allowed(rows: ExplainedRows, mask: Tensor | None, length: int) -> Tensor:
     """Where each explained row may look, [E, 1 or H, T]. No mask means that SDPA was told to be causal."""
     if mask is None:
         return torch.arange(length, device=rows.positions.device) <= rows.positions[:, None, None]
-    visible: Tensor = mask[rows.sequences if mask.shape[0] > 1 else 0, :, rows.positions]
+    every = mask.expand(len(rows.spans), -1, -1, -1)
+    visible: Tensor = every[rows.sequences, :, rows.positions]
     return visible if visible.dtype == torch.bool else visible == 0

@@ -44,6 +44,8 @@ def model_source(settings: LoadSettings) -> ModelSource:
         return ModelSource(path.stem, str(path.parent), {"gguf_file": path.name})
     if path.is_dir():
         return ModelSource(path.resolve().name, str(path))
+    if settings.model.startswith(("/", ".", "~")):
+        raise FileNotFoundError(f"--model {settings.model}: there is no such folder or file")
     return ModelSource(settings.model, settings.model, {"revision": settings.revision} if settings.revision else {})
 
 

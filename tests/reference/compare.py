@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.results import Projection
 from torch import Tensor
 
@@ -65,3 +66,9 @@ def assert_projection(got: Projection, want: Tensor, top_k: int, tolerance: floa
         others = values.clone()
         others[ids] = -torch.inf
         assert others.max() <= values[ids].min() + slack, f"token {others.argmax()} is missing"
+
+
+def assert_no_gate(outcome: object) -> None:
+    """The outcome is the refusal of a model whose FFN has no gate."""
+    assert isinstance(outcome, FailedPreconditionError)
+    assert outcome.reason == "NO_GATE"

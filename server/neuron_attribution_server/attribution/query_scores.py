@@ -1,8 +1,9 @@
 """Query scores: what activates the value neurons (paper section 3.3).
 
 A value neuron's key reads the residual stream, which is a sum of components; each component gets its share of the
-neuron's score. Computed in float64: the divisor is a signed sum that can be near zero. Sources whose divisor is below
-`SMALLEST_SHARE` of the sum of absolute values are skipped and counted.
+neuron's score. The divisor is a signed sum that can be near zero, and magnifies the rounding of float32 states (about
+1e-6) by the inverse of its share of the terms' absolute sum. Sources below `SMALLEST_SHARE`, which have less than two
+digits left, are skipped and counted; the rest is computed in float64.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SMALLEST_SHARE = 1e-6
+SMALLEST_SHARE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)

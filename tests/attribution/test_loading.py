@@ -1,0 +1,99 @@
+"""Models are proven at load: right ones are served with their measured errors, wrong ones are refused by name."""
+
+import dataclasses
+
+import pytest
+import torch
+from neuron_attribution.errors import FailedPreconditionError
+from neuron_attribution_server.architectures import families
+from neuron_attribution_server.architectures.families import GPT2, LLAMA
+from neuron_attribution_server.architectures.spec import NormKind, Rows
+from neuron_attribution_server.capture import ATTENTION_KEY
+from neuron_attribution_server.config import LoadSettings
+from neuron_attribution_server.demo import DemoUnavailableError, fetch_gguf
+from neuron_attribution_server.models import engine_from, load_engine
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from reference.tiny_models import tiny_gpt2, tiny_llama
+from transformers import BloomConfig, BloomForCausalLM
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+WRONG = {
+    "forward_parity": (LLAMA, {"norm": NormKind.LAYER}),
+    "value_keys": (LLAMA, {"value": Rows("self_attn.k_proj")}),
+    "value_keys of a fused projection": (GPT2, {"value": Rows("attn.c_attn", block=1, blocks=3)}),
+    "value_keys by the norm": (GPT2, {"attention_norm": "ln_2"}),
+    "ffn_keys": (LLAMA, {"up": Rows("mlp.gate_proj"), "gate": Rows("mlp.up_proj")}),
+    "ffn_keys by the norm": (LLAMA, {"ffn_norm": "input_layernorm"}),
+}
+MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_invariant_is_measured_and_holds(name):
+    invariants = engine_from(MODELS[name]()).facts.invariants
+    assert len(invariants) == 7
+    for invariant in invariants:
+        assert 0 <= invariant.error < invariant.tolerance / 10
+        assert invariant.description.endswith(".")
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_spec_is_refused_naming_the_invariant(monkeypatch, case):
+    right, wrong = WRONG[case]
+    monkeypatch.setitem(families.FAMILIES, right.family, dataclasses.replace(right, **wrong))
+    with pytest.raises(FailedPreconditionError, match=f"{case.split()[0]} is off by") as refused:
+        engine_from(MODELS[right.family]())
+    assert refused.value.reason == "INVARIANT_FAILED"
+
+
+def test_a_lost_mask_is_refused(monkeypatch):
+    """Without a mask function of its own the recorded attention would see the future, and say nothing."""
+
+    def sees_everything(*args, **kwargs):
+        return torch.zeros_like(sdpa_mask(*args, **kwargs | {"allow_is_causal_skip": False})).logical_not()
+
+    monkeypatch.setattr("neuron_attribution_server.capture.sdpa_mask", sees_everything)
+    with pytest.raises(FailedPreconditionError, match="forward_parity"):
+        engine_from(tiny_llama())
+    AttentionMaskInterface.register(ATTENTION_KEY, sdpa_mask)
+
+
+def test_neurons_that_do_not_add_up_are_refused():
+    """Something between the neurons and the write, such as a norm after the block, shows in both sums."""
+    model = tiny_llama()
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda _module, _inputs, output: 1.1 * output)
+        layer.self_attn.o_proj.register_forward_hook(lambda _module, _inputs, output: 1.1 * output)
+    with pytest.raises(FailedPreconditionError, match=r"attention_neurons is off by.*ffn_neurons is off by"):
+        engine_from(model)
+
+
+def test_layers_that_do_more_than_add_are_refused():
+    model = tiny_gpt2()
+    for layer in model.transformer.h:
+        layer.register_forward_hook(lambda _module, _inputs, output: 1.1 * output)
+    with pytest.raises(FailedPreconditionError, match="residual_additivity is off by"):
+        engine_from(model)
+
+
+def test_an_unknown_architecture_is_refused_by_name():
+    model = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2))
+    with pytest.raises(FailedPreconditionError, match="bloom architecture is not supported; supported: gpt2, llama"):
+        engine_from(model)
+
+
+def test_a_folder_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match="/nowhere: there is no such folder"):
+        load_engine(LoadSettings("/nowhere"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_gguf_file_is_served(tmp_path):
+    try:
+        gguf = fetch_gguf(tmp_path)
+    except DemoUnavailableError as error:
+        pytest.skip(f"no GGUF file: {error}")
+    engine = load_engine(LoadSettings(str(gguf)))
+    assert engine.facts.identity.revision.startswith("sha256:")
+    (outcome,) = engine.run([AttributeTask(token_ids=(504, 3575, 282, 4649, 314), explained=(ExplainedToken(4),))])
+    assert outcome.explanations[0].target.token.text == " Paris"
