@@ -66,7 +66,7 @@ class CapturedStates:
     head_outputs: list[Tensor] = field(default_factory=list)
     """The input of attention's output projection at the explained rows, [E, H * D]."""
     coefficients: list[Tensor] = field(default_factory=list)
-    """The input of the FFN's output projection, [B, T, N]."""
+    """The input of the FFN's output projection at the explained rows, [E, N]."""
     values: list[Tensor] = field(default_factory=list)
     """Value vectors [B, K, T, D]."""
     attention_rows: list[Tensor] = field(default_factory=list)
@@ -125,7 +125,7 @@ def _hooks(view: ModelView, states: CapturedStates) -> list[Any]:
                 _input_to(states.head_outputs, states.rows), with_kwargs=True
             ),
             layer.attention_output.register_forward_hook(_output_to(states.attention_writes)),
-            layer.ffn_output.register_forward_pre_hook(_input_to(states.coefficients), with_kwargs=True),
+            layer.ffn_output.register_forward_pre_hook(_input_to(states.coefficients, states.rows), with_kwargs=True),
             layer.ffn_output.register_forward_hook(_output_to(states.ffn_writes)),
         ]
     return handles

@@ -98,7 +98,7 @@ def _ffn_neurons(probe: Probe) -> float:
     """FFN neurons and the bias add up to what the FFN writes."""
     return max(
         _error(
-            _sum(probe.states.coefficients[number][0], layer.ffn_subvalues, layer.ffn_bias),
+            _sum(probe.states.coefficients[number], layer.ffn_subvalues, layer.ffn_bias),
             probe.states.ffn_writes[number][0].float(),
         )
         for number, layer in probe.layers()
@@ -113,7 +113,7 @@ def _value_keys(probe: Probe) -> float:
 def _ffn_keys(probe: Probe) -> float:
     """The FFN's input rows, read through the norm before the FFN, give its neurons' coefficients."""
     return max(
-        _error(_coefficients(probe, number, layer), probe.states.coefficients[number][0].float())
+        _error(_coefficients(probe, number, layer), probe.states.coefficients[number].float())
         for number, layer in probe.layers()
     )
 

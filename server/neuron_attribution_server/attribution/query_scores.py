@@ -48,8 +48,9 @@ def query_ffn_scores(
 ) -> Tensor:
     """Query scores of every FFN neuron, [L, N], over the sources in higher layers.
 
-    Subvalues of each layer, [N, d]; coefficients [P, L, N] at the P distinct source positions; scaled keys [K, d];
-    sources [K] index the P positions; layers [K] are the sources' layers. Layers with no source above score zero.
+    Subvalues of each layer, [N, d]; coefficients [P, L', N] of the layers below the highest source at the P distinct
+    source positions; scaled keys [K, d]; sources [K] index the P positions; layers [K] are the sources' layers. Layers
+    with no source above score zero.
     """
     scores = []
     below = int(layers.max())
@@ -58,7 +59,7 @@ def query_ffn_scores(
         above = layers > layer
         per_position.index_add_(0, sources[above], keys[above])
         scores.append((coefficients[:, layer] * (per_position.float() @ rows.float().T)).sum(0))
-    unread = coefficients.new_zeros(coefficients.shape[1] - below, coefficients.shape[2])
+    unread = coefficients.new_zeros(len(subvalues) - below, coefficients.shape[2])
     return torch.cat([*(row[None] for row in scores), unread])
 
 

@@ -73,8 +73,9 @@ class Queries:
         inputs = self._inputs([neuron.layer for neuron in neurons], positions[which])
         scores = torch.tensor([source.score for source in sources], device=keys.device)
         scaled, _ = scaled_keys(keys, inputs, scores)
+        below = int(layers.max())
         subvalues = [layer.ffn_subvalues for layer in self._view.layers]
-        return query_ffn_scores(subvalues, self._coefficients(positions), scaled, which, layers)
+        return query_ffn_scores(subvalues, self._coefficients(positions, below), scaled, which, layers)
 
     def _positions(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
         """The distinct positions of sources, and which of them each source has."""
@@ -88,10 +89,18 @@ class Queries:
         pairs = zip(layers, positions.tolist(), strict=True)
         return torch.stack([self._captured.inputs[layer][sequence, position] for layer, position in pairs]).float()
 
-    def _coefficients(self, positions: Tensor) -> Tensor:
-        """FFN coefficients at some positions, [P, L, N]."""
-        states = [layer[self._row.sequence, positions] for layer in self._captured.coefficients]
-        return torch.stack(states, 1).float()
+    def _coefficients(self, positions: Tensor, below: int) -> Tensor:
+        """FFN coefficients of layers 0 ... below - 1 at a few positions, [P, below, N].
+
+        Computed again from the residual stream: keeping them for every position would double what a token costs.
+        """
+        sizes = self._view.sizes
+        coefficients = torch.empty(len(positions), below, sizes.ffn_width, device=positions.device)
+        for number, layer in enumerate(self._view.layers[:below]):
+            at = (self._row.sequence, positions)
+            residual = self._captured.inputs[number][at].float() + self._captured.attention_writes[number][at].float()
+            coefficients[:, number] = layer.ffn_inputs(layer.ffn_norm.normed(residual))
+        return coefficients
 
 
 def _query_layers(found: ComponentScores, count: int) -> QueryLayers:

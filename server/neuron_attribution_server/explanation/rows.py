@@ -41,7 +41,7 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
         inputs=at_rows(captured.inputs),
         attention_writes=at_rows(captured.attention_writes),
         ffn_writes=at_rows(captured.ffn_writes),
-        coefficients=at_rows(captured.coefficients),
+        coefficients=torch.stack([layer[indices] for layer in captured.coefficients], 1).float(),
         head_outputs=torch.stack([layer[indices] for layer in captured.head_outputs], 1)
         .float()
         .unflatten(2, (heads, -1)),
