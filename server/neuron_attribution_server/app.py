@@ -75,7 +75,7 @@ class Application:
         facts = await self._worker.start()
         model = await asyncio.to_thread(ServedModel, facts, self._config.limits(facts.maximum_tokens))
         await self._warm_up(model)
-        scheduler = Scheduler(self._worker, self._config)
+        scheduler = Scheduler(self._worker, self._config, facts.memory)
         self._scheduling = asyncio.create_task(scheduler.run())
         self._servicer.open(Backend(model, scheduler))
         await self._set_health(_SERVING)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.results import Explanation, NeuronProjection
+from neuron_attribution.results import Explanation, ModelSizes, NeuronProjection
 
 from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attribution.states import Weights
@@ -39,6 +39,16 @@ from neuron_attribution_server.tasks import (
 
 SCORING_BYTES = 1 << 30
 """Memory for the base states' log probabilities of the rows scored together."""
+
+
+def bytes_per_row(sizes: ModelSizes) -> int:
+    """What the base states' log probabilities of one explained token take."""
+    return (2 * sizes.layers + 1) * sizes.vocabulary * torch.float32.itemsize
+
+
+def rows_at_once(sizes: ModelSizes) -> int:
+    """How many explained tokens are scored together."""
+    return max(1, SCORING_BYTES // bytes_per_row(sizes))
 
 
 class Engine:
@@ -138,7 +148,7 @@ class Engine:
         for row in rows:
             options = row.options
             groups[row.contrast is None, options.scoring_method, options.include_final_norm_bias].append(row)
-        together = max(1, SCORING_BYTES // self._bytes_per_row())
+        together = rows_at_once(self._view.sizes)
         explained: dict[int, Explanation] = {}
         for group in groups.values():
             for start in range(0, len(group), together):
@@ -146,10 +156,6 @@ class Engine:
                 found = self._explainer.explain(captured, chunk)
                 explained |= {row.index: explanation for row, explanation in zip(chunk, found, strict=True)}
         return [explained[row.index] for row in rows]
-
-    def _bytes_per_row(self) -> int:
-        sizes = self._view.sizes
-        return (2 * sizes.layers + 1) * sizes.vocabulary * torch.float32.itemsize
 
     def _synchronize(self) -> None:
         if self._view.device.type == "cuda":

@@ -20,6 +20,7 @@ from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.demo import cache_folder
 from neuron_attribution_server.engine import Engine
 from neuron_attribution_server.invariants import measure
+from neuron_attribution_server.memory import memory_cost
 from neuron_attribution_server.model_source import model_source
 from neuron_attribution_server.ranges import VocabularyRanges
 from neuron_attribution_server.tasks import ModelFacts
@@ -76,6 +77,7 @@ def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ran
         exactness=EXACT,
         invariants=invariants,
         tokenizer=tokenizer,
+        memory=memory_cost(view),
     )
     token_text = ExactTokenizer(tokenizer).text if tokenizer else str
     return Engine(view, weights, facts, token_text, VocabularyRanges(weights, ranges))

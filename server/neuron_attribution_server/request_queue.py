@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neuron_attribution.errors import ResourceExhaustedError
 
-from neuron_attribution_server.tasks import Outcome, Task
+from neuron_attribution_server.tasks import MemoryCost, Outcome, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,16 @@ class QueuedTask:
 
 
 class RequestQueue:
-    """Waiting tasks, bounded by their number and their tokens."""
+    """Waiting tasks, bounded by their number and their tokens; batches of them, by tokens and predicted memory."""
 
-    def __init__(self, *, requests: int, tokens: int, batch_requests: int, batch_tokens: int) -> None:
+    def __init__(
+        self, *, requests: int, tokens: int, batch_requests: int, batch_tokens: int, memory: MemoryCost
+    ) -> None:
         self._requests = requests
         self._tokens = tokens
         self._batch_requests = batch_requests
         self._batch_tokens = batch_tokens
+        self._memory = memory
         self._waiting: dict[QueuedTask, None] = {}  # a set that keeps its order
         self._waiting_tokens = 0
 
@@ -91,13 +95,15 @@ class RequestQueue:
         return batch
 
     def _next_batch(self) -> list[QueuedTask]:
-        """The longest run of first tasks whose padded size is within the budget, and at least one."""
+        """The longest run of first tasks whose padded size and memory are within the budget, and at least one."""
         batch: list[QueuedTask] = []
-        longest = 0
         for item in self._waiting:
-            longest = max(longest, item.task.tokens)
-            over = longest * (len(batch) + 1) > self._batch_tokens
-            if batch and (over or len(batch) == self._batch_requests):
+            if batch and (len(batch) == self._batch_requests or not self._fits([*batch, item])):
                 break
             batch.append(item)
         return batch
+
+    def _fits(self, batch: Sequence[QueuedTask]) -> bool:
+        tasks = [item.task for item in batch]
+        padded = len(tasks) * max(task.tokens for task in tasks)
+        return padded <= self._batch_tokens and self._memory.batch(tasks) <= self._memory.available

@@ -9,7 +9,7 @@ from neuron_attribution.errors import DeadlineExceededError, NeuronAttributionEr
 
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.request_queue import Delivery, QueuedTask, RequestQueue
-from neuron_attribution_server.tasks import Outcome, Task
+from neuron_attribution_server.tasks import MemoryCost, Outcome, Task
 from neuron_attribution_server.worker import Worker
 
 _SHORTEST_RETRY = 0.1
@@ -19,7 +19,7 @@ _LONGEST_RETRY = 30.0
 class Scheduler:
     """Feeds one worker. Use it from the event loop only."""
 
-    def __init__(self, worker: Worker, config: ServerConfig) -> None:
+    def __init__(self, worker: Worker, config: ServerConfig, memory: MemoryCost) -> None:
         self._worker = worker
         self._maximum_wait = config.maximum_wait
         self._queue = RequestQueue(
@@ -27,6 +27,7 @@ class Scheduler:
             tokens=config.queued_tokens,
             batch_requests=config.batch_requests,
             batch_tokens=config.batch_tokens,
+            memory=memory,
         )
         self._arrival = asyncio.Event()
         self._batch_seconds = 0.0

@@ -35,6 +35,11 @@ class AttributeTask:
         """The tokens this task puts into the batch."""
         return len(self.token_ids) + self.generate
 
+    @property
+    def rows(self) -> int:
+        """The explained tokens this task puts into the batch."""
+        return len(self.explained) + self.generate
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectTask:
@@ -50,6 +55,11 @@ class ProjectTask:
     def tokens(self) -> int:
         """Projections take no part in the forward pass; they count as one token."""
         return 1
+
+    @property
+    def rows(self) -> int:
+        """Nothing is explained."""
+        return 0
 
 
 Task = AttributeTask | ProjectTask
@@ -78,6 +88,32 @@ Outcome = AttributeOutcome | ProjectOutcome | NeuronAttributionError
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryCost:
+    """What a batch takes beside the weights, in bytes, predicted from above; `available` is what batches may take."""
+
+    available: int
+    fixed: int = 0
+    per_token: int = 0
+    """Of each padded token of the batch: the captured states and the forward pass."""
+    per_row: int = 0
+    """Of each explained token: the base states' log probabilities, up to `rows_at_once` of them."""
+    per_row_token: int = 0
+    """Of each explained token and each padded position it may look at: attention weights."""
+    rows_at_once: int = 1
+
+    def batch(self, tasks: Sequence[Task]) -> int:
+        """The bytes that a batch of tasks takes."""
+        longest = max(task.tokens for task in tasks)
+        rows = sum(task.rows for task in tasks)
+        return (
+            self.fixed
+            + self.per_token * longest * len(tasks)
+            + self.per_row * min(rows, self.rows_at_once)
+            + self.per_row_token * longest * rows
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What the front end knows of the loaded model. `tokenizer` is the tokenizers library's JSON."""
 
@@ -90,6 +126,7 @@ class ModelFacts:
     exactness: Exactness
     invariants: tuple[Invariant, ...]
     tokenizer: str
+    memory: MemoryCost
 
 
 class Engine(Protocol):

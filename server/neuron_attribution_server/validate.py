@@ -49,13 +49,15 @@ class RequestValidator:
         self._check_length(len(prompt), len(completion), request.generate)
         target, contrast = self._token(request.target, "target"), self._token(request.contrast, "contrast")
         _check_contrast(target, contrast, options)
-        return AttributeTask(
+        task = AttributeTask(
             token_ids=prompt + completion,
             explained=_explained(len(prompt), target, completion, request.generate),
             generate=request.generate or 0,
             contrast=contrast,
             options=options,
         )
+        self._check_memory(task)
+        return task
 
     def project(self, request: ProjectNeuronRequest) -> ProjectTask:
         """Make a projection a task."""
@@ -163,6 +165,16 @@ class RequestValidator:
         if total > self.limits.tokens:
             parts = f"{prompt} in the prompt, {completion} in the completion, {generate or 0} to generate"
             raise InvalidArgumentError.of("prompt", f"{total} tokens ({parts}) are over the limit {self.limits.tokens}")
+
+    def _check_memory(self, task: AttributeTask) -> None:
+        needed, available = self.facts.memory.batch([task]), self.facts.memory.available
+        if needed > available:
+            raise InvalidArgumentError.of(
+                "prompt",
+                f"explaining {task.rows} of {task.tokens} tokens takes about {needed >> 20} MiB and {available >> 20} "
+                "MiB are free for a batch; shorten the prompt or explain fewer tokens at once",
+                reason="NEEDS_TOO_MUCH_MEMORY",
+            )
 
 
 def _explained(

@@ -17,7 +17,7 @@ from neuron_attribution.results import (
     Token,
     TokenPrediction,
 )
-from neuron_attribution_server.tasks import AttributeOutcome, AttributeTask, ModelFacts, ProjectOutcome
+from neuron_attribution_server.tasks import AttributeOutcome, AttributeTask, MemoryCost, ModelFacts, ProjectOutcome
 from neuron_attribution_server.tokenizer import ExactTokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -55,6 +55,7 @@ FACTS = ModelFacts(
     exactness=Exactness(True, "every layer is linear in its neurons"),
     invariants=(Invariant("sum", "the parts make the whole", 1e-7, 1e-4),),
     tokenizer=byte_level_tokenizer(),
+    memory=MemoryCost(available=1000, per_token=1, per_row_token=8),
 )
 TOKENIZER = ExactTokenizer(FACTS.tokenizer)
 CRASH, REFUSE, DIE = (TOKENIZER.token_named(text, "text") for text in (" crash", " refuse", " die"))

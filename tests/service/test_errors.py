@@ -206,3 +206,12 @@ def test_a_request_over_the_message_limit_is_refused_by_grpc_itself():
         error, status = failure(lambda: server.attribute(attribution("x" * 2000)))
         assert status.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert error.reason == "MESSAGE_TOO_LARGE"
+
+
+def test_a_request_that_cannot_fit_in_memory_is_refused_before_it_is_queued(shared_server):
+    """Of this model's memory for a batch, 1,000 bytes, explaining 4 of 35 tokens takes 35 + 4 * 35 * 8."""
+    error, call = failure(lambda: shared_server.attribute(attribution("x" * 30, generate=4)))
+    assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.reason == "NEEDS_TOO_MUCH_MEMORY"
+    assert [violation.field for violation in error.violations] == ["prompt"]
+    assert shared_server.attribute().explanations

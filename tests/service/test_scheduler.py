@@ -11,7 +11,7 @@ from neuron_attribution.errors import (
 )
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.scheduler import Scheduler
-from neuron_attribution_server.tasks import AttributeTask, ProjectOutcome
+from neuron_attribution_server.tasks import AttributeTask, MemoryCost, ProjectOutcome
 
 OUTCOME = ProjectOutcome(())
 
@@ -40,7 +40,7 @@ def scheduling(scenario, worker_type=GatedWorker, **settings):
 
     async def run():
         worker = worker_type()
-        scheduler = Scheduler(worker, ServerConfig(model="fake", **settings))
+        scheduler = Scheduler(worker, ServerConfig(model="fake", **settings), MemoryCost(available=100, per_token=1))
         running = asyncio.create_task(scheduler.run())
 
         async def submit(tokens, deadline=None):
@@ -74,6 +74,20 @@ def test_an_idle_worker_waits_for_a_batch_to_fill_but_no_longer():
         assert worker.batches == [[1, 2]]
 
     scheduling(scenario, maximum_wait=60, batch_requests=2)
+
+
+def test_a_batch_takes_no_more_memory_than_is_free():
+    """The memory model of these tests gives room for 100 tokens; the padded budget would take all of them."""
+
+    async def scenario(scheduler, worker, submit):
+        submissions = [await submit(1)]
+        await worker.running.wait()
+        submissions += [await submit(40), await submit(50), await submit(20)]
+        worker.gate.set()
+        await asyncio.gather(*submissions)
+        assert worker.batches == [[1], [40, 50], [20]]
+
+    scheduling(scenario, batch_tokens=1000)
 
 
 def test_batches_keep_the_order_and_the_padded_budget():

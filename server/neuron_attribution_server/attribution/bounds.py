@@ -36,13 +36,14 @@ class Slack:
 def rounding_slack(unembedding: Unembedding, slopes: Tensor, scale: Tensor) -> Slack:
     """The slack at each base, for slopes [E, S, d] and frozen scales [E]."""
     vocabulary, hidden_size = unembedding.weight.shape
-    dot = _dot_product_error(hidden_size)
-    expectation = _dot_product_error(min(vocabulary, VOCABULARY_BLOCK))
+    dot = dot_product_error(hidden_size)
+    expectation = dot_product_error(min(vocabulary, VOCABULARY_BLOCK))
     per_norm = dot * slopes.norm(dim=-1)
     row = (2 * dot + expectation) * unembedding.largest_norm / scale
     constant = (2 * math.log(vocabulary) + 4 * math.log2(vocabulary) + 16) * UNIT_ROUNDOFF
     return Slack(per_norm, row[:, None].expand_as(per_norm), constant)
 
 
-def _dot_product_error(length: int) -> float:
+def dot_product_error(length: int) -> float:
+    """How far a dot product of vectors with norm 1 may be off in float32."""
     return LAMBDA * math.sqrt(length) * UNIT_ROUNDOFF

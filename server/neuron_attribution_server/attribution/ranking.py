@@ -53,7 +53,7 @@ class BoundedSearch:
             self._ids, self._bounds = self._candidates(self._listed)
         rivals = self._ids[self._bounds >= threshold]
         unscored = rivals[~torch.isin(rivals, self._scored)]
-        return unscored[: max(self._k, 4 * SPARE)]
+        return unscored[: max(self._k, 4 * SPARE, len(self._scored))]
 
     def accept(self, ids: Tensor, scores: Tensor) -> None:
         """Take the scores of proposed ids."""

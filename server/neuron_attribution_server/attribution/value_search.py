@@ -12,9 +12,8 @@ from torch import Tensor
 
 from neuron_attribution_server.attribution.bounds import rounding_slack
 from neuron_attribution_server.attribution.exhaustive import exhaustive_increases
-from neuron_attribution_server.attribution.methods import FROM_INCREASE, NEEDS_RANKS, static_scores
+from neuron_attribution_server.attribution.methods import FROM_INCREASE
 from neuron_attribution_server.attribution.objectives import Objective
-from neuron_attribution_server.attribution.projection import vocabulary_ranks
 from neuron_attribution_server.attribution.ranking import BoundedSearch, Ranked, all_scored, settle
 from neuron_attribution_server.attribution.states import RowStates, SubvalueNorms, Weights
 from neuron_attribution_server.attribution.value_neurons import (
@@ -88,7 +87,7 @@ class ValueSearch:
         self._products = {
             kind: subvalue_products(slopes[:, self._bases(kind)], subvalues_of(weights, kind)) for kind in Kind
         }
-        self._unit_slack = {kind: unit_slack(self._slack, _norms(weights, kind), self._bases(kind)) for kind in Kind}
+        self._unit_slack = {kind: unit_slack(self._slack, norms_of(weights, kind), self._bases(kind)) for kind in Kind}
 
     def find(self, wanted: Mapping[Wanted, int]) -> dict[Wanted, Found]:
         """The k best neurons of each wanted end; scores are signed as they are, best first in the end's own order."""
@@ -152,16 +151,7 @@ class ValueSearch:
         neurons = value_neurons(self._weights, self._states, want.kind, want.row)
         increases = self.increases(want.row, want.kind, neurons)
         bases = self._objective.values[want.row, neurons.bases(torch.arange(neurons.total, device=increases.device))]
-        return Found(_ranked(self._score(increases, bases), k, want.sign), neurons)
-
-
-def find_static(
-    weights: Weights, states: RowStates, targets: Tensor, method: ScoringMethod, wanted: Mapping[Wanted, int]
-) -> dict[Wanted, Found]:
-    """Rankings by the methods d to h, every neuron scored."""
-    kinds = {want.kind for want in wanted}
-    ranks = {kind: _ranks(weights, kind, targets) if method in NEEDS_RANKS else None for kind in kinds}
-    return {want: _static(weights, states, method, ranks[want.kind], want, k) for want, k in wanted.items()}
+        return Found(ranked(self._score(increases, bases), k, want.sign), neurons)
 
 
 def value_neurons(weights: Weights, states: RowStates, kind: Kind, row: int) -> ValueNeurons:
@@ -177,26 +167,12 @@ def subvalues_of(weights: Weights, kind: Kind) -> Sequence[Tensor]:
     return weights.ffn_subvalues if kind is Kind.FFN else weights.attention_subvalues
 
 
-def _norms(weights: Weights, kind: Kind) -> SubvalueNorms:
+def norms_of(weights: Weights, kind: Kind) -> SubvalueNorms:
+    """The norms of one kind's subvalues."""
     return weights.ffn_norms if kind is Kind.FFN else weights.attention_norms
 
 
-def _ranks(weights: Weights, kind: Kind, targets: Tensor) -> Tensor:
-    """The rank of each row's target in every neuron's projection, [E, L, n]."""
-    layers = [vocabulary_ranks(weights.unembedding, rows.float(), targets) for rows in subvalues_of(weights, kind)]
-    return torch.stack(layers, 1)
-
-
-def _static(
-    weights: Weights, states: RowStates, method: ScoringMethod, ranks: Tensor | None, want: Wanted, k: int
-) -> Found:
-    neurons = value_neurons(weights, states, want.kind, want.row)
-    coefficients = neurons.coefficients(slice(None))
-    own_ranks = None if ranks is None else ranks[want.row]
-    scores = static_scores(method, coefficients, _norms(weights, want.kind).raw, own_ranks)
-    return Found(_ranked(scores.flatten(), k, want.sign), neurons)
-
-
-def _ranked(scores: Tensor, k: int, sign: int) -> Ranked:
+def ranked(scores: Tensor, k: int, sign: int) -> Ranked:
+    """One end of the ranking of scores [n] that are all known."""
     ranked = all_scored(sign * scores, k)
     return Ranked(ranked.ids, sign * ranked.scores, ranked.scored)

@@ -29,6 +29,7 @@ from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attribution.methods import FROM_INCREASE
 from neuron_attribution_server.attribution.objectives import LogProbability, LogProbabilityDifference, Objective
 from neuron_attribution_server.attribution.states import Weights
+from neuron_attribution_server.attribution.static_search import find_static
 from neuron_attribution_server.attribution.value_scores import base_states, head_scores, layer_values
 from neuron_attribution_server.attribution.value_search import (
     Found,
@@ -36,7 +37,6 @@ from neuron_attribution_server.attribution.value_search import (
     LazyRanges,
     ValueSearch,
     Wanted,
-    find_static,
     subvalues_of,
 )
 from neuron_attribution_server.capture import CapturedStates

@@ -1,0 +1,50 @@
+"""How much memory a batch takes beside the weights, so that none is formed that does not fit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.attribution.objectives import VECTORS_AT_ONCE
+from neuron_attribution_server.attribution.unembedding import VOCABULARY_BLOCK
+from neuron_attribution_server.attribution.value_neurons import BOUNDS_AT_ONCE
+from neuron_attribution_server.engine import bytes_per_row, rows_at_once
+from neuron_attribution_server.tasks import MemoryCost
+
+SHARE = 0.5
+"""The part of the free memory that one batch may take: the allocator's rounding and other users need the rest."""
+FLOAT = 4
+
+
+def memory_cost(view: ModelView) -> MemoryCost:
+    """Predicted from the sizes of what is kept; tests compare it with what processes take."""
+    sizes, element = view.sizes, torch.finfo(view.dtype).bits // 8
+    width = sizes.key_value_heads * sizes.head_size
+    captured = sizes.layers * (3 * sizes.hidden_size + width) + sizes.hidden_size
+    forward = 4 * sizes.ffn_width + 8 * sizes.hidden_size
+    scoring = FLOAT * sizes.layers * width
+    return MemoryCost(
+        available=int(SHARE * _free_bytes(view.device)),
+        fixed=FLOAT * (4 * BOUNDS_AT_ONCE + 4 * VECTORS_AT_ONCE * VOCABULARY_BLOCK),
+        per_token=element * (captured + forward) + scoring,
+        per_row=2 * bytes_per_row(sizes),
+        per_row_token=2 * FLOAT * sizes.layers * sizes.heads,
+        rows_at_once=rows_at_once(sizes),
+    )
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(int(psutil.virtual_memory().available), _container_bytes())
+
+
+def _container_bytes() -> int:
+    """What the container's memory limit leaves (control groups, version 2); without a limit, no bound."""
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return sys.maxsize if text == "max" else max(0, int(text) - int(used.read_text()))
