@@ -8,7 +8,7 @@ length n errs by at most g(n) |x| |y|, g(n) = LAMBDA sqrt(n) u, with probability
     the bound's own dot product <q, v>:                          |a| |v| |q| g(d)
     Delta_j in the target's term and in the mean:                |a| |v'| 2 g(d) M / s
     the mean of W_U that the slope subtracts:                    |a| |v'| g(block) M / s
-    log, exp and the pairwise sum of exponentials:               (2 log V + 4 log2 V + 16) u
+    log, exp, pairwise sums in blocks and the sum of blocks:     (2 log V + 4 log2 V + 16 + V / block) u
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def rounding_slack(unembedding: Unembedding, slopes: Tensor, scale: Tensor) -> S
     expectation = dot_product_error(min(vocabulary, VOCABULARY_BLOCK))
     per_norm = dot * slopes.norm(dim=-1)
     row = (2 * dot + expectation) * unembedding.largest_norm / scale
-    constant = (2 * math.log(vocabulary) + 4 * math.log2(vocabulary) + 16) * UNIT_ROUNDOFF
+    constant = (
+        2 * math.log(vocabulary) + 4 * math.log2(vocabulary) + 16 + vocabulary / VOCABULARY_BLOCK
+    ) * UNIT_ROUNDOFF
     return Slack(per_norm, row[:, None].expand_as(per_norm), constant)
 
 

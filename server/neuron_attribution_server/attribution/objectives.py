@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.unembedding import Unembedding, log_sum_exp
+from neuron_attribution_server.attribution.unembedding import Unembedding, is_safe_sum
 
 VECTORS_AT_ONCE = 512
 
@@ -65,7 +65,7 @@ class LogProbability:
         logits = unembedding.logits(unembedding.fold(bases) / scale[:, None, None]).flatten(0, 1)
         if include_constant and unembedding.constant is not None:
             logits += unembedding.constant
-        self.log_probabilities = logits.sub_(logits.logsumexp(-1, keepdim=True))
+        self.log_probabilities = logits.log_softmax(-1)
         """[E * S, V]"""
         every = targets.repeat_interleave(self._states)
         self.values = self.log_probabilities.gather(1, every[:, None]).view(len(targets), self._states)
@@ -96,23 +96,40 @@ class LogProbability:
     def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
         """As `increases`, with one matrix product for all multiples of a vector."""
         weight = self._unembedding.weight
-        totals: list[Tensor | None] = [None] * factors.shape[1]
+        sums = torch.zeros(factors.shape, device=factors.device)
         for block in self._unembedding.blocks():
             logits = vectors @ weight[block].T
             start = self.log_probabilities[base, block]
-            for column, total in enumerate(totals):
-                totals[column] = log_sum_exp(total, torch.addcmul(start, logits, factors[:, column, None]))
-        own = vectors @ weight[self._targets[base // self._states]]
-        return own[:, None] * factors - torch.stack([total for total in totals if total is not None], 1)
+            for column, factor in enumerate(factors.unbind(1)):
+                sums[:, column] += torch.addcmul(start, logits, factor[:, None]).exp_().sum(-1)
+        increases = (vectors @ weight[self._targets[base // self._states]])[:, None] * factors - sums.log()
+        rows, columns = (~is_safe_sum(sums)).nonzero(as_tuple=True)
+        extreme = vectors[rows] * factors[rows, columns, None]
+        increases[rows, columns] = self._extreme_increases(extreme, torch.full_like(rows, base))
+        return increases
 
     def _increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
-        weight, total = self._unembedding.weight, None
+        """E_p[exp Delta] is summed without shifting by its largest term, which would cost as much as the product."""
+        weight = self._unembedding.weight
+        sums = torch.zeros(len(vectors), device=vectors.device)
         for block in self._unembedding.blocks():
             logits = self.log_probabilities[:, block].index_select(0, bases).addmm_(vectors, weight[block].T)
-            total = log_sum_exp(total, logits)
-        assert total is not None
-        targets = self._targets[bases // self._states]
-        return (vectors * weight[targets]).sum(-1) - total
+            sums += logits.exp_().sum(-1)
+        increases = self._own(vectors, bases) - sums.log()
+        extreme = (~is_safe_sum(sums)).nonzero().squeeze(1)
+        increases[extreme] = self._extreme_increases(vectors[extreme], bases[extreme])
+        return increases
+
+    def _extreme_increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """The same for the rare vectors whose plain sum leaves float32's range, one at a time."""
+        increases = self._own(vectors, bases)
+        for index, (vector, base) in enumerate(zip(vectors, bases, strict=True)):
+            increases[index] -= (self.log_probabilities[base] + self._unembedding.weight @ vector).logsumexp(0)
+        return increases
+
+    def _own(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """Delta of the target, [C]."""
+        return (vectors * self._unembedding.weight[self._targets[bases // self._states]]).sum(-1)
 
 
 class LogProbabilityDifference:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-VOCABULARY_BLOCK = 4096
+VOCABULARY_BLOCK = 2048
 """Tokens per block: a block's logits of a few hundred vectors stay in the processor's cache."""
+
+SMALLEST_SUM, LARGEST_SUM = 1e-30, 1e30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +58,6 @@ class Unembedding:
             yield slice(start, min(start + VOCABULARY_BLOCK, size))
 
 
-def log_sum_exp(total: Tensor | None, logits: Tensor) -> Tensor:
-    """Fold a block of logits [..., block] into a running log-sum-exp [...]."""
-    block = logits.logsumexp(-1)
-    return block if total is None else torch.logaddexp(total, block)
+def is_safe_sum(sums: Tensor) -> Tensor:
+    """Whether sums of exponentials [...] are far from float32's ends, so that their logarithms are exact."""
+    return (sums > SMALLEST_SUM) & (sums < LARGEST_SUM)
