@@ -66,6 +66,7 @@ class AttributeArguments(TypedDict, total=False):
     neurons: Iterable[NeuronLike]
     exhaustive: bool
     position_projection_top_k: int
+    head_top_k: int
 
 
 class ProjectArguments(TypedDict, total=False):

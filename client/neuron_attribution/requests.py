@@ -85,6 +85,7 @@ class AttributeOptions:
     neurons: tuple[Neuron, ...] = ()
     exhaustive: bool = False
     position_projection_top_k: int = 0
+    head_top_k: int = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,7 +92,7 @@ class ServerConfig:
     queued_tokens: int = _setting(_count, "tokens that may wait", 65_536)
     batch_tokens: int = _setting(_count, "tokens per batch, padding included", 8192)
     batch_requests: int = _setting(_count, "requests per batch", 32)
-    maximum_wait: float = _setting(_seconds, "seconds an idle worker waits for a batch to fill", 0.002)
+    maximum_wait: float = _setting(_seconds, "seconds an idle worker waits for calls on their way", 0.002)
     grace: float = _setting(_seconds, "seconds that running calls may take to finish after a stop signal", 30.0)
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "how much is logged", "info")
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from neuron_attribution.errors import UnavailableError
 
-from neuron_attribution_server.tasks import ModelFacts, Outcome, Task
+from neuron_attribution_server.tasks import Answer, ModelFacts, Task
 from neuron_attribution_server.worker import EngineFactory, ModelLoadError
 from neuron_attribution_server.worker_process import Failed, Finished, Message, Ready, main
 
@@ -49,7 +49,7 @@ class ProcessWorker:
             raise ModelLoadError(message.message if isinstance(message, Failed) else "the worker sent no facts")
         return message.facts
 
-    async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+    async def run(self, tasks: Sequence[Task]) -> list[Answer]:
         """Run one batch."""
         if self._ended.is_set():
             raise self._death()

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from neuron_attribution.errors import ResourceExhaustedError
 
-from neuron_attribution_server.tasks import MemoryCost, Outcome, Task
+from neuron_attribution_server.tasks import Answer, MemoryCost, Task
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A task's outcome and the seconds it waited for its batch."""
 
-    outcome: Outcome
+    outcome: Answer
     queue: float
 
 
@@ -32,7 +32,7 @@ class QueuedTask:
         """Whether somebody still waits for it."""
         return not self.delivery.done() and (self.deadline is None or now < self.deadline)
 
-    def deliver(self, outcome: Outcome, started: float) -> None:
+    def deliver(self, outcome: Answer, started: float) -> None:
         """Hand the outcome to whoever waits, if anybody still does."""
         if not self.delivery.done():
             self.delivery.set_result(Delivery(outcome, started - self.enqueued))

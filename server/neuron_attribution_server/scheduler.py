@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from neuron_attribution.errors import DeadlineExceededError, NeuronAttributionError
 
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.request_queue import Delivery, QueuedTask, RequestQueue
-from neuron_attribution_server.tasks import MemoryCost, Outcome, Task
+from neuron_attribution_server.tasks import Answer, MemoryCost, Task
 from neuron_attribution_server.worker import Worker
 
 _SHORTEST_RETRY = 0.1
@@ -31,6 +32,7 @@ class Scheduler:
         )
         self._arrival = asyncio.Event()
         self._batch_seconds = 0.0
+        self._expected = 0
 
     def check_room(self, tokens: int = 1) -> None:
         """Raise ResourceExhaustedError where no task of that many tokens can be taken.
@@ -83,16 +85,26 @@ class Scheduler:
             self._arrival.clear()
             await self._arrival.wait()
 
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """While a call is read and tokenized, an idle worker waits for it, up to the maximum wait."""
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
+            self._arrival.set()
+
     async def _fill(self) -> None:
-        """Give others that arrive at about the same time the chance to share the batch of an idle worker."""
+        """Let calls that are on their way share the batch of an idle worker; a lone call waits for nobody."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._maximum_wait):
-                while not self._queue.has_full_batch:
+                while self._expected and not self._queue.has_full_batch:
                     self._arrival.clear()
                     await self._arrival.wait()
 
     async def _run_batch(self, batch: list[QueuedTask], started: float) -> None:
-        outcomes: list[Outcome]
+        outcomes: list[Answer]
         try:
             outcomes = await self._worker.run([item.task for item in batch])
         except NeuronAttributionError as error:

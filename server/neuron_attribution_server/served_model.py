@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from neuron_attribution import convert
-from neuron_attribution.results import AttributeResult, Limits, ModelInfo, ProjectNeuronResult, Timings, TokenizeResult
+from neuron_attribution.results import Limits, ModelInfo, ProjectNeuronResult, TokenizeResult
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 from neuron_attribution_server.request_queue import Delivery
-from neuron_attribution_server.tasks import AttributeOutcome, AttributeTask, ModelFacts, ProjectOutcome, ProjectTask
+from neuron_attribution_server.tasks import AttributeTask, ModelFacts, PackedAttribution, ProjectOutcome, ProjectTask
 from neuron_attribution_server.tokenizer import ExactTokenizer
 from neuron_attribution_server.validate import RequestValidator
 
@@ -71,19 +71,12 @@ class ServedModel:
 
     def finish_attribution(self, delivery: Delivery, tokenization: float) -> messages.AttributeResponse:
         """Write the answer to an attribution."""
-        outcome = delivery.outcome
-        assert isinstance(outcome, AttributeOutcome)
-        timings = Timings(
-            queue=delivery.queue,
-            tokenization=tokenization,
-            forward=outcome.forward,
-            scoring=outcome.scoring,
-            batch_requests=outcome.batch_requests,
-            batch_tokens=outcome.batch_tokens,
-        )
-        tokens = tuple(map(self._tokenizer.token, outcome.token_ids))
-        result = AttributeResult(self.identity, tokens, outcome.explanations, timings)
-        return convert.attribute_result_to_proto(result)
+        answer = delivery.outcome
+        assert isinstance(answer, PackedAttribution)
+        tokens = tuple(map(self._tokenizer.token, answer.token_ids))
+        response = messages.AttributeResponse.FromString(answer.response)
+        convert.complete_attribution(response, tokens, delivery.queue, tokenization)
+        return response
 
     def finish_projection(self, delivery: Delivery) -> messages.ProjectNeuronResponse:
         """Write the answer to a projection."""

@@ -55,7 +55,8 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         """Explain next-token predictions."""
         backend = self._ready()
         backend.scheduler.check_room()  # before work is done on a request that cannot be taken
-        prepared = await self._apart(partial(backend.model.prepare_attribution, request))
+        with backend.scheduler.expecting():
+            prepared = await self._apart(partial(backend.model.prepare_attribution, request))
         delivery = await backend.scheduler.submit(prepared.task, _deadline(context))
         answer = partial(backend.model.finish_attribution, delivery, prepared.tokenization)
         return self._within_size(await self._apart(answer))
@@ -73,7 +74,8 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         """Project neurons into the vocabulary."""
         backend = self._ready()
         backend.scheduler.check_room()
-        task = await self._apart(partial(backend.model.prepare_projection, request))
+        with backend.scheduler.expecting():
+            task = await self._apart(partial(backend.model.prepare_projection, request))
         delivery = await backend.scheduler.submit(task, _deadline(context))
         return self._within_size(await self._apart(partial(backend.model.finish_projection, delivery)))
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from neuron_attribution_server.tasks import Engine, ModelFacts, Outcome, Task
+from neuron_attribution_server.tasks import Answer, Engine, ModelFacts, Task
 from neuron_attribution_server.worker import run_batch
 
 
@@ -21,7 +21,7 @@ class ThreadWorker:
         """Return the engine's facts once it is ready."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._engine.facts)
 
-    async def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+    async def run(self, tasks: Sequence[Task]) -> list[Answer]:
         """Run one batch."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, run_batch, self._engine, tasks)
 

@@ -87,7 +87,7 @@ class RequestValidator:
     def _options(self, options: AttributeOptions) -> AttributeOptions:
         for name in ("top_k", "query_sources"):
             check_at_least_one(getattr(options, name), name)
-        for name in ("top_k", "projection_top_k", "query_sources", "position_projection_top_k"):
+        for name in ("top_k", "head_top_k", "projection_top_k", "query_sources", "position_projection_top_k"):
             self._check_count(getattr(options, name), name)
         check_neurons(options.neurons, self.facts.sizes, self.limits.neurons)
         return replace(options, parts=self._parts(options.parts))

@@ -17,7 +17,7 @@ from neuron_attribution.errors import NeuronAttributionError
 
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.logs import configure_logging
-from neuron_attribution_server.tasks import Engine, ModelFacts, Outcome, Task
+from neuron_attribution_server.tasks import Answer, Engine, ModelFacts, Task
 from neuron_attribution_server.worker import EngineFactory, failed_batch, run_batch
 
 _TIDY_SECONDS = 1.0
@@ -46,7 +46,7 @@ class Failed:
 class Finished:
     """A batch is done."""
 
-    outcomes: list[Outcome]
+    outcomes: list[Answer]
 
 
 Message = Ready | Failed | Finished

@@ -66,7 +66,11 @@ def test_scoring_methods(tiny: Compared, method: ScoringMethod, direction: Direc
 
 def test_more_asked_for_than_there_is(tiny: Compared) -> None:
     options = AttributeOptions(
-        top_k=MORE_THAN_ALL, projection_top_k=MORE_THAN_ALL, direction=Direction.BOTH, query_sources=MORE_THAN_ALL
+        top_k=MORE_THAN_ALL,
+        head_top_k=MORE_THAN_ALL,
+        projection_top_k=MORE_THAN_ALL,
+        direction=Direction.BOTH,
+        query_sources=MORE_THAN_ALL,
     )
     got = tiny.check(PROMPT[:3], 5, options=options)
     layers, heads, size = len(tiny.weights.layers), tiny.weights.heads, tiny.weights.head_size
@@ -178,7 +182,7 @@ def test_one_part_alone(tiny: Compared, part: Part) -> None:
 @pytest.mark.parametrize("top_k", [3, MORE_THAN_ALL])
 def test_projections_at_the_positions_of_heads(tiny: Compared, top_k: int) -> None:
     options = AttributeOptions(
-        position_projection_top_k=top_k, parts=frozenset({Part.HEAD_POSITIONS}), direction=Direction.BOTH, top_k=12
+        position_projection_top_k=top_k, parts=frozenset({Part.HEAD_POSITIONS}), direction=Direction.BOTH, head_top_k=12
     )
     got = tiny.check(PROMPT, 5, options=options)
     assert all(head.positions for head in got.heads + got.heads_decreasing)

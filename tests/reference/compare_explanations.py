@@ -77,7 +77,7 @@ def _assert_heads(got: Explanation, want: Explained, options: AttributeOptions, 
             continue
         keys = [(head.head.layer, head.head.head) for head in heads]
         ranked = [head.score for head in heads]
-        assert_ranking(keys, ranked, scores, options.top_k, increasing=increasing, tolerance=tolerance)
+        assert_ranking(keys, ranked, scores, options.head_top_k, increasing=increasing, tolerance=tolerance)
         for head in heads:
             _assert_head(head, want, options.position_projection_top_k, tolerance)
 

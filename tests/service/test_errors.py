@@ -57,6 +57,7 @@ INVALID_ATTRIBUTIONS = {
     "direction": attribution(direction=99),
     "projection_top_k": attribution(projection_top_k=1001),
     "query_sources": attribution(query_sources=0),
+    "head_top_k": attribution(head_top_k=0),
     "position_projection_top_k": attribution(position_projection_top_k=1001),
     "neurons": attribution(neurons=[ffn(0, 0)] * 4),
     "neurons[0]": attribution(neurons=[messages.Neuron()]),

@@ -13,14 +13,19 @@ def seen_texts(engine):
     return [TOKENIZER.text(task.token_ids[-1]) for batch in engine.batches for task in batch]
 
 
-def test_two_clients_at_once_share_a_batch(engine):
-    # An idle worker would wait a minute for its batch of two; the second client fills it.
-    with running_server(ThreadWorker(engine), batch_requests=2, maximum_wait=60) as server:
-        assert server.loaded.wait(PATIENCE)
-        with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as other_channel:
-            other = type(server)(server.address, other_channel, server.loaded)
-            calls = [each.stub.Attribute.future(attribution(), timeout=PATIENCE) for each in (server, other)]
-            assert [call.result().timings.batch_requests for call in calls] == [2, 2]
+def test_two_clients_at_once_share_a_batch(server, engine):
+    """What two clients send while the worker is busy runs as one batch."""
+    engine.hold()
+    first = server.stub.Attribute.future(attribution(), timeout=PATIENCE)
+    assert engine.started.wait(PATIENCE)
+    with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as other_channel:
+        other = type(server)(server.address, other_channel, server.loaded)
+        calls = [each.stub.Attribute.future(attribution(), timeout=PATIENCE) for each in (server, other)]
+        for each in (server, other):
+            failure(lambda each=each: each.stub.Attribute(attribution(), timeout=0.5))  # by now the calls have arrived
+        engine.released.set()
+        assert [call.result().timings.batch_requests for call in calls] == [2, 2]
+        assert first.result().timings.batch_requests == 1
 
 
 def test_an_expired_request_is_never_run(server, engine):

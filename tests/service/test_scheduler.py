@@ -67,13 +67,26 @@ def test_what_arrives_while_the_worker_is_busy_shares_the_next_batch():
     scheduling(scenario)
 
 
-def test_an_idle_worker_waits_for_a_batch_to_fill_but_no_longer():
+def test_an_idle_worker_waits_for_calls_on_their_way_until_the_batch_is_full():
     async def scenario(scheduler, worker, submit):
         worker.gate.set()
-        await asyncio.gather(await submit(1), await submit(2))
+        with scheduler.expecting():
+            await asyncio.gather(await submit(1), await submit(2))
         assert worker.batches == [[1, 2]]
 
     scheduling(scenario, maximum_wait=60, batch_requests=2)
+
+
+def test_a_lone_call_waits_for_nobody():
+    async def scenario(scheduler, worker, submit):
+        worker.gate.set()
+        await (await submit(1))
+        with scheduler.expecting():
+            waiting = await submit(2)
+        await waiting
+        assert worker.batches == [[1], [2]]
+
+    scheduling(scenario, maximum_wait=3600)
 
 
 def test_a_batch_takes_no_more_memory_than_is_free():

@@ -41,6 +41,7 @@ def attribute_requests() -> st.SearchStrategy:
         AttributeOptions,
         top_k=COUNTS,
         query_sources=COUNTS,
+        head_top_k=COUNTS,
         parts=st.frozensets(st.sampled_from(Part), min_size=1),
     )
     token = st.none() | TEXTS | SCALARS[int]

@@ -174,6 +174,7 @@ def attribute(**fields: object) -> messages.AttributeRequest:
         ("parts[0]", attribute(parts=[99])),
         ("top_k", attribute(top_k=0)),
         ("query_sources", attribute(query_sources=0)),
+        ("head_top_k", attribute(head_top_k=0)),
         ("direction", attribute(direction=99)),
         ("scoring_method", attribute(scoring_method=99)),
         ("subkey", attribute(subkey=99)),

@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             neurons=arguments.neuron,
             exhaustive=arguments.exhaustive,
             position_projection_top_k=arguments.position_projection_top_k,
+            head_top_k=arguments.head_top_k,
         )
     print_result(arguments, lambda: attribute_result_to_proto(result), lambda: attribution_lines(result))
     return 0
@@ -110,7 +111,8 @@ def _add_choice_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_number_arguments(group: argparse._ArgumentGroup) -> None:
-    _add_number_option(group, "--top-k", DEFAULTS.top_k, "heads and neurons in each ranking", smallest=1)
+    _add_number_option(group, "--top-k", DEFAULTS.top_k, "neurons in each ranking", smallest=1)
+    _add_number_option(group, "--head-top-k", DEFAULTS.head_top_k, "heads, with their positions", smallest=1)
     _add_number_option(group, "--projection-top-k", DEFAULTS.projection_top_k, "vocabulary tokens for each neuron")
     _add_number_option(
         group, "--query-sources", DEFAULTS.query_sources, "value neurons whose activation is traced", smallest=1

@@ -3,7 +3,11 @@
 Reading a request validates it: InvalidArgumentError names the field and the remedy. Reading a result trusts the server.
 """
 
-from neuron_attribution.convert.attributions import attribute_result_from_proto, attribute_result_to_proto
+from neuron_attribution.convert.attributions import (
+    attribute_result_from_proto,
+    attribute_result_to_proto,
+    complete_attribution,
+)
 from neuron_attribution.convert.models import model_info_from_proto, model_info_to_proto
 from neuron_attribution.convert.neurons import neuron_from_proto, neuron_to_proto
 from neuron_attribution.convert.projections import project_neuron_result_from_proto, project_neuron_result_to_proto
@@ -22,6 +26,7 @@ __all__ = [
     "attribute_request_to_proto",
     "attribute_result_from_proto",
     "attribute_result_to_proto",
+    "complete_attribution",
     "model_info_from_proto",
     "model_info_to_proto",
     "neuron_from_proto",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.convert.layers import (
     head_score_from_proto,
@@ -26,7 +28,7 @@ from neuron_attribution.convert.tokens import (
     tokens_from_proto,
 )
 from neuron_attribution.convert.values import duration, present, seconds, unless_none
-from neuron_attribution.results import AttributeResult, Explanation, Timings
+from neuron_attribution.results import AttributeResult, Explanation, Timings, Token
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 
@@ -38,6 +40,15 @@ def attribute_result_to_proto(result: AttributeResult) -> messages.AttributeResp
         explanations=[explanation_to_proto(explanation) for explanation in result.explanations],
         timings=timings_to_proto(result.timings),
     )
+
+
+def complete_attribution(
+    message: messages.AttributeResponse, tokens: Sequence[Token], queue: float, tokenization: float
+) -> None:
+    """Add to a response from the worker what only the front end knows: the tokens and its own times, in seconds."""
+    message.tokens.extend(token_to_proto(token) for token in tokens)
+    message.timings.queue.CopyFrom(duration(queue))
+    message.timings.tokenization.CopyFrom(duration(tokenization))
 
 
 def attribute_result_from_proto(message: messages.AttributeResponse) -> AttributeResult:

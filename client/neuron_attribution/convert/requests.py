@@ -143,6 +143,7 @@ def _options_to_proto(options: AttributeOptions) -> messages.AttributeRequest:
         neurons=neurons_to_proto(options.neurons),
         exhaustive=options.exhaustive,
         position_projection_top_k=unsigned(options.position_projection_top_k, "position_projection_top_k"),
+        head_top_k=unsigned(options.head_top_k, "head_top_k"),
     )
 
 
@@ -161,6 +162,7 @@ def _options_from_proto(message: messages.AttributeRequest) -> AttributeOptions:
         neurons=neurons_from_proto(message.neurons),
         exhaustive=message.exhaustive,
         position_projection_top_k=message.position_projection_top_k,
+        head_top_k=at_least_one(value_or(message, "head_top_k", ATTRIBUTION_DEFAULTS.head_top_k), "head_top_k"),
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neuron_attribution_server.attribution.unembedding import Unembedding
 
-VECTORS_AT_ONCE = 64
+VECTORS_AT_ONCE = 512
 RANGES_AT_ONCE = 1024
 
 
@@ -26,13 +26,23 @@ class Extremes:
 def extremes(unembedding: Unembedding, vectors: Tensor, k: int) -> Extremes:
     """Project vectors [C, d], a few at a time."""
     k = min(k, len(unembedding.weight))
-    chunks = [_extremes(unembedding.logits(unembedding.fold(chunk)), k) for chunk in vectors.split(VECTORS_AT_ONCE)]
+    chunks = [_extremes(unembedding, unembedding.fold(chunk), k) for chunk in vectors.split(VECTORS_AT_ONCE)]
     return Extremes(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
-def _extremes(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    top, bottom = logits.topk(k), logits.topk(k, largest=False)
-    return top.indices, top.values, bottom.indices, bottom.values
+def _extremes(unembedding: Unembedding, folded: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The extremes of each block of the vocabulary, and the extremes of those."""
+    ids, highest, lowest = [], [], []
+    for block in unembedding.blocks():
+        logits = folded @ unembedding.weight[block].T
+        few = min(k, block.stop - block.start)
+        top, bottom = logits.topk(few), logits.topk(few, largest=False)
+        ids.append(torch.stack([top.indices, bottom.indices]) + block.start)
+        highest.append(top.values)
+        lowest.append(bottom.values)
+    top, bottom = torch.cat(highest, 1).topk(k), torch.cat(lowest, 1).topk(k, largest=False)
+    top_ids, bottom_ids = torch.cat(ids, 2)
+    return top_ids.gather(1, top.indices), top.values, bottom_ids.gather(1, bottom.indices), bottom.values
 
 
 def through_head(normed: Tensor, value_rows: Tensor, output_rows: Tensor) -> Tensor:

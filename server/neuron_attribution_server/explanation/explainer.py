@@ -174,14 +174,14 @@ class _Group:
         options = self._rows[index].options
         if self._heads is None or Part.HEAD_POSITIONS not in options.parts:
             return []
-        ends = [strongest(self._heads[index], options.top_k, sign) for sign in SIGNS[options.direction]]
+        ends = [strongest(self._heads[index], options.head_top_k, sign) for sign in SIGNS[options.direction]]
         return list(dict.fromkeys(head for end in ends for head, _ in end))
 
     def _row_heads(self, index: int, sign: int) -> tuple[HeadScore, ...]:
         assert self._heads is not None
         options = self._rows[index].options
         return tuple(
-            self._head(index, head, score) for head, score in strongest(self._heads[index], options.top_k, sign)
+            self._head(index, head, score) for head, score in strongest(self._heads[index], options.head_top_k, sign)
         )
 
     def _head(self, index: int, head: Head, score: float) -> HeadScore:
