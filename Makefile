@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := client server protos tests
 
-.PHONY: demo test format clean
+.PHONY: demo test benchmark verify format clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -15,6 +15,14 @@ test: $(VENV)/test-installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest
+
+# BENCHMARK takes options: make benchmark BENCHMARK='--quick --output quick.md'
+benchmark: $(VENV)/benchmark-installed
+	PYTHONPATH=tests $(BIN)/python -m benchmarks $(BENCHMARK)
+
+# The bounded top-k against brute force, about twenty minutes; VERIFY takes options: make verify VERIFY='--prompts 2'
+verify: $(VENV)/server-installed
+	PYTHONPATH=tests $(BIN)/python -m verify $(VERIFY)
 
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -1,0 +1,128 @@
+"""How time and memory grow: with tokens, with the batch, with k, and with threads that spin while they wait."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+from benchmarks import markdown
+from benchmarks.timing import milliseconds, progress, ratios, settled, spread, timed
+
+TOKENS = (8, 32, 128, 512, 1024, 2048)
+BATCHES = (1, 2, 4, 8, 16, 32)
+COUNTS = (10, 100, 300, 1000)
+WAITING = ("PASSIVE", "ACTIVE")
+ONCE_FROM = BATCHES.index(16)
+
+
+def fresh(arguments, **environment):
+    """The measurement of fresh.py in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.fresh", *map(str, arguments)]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path} | environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def by_tokens(threads, repetitions, lengths):
+    found = []
+    for tokens in lengths:
+        progress(f"curve: {tokens} tokens")
+        found.append(fresh([tokens, threads, 1 if tokens > 512 else repetitions]))
+    return found
+
+
+def by_waiting(threads, repetitions):
+    found = {}
+    for policy in WAITING:
+        progress(f"waiting threads: {policy}")
+        found[policy] = fresh([17, threads, 2 * repetitions + 1], OMP_WAIT_POLICY=policy)
+    return found
+
+
+def by_batch(subject, repetitions, batches):
+    found = {batch: [] for batch in batches}
+    prompts = subject.prompts * 2
+    for repetition in range(repetitions):
+        for batch in batches[: None if repetition == 0 else ONCE_FROM]:
+            progress(f"curve: batch of {batch}")
+            subject.forget()
+            chosen = [prompts[(repetition + each) % len(prompts)] for each in range(batch)]
+            with settled():
+                found[batch].append(batch / timed(lambda chosen=chosen: subject.attribute(chosen))[1])
+    return found
+
+
+def by_count(subject, repetitions, counts):
+    found = {count: [] for count in counts}
+    for repetition in range(repetitions):
+        for count in counts:
+            progress(f"curve: top {count}")
+            subject.forget()
+            prompt = subject.prompts[repetition % len(subject.prompts)]
+            with settled():
+                found[count].append(timed(lambda p=prompt, k=count: subject.attribute([p], top_k=k))[1])
+    return found
+
+
+def report_tokens(found, conditions):
+    rows = [
+        [
+            each["tokens"],
+            milliseconds(each["forward"]),
+            milliseconds(each["attribution"]),
+            spread(ratios(each["attribution"], each["forward"]), 2),
+            f"{each['loaded']:.0f} MB",
+            f"{each['peak']:.0f} MB",
+            f"{each['growth']:.0f} MB",
+            f"{1000 * each['growth'] / each['tokens']:.0f} kB",
+        ]
+        for each in found
+    ]
+    header = [
+        "tokens", "plain forward", "attribution, top 10", "ratio", "resident once loaded", "peak of the attribution",
+        "growth", "growth a token",
+    ]  # fmt: skip
+    xs = [each["tokens"] for each in found]
+    return markdown.section(
+        "Tokens",
+        conditions,
+        "Every length in a process of its own, the engine alone while memory is measured; the plain model is loaded "
+        "afterwards and both take turns. Peak memory is Linux' VmHWM, reset once the engine is loaded and warm.",
+        markdown.table(header, rows),
+        markdown.chart("attribution, top 10", "tokens", xs, "seconds", [median(each["attribution"]) for each in found]),
+        markdown.chart("growth of resident memory", "tokens", xs, "MB", [each["growth"] for each in found]),
+    )
+
+
+def report_batch(found, conditions):
+    one = found[min(found)]
+    rows = [[batch, spread(rates, 3), spread(ratios(rates, one[: len(rates)]), 2)] for batch, rates in found.items()]
+    return markdown.section(
+        "Batch",
+        conditions,
+        "Different prompts in one batch, top 10, in-process; prompts repeat above twenty.",
+        markdown.table(["batch", "requests a second", "x batch of 1"], rows),
+    )
+
+
+def report_count(found, conditions):
+    first = found[min(found)]
+    rows = [[count, milliseconds(times), spread(ratios(times, first), 2)] for count, times in found.items()]
+    return markdown.section(
+        "Top k", conditions, "", markdown.table(["k", "full attribution", f"x k = {min(found)}"], rows)
+    )
+
+
+def report_waiting(found, conditions):
+    rows = [[name, milliseconds(each["forward"]), milliseconds(each["attribution"])] for name, each in found.items()]
+    return markdown.section(
+        "Waiting threads",
+        conditions,
+        "The same with OpenMP threads that sleep (PASSIVE) and that spin (ACTIVE) while they wait, 17 tokens. "
+        "The two processes run one after another, so only large differences mean something on a busy machine.",
+        markdown.table(["OMP_WAIT_POLICY", "plain forward", "attribution, top 10"], rows),
+    )

@@ -1,0 +1,25 @@
+"""Markdown: sections, tables and a chart."""
+
+
+def table(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def section(title, *parts):
+    return "\n\n".join([f"## {title}", *(part for part in parts if part)])
+
+
+def chart(title, x_title, xs, y_title, ys):
+    """A mermaid line chart."""
+    return "\n".join(
+        [
+            "```mermaid",
+            "xychart-beta",
+            f'    title "{title}"',
+            f'    x-axis "{x_title}" [{", ".join(str(x) for x in xs)}]',
+            f'    y-axis "{y_title}" 0 --> {1.1 * max(ys):.3g}',
+            f"    line [{', '.join(f'{y:.3g}' for y in ys)}]",
+            "```",
+        ]
+    )

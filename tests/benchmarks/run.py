@@ -1,0 +1,57 @@
+"""What a run consists of."""
+
+from benchmarks import comparison, curves, floor, large, libraries, markdown, serving, stages, subject
+from benchmarks.conditions import conditions, one_line
+
+INTRODUCTION = (
+    "Written by `make benchmark`: measured numbers, none by hand. Times are medians (least to largest); ratios are "
+    "taken pair by pair within one run, competitors taking turns, so that the machine's noise hits all alike."
+)
+
+
+def demo(options):
+    """Everything, on the demo model; sections as they are done."""
+    if not libraries.INSTALLED:
+        raise SystemExit("captum and TransformerLens are missing: run `make benchmark`, or install '.[benchmark]'")
+    quick, threads = options.quick, options.threads
+    repetitions = 1 if quick else 3
+    plan = (
+        comparison.Plan(2, slowest=2, in_full=0, chunks=1)
+        if quick
+        else comparison.Plan(20, slowest=6, in_full=1, chunks=2)
+    )
+    thing = subject.demo(threads)
+    header, line = _header("demo model", thing, options, repetitions)
+    yield header
+    yield comparison.report(comparison.measure(thing, plan), plan, line)
+    yield floor.report(thing, floor.measure(thing, repetitions, 1 if quick else 10), line)
+    yield stages.report({k: stages.measure(thing, 1 if quick else 5, k) for k in (10, 300)}, line)
+    yield curves.report_batch(curves.by_batch(thing, 1 if quick else 2, curves.BATCHES[: 3 if quick else None]), line)
+    yield curves.report_count(curves.by_count(thing, repetitions, curves.COUNTS[: 2 if quick else None]), line)
+    yield serving.report(serving.measure(thing, threads, 1 if quick else 2), line)
+    del thing  # what follows runs in processes of its own
+    yield curves.report_tokens(curves.by_tokens(threads, repetitions, curves.TOKENS[: 2 if quick else None]), line)
+    yield curves.report_waiting(curves.by_waiting(threads, repetitions), line)
+
+
+def shape(options):
+    """A shape with random weights; the tiny one also goes through the comparison."""
+    repetitions = 1 if options.quick else 5
+    thing = subject.of_shape(options.shape, options.device, options.threads)
+    header, line = _header(f"{options.shape} shape", thing, options, repetitions)
+    yield header
+    if options.shape == "tiny":
+        plan = comparison.Plan(prompts=2, slowest=2, in_full=1, chunks=2)
+        yield comparison.report(comparison.measure(thing, plan), plan, line)
+    yield large.report(large.measure(thing, repetitions), line)
+    yield floor.report(thing, floor.measure(thing, repetitions, 2), line)
+    yield stages.report({10: stages.measure(thing, 2, 10)}, line)
+    yield curves.report_batch(curves.by_batch(thing, 1, curves.BATCHES), line)
+    yield curves.report_count(curves.by_count(thing, repetitions, curves.COUNTS), line)
+
+
+def _header(title, thing, options, repetitions):
+    counted = f"{repetitions} of each point of a curve; one of each prompt" + (" (quick run)" if options.quick else "")
+    found = conditions(thing, options.threads, counted)
+    table = markdown.table(["condition", "value"], list(found.items()))
+    return f"# Benchmarks: {title}\n\n{INTRODUCTION}\n\n{table}", one_line(found)
