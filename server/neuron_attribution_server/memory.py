@@ -17,6 +17,10 @@ from neuron_attribution_server.tasks import MemoryCost
 
 SHARE = 0.5
 """The part of the free memory that one batch may take: the allocator's rounding and other users need the rest."""
+LIBRARIES = 1 << 28
+"""Working memory of the matrix libraries and the kernels' caches, taken with the first large batch."""
+ALLOCATOR = 1.5
+"""What is taken over what is kept: freed blocks between tensors that live longer."""
 FLOAT = 4
 
 
@@ -29,10 +33,11 @@ def memory_cost(view: ModelView) -> MemoryCost:
     scoring = FLOAT * sizes.layers * width
     return MemoryCost(
         available=int(SHARE * _free_bytes(view.device)),
-        fixed=FLOAT * (4 * BOUNDS_AT_ONCE + 4 * VECTORS_AT_ONCE * VOCABULARY_BLOCK),
-        per_token=element * (captured + forward) + scoring,
+        fixed=LIBRARIES + FLOAT * (4 * BOUNDS_AT_ONCE + 4 * VECTORS_AT_ONCE * VOCABULARY_BLOCK),
+        per_token=int(ALLOCATOR * (element * (captured + forward) + scoring)),
         per_row=2 * bytes_per_row(sizes),
         per_row_token=2 * FLOAT * sizes.layers * sizes.heads,
+        per_head_position=6 * FLOAT * sizes.hidden_size,
         rows_at_once=rows_at_once(sizes),
     )
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import Head, Neuron
-from neuron_attribution.requests import AttributeOptions, Part, Side, Subkey
+from neuron_attribution.requests import AttributeOptions, Direction, Part, Side, Subkey
 from neuron_attribution.results import Exactness, Explanation, Invariant, ModelIdentity, ModelSizes, NeuronProjection
 
 
@@ -40,6 +40,11 @@ class AttributeTask:
         """The explained tokens this task puts into the batch."""
         return len(self.explained) + self.generate
 
+    @property
+    def detailed_heads(self) -> int:
+        """The heads whose positions are scored, in all explanations."""
+        return self.rows * self.options.head_top_k * (2 if self.options.direction is Direction.BOTH else 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectTask:
@@ -58,6 +63,11 @@ class ProjectTask:
 
     @property
     def rows(self) -> int:
+        """Nothing is explained."""
+        return 0
+
+    @property
+    def detailed_heads(self) -> int:
         """Nothing is explained."""
         return 0
 
@@ -116,6 +126,8 @@ class MemoryCost:
     """Of each explained token: the base states' log probabilities, up to `rows_at_once` of them."""
     per_row_token: int = 0
     """Of each explained token and each padded position it may look at: attention weights."""
+    per_head_position: int = 0
+    """Of each padded position of a head that is detailed."""
     rows_at_once: int = 1
 
     def batch(self, tasks: Sequence[Task]) -> int:
@@ -127,6 +139,7 @@ class MemoryCost:
             + self.per_token * longest * len(tasks)
             + self.per_row * min(rows, self.rows_at_once)
             + self.per_row_token * longest * rows
+            + self.per_head_position * longest * sum(task.detailed_heads for task in tasks)
         )
 
 

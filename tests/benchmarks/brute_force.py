@@ -1,8 +1,9 @@
-"""The rankings by scoring everything, as fast as that goes: chunks that stay in the cache, nothing computed twice.
+"""The rankings by scoring everything, in chunks that stay in the cache.
 
-A neuron's logits are one matrix product, shared by all source positions. With p the probabilities at the base and D a
-neuron's logits, its score is D[target] - log(p . exp D): one multiplication, one exponential and one dot product per
-token of the vocabulary.
+With p the probabilities at the base and D what a neuron adds to the logits, its score is D[target] - log(p . exp D): a
+product with the unembedding and one exponential per token of the vocabulary. An attention neuron is one entry per
+source position. `shared` computes the product once for all positions, which differ by a factor only; otherwise every
+entry has its own, as in the published code.
 """
 
 from itertools import product
@@ -21,7 +22,8 @@ class BruteForce:
     """One prompt, forward pass included."""
 
     @torch.inference_mode()
-    def __init__(self, model, ids, target):
+    def __init__(self, model, ids, target, shared=True):
+        self._shared = shared
         self._states = record(model, ids)
         self._weight = model.lm_head.weight.float()
         self._gamma = model.model.norm.weight.float()
@@ -50,6 +52,13 @@ class BruteForce:
         units = slice(start, start + UNITS)
         coefficients = self._coefficients(kind, layer)[units]
         vectors = self._subvalues(kind, layer)[units].float() * self._gamma / self._states.scale
+        if self._shared:
+            return self._scores(kind, layer, vectors, coefficients)
+        entries = (vectors[:, None] * coefficients[:, :, None]).flatten(0, 1).split(UNITS)
+        scores = [self._scores(kind, layer, rows, rows.new_ones(len(rows), 1)) for rows in entries]
+        return torch.cat(scores).view(coefficients.shape)
+
+    def _scores(self, kind, layer, vectors, coefficients):
         totals = torch.zeros_like(coefficients)
         for start_token in range(0, len(self._weight), BLOCK):
             block = slice(start_token, start_token + BLOCK)

@@ -18,7 +18,11 @@ FORWARD, TOP_10, TOP_300, WITHOUT_POSITIONS = (
     "ours, top 300",
     "ours, top 300, no head positions",
 )
-BRUTE_FORCE, NOTEBOOK = "chunked brute force", "published notebook"
+BRUTE_FORCE, SHARING, NOTEBOOK = (
+    "chunked brute force",
+    "brute force, one product for all positions",
+    "published notebook",
+)
 GRADIENT, INTEGRATED, LENS = (
     "captum LayerGradientXActivation",
     "captum LayerIntegratedGradients",
@@ -37,6 +41,7 @@ COVERS = {
     TOP_300: (OURS, "exact"),
     WITHOUT_POSITIONS: (OURS.replace("positions, ", ""), "exact"),
     BRUTE_FORCE: ("FFN and attention neurons", "exact, the reference"),
+    SHARING: ("FFN and attention neurons", "exact, the reference"),
     NOTEBOOK: ("FFN and attention neurons", "exact up to its rounding to 4 digits"),
     GRADIENT: ("FFN neurons", "gradient at the actual state, another score"),
     INTEGRATED: ("FFN neurons", "path integral, another score"),
@@ -119,6 +124,7 @@ class _Prompt:
             TOP_300: lambda: self._ours(TOP_300, 300),
             WITHOUT_POSITIONS: lambda: self._ours(WITHOUT_POSITIONS, 300, parts=ALL_PARTS - {Part.HEAD_POSITIONS}),
             BRUTE_FORCE: self._brute_force,
+            SHARING: self._sharing_brute_force,
             NOTEBOOK: self._notebook,
         } | {name: lambda name=name: self._library(name) for name in self._rivals}
         names = [name for name in turns if self._index < self._plan.slowest or name not in SLOWEST]
@@ -139,14 +145,18 @@ class _Prompt:
         self._scores[name] = outcome
 
     def _brute_force(self):
+        brute, setup = timed(lambda: BruteForce(self._subject.model, self._ids, self._target, shared=False))
+        self._found.seconds[BRUTE_FORCE][self._index] = setup + brute.sampled_seconds(self._plan.chunks)
+
+    def _sharing_brute_force(self):
         brute, setup = timed(lambda: BruteForce(self._subject.model, self._ids, self._target))
         if self._index < self._plan.in_full:
             progress("  brute force in full")
             self._exact, seconds = timed(brute.everything)
-            self._found.full[BRUTE_FORCE].append(setup + seconds)
+            self._found.full[SHARING].append(setup + seconds)
         else:
             seconds = brute.sampled_seconds(self._plan.chunks)
-        self._found.seconds[BRUTE_FORCE][self._index] = setup + seconds
+        self._found.seconds[SHARING][self._index] = setup + seconds
 
     def _notebook(self):
         layer = self._index % self._subject.sizes.layers
@@ -243,7 +253,7 @@ def _row(found, name):
     covers, score = COVERS[name]
     overlaps = found.overlaps.get(name)
     both = [spread([100 * each[i] for each in overlaps], 2, "%") if overlaps else "-" for i in (0, 1)]
-    if name in (TOP_10, TOP_300, WITHOUT_POSITIONS, BRUTE_FORCE):
+    if name in (TOP_10, TOP_300, WITHOUT_POSITIONS, BRUTE_FORCE, SHARING):
         both = ["reference"] * 2
     to = [spread(found.ratios(name, other), 2) for other in (FORWARD, TOP_10)]
     return [name, milliseconds(seconds), *to, covers, score, *both]
@@ -272,12 +282,14 @@ def _target(name, values, holds):
 
 
 def _sampling(found, plan):
-    full = milliseconds(found.full[BRUTE_FORCE]) if found.full[BRUTE_FORCE] else "none"
+    full = milliseconds(found.full[SHARING]) if found.full[SHARING] else "none"
     return (
-        f"Brute force is measured in full on {plan.in_full} of the prompts ({full}) and extrapolated on the others "
-        f"from {plan.chunks} of its chunks of each kind, evenly chosen. The notebooks' procedure is written anew "
-        f"(notebook.py) and extrapolated on {plan.slowest} prompts from {notebook.ROWS} rows of each kind in one "
-        "layer, another layer each prompt, and the sort of a whole list. LayerIntegratedGradients "
+        "Chunked brute force scores every FFN neuron, and every attention neuron at every source position, by a "
+        "product of its own with the whole vocabulary. The other brute force is the fastest we could write: positions "
+        f"share a neuron's product. It is measured in full on {plan.in_full} of the prompts ({full}); otherwise both "
+        f"are extrapolated from {plan.chunks} of their chunks of each kind, evenly chosen. The notebooks' procedure is "
+        f"written anew (notebook.py) and extrapolated on {plan.slowest} prompts from {notebook.ROWS} rows of each kind "
+        "in one layer, another layer each prompt, and the sort of a whole list. LayerIntegratedGradients "
         f"({libraries.STEPS} steps, baseline token 0) goes layer by layer: in full on {plan.in_full} of the prompts, "
         f"extrapolated from one layer on {plan.slowest - plan.in_full} more. TransformerLens 4 has no "
         "HookedTransformer any more: its TransformerBridge around the same weights runs instead, and projects while it "

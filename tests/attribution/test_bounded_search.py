@@ -1,0 +1,109 @@
+"""The search alone, with bounds made up: the true top k whatever the bounds are, as long as they are bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from neuron_attribution_server.attribution.ranking import BoundedSearch, Ranked, settle
+from torch import Tensor
+
+FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Scores and bounds of n neurons, and how many of the best are wanted."""
+
+    scores: Tensor
+    bounds: Tensor
+    k: int
+
+    def search(self) -> BoundedSearch:
+        def candidates(count: int) -> tuple[Tensor, Tensor]:
+            top = self.bounds.topk(min(count, len(self.bounds)))
+            return top.indices, top.values
+
+        return BoundedSearch(candidates, len(self.scores), self.k)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Few distinct scores make ties; slack of every size, none and infinite among it."""
+    total = draw(st.integers(1, 400))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    scores = torch.randn(total, generator=generator)
+    if draw(st.booleans()):
+        scores = (scores * 2).round()
+    if draw(st.booleans()):
+        scores[torch.rand(total, generator=generator) < 0.1] = -torch.inf
+    slack = torch.rand(total, generator=generator) * draw(st.sampled_from([0.0, 1e-3, 1.0, 100.0]))
+    slack[torch.rand(total, generator=generator) < draw(st.sampled_from([0.0, 0.05, 1.0]))] = torch.inf
+    bounds = torch.where(slack.isinf(), torch.inf, scores + slack)
+    return Problem(scores, bounds, draw(st.sampled_from([1, 2, 10, 50, 400, 1000])))
+
+
+@FIXED
+@given(problems())
+def test_finds_the_best(problem: Problem) -> None:
+    (found,) = solve([problem])
+    assert_best(problem, found)
+
+
+@FIXED
+@given(st.lists(problems(), min_size=2, max_size=5))
+def test_searches_that_are_settled_together_are_each_right(several: list[Problem]) -> None:
+    for problem, found in zip(several, solve(several), strict=True):
+        assert_best(problem, found)
+
+
+def test_tight_bounds_leave_most_unscored() -> None:
+    scores = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    (found,) = solve([Problem(scores, scores + 1e-3, 10)])
+    assert found.scored < 50
+
+
+def test_useless_bounds_score_everything() -> None:
+    scores = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    (found,) = solve([Problem(scores, torch.full_like(scores, torch.inf), 10)])
+    assert found.scored == 1000
+
+
+def test_a_bound_below_the_best_score_hides_it() -> None:
+    """The bounds decide: one wrong bound is a wrong answer, so the tests above can fail."""
+    scores = torch.arange(1000.0)
+    bounds = scores.clone()
+    bounds[-1] = 0
+    problem = Problem(scores, bounds, 1)
+    (found,) = solve([problem])
+    assert found.ids.tolist() == [998]
+    with pytest.raises(AssertionError):
+        assert_best(problem, found)
+
+
+def solve(problems: list[Problem]) -> list[Ranked]:
+    """Settle all problems together; no neuron is scored twice."""
+    searches = [problem.search() for problem in problems]
+    seen: list[set[int]] = [set() for _ in problems]
+
+    def score(proposals: list[Tensor]) -> list[Tensor]:
+        for known, ids in zip(seen, proposals, strict=True):
+            assert len(ids) == len(set(ids.tolist()) - known)
+            known.update(ids.tolist())
+        return [problem.scores[ids] for problem, ids in zip(problems, proposals, strict=True)]
+
+    settle(searches, score)
+    found = [search.result() for search in searches]
+    assert [each.scored for each in found] == [len(known) for known in seen]
+    return found
+
+
+def assert_best(problem: Problem, found: Ranked) -> None:
+    """The best by score, ties by id."""
+    order = problem.scores.argsort(descending=True, stable=True)[: problem.k]
+    assert found.scores.equal(problem.scores[order])
+    assert found.ids.tolist() == order.tolist()
+    assert len(order) <= found.scored <= len(problem.scores)

@@ -1,0 +1,80 @@
+"""What one prompt goes through in a Llama model, recorded by plain hooks in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class States:
+    """At the last position of a prompt of T tokens. L layers, N FFN width, H heads, D head size, V vocabulary.
+
+    Coefficients are divided by the final norm's scale, so that one times its neuron's projection is what the neuron
+    adds to the logits.
+    """
+
+    tokens: tuple[int, ...]
+    target: int
+    """The most probable next token."""
+    contrast: int
+    """The second most probable one."""
+    ffn_coefficients: Tensor
+    """[L, N, 1]"""
+    attention_coefficients: Tensor
+    """alpha * v, [L, H * D, T]"""
+    ffn_probabilities: Tensor
+    """softmax of each layer's state between attention and FFN, read through the frozen final norm, [L, V]"""
+    attention_probabilities: Tensor
+    """The same of each layer's input, [L, V]"""
+
+
+def record(model: LlamaForCausalLM, tokens: Sequence[int]) -> States:
+    """Run the model, whose attention must be eager, on one prompt."""
+    inputs, attention_writes, values, coefficients = [], [], [], []
+    layers = model.model.layers
+    handles = [model.model.norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0, -1]))]
+    for layer in layers:
+        handles += [
+            layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0, -1])),
+            layer.self_attn.v_proj.register_forward_hook(lambda _, __, output: values.append(output[0])),
+            layer.self_attn.o_proj.register_forward_hook(lambda _, __, output: attention_writes.append(output[0, -1])),
+            layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: coefficients.append(args[0][0, -1])),
+        ]
+    try:
+        with torch.no_grad():
+            output = model(torch.tensor([tokens]), output_attentions=True, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    stream = torch.stack(inputs).double()
+    scale = (stream[-1].square().mean() + model.model.norm.variance_epsilon).sqrt()
+    attention = torch.stack([weights[0, :, -1] for weights in output.attentions]).double()
+    target, contrast = output.logits[0, -1].topk(2).indices.tolist()
+    return States(
+        tokens=tuple(tokens),
+        target=target,
+        contrast=contrast,
+        ffn_coefficients=torch.stack(coefficients).double()[:, :, None] / scale,
+        attention_coefficients=_sources(attention, torch.stack(values).double(), model.config.head_dim) / scale,
+        ffn_probabilities=_probabilities(model, stream[:-1] + torch.stack(attention_writes).double(), scale),
+        attention_probabilities=_probabilities(model, stream[:-1], scale),
+    )
+
+
+def _sources(attention: Tensor, values: Tensor, size: int) -> Tensor:
+    """alpha * v from attention weights [L, H, T] and values [L, T, K * D], as [L, H * D, T]."""
+    layers, heads, length = attention.shape
+    split = values.view(layers, length, -1, size).permute(0, 2, 3, 1)
+    shared = split.repeat_interleave(heads // split.shape[1], dim=1)
+    return (attention[:, :, None] * shared).flatten(1, 2)
+
+
+def _probabilities(model: LlamaForCausalLM, states: Tensor, scale: Tensor) -> Tensor:
+    """softmax(W_U (gamma * x) / s), computed in float64 and kept in float32. [L, d] -> [L, V]"""
+    folded = states * model.model.norm.weight.double() / scale
+    return torch.softmax(folded @ model.lm_head.weight.double().T, dim=-1).float()
