@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.unembedding import Unembedding, is_safe_sum
+from neuron_attribution_server.attribution.unembedding import Unembedding, is_safe_sum, normalised
 
 VECTORS_AT_ONCE = 512
 
@@ -65,7 +65,7 @@ class LogProbability:
         logits = unembedding.logits(unembedding.fold(bases) / scale[:, None, None]).flatten(0, 1)
         if include_constant and unembedding.constant is not None:
             logits += unembedding.constant
-        self.log_probabilities = logits.log_softmax(-1)
+        self.log_probabilities = normalised(logits)
         """[E * S, V]"""
         every = targets.repeat_interleave(self._states)
         self.values = self.log_probabilities.gather(1, every[:, None]).view(len(targets), self._states)

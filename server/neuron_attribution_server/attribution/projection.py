@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.unembedding import Unembedding
+from neuron_attribution_server.attribution.unembedding import VOCABULARY_BLOCK, Unembedding
 
 VECTORS_AT_ONCE = 512
 RANGES_AT_ONCE = 1024
@@ -70,11 +70,18 @@ def vocabulary_ranks(unembedding: Unembedding, vectors: Tensor, targets: Tensor)
 
 def _ranks(unembedding: Unembedding, folded: Tensor, targets: Tensor) -> Tensor:
     ranks = torch.ones(len(targets), len(folded), dtype=torch.long, device=folded.device)
-    own = (folded @ unembedding.weight[targets].T).T
+    own = torch.stack([_own(unembedding, folded, target) for target in targets])
     for block in unembedding.blocks():
         logits = folded @ unembedding.weight[block].T
         ranks += torch.stack([_above(logits, row, target, block) for row, target in zip(own, targets, strict=True)])
     return ranks
+
+
+def _own(unembedding: Unembedding, folded: Tensor, target: Tensor) -> Tensor:
+    """The target's logits [C], by the same product as every token's: a token with the same vector is not above it."""
+    start = int(target) // VOCABULARY_BLOCK * VOCABULARY_BLOCK
+    block = unembedding.weight[start : start + VOCABULARY_BLOCK]
+    return (folded @ block.T)[:, int(target) - start]
 
 
 def _above(logits: Tensor, own: Tensor, target: Tensor, block: slice) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from neuron_attribution.results import TokenPrediction
 from torch import Tensor
 
-from neuron_attribution_server.attribution.unembedding import Unembedding
+from neuron_attribution_server.attribution.unembedding import Unembedding, normalised
 from neuron_attribution_server.explanation.projector import Projector
 
 ALTERNATIVES = 10
@@ -16,7 +16,7 @@ def own_log_probabilities(unembedding: Unembedding, finals: Tensor) -> Tensor:
     logits = unembedding.logits(unembedding.fold(finals) / unembedding.scale(finals)[:, None])
     if unembedding.constant is not None:
         logits += unembedding.constant
-    return logits.log_softmax(-1)
+    return normalised(logits)
 
 
 def predictions(projector: Projector, log_probabilities: Tensor, tokens: Tensor) -> list[list[TokenPrediction]]:
