@@ -56,8 +56,6 @@ class RowStates:
     """x_l, then x_L: [E, L + 1, d]."""
     attention_writes: Tensor
     """A_l, [E, L, d]."""
-    ffn_writes: Tensor
-    """F_l, [E, L, d]."""
     coefficients: Tensor
     """FFN coefficients, [E, L, N]."""
     head_outputs: Tensor

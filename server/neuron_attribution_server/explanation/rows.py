@@ -40,7 +40,6 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
     return RowStates(
         inputs=at_rows(captured.inputs),
         attention_writes=at_rows(captured.attention_writes),
-        ffn_writes=at_rows(captured.ffn_writes),
         coefficients=torch.stack([layer[indices] for layer in captured.coefficients], 1).float(),
         head_outputs=torch.stack([layer[indices] for layer in captured.head_outputs], 1)
         .float()
