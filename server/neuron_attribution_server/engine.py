@@ -19,7 +19,7 @@ from neuron_attribution.results import Explanation, ModelSizes, NeuronProjection
 from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attribution.states import Weights
 from neuron_attribution_server.attribution.value_search import LazyRanges
-from neuron_attribution_server.capture import CapturedStates, ExplainedRows, capture, pad_right
+from neuron_attribution_server.capture import CapturedStates, ExplainedRows, capture
 from neuron_attribution_server.explanation.explainer import Explainer
 from neuron_attribution_server.explanation.keys import check_subkey
 from neuron_attribution_server.explanation.predictions import own_log_probabilities
@@ -120,7 +120,7 @@ class Engine:
         device = self._view.device
         positions = [[token.position for token in task.explained] for task in tasks]
         rows = ExplainedRows.from_counts(positions, device)
-        return capture(self._view, pad_right([task.token_ids for task in tasks], device), rows)
+        return capture(self._view, [task.token_ids for task in tasks], rows)
 
     def _rows(self, captured: CapturedStates, tasks: Sequence[AttributeTask]) -> list[Row]:
         """One row per explained token; the model's own most probable token where no target is given."""

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from neuron_attribution_server.architectures.model_view import LayerView, ModelView
 from neuron_attribution_server.attribution.unembedding import Unembedding
-from neuron_attribution_server.capture import ATTENTION_KEY, CapturedStates, ExplainedRows, capture
+from neuron_attribution_server.capture import ATTENTION_KEY, SMALLEST_PASS, CapturedStates, ExplainedRows, capture
 
-PROBE_LENGTH = 12
+PROBE_LENGTH = SMALLEST_PASS
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 
 Check = Callable[["Probe"], float]
@@ -33,7 +33,7 @@ class Probe:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(view.sizes.vocabulary, (1, PROBE_LENGTH), generator=generator).to(view.device)
         rows = ExplainedRows.from_counts([list(range(PROBE_LENGTH))], view.device)
-        self.states: CapturedStates = capture(view, tokens, rows)
+        self.states: CapturedStates = capture(view, tokens.tolist(), rows)
         self.logits = _eager_logits(view.model, tokens)[0].float()
 
     def layers(self) -> Iterable[tuple[int, LayerView]]:

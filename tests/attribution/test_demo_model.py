@@ -3,8 +3,7 @@
 Brute force covers every part of one explanation, both directions: all 46,080 FFN value neurons and all 17,280
 attention value neurons at each of the five positions, in float64 against the whole vocabulary. It takes about 100
 seconds on two idle CPU cores, once for the module. The value neurons of a second prompt are scored by the faster brute
-force of `make verify`. float32 carries residuals of several hundred through 30 layers here: logits differ from
-float64's by 4e-5 and scores of whole layers by 1e-5, hence their tolerance. Neurons must agree more closely than that.
+force of `make verify`.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ from verify.states import States, record
 LAYERS, FFN_WIDTH, HEADS, HEAD_SIZE = 30, 1536, 9, 64
 PROMPT = "The capital of France is"
 ANOTHER_PROMPT = "Monday, Tuesday, Wednesday,"
-LAYER_TOLERANCE = 3e-5
-NEURON_TOLERANCE = 1e-5
+TOLERANCE = 1e-5
 FACTS = (
     ("The capital of France is", " Paris"),
     ("The capital of Italy is", " Rome"),
@@ -103,22 +101,22 @@ def test_prediction(demo: Compared, encode: Encode, paris: Explained) -> None:
     assert got.target.token.text == " Paris"
     assert got.target.rank == 1
     assert got.target.probability == pytest.approx(0.77, abs=0.01)
-    assert_close(got.target.log_probability, paris.layer_scores().final, "log probability", LAYER_TOLERANCE)
+    assert_close(got.target.log_probability, paris.layer_scores().final, "log probability", TOLERANCE)
 
 
 def test_every_part_is_what_brute_force_finds(demo: Compared, encode: Encode, paris: Explained) -> None:
     options = AttributeOptions(direction=Direction.BOTH, top_k=30, position_projection_top_k=5)
     got = demo.explain_last(encode(PROMPT), options=options)
-    assert_explanation(got, paris, options, LAYER_TOLERANCE)
+    assert_explanation(got, paris, options, TOLERANCE, allow_cancellation=False)
 
 
 @pytest.mark.parametrize("top_k", [10, 300])
 def test_value_neurons_are_those_of_brute_force(demo: Compared, encode: Encode, paris: Explained, top_k: int) -> None:
-    """Neuron scores agree to the tighter tolerance, and few neurons had to be scored for it."""
+    """Few neurons had to be scored for it."""
     parts = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
     options = AttributeOptions(parts=parts, direction=Direction.BOTH, top_k=top_k, projection_top_k=0)
     got = demo.explain_last(encode(PROMPT), options=options)
-    assert_explanation(got, paris, options, NEURON_TOLERANCE)
+    assert_explanation(got, paris, options, TOLERANCE)
     assert got.ffn_value_neurons.coverage.neurons == LAYERS * FFN_WIDTH
     assert got.attention_value_neurons.coverage.neurons == LAYERS * HEADS * HEAD_SIZE * len(encode(PROMPT))
     for ranking in (got.ffn_value_neurons, got.attention_value_neurons):
@@ -136,7 +134,7 @@ def test_named_neurons(demo: Compared, encode: Encode, paris: Explained) -> None
     neurons = (FfnNeuron(24, 1005), AttentionNeuron(10, 3, 20), AttentionNeuron(27, 8, 63))
     got = demo.explain_last(encode(PROMPT), options=AttributeOptions(parts=frozenset(), neurons=neurons))
     for entry, neuron in zip(got.neurons, neurons, strict=True):
-        assert_named(entry, neuron, paris, 10, NEURON_TOLERANCE)
+        assert_named(entry, neuron, paris, 10, TOLERANCE)
 
 
 @pytest.mark.parametrize("side", list(Side))
@@ -175,6 +173,9 @@ def test_zeroing_the_top_neurons_takes_the_answer_away(demo: Compared, encode: E
     assert len(clean) >= 15
     lost_to_top = 1 - sum(without_top) / sum(clean)
     lost_to_random = 1 - sum(without_random) / sum(clean)
+    print(
+        f"{len(clean)} facts: {lost_to_top:.1%} of the probability lost to the top 10, {lost_to_random:.2%} at random"
+    )
     assert lost_to_top > 0.6
     assert abs(lost_to_random) < lost_to_top / 20
 

@@ -15,8 +15,8 @@ from reference.compare_explanations import assert_explanation
 from reference.compare_neurons import assert_named, ranking_key
 from reference.compared import Compared
 
-PROMPT = (3, 14, 15, 92, 65, 35)
-OTHER = (88, 7, 41, 7, 60, 2, 90, 33, 12)
+PROMPT = (45, 73, 93, 18, 59, 56)
+OTHER = (90, 10, 90, 95, 1, 34, 54, 89, 19)
 FIELDS = {
     Part.LAYERS: {"layers"},
     Part.HEADS: {"head_scores"},
@@ -29,10 +29,11 @@ FIELDS = {
 MORE_THAN_ALL = 100_000
 
 
-@pytest.mark.parametrize("target", [None, 5, 60])
+@pytest.mark.parametrize("target", [None, 5, 57])
 @pytest.mark.parametrize("prompt", [PROMPT, OTHER, (17,)], ids=["six tokens", "nine tokens", "one token"])
 def test_every_part(tiny: Compared, prompt: tuple[int, ...], target: int | None) -> None:
-    tiny.check(prompt, target)
+    """To 1e-5: for these prompts no divisor of the query scores cancels."""
+    tiny.check(prompt, target, allow_cancellation=False)
 
 
 @pytest.mark.parametrize("target", [None, 5])

@@ -12,7 +12,7 @@ import torch
 from neuron_attribution.requests import ScoringMethod
 from neuron_attribution_server.architectures.families import FAMILIES
 from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.capture import ExplainedRows, capture, pad_right
+from neuron_attribution_server.capture import ExplainedRows, capture
 from torch import Tensor
 
 from reference.compared import Compared
@@ -42,14 +42,14 @@ class CapturedPrediction:
         device = torch.device("cpu")
         last = len(token_ids) - 1
         view = ModelView(compared.model, FAMILIES[compared.model.config.model_type])
-        states = capture(view, pad_right([token_ids], device), ExplainedRows.from_counts([[last]], device))
+        states = capture(view, [token_ids], ExplainedRows.from_counts([[last]], device))
         self._inputs = [state[0, last] for state in states.inputs]
         self._middles = [
             state + write[0, last] for state, write in zip(self._inputs, states.attention_writes, strict=False)
         ]
         self._coefficients = [state.flatten(0, -2)[-1].double() for state in states.coefficients]
-        self._patterns = [state[0].double() for state in states.attention_rows]
-        self._values = [state[0].double() for state in states.values]
+        self._patterns = [state[0, :, : last + 1].double() for state in states.attention_rows]
+        self._values = [state[0, :, : last + 1].double() for state in states.values]
         self.unembedding = FrozenUnembedding(self.weights, self._inputs[-1].double(), include_bias)
 
     def ffn(self, method: ScoringMethod) -> NeuronScores:

@@ -47,12 +47,14 @@ class Compared:
         target: int | None = None,
         contrast: int | None = None,
         options: AttributeOptions | None = None,
+        *,
+        allow_cancellation: bool = True,
     ) -> Explanation:
         """The engine's explanation of the prediction after the last token, after comparing it with the oracle's."""
         options = options or AttributeOptions()
         got = self.explain_last(token_ids, target, contrast=contrast, options=options)
         want = self.oracle(token_ids).explain(None, target, contrast, options.include_final_norm_bias)
-        assert_explanation(got, want, options)
+        assert_explanation(got, want, options, allow_cancellation=allow_cancellation)
         return got
 
     def oracle(self, token_ids: Sequence[int]) -> Oracle:

@@ -1,4 +1,8 @@
-"""Tiny random models, seeded, whose weights are large enough for scores between 0.01 and 1."""
+"""Tiny random models, whose weights are large enough for scores between 0.01 and 1.
+
+The seeds are ones with which the divisors of the query scores do not cancel for the sources of a few prompts, so that
+every part of an explanation can be compared to 1e-5 there; a divisor that cancels magnifies the rounding of states.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,13 @@ def tiny_llama(seed: int = 0) -> PreTrainedModel:
     return _randomised(LlamaForCausalLM(_llama_config()), seed)
 
 
-def tiny_llama_with_biases(seed: int = 5) -> PreTrainedModel:
+def tiny_llama_with_biases(seed: int = 153) -> PreTrainedModel:
     """Biases in every projection, heads wider than hidden size / heads, tied unembedding."""
     config = _llama_config(attention_bias=True, mlp_bias=True, head_dim=12, tie_word_embeddings=True)
     return _randomised(LlamaForCausalLM(config), seed)
 
 
-def tiny_gpt2(seed: int = 2) -> PreTrainedModel:
+def tiny_gpt2(seed: int = 910) -> PreTrainedModel:
     """Every bias is nonzero, the final norm's too."""
     config = GPT2Config(
         n_layer=3,
