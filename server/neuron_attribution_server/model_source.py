@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.demo import NAME as DEMO_NAME
@@ -24,11 +24,10 @@ class ModelSource:
     location: str
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def revision(self, model: PreTrainedModel) -> str:
+    def revision(self) -> str:
         """The Hub's commit, or the first 12 digits of the SHA-256 of the model's files."""
-        commit = getattr(model.config, "_commit_hash", None)
-        if commit:
-            return str(commit)
+        if "revision" in self.arguments:
+            return str(self.arguments["revision"])
         folder = Path(self.location)
         named = self.arguments.get("gguf_file")
         files = [folder / named] if named else sorted(path for kind in _HASHED for path in folder.glob(kind))
@@ -46,7 +45,17 @@ def model_source(settings: LoadSettings) -> ModelSource:
         return ModelSource(path.resolve().name, str(path))
     if settings.model.startswith(("/", ".", "~")):
         raise FileNotFoundError(f"--model {settings.model}: there is no such folder or file")
-    return ModelSource(settings.model, settings.model, {"revision": settings.revision} if settings.revision else {})
+    return ModelSource(settings.model, settings.model, {"revision": _commit(settings.model, settings.revision)})
+
+
+def _commit(model_id: str, revision: str | None) -> str:
+    """The commit that a revision is at now: model and tokenizer come from it, whatever is pushed meanwhile.
+
+    Raises OSError where the Hub has no such model or revision.
+    """
+    config = cached_file(model_id, "config.json", revision=revision or "main")
+    assert config is not None  # it raises instead
+    return Path(config).parent.name
 
 
 def _digest(files: list[Path]) -> str:

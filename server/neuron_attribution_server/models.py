@@ -49,7 +49,7 @@ def load_engine(settings: LoadSettings) -> Engine:
     )
     nn.Module.to(model, device)
     tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments)
-    revision = source.revision(model)
+    revision = source.revision()
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}.safetensors"
     identity = ModelIdentity(source.name, revision, _name(model.dtype))
     return _engine(model, identity, _serialized(tokenizer), ranges)
