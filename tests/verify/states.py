@@ -33,8 +33,12 @@ class States:
     """The same of each layer's input, [L, V]"""
 
 
+@torch.no_grad()
 def record(model: LlamaForCausalLM, tokens: Sequence[int]) -> States:
-    """Run the model, whose attention must be eager, on one prompt."""
+    """Run the model, whose attention must be eager, on one prompt.
+
+    All of it without gradients: the probabilities would keep the float64 unembedding they were computed with.
+    """
     inputs, attention_writes, values, coefficients = [], [], [], []
     layers = model.model.layers
     handles = [model.model.norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0, -1]))]
@@ -46,8 +50,7 @@ def record(model: LlamaForCausalLM, tokens: Sequence[int]) -> States:
             layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: coefficients.append(args[0][0, -1])),
         ]
     try:
-        with torch.no_grad():
-            output = model(torch.tensor([tokens]), output_attentions=True, use_cache=False)
+        output = model(torch.tensor([tokens]), output_attentions=True, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
