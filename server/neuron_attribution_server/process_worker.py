@@ -8,6 +8,7 @@ import multiprocessing
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing.reduction import ForkingPickler
 
 from neuron_attribution.errors import UnavailableError
 
@@ -16,6 +17,7 @@ from neuron_attribution_server.worker import EngineFactory, ModelLoadError
 from neuron_attribution_server.worker_process import Failed, Finished, Message, Ready, main
 
 _EXIT_SECONDS = 5.0
+_SHORT_MESSAGE = 16 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class ProcessWorker:
             raise self._death()
         answer = self._expect_answer()
         with suppress(OSError):  # the reader notices the death, too, and fails the answer
-            await asyncio.to_thread(self._connection.send, tuple(tasks))
+            await self._send(bytes(ForkingPickler.dumps(tuple(tasks))))
         message = await answer
         assert isinstance(message, Finished)
         return message.outcomes
@@ -68,6 +70,13 @@ class ProcessWorker:
         """Tell the process to end; kill it if it does not."""
         if self._process.pid is not None:
             await asyncio.to_thread(self._stop)
+
+    async def _send(self, message: bytes) -> None:
+        """What fits into the pipe's buffer is gone at once; a thread would only take longer."""
+        if len(message) <= _SHORT_MESSAGE:
+            self._connection.send_bytes(message)
+        else:
+            await asyncio.to_thread(self._connection.send_bytes, message)
 
     def _stop(self) -> None:
         with suppress(OSError):  # it may have ended already

@@ -1,4 +1,4 @@
-"""The service's calls: read and tokenize, schedule, write. Everything that takes time happens off the event loop."""
+"""The service's calls: read and tokenize, schedule, write. What takes time happens off the event loop."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ Response = TypeVar("Response", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _THREADS = 2
+_SHORT_REQUEST = 2 * 1024
+_SHORT_ANSWER = 64 * 1024
+"""Bytes up to which a message is handled on the event loop: that takes less time than handing it to a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,10 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         backend = self._ready()
         backend.scheduler.check_room()  # before work is done on a request that cannot be taken
         with backend.scheduler.expecting():
-            prepared = await self._apart(partial(backend.model.prepare_attribution, request))
+            prepared = await self._apart(partial(backend.model.prepare_attribution, request), unless=_is_short(request))
         delivery = await backend.scheduler.submit(prepared.task, _deadline(context))
         answer = partial(backend.model.finish_attribution, delivery, prepared.tokenization)
-        return self._within_size(await self._apart(answer))
+        return self._within_size(await self._apart(answer, unless=delivery.bytes <= _SHORT_ANSWER))
 
     async def AttributeStream(
         self, requests: AsyncIterator[messages.AttributeStreamRequest], context: Context
@@ -75,7 +78,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         backend = self._ready()
         backend.scheduler.check_room()
         with backend.scheduler.expecting():
-            task = await self._apart(partial(backend.model.prepare_projection, request))
+            task = await self._apart(partial(backend.model.prepare_projection, request), unless=_is_short(request))
         delivery = await backend.scheduler.submit(task, _deadline(context))
         return self._within_size(await self._apart(partial(backend.model.finish_projection, delivery)))
 
@@ -85,7 +88,9 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
 
     async def Tokenize(self, request: messages.TokenizeRequest, context: Context) -> messages.TokenizeResponse:
         """Show the exact tokens of a text."""
-        return self._within_size(await self._apart(partial(self._ready().model.tokenize, request)))
+        return self._within_size(
+            await self._apart(partial(self._ready().model.tokenize, request), unless=_is_short(request))
+        )
 
     async def GetModel(self, request: messages.GetModelRequest, context: Context) -> messages.GetModelResponse:
         """Describe what is served."""
@@ -96,7 +101,10 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
             raise UnavailableError(self._refusal.message, reason=self._refusal.reason)
         return self._backend
 
-    async def _apart(self, work: Callable[[], Value]) -> Value:
+    async def _apart(self, work: Callable[[], Value], unless: bool = False) -> Value:
+        """Off the event loop, `unless` that is not worth it."""
+        if unless:
+            return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _within_size(self, response: Response) -> Response:
@@ -109,6 +117,10 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
                 reason="RESPONSE_TOO_LARGE",
             )
         return response
+
+
+def _is_short(request: Message) -> bool:
+    return request.ByteSize() <= _SHORT_REQUEST
 
 
 def _deadline(context: Context) -> float | None:

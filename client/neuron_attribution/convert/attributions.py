@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.convert.layers import (
@@ -15,11 +16,11 @@ from neuron_attribution.convert.layers import (
 )
 from neuron_attribution.convert.rankings import (
     neuron_score_from_proto,
-    neuron_score_to_proto,
     query_layers_from_proto,
-    query_layers_to_proto,
     ranking_from_proto,
-    ranking_to_proto,
+    write_neuron_score,
+    write_query_layers,
+    write_ranking,
 )
 from neuron_attribution.convert.tokens import (
     prediction_from_proto,
@@ -27,19 +28,32 @@ from neuron_attribution.convert.tokens import (
     token_to_proto,
     tokens_from_proto,
 )
-from neuron_attribution.convert.values import duration, present, seconds, unless_none
+from neuron_attribution.convert.values import duration, present, seconds
 from neuron_attribution.results import AttributeResult, Explanation, Timings, Token
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+
+_PARTS: dict[str, Callable[[Any, Any], None]] = {
+    "ffn_value_neurons": write_ranking,
+    "ffn_value_neurons_decreasing": write_ranking,
+    "attention_value_neurons": write_ranking,
+    "attention_value_neurons_decreasing": write_ranking,
+    "ffn_query_layers": write_query_layers,
+    "attention_query_layers": write_query_layers,
+    "query_ffn_neurons": write_ranking,
+    "query_ffn_neurons_decreasing": write_ranking,
+}
 
 
 def attribute_result_to_proto(result: AttributeResult) -> messages.AttributeResponse:
     """Write an attribution."""
-    return messages.AttributeResponse(
+    message = messages.AttributeResponse(
         model=model_identity_to_proto(result.model),
         tokens=[token_to_proto(token) for token in result.tokens],
-        explanations=[explanation_to_proto(explanation) for explanation in result.explanations],
         timings=timings_to_proto(result.timings),
     )
+    for explanation in result.explanations:
+        _write_explanation(explanation, message.explanations.add())
+    return message
 
 
 def complete_attribution(
@@ -61,33 +75,24 @@ def attribute_result_from_proto(message: messages.AttributeResponse) -> Attribut
     )
 
 
-def explanation_to_proto(explanation: Explanation) -> messages.Explanation:
-    """Write the explanation of one prediction."""
-    rankings = {
-        name: unless_none(getattr(explanation, name), ranking_to_proto)
-        for name in (
-            "ffn_value_neurons",
-            "ffn_value_neurons_decreasing",
-            "attention_value_neurons",
-            "attention_value_neurons_decreasing",
-            "query_ffn_neurons",
-            "query_ffn_neurons_decreasing",
-        )
-    }
-    return messages.Explanation(
-        position=explanation.position,
-        target=prediction_to_proto(explanation.target),
-        contrast=unless_none(explanation.contrast, prediction_to_proto),
-        predictions=[prediction_to_proto(prediction) for prediction in explanation.predictions],
-        layers=unless_none(explanation.layers, layer_scores_to_proto),
-        head_scores=unless_none(explanation.head_scores, matrix_to_proto),
-        heads=[head_score_to_proto(head) for head in explanation.heads],
-        heads_decreasing=[head_score_to_proto(head) for head in explanation.heads_decreasing],
-        ffn_query_layers=unless_none(explanation.ffn_query_layers, query_layers_to_proto),
-        attention_query_layers=unless_none(explanation.attention_query_layers, query_layers_to_proto),
-        neurons=[neuron_score_to_proto(neuron) for neuron in explanation.neurons],
-        **rankings,
-    )
+def _write_explanation(explanation: Explanation, message: messages.Explanation) -> None:
+    message.position = explanation.position
+    message.target.CopyFrom(prediction_to_proto(explanation.target))
+    if explanation.contrast is not None:
+        message.contrast.CopyFrom(prediction_to_proto(explanation.contrast))
+    message.predictions.extend(map(prediction_to_proto, explanation.predictions))
+    if explanation.layers is not None:
+        message.layers.CopyFrom(layer_scores_to_proto(explanation.layers))
+    if explanation.head_scores is not None:
+        message.head_scores.CopyFrom(matrix_to_proto(explanation.head_scores))
+    message.heads.extend(map(head_score_to_proto, explanation.heads))
+    message.heads_decreasing.extend(map(head_score_to_proto, explanation.heads_decreasing))
+    for name, write in _PARTS.items():
+        part = getattr(explanation, name)
+        if part is not None:
+            write(part, getattr(message, name))
+    for neuron in explanation.neurons:
+        write_neuron_score(neuron, message.neurons.add())
 
 
 def explanation_from_proto(message: messages.Explanation) -> Explanation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from neuron_attribution.errors import InternalError, InvalidArgumentError
 from neuron_attribution.requests import Direction, Part, ScoringMethod, Side, Subkey
@@ -23,10 +23,11 @@ class EnumTable(Generic[Member]):
         if default is not None:
             self._members[0] = default
             self._names.setdefault(default, f"{prefix}_UNSPECIFIED")
+        self._numbers = {member: values[name] for member, name in self._names.items()}
 
-    def encode(self, member: Member) -> str:
-        """The name of the protobuf value."""
-        return self._names[member]
+    def encode(self, member: Member) -> Any:  # noqa: ANN401 - each enum of protobuf has a type of its own
+        """The protobuf value."""
+        return self._numbers[member]
 
     def from_request(self, number: int, field: str) -> Member:
         """The member of a request's value; an unknown one is the caller's mistake."""

@@ -1,24 +1,27 @@
-"""Scores of neurons, rankings and their coverage, query layers."""
+"""Scores of neurons, rankings and their coverage, query layers.
+
+They are written in place: a message that becomes part of another is copied, and these are large.
+"""
 
 from __future__ import annotations
 
 from neuron_attribution.convert.enums import COMPONENT_KINDS, PROMOTED_SIDES
 from neuron_attribution.convert.neurons import neuron_from_proto, neuron_to_proto
 from neuron_attribution.convert.projections import projection_from_proto, projection_to_proto
-from neuron_attribution.convert.values import present, unless_none
+from neuron_attribution.convert.values import present
 from neuron_attribution.results import Coverage, NeuronRanking, NeuronScore, PromotedSide, QueryLayer, QueryLayers
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 
-def ranking_to_proto(ranking: NeuronRanking) -> messages.NeuronRanking:
-    """Write a ranking."""
+def write_ranking(ranking: NeuronRanking, message: messages.NeuronRanking) -> None:
+    """Write a ranking into its message."""
+    for neuron in ranking.neurons:
+        write_neuron_score(neuron, message.neurons.add())
     coverage = ranking.coverage
-    return messages.NeuronRanking(
-        neurons=[neuron_score_to_proto(neuron) for neuron in ranking.neurons],
-        coverage=messages.Coverage(
-            neurons=coverage.neurons, bounded=coverage.bounded, scored=coverage.scored, exact=coverage.exact
-        ),
-    )
+    message.coverage.neurons = coverage.neurons
+    message.coverage.bounded = coverage.bounded
+    message.coverage.scored = coverage.scored
+    message.coverage.exact = coverage.exact
 
 
 def ranking_from_proto(message: messages.NeuronRanking) -> NeuronRanking:
@@ -30,16 +33,17 @@ def ranking_from_proto(message: messages.NeuronRanking) -> NeuronRanking:
     )
 
 
-def neuron_score_to_proto(score: NeuronScore) -> messages.NeuronScore:
-    """Write a neuron's score."""
-    return messages.NeuronScore(
-        neuron=neuron_to_proto(score.neuron),
-        position=score.position,
-        score=score.score,
-        coefficient=score.coefficient,
-        projection=unless_none(score.projection, projection_to_proto),
-        promoted_side=PROMOTED_SIDES.encode(score.promoted_side),
-    )
+def write_neuron_score(score: NeuronScore, message: messages.NeuronScore) -> None:
+    """Write a neuron's score into its message."""
+    message.neuron.CopyFrom(neuron_to_proto(score.neuron))
+    message.score = score.score
+    if score.position is not None:
+        message.position = score.position
+    if score.coefficient is not None:
+        message.coefficient = score.coefficient
+    if score.projection is not None:
+        message.projection.CopyFrom(projection_to_proto(score.projection))
+    message.promoted_side = PROMOTED_SIDES.encode(score.promoted_side)
 
 
 def neuron_score_from_proto(message: messages.NeuronScore) -> NeuronScore:
@@ -55,16 +59,12 @@ def neuron_score_from_proto(message: messages.NeuronScore) -> NeuronScore:
     )
 
 
-def query_layers_to_proto(layers: QueryLayers) -> messages.QueryLayers:
-    """Write query layers."""
-    return messages.QueryLayers(
-        layers=[
-            messages.QueryLayer(kind=COMPONENT_KINDS.encode(item.kind), layer=item.layer, score=item.score)
-            for item in layers.layers
-        ],
-        sources=layers.sources,
-        skipped_sources=layers.skipped_sources,
-    )
+def write_query_layers(layers: QueryLayers, message: messages.QueryLayers) -> None:
+    """Write query layers into their message."""
+    for item in layers.layers:
+        message.layers.add(kind=COMPONENT_KINDS.encode(item.kind), layer=item.layer, score=item.score)
+    message.sources = layers.sources
+    message.skipped_sources = layers.skipped_sources
 
 
 def query_layers_from_proto(message: messages.QueryLayers) -> QueryLayers:
