@@ -44,7 +44,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         guard = _Guard(request_id(handler_call_details.invocation_metadata))
         coders = {
             "request_deserializer": _or_malformed(handler.request_deserializer),
-            "response_serializer": handler.response_serializer,
+            "response_serializer": _unless_serialized(handler.response_serializer),
         }
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(guard.unary(handler.unary_unary), **coders)
@@ -118,6 +118,11 @@ def _or_malformed(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]
             return _Malformed("the request is not a protobuf message of this call's request type")
 
     return read
+
+
+def _unless_serialized(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """A response that comes from the worker is bytes already."""
+    return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 def _well_formed(request: Any) -> Any:  # noqa: ANN401 - any request

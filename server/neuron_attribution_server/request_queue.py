@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from neuron_attribution.errors import ResourceExhaustedError
 
-from neuron_attribution_server.tasks import Answer, MemoryCost, PackedAttribution, Task
+from neuron_attribution_server.tasks import Answer, MemoryCost, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +17,6 @@ class Delivery:
 
     outcome: Answer
     queue: float
-
-    @property
-    def bytes(self) -> int:
-        """The size of an attribution's answer."""
-        return len(self.outcome.response) if isinstance(self.outcome, PackedAttribution) else 0
 
 
 @dataclass(slots=True, eq=False)

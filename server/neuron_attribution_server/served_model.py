@@ -69,14 +69,12 @@ class ServedModel:
         """Read and check a request for projections."""
         return self._validator.project(convert.project_neuron_request_from_proto(message))
 
-    def finish_attribution(self, delivery: Delivery, tokenization: float) -> messages.AttributeResponse:
-        """Write the answer to an attribution."""
+    def finish_attribution(self, delivery: Delivery, tokenization: float) -> bytes:
+        """Write the answer to an attribution, serialized."""
         answer = delivery.outcome
         assert isinstance(answer, PackedAttribution)
         tokens = tuple(map(self._tokenizer.token, answer.token_ids))
-        response = messages.AttributeResponse.FromString(answer.response)
-        convert.complete_attribution(response, tokens, delivery.queue, tokenization)
-        return response
+        return convert.completed_attribution(answer.response, tokens, delivery.queue, tokenization)
 
     def finish_projection(self, delivery: Delivery) -> messages.ProjectNeuronResponse:
         """Write the answer to a projection."""

@@ -24,8 +24,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _THREADS = 2
 _SHORT_REQUEST = 2 * 1024
-_SHORT_ANSWER = 64 * 1024
-"""Bytes up to which a message is handled on the event loop: that takes less time than handing it to a thread."""
+"""Bytes up to which a request is read on the event loop: that takes less time than handing it to a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +53,16 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         self._backend = None
         self._refusal = refusal
 
-    async def Attribute(self, request: messages.AttributeRequest, context: Context) -> messages.AttributeResponse:
-        """Explain next-token predictions."""
+    async def Attribute(self, request: messages.AttributeRequest, context: Context) -> bytes:
+        """Explain next-token predictions. The response is serialized already."""
         backend = self._ready()
         backend.scheduler.check_room()  # before work is done on a request that cannot be taken
         with backend.scheduler.expecting():
             prepared = await self._apart(partial(backend.model.prepare_attribution, request), unless=_is_short(request))
         delivery = await backend.scheduler.submit(prepared.task, _deadline(context))
-        answer = partial(backend.model.finish_attribution, delivery, prepared.tokenization)
-        return self._within_size(await self._apart(answer, unless=delivery.bytes <= _SHORT_ANSWER))
+        answer = backend.model.finish_attribution(delivery, prepared.tokenization)
+        self._check_size(len(answer))
+        return answer
 
     async def AttributeStream(
         self, requests: AsyncIterator[messages.AttributeStreamRequest], context: Context
@@ -108,15 +108,17 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _within_size(self, response: Response) -> Response:
+        self._check_size(response.ByteSize())
+        return response
+
+    def _check_size(self, size: int) -> None:
         """Refuse by name what gRPC would refuse without saying what to do."""
-        size = response.ByteSize()
         if size > self._message_bytes:
             raise ResourceExhaustedError(
                 f"the answer has {size} bytes, over the limit {self._message_bytes}; ask for fewer explained tokens, "
                 "parts, neurons or projected tokens",
                 reason="RESPONSE_TOO_LARGE",
             )
-        return response
 
 
 def _is_short(request: Message) -> bool:

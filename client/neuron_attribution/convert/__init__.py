@@ -6,7 +6,7 @@ Reading a request validates it: InvalidArgumentError names the field and the rem
 from neuron_attribution.convert.attributions import (
     attribute_result_from_proto,
     attribute_result_to_proto,
-    complete_attribution,
+    completed_attribution,
 )
 from neuron_attribution.convert.models import model_info_from_proto, model_info_to_proto
 from neuron_attribution.convert.neurons import neuron_from_proto, neuron_to_proto
@@ -26,7 +26,7 @@ __all__ = [
     "attribute_request_to_proto",
     "attribute_result_from_proto",
     "attribute_result_to_proto",
-    "complete_attribution",
+    "completed_attribution",
     "model_info_from_proto",
     "model_info_to_proto",
     "neuron_from_proto",

@@ -56,13 +56,16 @@ def attribute_result_to_proto(result: AttributeResult) -> messages.AttributeResp
     return message
 
 
-def complete_attribution(
-    message: messages.AttributeResponse, tokens: Sequence[Token], queue: float, tokenization: float
-) -> None:
-    """Add to a response from the worker what only the front end knows: the tokens and its own times, in seconds."""
-    message.tokens.extend(token_to_proto(token) for token in tokens)
-    message.timings.queue.CopyFrom(duration(queue))
-    message.timings.tokenization.CopyFrom(duration(tokenization))
+def completed_attribution(response: bytes, tokens: Sequence[Token], queue: float, tokenization: float) -> bytes:
+    """A worker's serialized response and what only the front end knows: the tokens and its own times, in seconds.
+
+    Nothing is parsed: serialized messages that follow one another are one message, merged.
+    """
+    addition = messages.AttributeResponse(
+        tokens=[token_to_proto(token) for token in tokens],
+        timings=messages.Timings(queue=duration(queue), tokenization=duration(tokenization)),
+    )
+    return response + addition.SerializeToString()
 
 
 def attribute_result_from_proto(message: messages.AttributeResponse) -> AttributeResult:

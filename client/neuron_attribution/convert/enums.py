@@ -38,9 +38,11 @@ class EnumTable(Generic[Member]):
 
     def from_result(self, number: int) -> Member:
         """The member of a result's value; an unknown one means a newer server."""
-        if number not in self._members:
-            raise InternalError(f"the server answered with the unknown value {number}; upgrade neuron-attribution")
-        return self._members[number]
+        try:
+            return self._members[number]
+        except KeyError:
+            message = f"the server answered with the unknown value {number}; upgrade neuron-attribution"
+            raise InternalError(message) from None
 
     def known(self, number: int) -> bool:
         """Whether the value has a member."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from neuron_attribution.convert.enums import COMPONENT_KINDS, PROMOTED_SIDES
 from neuron_attribution.convert.neurons import neuron_from_proto, neuron_to_proto
 from neuron_attribution.convert.projections import projection_from_proto, projection_to_proto
-from neuron_attribution.convert.values import present
 from neuron_attribution.results import Coverage, NeuronRanking, NeuronScore, PromotedSide, QueryLayer, QueryLayers
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
@@ -52,9 +51,9 @@ def neuron_score_from_proto(message: messages.NeuronScore) -> NeuronScore:
     return NeuronScore(
         neuron=neuron_from_proto(message.neuron),
         score=message.score,
-        position=present(message, "position", int),
-        coefficient=present(message, "coefficient", float),
-        projection=present(message, "projection", projection_from_proto),
+        position=message.position if message.HasField("position") else None,
+        coefficient=message.coefficient if message.HasField("coefficient") else None,
+        projection=projection_from_proto(message.projection) if message.HasField("projection") else None,
         promoted_side=PROMOTED_SIDES.from_result(side) if PROMOTED_SIDES.known(side) else PromotedSide.UNKNOWN,
     )
 
