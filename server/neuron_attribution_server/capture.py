@@ -46,7 +46,7 @@ class ExplainedRows:
         spans = tuple((b, slice(start, end)) for b, (start, end) in enumerate(zip(starts, ends, strict=True)))
         sequences = [b for b, row in enumerate(positions) for _ in row]
         flat = [position for row in positions for position in row]
-        return cls(torch.tensor(sequences, device=device), torch.tensor(flat, device=device), spans)
+        return cls(_on_device(sequences, device), _on_device(flat, device), spans)
 
     def of(self, states: Tensor) -> Tensor:
         """The explained rows [E, ...] of states [sequences, positions, ...]."""
@@ -109,7 +109,13 @@ def capture(view: ModelView, sequences: Sequence[Sequence[int]], rows: Explained
 def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Token ids [B, T], padded on the right with id 0: a causal model never looks there."""
     length = max(*map(len, sequences), -(-SMALLEST_PASS // len(sequences)))
-    return torch.tensor([[*sequence, *[0] * (length - len(sequence))] for sequence in sequences], device=device)
+    return _on_device([[*sequence, *[0] * (length - len(sequence))] for sequence in sequences], device)
+
+
+def _on_device(ids: Sequence[Any], device: torch.device) -> Tensor:
+    """Ids as a tensor. From pinned memory a GPU fetches them by itself, while the next kernels are being launched."""
+    tensor = torch.tensor(ids)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @contextmanager

@@ -97,3 +97,15 @@ def test_a_gguf_file_is_served(tmp_path):
     assert engine.facts.identity.revision.startswith("sha256:")
     (outcome,) = engine.run([AttributeTask(token_ids=(504, 3575, 282, 4649, 314), explained=(ExplainedToken(4),))])
     assert outcome.explanations[0].target.token.text == " Paris"
+
+
+def test_float32_products_keep_every_bit(tmp_path):
+    """Whatever was set before: TF32 would cost an exact score 13 bits."""
+    tiny_llama().save_pretrained(tmp_path)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(Exception, match="okenizer"):  # the folder has none, which is found out later
+            load_engine(LoadSettings(str(tmp_path)))
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")
