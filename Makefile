@@ -20,7 +20,7 @@ test: $(VENV)/test-installed
 benchmark: $(VENV)/benchmark-installed
 	PYTHONPATH=tests $(BIN)/python -m benchmarks $(BENCHMARK)
 
-# The bounded top-k against brute force, about twenty minutes; VERIFY takes options: make verify VERIFY='--prompts 2'
+# The bounded top-k against brute force, about ten minutes; VERIFY takes options: make verify VERIFY='--prompts 2'
 verify: $(VENV)/server-installed
 	PYTHONPATH=tests $(BIN)/python -m verify $(VERIFY)
 

@@ -5,8 +5,12 @@ import time
 from dataclasses import dataclass, field
 from statistics import median
 
+import grpc
 import numpy as np
-from neuron_attribution import AsyncClient, Client
+from neuron_attribution import AsyncClient, Client, convert
+from neuron_attribution.requests import AttributeRequest
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from service.demo_server import serving
 
 from benchmarks import markdown
@@ -24,24 +28,30 @@ class Measured:
     """Seconds per call, in order; a caller's requests per second; how far concurrent answers are from single ones."""
 
     wall: list = field(default_factory=list)
+    reading: list = field(default_factory=list)
     forward: list = field(default_factory=list)
     scoring: list = field(default_factory=list)
     queue: list = field(default_factory=list)
     tokenization: list = field(default_factory=list)
     in_process: list = field(default_factory=list)
+    unreported: list = field(default_factory=list)
     one_caller: list = field(default_factory=list)
     many_callers: list = field(default_factory=list)
     largest_batch: int = 0
     difference: float = 0.0
 
     @property
+    def compute(self):
+        return [a + b for a, b in zip(self.forward, self.scoring, strict=True)]
+
+    @property
     def added(self):
-        columns = zip(self.wall, self.forward, self.scoring, strict=True)
-        return [wall - forward - scoring for wall, forward, scoring in columns]
+        """Of each call, the wall time less the forward pass and scoring it reports and what no engine reports."""
+        return [wall - compute - median(self.unreported) for wall, compute in zip(self.wall, self.compute, strict=True)]
 
     @property
     def in_transit(self):
-        """What is neither queue nor tokenization: the wire, conversions, the worker's pipe."""
+        """What is neither queue nor tokenization: the wire, the worker's pipe, building the message."""
         columns = zip(self.added, self.queue, self.tokenization, strict=True)
         return [added - queue - tokenization for added, queue, tokenization in columns]
 
@@ -52,21 +62,27 @@ def measure(subject, threads, rounds):
         client.attribute(subject.prompts[0])
         for repetition in range(rounds):
             progress(f"gRPC: round {repetition + 1} of {rounds}")
-            with settled():
-                _calls(subject, client, found)
+            with settled(), grpc.insecure_channel(address) as channel:
+                _calls(subject, services.NeuronAttributionServiceStub(channel), found)
         progress(f"gRPC: {CALLERS} callers")
         _concurrent(subject, address, client, found)
     return found
 
 
-def _calls(subject, client, found):
+def _calls(subject, stub, found):
     """Every prompt over the wire, then in-process; both know their projections from the first round on."""
+    stub.GetModel(messages.GetModelRequest())
     for prompt in subject.prompts:
-        result, wall = timed(lambda prompt=prompt: client.attribute(prompt))
+        request = convert.attribute_request_to_proto(AttributeRequest(prompt=prompt))
+        response, wall = timed(lambda request=request: stub.Attribute(request))
+        result, reading = timed(lambda response=response: convert.attribute_result_from_proto(response))
         found.wall.append(wall)
+        found.reading.append(reading)
         for name in ("forward", "scoring", "queue", "tokenization"):
             getattr(found, name).append(getattr(result.timings, name))
-        found.in_process.append(timed(lambda prompt=prompt: subject.attribute([prompt]))[1])
+        (outcome,), in_process = timed(lambda prompt=prompt: subject.attribute([prompt]))
+        found.in_process.append(in_process)
+        found.unreported.append(in_process - outcome.forward - outcome.scoring)
 
 
 def _concurrent(subject, address, client, found):
@@ -110,20 +126,20 @@ def report(found, conditions):
         "gRPC",
         conditions,
         f"{len(found.wall)} calls of Attribute over localhost to a server process, prompts as token ids, top 10. Added "
-        "is the client's wall time minus the forward pass and scoring that the server reports for the same call, so "
-        "that noise in the computation cancels.",
+        "is the time from the request's message to the response's, minus the forward pass and scoring that the server "
+        "reports for the same call, so that noise in the computation cancels, and minus the median of what a call of "
+        "the engine in the same process takes beyond those two.",
         markdown.table(
             ["", "time a call"],
             [
-                ["client's wall time", milliseconds(found.wall)],
-                [
-                    "forward + scoring, as reported",
-                    milliseconds([a + b for a, b in zip(found.forward, found.scoring, strict=True)]),
-                ],
+                ["wall time, message to message", milliseconds(found.wall)],
+                ["forward + scoring, as reported", milliseconds(found.compute)],
+                ["beyond those two, in-process", milliseconds(found.unreported)],
                 ["**added**", milliseconds(found.added)],
                 ["of it: queue", milliseconds(found.queue)],
                 ["of it: tokenization", milliseconds(found.tokenization)],
-                ["of it: wire, conversions, worker's pipe", milliseconds(found.in_transit)],
+                ["of it: wire, worker's pipe, building the message", milliseconds(found.in_transit)],
+                ["the Python client's dataclasses, on top", milliseconds(found.reading)],
                 ["the same through the engine in-process", milliseconds(found.in_process)],
             ],
         ),

@@ -6,8 +6,9 @@ They are written in place: a message that becomes part of another is copied, and
 from __future__ import annotations
 
 from neuron_attribution.convert.enums import COMPONENT_KINDS, PROMOTED_SIDES
-from neuron_attribution.convert.neurons import neuron_from_proto, neuron_to_proto
+from neuron_attribution.convert.neurons import neuron_from_proto
 from neuron_attribution.convert.projections import projection_from_proto, projection_to_proto
+from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.results import Coverage, NeuronRanking, NeuronScore, PromotedSide, QueryLayer, QueryLayers
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
@@ -34,7 +35,13 @@ def ranking_from_proto(message: messages.NeuronRanking) -> NeuronRanking:
 
 def write_neuron_score(score: NeuronScore, message: messages.NeuronScore) -> None:
     """Write a neuron's score into its message."""
-    message.neuron.CopyFrom(neuron_to_proto(score.neuron))
+    neuron = score.neuron
+    if isinstance(neuron, FfnNeuron):
+        ffn = message.neuron.ffn
+        ffn.layer, ffn.index = neuron.layer, neuron.index
+    else:
+        attention = message.neuron.attention
+        attention.layer, attention.head, attention.index = neuron.layer, neuron.head, neuron.index
     message.score = score.score
     if score.position is not None:
         message.position = score.position
