@@ -8,11 +8,11 @@ from typing import Any
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.convert.layers import (
     head_score_from_proto,
-    head_score_to_proto,
     layer_scores_from_proto,
     layer_scores_to_proto,
     matrix_from_proto,
     matrix_to_proto,
+    write_head_score,
 )
 from neuron_attribution.convert.rankings import (
     neuron_score_from_proto,
@@ -88,8 +88,10 @@ def _write_explanation(explanation: Explanation, message: messages.Explanation) 
         message.layers.CopyFrom(layer_scores_to_proto(explanation.layers))
     if explanation.head_scores is not None:
         message.head_scores.CopyFrom(matrix_to_proto(explanation.head_scores))
-    message.heads.extend(map(head_score_to_proto, explanation.heads))
-    message.heads_decreasing.extend(map(head_score_to_proto, explanation.heads_decreasing))
+    for head in explanation.heads:
+        write_head_score(head, message.heads.add())
+    for head in explanation.heads_decreasing:
+        write_head_score(head, message.heads_decreasing.add())
     for name, write in _PARTS.items():
         part = getattr(explanation, name)
         if part is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neuron_attribution.convert.neurons import head_from_proto, head_to_proto
+from neuron_attribution.convert.neurons import head_from_proto
 from neuron_attribution.convert.projections import projection_from_proto, projection_to_proto
 from neuron_attribution.convert.values import numbers, scores
 from neuron_attribution.results import HeadPosition, HeadScore, LayerScores, Scores
@@ -41,15 +41,13 @@ def matrix_from_proto(message: messages.Matrix) -> Scores:
     return scores(message.values).reshape(tuple(message.shape))
 
 
-def head_score_to_proto(head: HeadScore) -> messages.HeadScore:
-    """Write a head's scores."""
-    return messages.HeadScore(
-        head=head_to_proto(head.head),
-        score=head.score,
-        position_scores=numbers(head.position_scores),
-        attention_weights=numbers(head.attention_weights),
-        positions=[_head_position_to_proto(position) for position in head.positions],
-    )
+def write_head_score(head: HeadScore, message: messages.HeadScore) -> None:
+    """Write a head's scores into their message."""
+    message.head.layer, message.head.head = head.head.layer, head.head.head
+    message.score = head.score
+    message.position_scores.extend(numbers(head.position_scores))
+    message.attention_weights.extend(numbers(head.attention_weights))
+    message.positions.extend(map(_head_position_to_proto, head.positions))
 
 
 def head_score_from_proto(message: messages.HeadScore) -> HeadScore:

@@ -9,8 +9,19 @@ from neuron_attribution.convert.enums import COMPONENT_KINDS, PROMOTED_SIDES
 from neuron_attribution.convert.neurons import neuron_from_proto
 from neuron_attribution.convert.projections import projection_from_proto, projection_to_proto
 from neuron_attribution.neurons import FfnNeuron
-from neuron_attribution.results import Coverage, NeuronRanking, NeuronScore, PromotedSide, QueryLayer, QueryLayers
+from neuron_attribution.results import (
+    ComponentKind,
+    Coverage,
+    NeuronRanking,
+    NeuronScore,
+    PromotedSide,
+    QueryLayer,
+    QueryLayers,
+)
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+
+_KINDS = {kind.value: COMPONENT_KINDS.encode(kind) for kind in ComponentKind}
+"""By the members' values, which are hashed faster than the members."""
 
 
 def write_ranking(ranking: NeuronRanking, message: messages.NeuronRanking) -> None:
@@ -67,8 +78,9 @@ def neuron_score_from_proto(message: messages.NeuronScore) -> NeuronScore:
 
 def write_query_layers(layers: QueryLayers, message: messages.QueryLayers) -> None:
     """Write query layers into their message."""
+    add = message.layers.add
     for item in layers.layers:
-        message.layers.add(kind=COMPONENT_KINDS.encode(item.kind), layer=item.layer, score=item.score)
+        add(kind=_KINDS[item.kind.value], layer=item.layer, score=item.score)
     message.sources = layers.sources
     message.skipped_sources = layers.skipped_sources
 
