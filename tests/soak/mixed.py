@@ -1,0 +1,223 @@
+"""`python -m soak.mixed [--minutes N]`: every kind of call at once, right and wrong; answers and memory are checked.
+
+Exits with 1 when an answer differs from the one given alone, a call fails otherwise than it should, or the resident
+memory of a process at the end is over 5 % above that at the end of warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from neuron_attribution import AttributeResult, Client, DeadlineExceededError, InvalidArgumentError, NotFoundError
+from service.demo_server import serving
+
+from soak.processes import family, open_files, resident_bytes
+
+REPORT = Path(__file__).parents[2] / "docs" / "soak.md"
+CALLERS = 6
+TOLERANCE = 1e-5
+WARM_UP = 0.15
+"""The part of the run after which memory must be flat."""
+DRIFT = 0.05
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at a temperature of",
+    "The opposite of hot is",
+    "Once upon a time, in a small village at the foot of a high mountain, there lived an old",
+    "My favourite colour is",
+    "In 1969, the first man walked on the",
+    "The Eiffel Tower is located in the city of",
+    "Two plus two equals",
+)
+OPTIONS = (
+    {},
+    {"top_k": 100, "projection_top_k": 3},
+    {"direction": "decrease", "top_k": 5},
+    {"direction": "both", "query_sources": 100},
+    {"target": " the", "contrast": " a", "parts": ["layers", "heads", "ffn-value-neurons"]},
+    {"parts": ["layers"], "generate": 3},
+    {"scoring_method": "coefficient", "parts": ["ffn-value-neurons"]},
+)
+FAULTS: tuple[tuple[type[Exception], Callable[[Client], object]], ...] = (
+    (InvalidArgumentError, lambda client: client.attribute("")),
+    (InvalidArgumentError, lambda client: client.attribute("The sun", target=" Parisianly")),
+    (InvalidArgumentError, lambda client: client.attribute("word " * 5000)),
+    (InvalidArgumentError, lambda client: client.project_neuron("99.0")),
+    (NotFoundError, lambda client: client.attribute("The sun", model="another")),
+    (DeadlineExceededError, lambda client: client.attribute("The sun rises in the", timeout=0.01)),
+)
+
+
+class Soak:
+    """The callers, what they saw, and the samples of memory."""
+
+    def __init__(self, address: str, seed: int) -> None:
+        self._address = address
+        self._seed = seed
+        self._cases = list(itertools.product(PROMPTS, OPTIONS))
+        self._expected: dict[int, AttributeResult] = {}
+        self._stop = threading.Event()
+        self.counts: Counter[str] = Counter()
+        self.wrong: list[str] = []
+
+    def learn(self) -> None:
+        """Ask for each answer alone."""
+        with Client(self._address) as client:
+            for index, (prompt, options) in enumerate(self._cases):
+                self._expected[index] = client.attribute(prompt, **options)
+
+    def run(self, seconds: float, sample: Callable[[], None]) -> None:
+        """Call from several threads; take a sample every few seconds."""
+        callers = [threading.Thread(target=self._calls, args=(number,)) for number in range(CALLERS)]
+        for caller in callers:
+            caller.start()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(min(5, seconds / 40))
+            sample()
+        self._stop.set()
+        for caller in callers:
+            caller.join()
+
+    def _calls(self, number: int) -> None:
+        generator = random.Random(self._seed + number)
+        with Client(self._address, timeout=120) as client:
+            while not self._stop.is_set():
+                kind = generator.choices(("attribute", "project", "tokenize", "model", "fault"), (60, 10, 10, 5, 15))[0]
+                try:
+                    getattr(self, f"_{kind}")(client, generator)
+                except Exception as error:
+                    self.wrong.append(f"{kind}: {type(error).__name__}: {error}")
+                self.counts[kind] += 1
+
+    def _attribute(self, client: Client, generator: random.Random) -> None:
+        index = generator.randrange(len(self._cases))
+        prompt, options = self._cases[index]
+        difference = _difference(self._expected[index], client.attribute(prompt, **options))
+        if not difference <= TOLERANCE:
+            self.wrong.append(f"{prompt!r} with {options}: off by {difference:.1e}")
+
+    def _project(self, client: Client, generator: random.Random) -> None:
+        layer, index = generator.randrange(30), generator.randrange(1536)
+        result = client.project_neuron(f"{layer}.{index}")
+        assert len(result.projections[0].projection.top) == 10
+
+    def _tokenize(self, client: Client, generator: random.Random) -> None:
+        text = generator.choice(PROMPTS)
+        assert "".join(token.token.text for token in client.tokenize(text).tokens) == text
+
+    def _model(self, client: Client, _: random.Random) -> None:
+        assert client.get_model().sizes.layers == 30
+
+    def _fault(self, client: Client, generator: random.Random) -> None:
+        expected, call = generator.choice(FAULTS)
+        try:
+            call(client)
+        except expected:
+            return
+        raise AssertionError(f"{expected.__name__} was not raised")
+
+
+def main() -> int:
+    arguments = _arguments()
+    seconds = 60 * arguments.minutes
+    with serving() as (address, process):
+        soak = Soak(address, seed=0)
+        soak.learn()
+        pids = family(process.pid)
+        samples: list[tuple[float, list[int], list[int]]] = []
+        start = time.monotonic()
+        take = partial(_sample, samples, pids, start)
+        soak.run(seconds, take)
+        alive = family(process.pid) == pids
+    text, drift = _report(soak, samples, seconds)
+    arguments.report.write_text(text)
+    print(text)
+    return int(bool(soak.wrong) or drift > DRIFT or not alive)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m soak.mixed", description="Mixed load for a while.")
+    parser.add_argument("--minutes", type=float, default=20, help="how long")
+    parser.add_argument("--report", type=Path, default=REPORT, help="where the table is written")
+    return parser.parse_args()
+
+
+def _sample(samples: list[tuple[float, list[int], list[int]]], pids: list[int], start: float) -> None:
+    samples.append((time.monotonic() - start, [resident_bytes(pid) for pid in pids], [open_files(pid) for pid in pids]))
+
+
+def _difference(alone: AttributeResult, now: AttributeResult) -> float:
+    """The largest difference of any score; infinite where tokens, neurons or their number differ."""
+    if alone.tokens != now.tokens or len(alone.explanations) != len(now.explanations):
+        return float("inf")
+    return max(itertools.starmap(_largest, zip(alone.explanations, now.explanations, strict=True)))
+
+
+def _largest(alone: object, now: object) -> float:
+    differences = [0.0]
+    for name in ("ffn_value_neurons", "attention_value_neurons", "query_ffn_neurons"):
+        for field in (name, f"{name}_decreasing"):
+            a, b = getattr(alone, field), getattr(now, field)
+            if (a is None) != (b is None):
+                return float("inf")
+            if a is not None:
+                differences.append(_apart([n.score for n in a.neurons], [n.score for n in b.neurons]))
+    if alone.layers is not None:  # type: ignore[attr-defined]
+        for name in ("attention", "ffn"):
+            differences.append(_apart(getattr(alone.layers, name), getattr(now.layers, name)))  # type: ignore[attr-defined]
+    return max(differences)
+
+
+def _apart(a: object, b: object) -> float:
+    a, b = np.asarray(a), np.asarray(b)
+    return float(np.abs(a - b).max(initial=0)) if a.shape == b.shape else float("inf")
+
+
+def _report(soak: Soak, samples: list[tuple[float, list[int], list[int]]], seconds: float) -> tuple[str, float]:
+    settled = [sample for sample in samples if sample[0] >= WARM_UP * seconds]
+    names = ["front end", *[f"process {number}" for number in range(1, len(samples[0][1]))]]
+    rows, drifts = [], []
+    for place, name in enumerate(names):
+        memory = [sample[1][place] for sample in settled]
+        files = [sample[2][place] for sample in settled]
+        drift = memory[-1] / memory[0] - 1
+        drifts.append(drift)
+        megabytes = [f"{value / 2**20:,.0f}" for value in (memory[0], max(memory), memory[-1])]
+        rows.append(f"| {name} | {' | '.join(megabytes)} | {drift:+.1%} | {files[0]} → {files[-1]} |")
+    calls = sum(soak.counts.values())
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(soak.counts.items()))
+    wrong = "\n".join(f"- {line}" for line in soak.wrong[:20])
+    return (
+        f"""# Soak: mixed load
+
+Written by `python -m soak.mixed`: a server process on the demo model, {CALLERS} callers for {seconds / 60:g} minutes,
+{datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Every attribution is compared with the answer given alone, to {TOLERANCE:g};
+faults are bad requests and deadlines of 10 ms, which must fail as they should.
+
+{calls:,} calls ({kinds}), {calls / seconds:.1f} a second; **{len(soak.wrong)} wrong**.
+
+{wrong}
+
+Resident memory in MiB, from the end of warm-up ({WARM_UP:.0%} of the run) to the end:
+
+| process | at first | most | at last | drift | open files |
+|---|---:|---:|---:|---:|---:|
+{chr(10).join(rows)}
+""",
+        max(drifts),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
