@@ -75,6 +75,6 @@ def _tokens(tokens: Sequence[Token]) -> str:
     return " ".join(token_text(token) for token in tokens) or "none"
 
 
-def _named_numbers(title: str, values: dict[str, int]) -> Lines:
+def _named_numbers(title: str, values: dict[str, float]) -> Lines:
     width = max(map(len, values))
     return [title, *(f"  {name.replace('_', ' ').ljust(width)}  {value:>12,}" for name, value in values.items())]
