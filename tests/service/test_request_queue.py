@@ -203,6 +203,16 @@ def test_a_tenant_that_comes_back_finds_its_account_as_it_left_it():
     assert Counter(leaders) == {"steady": 40, "visitor": 10}
 
 
+def test_a_newcomer_is_not_owed_what_it_missed():
+    queue = request_queue(batch_requests=1, batch_tokens=1000)
+    filled(queue, [queued(10, "steady") for _ in range(100)])
+    for _ in range(50):
+        queue.pop_batch(0.0)
+    filled(queue, [queued(10, "newcomer") for _ in range(50)])
+    leaders = Counter(queue.pop_batch(0.0)[0].tenant for _ in range(20))
+    assert leaders == {"steady": 10, "newcomer": 10}
+
+
 def test_a_long_task_of_a_busy_tenant_leads_a_batch_in_the_end():
     """It never fits beside others; were its tenant's short ones taken in its place, it would wait for ever."""
     queue = request_queue(batch_requests=2, batch_tokens=40, maximum_age=3.0)
