@@ -270,6 +270,12 @@ class Limits:
     queued_requests: int
     queued_tokens: int
     batch_tokens: int
+    batch_requests: int
+    maximum_wait: float
+    """Seconds."""
+    maximum_age: float
+    """Seconds."""
+    tenant_share: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,17 @@ class ServerConfig:
     batch_tokens: int = _setting(_count, "tokens per batch, padding included", 8192)
     batch_requests: int = _setting(_count, "requests per batch", 32)
     maximum_wait: float = _setting(_seconds, "seconds an idle worker waits for calls on their way", 0.002)
+    maximum_age: float = _setting(
+        _seconds,
+        "seconds after which a waiting request goes before its tenant's younger ones, however their lengths differ",
+        5.0,
+    )
+    tenant_share: float = _setting(
+        _number(float, 0.01, 1),
+        "the part of queued_requests and of queued_tokens that one tenant's waiting requests may fill; it may always "
+        "have one waiting, and anonymous callers share the whole queue",
+        0.5,
+    )
     grace: float = _setting(_seconds, "seconds that running calls may take to finish after a stop signal", 30.0)
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "how much is logged", "info")
 
@@ -119,6 +130,10 @@ class ServerConfig:
             queued_requests=self.queued_requests,
             queued_tokens=self.queued_tokens,
             batch_tokens=self.batch_tokens,
+            batch_requests=self.batch_requests,
+            maximum_wait=self.maximum_wait,
+            maximum_age=self.maximum_age,
+            tenant_share=self.tenant_share,
         )
 
     def __str__(self) -> str:

@@ -35,6 +35,11 @@ class ProcessWorker:
         self._answer: asyncio.Future[Message] | None = None
         self._ended = asyncio.Event()
 
+    @property
+    def capacity(self) -> int:
+        """Batches that can run at the same time."""
+        return 1
+
     async def start(self) -> ModelFacts:
         """Start the process and wait until it has loaded the model."""
         self._process.start()

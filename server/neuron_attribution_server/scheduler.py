@@ -1,20 +1,28 @@
-"""Tasks become batches: while the worker runs one batch, the next one forms in the queue."""
+"""Tasks become batches: while the worker runs as many as it can, the next one forms in the queue."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from neuron_attribution.errors import DeadlineExceededError, NeuronAttributionError
 
+from neuron_attribution_server.batches import BatchLimits
 from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.request_queue import Delivery, QueuedTask, RequestQueue
+from neuron_attribution_server.request_queue import Delivery, QueuedTask, QueueLimits, RequestQueue
 from neuron_attribution_server.tasks import Answer, MemoryCost, Task
-from neuron_attribution_server.worker import Worker
+from neuron_attribution_server.tenants import current_tenant
+from neuron_attribution_server.worker import Worker, failed_batch
 
 _SHORTEST_RETRY = 0.1
 _LONGEST_RETRY = 30.0
+_JITTER = 0.2
+"""The part by which times to come back after differ, so that callers do not all come back at once."""
+
+_log = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -24,25 +32,20 @@ class Scheduler:
         self._worker = worker
         self._maximum_wait = config.maximum_wait
         self._queue = RequestQueue(
-            requests=config.queued_requests,
-            tokens=config.queued_tokens,
-            batch_requests=config.batch_requests,
-            batch_tokens=config.batch_tokens,
-            memory=memory,
+            QueueLimits(requests=config.queued_requests, tokens=config.queued_tokens, tenant_share=config.tenant_share),
+            BatchLimits(requests=config.batch_requests, tokens=config.batch_tokens, memory=memory),
+            config.maximum_age,
         )
         self._arrival = asyncio.Event()
         self._batch_seconds = 0.0
         self._expected = 0
 
     def check_room(self, tokens: int = 1) -> None:
-        """Raise ResourceExhaustedError where no task of that many tokens can be taken.
-
-        Room appears with each batch, so the time to come back after is that of the last one.
-        """
-        self._queue.check_room(tokens, min(max(self._batch_seconds, _SHORTEST_RETRY), _LONGEST_RETRY))
+        """Raise ResourceExhaustedError where no task of that many tokens can be taken from the current tenant."""
+        self._queue.check_room(current_tenant.get(), tokens, self._retry_after())
 
     async def submit(self, task: Task, deadline: float | None) -> Delivery:
-        """Queue a task and wait for its outcome, until `deadline` on the event loop's clock.
+        """Queue a task of the current tenant and wait for its outcome, until `deadline` on the event loop's clock.
 
         Raises ResourceExhaustedError for a full queue, DeadlineExceededError, and whatever the task failed with.
         Cancelling the call takes the task out of the queue.
@@ -61,21 +64,27 @@ class Scheduler:
         return delivery
 
     async def run(self) -> None:
-        """Run batches until cancelled."""
+        """Run batches until cancelled, as many at the same time as the worker can."""
         clock = asyncio.get_running_loop().time
-        while True:
-            if not self._queue:
-                await self._first_arrival()
-                await self._fill()
-            batch = self._queue.pop_batch(clock())
-            if batch:
-                started = clock()
-                await self._run_batch(batch, started)
-                self._batch_seconds = clock() - started
+        running: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                if not self._queue:
+                    await self._first_arrival()
+                    await self._fill()
+                if batch := self._queue.pop_batch(clock()):
+                    running.add(group.create_task(self._run_batch(batch)))
+                while len(running) >= self._worker.capacity:
+                    _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+
+    def _retry_after(self) -> float:
+        """Seconds that the waiting batches may take."""
+        seconds = self._batch_seconds * self._queue.batches / self._worker.capacity
+        return min(max(seconds, _SHORTEST_RETRY), _LONGEST_RETRY) * random.uniform(1 - _JITTER, 1 + _JITTER)
 
     def _enqueue(self, task: Task, deadline: float | None) -> QueuedTask:
         loop = asyncio.get_running_loop()
-        item = QueuedTask(task, loop.time(), deadline, loop.create_future())
+        item = QueuedTask(task, current_tenant.get(), loop.time(), deadline, loop.create_future())
         self._queue.add(item)
         self._arrival.set()
         return item
@@ -97,17 +106,25 @@ class Scheduler:
 
     async def _fill(self) -> None:
         """Let calls that are on their way share the batch of an idle worker; a lone call waits for nobody."""
+        clock = asyncio.get_running_loop().time
         with suppress(TimeoutError):
             async with asyncio.timeout(self._maximum_wait):
-                while self._expected and not self._queue.has_full_batch:
+                while self._expected and not self._queue.has_full_batch(clock()):
                     self._arrival.clear()
                     await self._arrival.wait()
 
-    async def _run_batch(self, batch: list[QueuedTask], started: float) -> None:
+    async def _run_batch(self, batch: list[QueuedTask]) -> None:
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        tasks = [item.task for item in batch]
         outcomes: list[Answer]
         try:
-            outcomes = await self._worker.run([item.task for item in batch])
+            outcomes = await self._worker.run(tasks)
         except NeuronAttributionError as error:
             outcomes = [error] * len(batch)
+        except Exception as error:  # else no later batch would run
+            _log.exception("a batch of %d tasks failed", len(batch))
+            outcomes = failed_batch(error, tasks)
+        self._batch_seconds = clock() - started
         for item, outcome in zip(batch, outcomes, strict=True):
             item.deliver(outcome, started)

@@ -17,6 +17,11 @@ class ThreadWorker:
         self._engine = engine
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
 
+    @property
+    def capacity(self) -> int:
+        """Batches that can run at the same time."""
+        return 1
+
     async def start(self) -> ModelFacts:
         """Return the engine's facts once it is ready."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._engine.facts)

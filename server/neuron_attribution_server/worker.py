@@ -30,7 +30,12 @@ class ModelLoadError(Exception):
 
 
 class Worker(Protocol):
-    """Loads one model and runs batches on it, one at a time."""
+    """Loads one model and runs batches on it, at most `capacity` at the same time."""
+
+    @property
+    def capacity(self) -> int:
+        """Batches that can run at the same time."""
+        ...
 
     async def start(self) -> ModelFacts:
         """Load the model. Raises ModelLoadError."""

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import Part
@@ -22,6 +23,7 @@ from neuron_attribution_server.tokenizer import ExactTokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 WORDS = ("The", " capital", " of", " France", " is", " Paris", " Rome", "ian", " crash", " refuse", " die")
+BATCH_SECONDS = 0.1
 PROMPT = "The capital of France is"
 SIZES = ModelSizes(layers=2, heads=4, key_value_heads=2, head_size=8, ffn_width=64, hidden_size=32, vocabulary=512)
 ALL_BUT_QUERY_NEURONS = tuple(part for part in Part if part is not Part.QUERY_FFN_NEURONS)
@@ -124,6 +126,19 @@ def _explanation(position, target):
 def make_engine():
     """An engine for a worker process."""
     return FakeEngine()
+
+
+class TimedEngine(FakeEngine):
+    """Every batch takes the same time, and none is remembered."""
+
+    def run(self, tasks):
+        time.sleep(BATCH_SECONDS)
+        return [_outcome(task, tasks) for task in tasks]
+
+
+def make_timed_engine():
+    """An engine for a worker process whose capacity is known."""
+    return TimedEngine()
 
 
 def fail_to_load():

@@ -87,14 +87,14 @@ class _Life:
 
 
 @contextmanager
-def server_process(factory="make_engine"):
+def server_process(factory="make_engine", **settings):
     """A server process with a worker process, whose engine `factory` of fakes.py makes."""
     script = (
         "import asyncio, service.fakes as fakes\n"
         "from neuron_attribution_server.app import Application\n"
         "from neuron_attribution_server.config import ServerConfig\n"
         "from neuron_attribution_server.process_worker import ProcessWorker\n"
-        "config = ServerConfig(model='fake', listen='localhost:0', grace=5.0)\n"
+        f"config = ServerConfig(model='fake', listen='localhost:0', grace=5.0, **{settings})\n"
         f"raise SystemExit(asyncio.run(Application(config, ProcessWorker(fakes.{factory})).run()))\n"
     )
     process = subprocess.Popen(

@@ -34,6 +34,7 @@ def test_an_empty_variable_is_an_unset_one():
         ({"listen": "50051"}, {}, "--listen: '50051' is not HOST:PORT with a port from 0 to 65535"),
         ({"listen": "localhost:99999"}, {}, "--listen: 'localhost:99999' is not HOST:PORT"),
         ({}, {"NEURON_ATTRIBUTION_LOG_LEVEL": "loud"}, "NEURON_ATTRIBUTION_LOG_LEVEL: 'loud' is not one of"),
+        ({"tenant_share": "0"}, {}, "--tenant-share: 0 is not a number between 0.01 and 1"),
         ({"queued_tokens": "9"}, {}, "queued_tokens (9) is less than maximum_tokens (4096)"),
     ],
 )
@@ -42,6 +43,13 @@ def test_wrong_settings_are_refused_by_name(flags, environment, message):
     with pytest.raises(ConfigurationError) as refused:
         read_config(given, environment)
     assert message in str(refused.value)
+
+
+def test_every_bound_of_the_queue_is_reported():
+    names = ("queued_requests", "queued_tokens", "batch_tokens", "batch_requests", "maximum_wait", "maximum_age")
+    config = ServerConfig(model="demo", tenant_share=0.25, **{name: 5000 + i for i, name in enumerate(names)})
+    limits = config.limits(model_tokens=64)
+    assert all(getattr(limits, name) == getattr(config, name) for name in (*names, "tenant_share"))
 
 
 def test_every_setting_has_an_option_and_shows_its_default():

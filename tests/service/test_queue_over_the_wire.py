@@ -1,12 +1,20 @@
 """Batches, deadlines, cancellation and a full queue, as clients on a real port see them."""
 
+import asyncio
+import time
+from contextlib import suppress
 from queue import SimpleQueue
+from statistics import median
 
 import grpc
 from neuron_attribution.status import from_rpc_error
+from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
+from neuron_attribution_server.servicer import AttributionServicer
+from neuron_attribution_server.tenants import current_tenant
 from neuron_attribution_server.thread_worker import ThreadWorker
-from service.fakes import TOKENIZER
+from service.fakes import BATCH_SECONDS, PROMPT, TOKENIZER, TimedEngine
 from service.servers import PATIENCE, attribution, failure, running_server
+from soak.overload import Bounds, overload
 
 
 def seen_texts(engine):
@@ -70,6 +78,120 @@ def test_a_full_queue_pushes_back(engine):
         engine.released.set()
         assert all(call.result().explanations for call in (first, *pair) if call is not refused)
         assert server.attribute().explanations
+
+
+def test_a_thousand_expired_and_a_thousand_cancelled_calls_leave_nothing_behind(engine):
+    """The queue has room for a thousand calls and not one token more, so each thousand shows that all room is back.
+
+    Only the last thousand is run."""
+    calls, tokens = 1000, len(TOKENIZER.ids(PROMPT))
+    limits = {"queued_requests": calls, "queued_tokens": calls * tokens, "maximum_tokens": 64}
+    with running_server(ThreadWorker(engine), **limits) as server, engine:
+        assert server.loaded.wait(PATIENCE)
+        engine.batches.clear()
+        engine.hold()
+        first = server.stub.Attribute.future(attribution(), timeout=PATIENCE)
+        assert engine.started.wait(PATIENCE)
+        expired, cancelled, answered = asyncio.run(_expire_cancel_answer(server.address, calls, engine.released.set))
+        assert expired == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert cancelled == {grpc.StatusCode.CANCELLED}
+        assert answered == {grpc.StatusCode.OK}
+        assert first.result().explanations
+        assert server.attribute().timings.batch_requests == 1
+        assert sum(len(batch) for batch in engine.batches) == 1 + calls + 1
+
+
+async def _expire_cancel_answer(address, calls, release):
+    """The statuses of calls that all expire while they wait, are all cancelled while they wait, and are answered."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = services.NeuronAttributionServiceStub(channel)
+        expiring = [stub.Attribute(attribution(), timeout=5) for _ in range(calls)]
+        await _until_full(stub)
+        expired = {await call.code() for call in expiring}
+        waiting = [stub.Attribute(attribution(), timeout=PATIENCE) for _ in range(calls)]
+        await _until_full(stub)
+        for call in waiting:
+            call.cancel()
+        cancelled = {await call.code() for call in waiting}
+        answered = [asyncio.create_task(_code_once_taken(stub)) for _ in range(calls)]
+        await _until_full(stub)
+        release()
+        return expired, cancelled, set(await asyncio.gather(*answered))
+
+
+async def _until_full(stub):
+    while await stub.Attribute(attribution(), timeout=0.1).code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        pass
+
+
+async def _code_once_taken(stub):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    while code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # while what was cancelled is still leaving
+        code = await stub.Attribute(attribution(), timeout=PATIENCE).code()
+    return code
+
+
+def test_ten_times_the_load_is_answered_within_the_bound_or_refused_at_once():
+    """Without a bound on what waits, the last call would wait for ten times the seconds of the load."""
+    seconds, bounds = 3, Bounds(queued_requests=8, batch_requests=2)
+    found = overload(seconds, bounds)
+    assert found.codes.keys() == {"OK", "RESOURCE_EXHAUSTED"}
+    assert found.codes["OK"] > 0.3 * seconds * bounds.capacity
+    assert len(found.pushbacks) == found.codes["RESOURCE_EXHAUSTED"] > found.codes["OK"]
+    assert min(found.pushbacks) > 0
+    assert max(found.accepted) < bounds.longest_wait + 3
+    assert sorted(found.health)[round(0.99 * len(found.health)) - 1] < 1
+    assert found.growth < 16 * 2**20
+    assert found.wait_afterwards < 1
+
+
+def test_a_tenant_that_floods_does_not_delay_another(monkeypatch):
+    """Alone a call takes one batch's time; beside a flood of 200 callers, that of the running batch and of one or two
+    more. First come, first served, it would wait for the flood's 32 waiting batches."""
+    authenticated = AttributionServicer.Attribute
+
+    async def attribute(self, request, context):  # stands for authentication
+        current_tenant.set(dict(context.invocation_metadata())["tenant"])
+        return await authenticated(self, request, context)
+
+    monkeypatch.setattr(AttributionServicer, "Attribute", attribute)
+    with running_server(ThreadWorker(TimedEngine()), batch_requests=4) as server:
+        assert server.loaded.wait(PATIENCE)
+        alone, beside, refused = asyncio.run(_beside_a_flood(server.address))
+    assert median(beside) < 5 * median(alone)
+    assert refused == {"TENANT_QUEUE_FULL"}
+
+
+async def _beside_a_flood(address, callers=200):
+    """The seconds of one tenant's calls, alone and beside the callers of another, and why those are refused."""
+    refused = set()
+
+    async def call(tenant):
+        started = time.perf_counter()
+        await stub.Attribute(attribution(), timeout=PATIENCE, metadata=(("tenant", tenant),))
+        return time.perf_counter() - started
+
+    async def flood():
+        while True:
+            try:
+                await call("flood")
+            except grpc.aio.AioRpcError as error:
+                refused.add(from_rpc_error(error, address).reason)
+                await asyncio.sleep(20 * BATCH_SECONDS)
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = services.NeuronAttributionServiceStub(channel)
+        alone = [await call("light") for _ in range(5)]
+        flooding = [asyncio.create_task(flood()) for _ in range(callers)]
+        while not refused:
+            await asyncio.sleep(BATCH_SECONDS)
+        beside = [await call("light") for _ in range(10)]
+        for each in flooding:
+            each.cancel()
+        for each in flooding:
+            with suppress(asyncio.CancelledError):
+                await each
+    return alone, beside, refused
 
 
 def _as_completed(calls):

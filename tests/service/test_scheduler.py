@@ -1,17 +1,21 @@
 """Admission, deadlines, cancellation and batches, on one event loop and without a port."""
 
 import asyncio
+from contextlib import contextmanager
+from statistics import median
 
 import pytest
 from neuron_attribution.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
+    InternalError,
     ResourceExhaustedError,
     UnavailableError,
 )
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.tasks import AttributeTask, MemoryCost, ProjectOutcome
+from neuron_attribution_server.tenants import current_tenant
 
 OUTCOME = ProjectOutcome(())
 
@@ -27,12 +31,23 @@ class GatedWorker:
         self.gate = asyncio.Event()
         self.running = asyncio.Event()
         self.batches = []
+        self.capacity = 1
 
     async def run(self, tasks):
         self.batches.append([task.tokens for task in tasks])
         self.running.set()
         await self.gate.wait()
         return [OUTCOME] * len(tasks)
+
+
+@contextmanager
+def calls_of(tenant):
+    """What is submitted here is this tenant's."""
+    token = current_tenant.set(tenant)
+    try:
+        yield
+    finally:
+        current_tenant.reset(token)
 
 
 def scheduling(scenario, worker_type=GatedWorker, **settings):
@@ -103,14 +118,14 @@ def test_a_batch_takes_no_more_memory_than_is_free():
     scheduling(scenario, batch_tokens=1000)
 
 
-def test_batches_keep_the_order_and_the_padded_budget():
+def test_batches_keep_the_padded_budget():
     async def scenario(scheduler, worker, submit):
         submissions = [await submit(1)]
         await worker.running.wait()
         submissions += [await submit(tokens) for tokens in (4, 4, 3, 30, 1)]
         worker.gate.set()
         await asyncio.gather(*submissions)
-        assert worker.batches == [[1], [4, 4], [3], [30], [1]]
+        assert worker.batches == [[1], [4, 4], [3, 1], [30]]
 
     scheduling(scenario, batch_tokens=10)
 
@@ -136,11 +151,111 @@ def test_waiting_tokens_are_bounded_too():
         await submit(1)
         await worker.running.wait()
         await submit(6)
-        with pytest.raises(ResourceExhaustedError, match="6 tokens are waiting"):
+        with pytest.raises(ResourceExhaustedError, match="1 requests with 6 tokens are waiting, 5 more tokens"):
             await scheduler.submit(task(5), None)
         await submit(4)
 
     scheduling(scenario, queued_tokens=10, maximum_tokens=10)
+
+
+def test_one_tenant_may_fill_half_of_the_queue_and_anonymous_callers_all_of_it():
+    async def scenario(scheduler, worker, submit):
+        await submit(1)
+        await worker.running.wait()
+        with calls_of("one"):
+            await submit(1), await submit(1)
+            with pytest.raises(ResourceExhaustedError, match="2 requests of yours") as refused:
+                await scheduler.submit(task(1), None)
+        assert refused.value.reason == "TENANT_QUEUE_FULL"
+        assert refused.value.retry_after > 0
+        with calls_of("another"):
+            await submit(30)  # more than half of the tokens, but the only one
+            with pytest.raises(ResourceExhaustedError, match="30 tokens are waiting"):
+                scheduler.check_room()
+        await submit(1)
+        with pytest.raises(ResourceExhaustedError) as refused:
+            scheduler.check_room()
+        assert refused.value.reason == "QUEUE_FULL"
+
+    scheduling(scenario, queued_requests=4, queued_tokens=40, maximum_tokens=30)
+
+
+def test_the_time_to_come_back_after_grows_with_the_queue_and_differs_between_callers():
+    class SlowWorker(GatedWorker):
+        async def run(self, tasks):
+            await super().run(tasks)
+            await asyncio.sleep(0.5)
+            self.gate.clear()
+            self.running.clear()
+            return [OUTCOME] * len(tasks)
+
+    async def scenario(scheduler, worker, submit):
+        worker.gate.set()
+        await (await submit(1))
+        await submit(1)
+        await worker.running.wait()
+        for _ in range(8):
+            await submit(1)
+        delays = set()
+        for _ in range(20):
+            with pytest.raises(ResourceExhaustedError) as refused:
+                scheduler.check_room()
+            delays.add(refused.value.retry_after)
+        assert len(delays) > 1
+        assert min(delays) >= 4 * 0.5 * 0.8  # four batches wait
+        assert max(delays) < 30
+
+    scheduling(scenario, SlowWorker, queued_requests=8, batch_requests=2)
+
+
+def test_a_worker_with_room_for_two_runs_two_batches_at_the_same_time():
+    async def scenario(scheduler, worker, submit):
+        worker.capacity = 2
+        submissions = []
+        for tokens in (1, 2, 3, 4):
+            submissions.append(await submit(tokens))
+            await asyncio.sleep(0.01)
+        assert worker.batches == [[1], [2]]
+        worker.gate.set()
+        await asyncio.gather(*submissions)
+        assert worker.batches == [[1], [2], [3, 4]]
+
+    scheduling(scenario)
+
+
+def test_a_flood_of_one_tenant_does_not_delay_another():
+    """Alone a call takes one batch; beside the flood it also waits for the running one. First come, first served would
+    have it wait for the 25 batches of the flood that always wait."""
+
+    class TimedWorker(GatedWorker):
+        async def run(self, tasks):
+            await asyncio.sleep(0.05)
+            return [OUTCOME] * len(tasks)
+
+    async def latencies(scheduler, count):
+        clock, measured = asyncio.get_running_loop().time, []
+        for _ in range(count):
+            started = clock()
+            with calls_of("light"):
+                await scheduler.submit(task(5), None)
+            measured.append(clock() - started)
+        return measured
+
+    async def scenario(scheduler, worker, submit):
+        async def flood():
+            with calls_of("flood"):
+                while True:
+                    await scheduler.submit(task(5), None)
+
+        alone = await latencies(scheduler, 10)
+        flooding = [asyncio.create_task(flood()) for _ in range(100)]
+        await asyncio.sleep(0.1)
+        beside = await latencies(scheduler, 20)
+        for each in flooding:
+            each.cancel()
+        assert median(beside) < 5 * median(alone)
+
+    scheduling(scenario, TimedWorker, batch_requests=4)
 
 
 def test_work_whose_deadline_passed_never_runs():
@@ -194,6 +309,21 @@ def test_a_task_that_fails_fails_alone():
         assert fine.outcome is OUTCOME
 
     scheduling(scenario, FailingWorker)
+
+
+def test_a_bug_in_the_worker_fails_one_batch_and_no_later_one():
+    class BuggyWorker(GatedWorker):
+        async def run(self, tasks):
+            if tasks[0].tokens == 1:
+                raise ZeroDivisionError
+            return [OUTCOME]
+
+    async def scenario(scheduler, worker, submit):
+        with pytest.raises(InternalError, match="ZeroDivisionError"):
+            await scheduler.submit(task(1), None)
+        assert (await scheduler.submit(task(2), None)).outcome is OUTCOME
+
+    scheduling(scenario, BuggyWorker)
 
 
 def test_a_dead_worker_fails_everything_that_waits():

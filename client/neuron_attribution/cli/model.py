@@ -19,6 +19,8 @@ from neuron_attribution.cli.output import (
 from neuron_attribution.convert import model_info_to_proto
 from neuron_attribution.results import ModelInfo, Token
 
+_UNITS = {"maximum_wait": " seconds", "maximum_age": " seconds"}
+
 HELP = "describe the served model, its limits and what was verified when it was loaded"
 
 
@@ -75,6 +77,12 @@ def _tokens(tokens: Sequence[Token]) -> str:
     return " ".join(token_text(token) for token in tokens) or "none"
 
 
-def _named_numbers(title: str, values: dict[str, int]) -> Lines:
+def _named_numbers(title: str, values: dict[str, float]) -> Lines:
     width = max(map(len, values))
-    return [title, *(f"  {name.replace('_', ' ').ljust(width)}  {value:>12,}" for name, value in values.items())]
+    return [
+        title,
+        *(
+            f"  {name.replace('_', ' ').ljust(width)}  {value:>12,}{_UNITS.get(name, '')}"
+            for name, value in values.items()
+        ),
+    ]

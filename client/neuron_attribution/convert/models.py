@@ -7,8 +7,11 @@ from dataclasses import asdict, fields
 from neuron_attribution.convert.enums import PARTS
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.convert.tokens import token_to_proto, tokens_from_proto
+from neuron_attribution.convert.values import duration, seconds
 from neuron_attribution.results import Exactness, Invariant, Limits, ModelInfo, ModelSizes, TokenizerFacts
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+
+_LIMITS_IN_SECONDS = ("maximum_wait", "maximum_age")
 
 
 def model_info_to_proto(info: ModelInfo) -> messages.GetModelResponse:
@@ -18,7 +21,7 @@ def model_info_to_proto(info: ModelInfo) -> messages.GetModelResponse:
         family=info.family,
         device=info.device,
         sizes=messages.ModelSizes(**asdict(info.sizes)),
-        limits=messages.Limits(**asdict(info.limits)),
+        limits=_limits_to_proto(info.limits),
         supported_parts=[PARTS.encode(part) for part in info.supported_parts],
         exactness=messages.Exactness(exact=info.exactness.exact, explanation=info.exactness.explanation),
         invariants=[messages.Invariant(**asdict(invariant)) for invariant in info.invariants],
@@ -34,7 +37,7 @@ def model_info_from_proto(message: messages.GetModelResponse) -> ModelInfo:
         family=message.family,
         device=message.device,
         sizes=ModelSizes(**{field.name: getattr(message.sizes, field.name) for field in fields(ModelSizes)}),
-        limits=Limits(**{field.name: getattr(message.limits, field.name) for field in fields(Limits)}),
+        limits=_limits_from_proto(message.limits),
         supported_parts=tuple(PARTS.from_result(part) for part in message.supported_parts if PARTS.known(part)),
         exactness=Exactness(message.exactness.exact, message.exactness.explanation),
         invariants=tuple(
@@ -43,6 +46,16 @@ def model_info_from_proto(message: messages.GetModelResponse) -> ModelInfo:
         tokenizer=_tokenizer_from_proto(message.tokenizer),
         version=message.version,
     )
+
+
+def _limits_to_proto(limits: Limits) -> messages.Limits:
+    values = asdict(limits)
+    return messages.Limits(**values | {name: duration(values[name]) for name in _LIMITS_IN_SECONDS})
+
+
+def _limits_from_proto(message: messages.Limits) -> Limits:
+    values = {field.name: getattr(message, field.name) for field in fields(Limits)}
+    return Limits(**values | {name: seconds(values[name]) for name in _LIMITS_IN_SECONDS})
 
 
 def _tokenizer_to_proto(tokenizer: TokenizerFacts) -> messages.TokenizerFacts:
