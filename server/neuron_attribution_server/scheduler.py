@@ -6,7 +6,12 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from neuron_attribution.errors import DeadlineExceededError, NeuronAttributionError
+from neuron_attribution.errors import (
+    DeadlineExceededError,
+    NeuronAttributionError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.request_queue import Delivery, QueuedTask, RequestQueue
@@ -15,6 +20,7 @@ from neuron_attribution_server.worker import Worker
 
 _SHORTEST_RETRY = 0.1
 _LONGEST_RETRY = 30.0
+_RESTART_RETRY = 5.0
 
 
 class Scheduler:
@@ -37,9 +43,16 @@ class Scheduler:
     def check_room(self, tokens: int = 1) -> None:
         """Raise ResourceExhaustedError where no task of that many tokens can be taken.
 
-        Room appears with each batch, so the time to come back after is that of the last one.
+        Room appears with each batch, so the time to come back after is that of the last one. While no worker lives
+        there are none: UnavailableError sends the caller to another server.
         """
-        self._queue.check_room(tokens, min(max(self._batch_seconds, _SHORTEST_RETRY), _LONGEST_RETRY))
+        try:
+            self._queue.check_room(tokens, min(max(self._batch_seconds, _SHORTEST_RETRY), _LONGEST_RETRY))
+        except ResourceExhaustedError as error:
+            if self._worker.is_live:
+                raise
+            message = f"the worker is being restarted, and the queue is full; try again in {_RESTART_RETRY:g} seconds"
+            raise UnavailableError(message, reason="WORKER_RESTARTING", retry_after=_RESTART_RETRY) from error
 
     async def submit(self, task: Task, deadline: float | None) -> Delivery:
         """Queue a task and wait for its outcome, until `deadline` on the event loop's clock.
@@ -67,6 +80,7 @@ class Scheduler:
             if not self._queue:
                 await self._first_arrival()
                 await self._fill()
+            await self._worker.ready()  # what expires meanwhile is still in the queue, and never runs
             batch = self._queue.pop_batch(clock())
             if batch:
                 started = clock()

@@ -87,15 +87,16 @@ class _Life:
 
 
 @contextmanager
-def server_process(factory="make_engine"):
+def server_process(factory="make_engine", **settings):
     """A server process with a worker process, whose engine `factory` of fakes.py makes."""
+    settings = {"model": "fake", "listen": "localhost:0", "grace": 5.0, **settings}
     script = (
         "import asyncio, service.fakes as fakes\n"
         "from neuron_attribution_server.app import Application\n"
         "from neuron_attribution_server.config import ServerConfig\n"
-        "from neuron_attribution_server.process_worker import ProcessWorker\n"
-        "config = ServerConfig(model='fake', listen='localhost:0', grace=5.0)\n"
-        f"raise SystemExit(asyncio.run(Application(config, ProcessWorker(fakes.{factory})).run()))\n"
+        "from neuron_attribution_server.worker_pool import worker_pool\n"
+        f"config = ServerConfig(**{settings!r})\n"
+        f"raise SystemExit(asyncio.run(Application(config, worker_pool(config, [fakes.{factory}])).run()))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script],

@@ -64,7 +64,17 @@ def test_reflection_lists_the_services(server):
 @pytest.fixture
 def ready_process():
     """A real server process that serves, and a connection to it."""
-    with server_process() as process:
+    yield from _ready()
+
+
+@pytest.fixture
+def unforgiving_process():
+    """The same, but a worker that dies is not restarted."""
+    yield from _ready(restarts=0)
+
+
+def _ready(**settings):
+    with server_process(**settings) as process:
         address = listening_address(process)
         assert process.stdout.readline().startswith("ready: ")
         with grpc.insecure_channel(address) as channel:
@@ -99,11 +109,12 @@ def test_the_worker_dies_with_a_killed_server(ready_process):
         time.sleep(0.01)  # nothing tells when a grandchild has ended
 
 
-def test_a_dying_worker_fails_the_call_and_ends_the_server(ready_process):
-    process, server = ready_process
+def test_a_worker_that_died_too_often_fails_the_call_and_ends_the_server(unforgiving_process):
+    process, server = unforgiving_process
     error, status = failure(lambda: server.attribute(attribution(" die")))
     assert status.code() is grpc.StatusCode.UNAVAILABLE
-    assert error.reason == "WORKER_DIED"
+    assert error.reason == "WORKER_GONE"
+    assert error.retry_after > 0, "another server may have a worker"
     assert process.wait(PATIENCE) == 1
 
 

@@ -23,10 +23,16 @@ def task(tokens):
 class GatedWorker:
     """A worker whose batches wait for `gate`, and which remembers them by the sizes of their tasks."""
 
+    capacity = 1
+    is_live = True
+
     def __init__(self):
         self.gate = asyncio.Event()
         self.running = asyncio.Event()
         self.batches = []
+
+    async def ready(self):
+        pass
 
     async def run(self, tasks):
         self.batches.append([task.tokens for task in tasks])
