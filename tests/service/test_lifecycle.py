@@ -21,6 +21,7 @@ from service.servers import (
     listening_address,
     running_server,
     server_process,
+    worker_processes,
 )
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -100,7 +101,7 @@ def test_a_stop_signal_ends_a_server_that_still_loads():
 
 def test_the_worker_dies_with_a_killed_server(ready_process):
     process, _ = ready_process
-    [worker] = _children(process.pid)
+    [worker] = worker_processes(process.pid)
     process.kill()
     process.wait()
     deadline = time.monotonic() + PATIENCE
@@ -137,12 +138,6 @@ def test_a_port_in_use_is_refused(engine):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = ServerConfig(model="fake", listen=f"127.0.0.1:{taken.getsockname()[1]}")
         assert asyncio.run(Application(config, ThreadWorker(engine)).run()) == 1
-
-
-def _children(pid):
-    """The process's children that run Python's spawn, by id."""
-    ids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(id) for id in ids if b"spawn_main" in Path(f"/proc/{id}/cmdline").read_bytes()]
 
 
 def _is_running(pid):
