@@ -17,6 +17,11 @@ def test_flags_win_over_the_environment_and_the_environment_over_defaults():
     assert config.load_settings == (LoadSettings("demo", dtype="bfloat16"),)
 
 
+def test_each_device_gets_a_worker_of_its_own():
+    config = read_config({"model": "demo", "device": "cuda:0,cuda:1"}, {})
+    assert [settings.device for settings in config.load_settings] == ["cuda:0", "cuda:1"]
+
+
 def test_an_empty_variable_is_an_unset_one():
     assert read_config({"model": "demo"}, {"NEURON_ATTRIBUTION_THREADS": ""}).threads is None
 
@@ -28,6 +33,8 @@ def test_an_empty_variable_is_an_unset_one():
         ({"model": ""}, {}, "--model: '' is not a text of at least one character"),
         ({"dtype": "int8"}, {}, "--dtype: 'int8' is not one of auto, float32, float16, bfloat16"),
         ({"device": "tpu"}, {}, "--device: 'tpu' is not auto, cpu, cuda, cuda:N or cuda:N,cuda:M"),
+        ({"device": "cpu,cuda:1"}, {}, "--device: 'cpu,cuda:1' is not auto, cpu, cuda, cuda:N or cuda:N,cuda:M"),
+        ({"heartbeat_timeout": "1"}, {}, "--heartbeat-timeout: 1 is not a number between 2 and 86400"),
         ({"maximum_tokens": "many"}, {}, "--maximum-tokens: 'many' is not a whole number"),
         ({"threads": "0"}, {}, "--threads: 0 is not a whole number between 1 and 4096"),
         ({"grace": "nan"}, {}, "--grace: nan is not a number between 0 and 86400"),
