@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from neuron_attribution.errors import NeuronAttributionError, UnavailableError
+from neuron_attribution.errors import UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2, neuron_attribution_pb2_grpc
 
 from neuron_attribution_server.config import ServerConfig
@@ -20,7 +20,6 @@ from neuron_attribution_server.interceptors import ErrorInterceptor
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import ServedModel
 from neuron_attribution_server.servicer import AttributionServicer, Backend
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
 from neuron_attribution_server.worker import ModelLoadError, Worker
 
 SERVICE = neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"].full_name
@@ -40,7 +39,7 @@ class Application:
         self._servicer = AttributionServicer(config.maximum_message_bytes)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # unknown to the stubs
         self._server: grpc.aio.Server | None = None
-        self._scheduling: asyncio.Task[None] | None = None
+        self._running: list[asyncio.Task[None]] = []
         self.address = ""
         """HOST:PORT that is listened on, once started."""
 
@@ -71,24 +70,23 @@ class Application:
         await self._server.start()
 
     async def load(self) -> None:
-        """Load the model, warm it up, and serve. Raises ModelLoadError."""
+        """Load the model and serve. Raises ModelLoadError."""
         facts = await self._worker.start()
         model = await asyncio.to_thread(ServedModel, facts, self._config.limits(facts.maximum_tokens))
-        await self._warm_up(model)
         scheduler = Scheduler(self._worker, self._config, facts.memory)
-        self._scheduling = asyncio.create_task(scheduler.run())
         self._servicer.open(Backend(model, scheduler))
         await self._set_health(_SERVING)
+        self._running = [asyncio.create_task(scheduler.run()), asyncio.create_task(self._follow_worker())]
 
     async def stop(self) -> None:
         """Refuse new calls, let running ones finish within the grace, and end the worker."""
         await self._health.enter_graceful_shutdown()
         if self._server is not None:
             await self._server.stop(self._config.grace)
-        if self._scheduling is not None:
-            self._scheduling.cancel()
+        for task in self._running:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._scheduling
+                await task
         await self._worker.stop()
 
     async def _run(self, stopping: asyncio.Event) -> int:
@@ -110,8 +108,8 @@ class Application:
         return self._give_up()
 
     def _give_up(self) -> int:
-        _log.error("the worker has ended; the server ends, too")
-        self._servicer.close(UnavailableError("the worker has ended; try again later", reason="WORKER_DIED"))
+        _log.error("no worker will come back; the server ends with exit status 1")
+        self._servicer.close(UnavailableError("the worker has ended; try again later", reason="WORKER_GONE"))
         return 1
 
     def _build_server(self) -> grpc.aio.Server:
@@ -132,15 +130,14 @@ class Application:
             ("grpc.so_reuseport", 0),
         )
 
-    async def _warm_up(self, model: ServedModel) -> None:
-        """Run one tiny task: the first one is slow, and shows whether the model works at all."""
-        task = AttributeTask(token_ids=(model.any_token,), explained=(ExplainedToken(0),))
-        try:
-            [outcome] = await self._worker.run([task])
-        except UnavailableError as error:
-            outcome = error
-        if isinstance(outcome, NeuronAttributionError):
-            raise ModelLoadError(f"the model is loaded but fails: {outcome.message}")
+    async def _follow_worker(self) -> None:
+        """Show the worker's health as the server's."""
+        shown = True
+        while True:
+            while self._worker.is_live == shown:
+                await self._worker.changed()
+            shown = self._worker.is_live
+            await self._set_health(_SERVING if shown else _NOT_SERVING)
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE):

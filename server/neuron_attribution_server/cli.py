@@ -13,7 +13,7 @@ from typing import Any
 from neuron_attribution_server.app import Application
 from neuron_attribution_server.config import ConfigurationError, ServerConfig, environment_name, flag_name, read_config
 from neuron_attribution_server.logs import configure_logging
-from neuron_attribution_server.process_worker import ProcessWorker
+from neuron_attribution_server.worker_pool import worker_pool
 from neuron_attribution_server.worker_process import load
 
 _WRONG_USAGE = 2
@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"neuron-attribution serve: {error}", file=sys.stderr)
         return _WRONG_USAGE
     configure_logging(config.log_level)
-    worker = ProcessWorker(partial(load, config.load_settings), log_level=config.log_level)
-    return asyncio.run(Application(config, worker).run())
+    pool = worker_pool(config, [partial(load, settings) for settings in config.load_settings])
+    return asyncio.run(Application(config, pool).run())
 
 
 def _help(setting: Field[Any]) -> str:

@@ -71,6 +71,7 @@ def _setting(read: Callable[[str], Any], text: str, default: Any = MISSING) -> A
 _text = _matching("(?s).+", "a text of at least one character")
 _count = _number(int, 1, _LONGEST_MESSAGE)
 _seconds = _number(float, 0, 86_400)
+_DEVICES = r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ class ServerConfig:
     model: str = _setting(_text, "the model: demo, a Hub id, a folder, or a GGUF file")
     revision: str | None = _setting(_text, "the revision of a model from the Hub", None)
     dtype: str = _setting(_one_of("auto", "float32", "float16", "bfloat16"), "the type of the weights", "auto")
-    device: str = _setting(_matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N"), "where it runs", "auto")
+    device: str = _setting(_matching(_DEVICES, "auto, cpu, cuda, cuda:N or cuda:N,cuda:M"), "where it runs", "auto")
     threads: int | None = _setting(_number(int, 1, 4096), "CPU threads of the model (default: PyTorch's choice)", None)
     listen: str = _setting(_listen_address, "HOST:PORT to listen on; port 0 takes any free one", "localhost:50051")
     maximum_tokens: int = _setting(_count, "tokens per request, at most the model's own maximum", 4096)
@@ -105,6 +106,16 @@ class ServerConfig:
         0.5,
     )
     grace: float = _setting(_seconds, "seconds that running calls may take to finish after a stop signal", 30.0)
+    heartbeat_timeout: float = _setting(
+        _number(float, 2, 86_400), "seconds without a sign of life after which a worker process is killed", 30.0
+    )
+    batch_timeout: float = _setting(
+        _number(float, 0.1, 86_400), "seconds a batch may run before its worker process is killed", 300.0
+    )
+    restarts: int = _setting(
+        _number(int, 0, 1000), "restarts of a worker process within the restart window before the server gives up", 5
+    )
+    restart_window: float = _setting(_seconds, "seconds within which restarts are counted", 600.0)
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "how much is logged", "info")
 
     def __post_init__(self) -> None:
@@ -115,9 +126,10 @@ class ServerConfig:
             )
 
     @property
-    def load_settings(self) -> LoadSettings:
-        """What the worker needs to load the model."""
-        return LoadSettings(self.model, self.revision, self.dtype, self.device, self.threads)
+    def load_settings(self) -> tuple[LoadSettings, ...]:
+        """What the worker of each device needs to load the model."""
+        devices = self.device.split(",")
+        return tuple(LoadSettings(self.model, self.revision, self.dtype, each, self.threads) for each in devices)
 
     def limits(self, model_tokens: int) -> Limits:
         """What the service accepts, for a model of at most `model_tokens` positions."""

@@ -96,7 +96,7 @@ class _Guard:
     async def _abort(self, caught: Exception, context: Context) -> NoReturn:
         error = self._public(caught)
         metadata = (*trailing_metadata(error), (REQUEST_ID_KEY, self.request_id))
-        if isinstance(error, ResourceExhaustedError) and error.retry_after is None:
+        if error.retry_after is None and _harms_again(error):
             metadata += ((PUSHBACK_KEY, _DO_NOT_RETRY),)
         await context.abort(status_code(error), public_message(error), metadata)
 
@@ -106,6 +106,11 @@ class _Guard:
             return caught
         _log.error("request %s failed: %s", self.request_id, caught, exc_info=caught)
         return InternalError("internal error", request_id=self.request_id)
+
+
+def _harms_again(error: NeuronAttributionError) -> bool:
+    """Whether the same request must fail again: it is too large, or the worker died of it."""
+    return isinstance(error, ResourceExhaustedError) or error.reason == "WORKER_DIED"
 
 
 def _or_malformed(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

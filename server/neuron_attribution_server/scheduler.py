@@ -8,7 +8,12 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from neuron_attribution.errors import DeadlineExceededError, NeuronAttributionError
+from neuron_attribution.errors import (
+    DeadlineExceededError,
+    NeuronAttributionError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 
 from neuron_attribution_server.batches import BatchLimits
 from neuron_attribution_server.config import ServerConfig
@@ -19,6 +24,7 @@ from neuron_attribution_server.worker import Worker, failed_batch
 
 _SHORTEST_RETRY = 0.1
 _LONGEST_RETRY = 30.0
+_RESTART_RETRY = 5.0
 _JITTER = 0.2
 """The part by which times to come back after differ, so that callers do not all come back at once."""
 
@@ -41,8 +47,17 @@ class Scheduler:
         self._expected = 0
 
     def check_room(self, tokens: int = 1) -> None:
-        """Raise ResourceExhaustedError where no task of that many tokens can be taken from the current tenant."""
-        self._queue.check_room(current_tenant.get(), tokens, self._retry_after())
+        """Raise ResourceExhaustedError where no task of that many tokens can be taken from the current tenant.
+
+        While no worker lives no room appears: UnavailableError sends the caller to another server.
+        """
+        try:
+            self._queue.check_room(current_tenant.get(), tokens, self._retry_after())
+        except ResourceExhaustedError as error:
+            if self._worker.is_live:
+                raise
+            message = f"the worker is being restarted, and the queue is full; try again in {_RESTART_RETRY:g} seconds"
+            raise UnavailableError(message, reason="WORKER_RESTARTING", retry_after=_RESTART_RETRY) from error
 
     async def submit(self, task: Task, deadline: float | None) -> Delivery:
         """Queue a task of the current tenant and wait for its outcome, until `deadline` on the event loop's clock.
@@ -72,6 +87,7 @@ class Scheduler:
                 if not self._queue:
                     await self._first_arrival()
                     await self._fill()
+                await self._worker.ready()  # what expires meanwhile is still in the queue, and never runs
                 if batch := self._queue.pop_batch(clock()):
                     running.add(group.create_task(self._run_batch(batch)))
                 while len(running) >= self._worker.capacity:

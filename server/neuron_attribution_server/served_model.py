@@ -44,11 +44,6 @@ class ServedModel:
             version=version("neuron-attribution"),
         )
 
-    @property
-    def any_token(self) -> int:
-        """Some token's id, to warm the model up with."""
-        return self._tokenizer.ids("a")[0]
-
     def describe(self, message: messages.GetModelRequest) -> messages.GetModelResponse:
         """Answer what is served."""
         self._validator.check_model(message.model)

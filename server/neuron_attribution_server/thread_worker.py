@@ -7,28 +7,35 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from neuron_attribution_server.tasks import Answer, Engine, ModelFacts, Task
-from neuron_attribution_server.worker import run_batch
+from neuron_attribution_server.worker import WARM_UP, check_warm_up, run_batch
 
 
 class ThreadWorker:
     """Runs an engine in one thread; the engine's `facts` may block until it is ready."""
 
+    capacity = 1
+    is_live = True
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
 
-    @property
-    def capacity(self) -> int:
-        """Batches that can run at the same time."""
-        return 1
-
     async def start(self) -> ModelFacts:
-        """Return the engine's facts once it is ready."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._engine.facts)
+        """Return the engine's facts once it is ready and warm."""
+        facts = await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._engine.facts)
+        check_warm_up(await self.run([WARM_UP]))
+        return facts
+
+    async def ready(self) -> None:
+        """Return at once."""
 
     async def run(self, tasks: Sequence[Task]) -> list[Answer]:
         """Run one batch."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, run_batch, self._engine, tasks)
+
+    async def changed(self) -> None:
+        """Never returns."""
+        await asyncio.Event().wait()
 
     async def ended(self) -> None:
         """Never returns: a thread does not end by itself."""

@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from neuron_attribution import convert
-from neuron_attribution.errors import InternalError
+from neuron_attribution.errors import InternalError, NeuronAttributionError
 from neuron_attribution.results import AttributeResult, Timings
 
+from neuron_attribution_server.out_of_memory import does_not_fit, free_caches, is_out_of_memory
 from neuron_attribution_server.tasks import (
     Answer,
     AttributeOutcome,
+    AttributeTask,
     Engine,
+    ExplainedToken,
     ModelFacts,
     Outcome,
     PackedAttribution,
@@ -21,6 +24,9 @@ from neuron_attribution_server.tasks import (
 )
 
 EngineFactory = Callable[[], Engine]
+
+WARM_UP = AttributeTask(token_ids=(0,), explained=(ExplainedToken(0),))
+"""One tiny task: the first one is slow, and shows whether the model works at all."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,15 +36,28 @@ class ModelLoadError(Exception):
 
 
 class Worker(Protocol):
-    """Loads one model and runs batches on it, at most `capacity` at the same time."""
+    """Loads one model and runs batches on it, `capacity` of them at a time."""
 
     @property
     def capacity(self) -> int:
-        """Batches that can run at the same time."""
+        """How many batches can run at the same time."""
+        ...
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a batch could run now: the model is loaded and warm somewhere."""
+        ...
+
+    async def changed(self) -> None:
+        """Wait until `is_live` changes."""
         ...
 
     async def start(self) -> ModelFacts:
-        """Load the model. Raises ModelLoadError."""
+        """Load the model and warm it up. Raises ModelLoadError."""
+        ...
+
+    async def ready(self) -> None:
+        """Wait while there is no live worker but one to come."""
         ...
 
     async def run(self, tasks: Sequence[Task]) -> list[Answer]:
@@ -54,21 +73,43 @@ class Worker(Protocol):
         ...
 
 
+def check_warm_up(answers: Sequence[Answer]) -> None:
+    """Raise ModelLoadError where the warm-up task failed."""
+    [answer] = answers
+    if isinstance(answer, NeuronAttributionError):
+        raise ModelLoadError(f"the model is loaded but fails: {answer.message}")
+
+
 def run_batch(engine: Engine, tasks: Sequence[Task]) -> list[Answer]:
-    """Run one batch; where the engine itself fails, every task fails and the worker lives on."""
+    """Run one batch; where the engine itself fails, every task fails and the worker lives on.
+
+    Where memory runs out, each half is tried by itself, down to the single tasks that cannot be run at all.
+    """
     try:
-        outcomes = engine.run(tasks)
-        if len(outcomes) != len(tasks):
-            raise RuntimeError(f"the engine gave {len(outcomes)} outcomes for {len(tasks)} tasks")
-        return [_packed(engine.facts, outcome) for outcome in outcomes]
+        return _run_whole(engine, tasks)
     except Exception as error:
-        _log.exception("a batch of %d tasks failed", len(tasks))
-        return failed_batch(error, tasks)
+        if not is_out_of_memory(error):
+            _log.exception("a batch of %d tasks failed", len(tasks))
+            return failed_batch(error, tasks)
+        _log.warning("no memory for a batch of %d tasks: %s", len(tasks), str(error))
+    # Out here the error is gone, and with it the frames whose tensors it kept.
+    free_caches()
+    if len(tasks) == 1:
+        return [does_not_fit()]
+    middle = len(tasks) // 2
+    return [*run_batch(engine, tasks[:middle]), *run_batch(engine, tasks[middle:])]
 
 
 def failed_batch(error: Exception, tasks: Sequence[Task]) -> list[Answer]:
     """The same internal error for every task. Its message is for the log: callers see a request id only."""
     return [InternalError(f"the batch failed with {type(error).__name__}: {error}") for _ in tasks]
+
+
+def _run_whole(engine: Engine, tasks: Sequence[Task]) -> list[Answer]:
+    outcomes = engine.run(tasks)
+    if len(outcomes) != len(tasks):
+        raise RuntimeError(f"the engine gave {len(outcomes)} outcomes for {len(tasks)} tasks")
+    return [_packed(engine.facts, outcome) for outcome in outcomes]
 
 
 def _packed(facts: ModelFacts, outcome: Outcome) -> Answer:

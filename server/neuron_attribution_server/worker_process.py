@@ -20,6 +20,7 @@ from neuron_attribution_server.logs import configure_logging
 from neuron_attribution_server.tasks import Answer, Engine, ModelFacts, Task
 from neuron_attribution_server.worker import EngineFactory, failed_batch, run_batch
 
+BEAT_SECONDS = 1.0
 _TIDY_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -49,7 +50,12 @@ class Finished:
     outcomes: list[Answer]
 
 
-Message = Ready | Failed | Finished
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The process lives: it is not stopped, and its interpreter runs threads."""
+
+
+Message = Ready | Failed | Finished | Beat
 Batches = SimpleQueue[Sequence[Task] | None]
 
 
@@ -70,10 +76,32 @@ def main(connection: Connection, factory: EngineFactory, log_level: str) -> None
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure_logging(log_level)
     batches: Batches = SimpleQueue()
+    outbox = _Outbox(connection)
     threading.Thread(target=_receive, args=(connection, batches), daemon=True).start()
-    engine = _load(connection, factory)
+    threading.Thread(target=_beat, args=(outbox,), daemon=True).start()
+    engine = _load(outbox, factory)
     while engine is not None and (tasks := batches.get()) is not None:
-        _run(connection, engine, tasks)
+        _run(outbox, engine, tasks)
+
+
+class _Outbox:
+    """The way to the front end, for one thread at a time."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        """Send a message; pickling comes before the first byte, so what cannot be pickled leaves the pipe in order."""
+        with self._lock:
+            self._connection.send(message)
+
+
+def _beat(outbox: _Outbox) -> None:
+    with suppress(OSError):  # the parent has gone; the receiving thread ends the process
+        while True:
+            outbox.send(Beat())
+            time.sleep(BEAT_SECONDS)
 
 
 def _receive(connection: Connection, batches: Batches) -> None:
@@ -86,27 +114,27 @@ def _receive(connection: Connection, batches: Batches) -> None:
     os._exit(0)
 
 
-def _load(connection: Connection, factory: EngineFactory) -> Engine | None:
+def _load(outbox: _Outbox, factory: EngineFactory) -> Engine | None:
     try:
         engine = factory()
-        connection.send(Ready(engine.facts))
+        outbox.send(Ready(engine.facts))
     except Exception as error:
         level = logging.DEBUG if isinstance(error, _EXPECTED) else logging.ERROR
         _log.log(level, "loading failed", exc_info=True)
-        connection.send(Failed(_in_one_line(error)))
+        outbox.send(Failed(_in_one_line(error)))
         return None
     return engine
 
 
-def _run(connection: Connection, engine: Engine, tasks: Sequence[Task]) -> None:
+def _run(outbox: _Outbox, engine: Engine, tasks: Sequence[Task]) -> None:
     outcomes = run_batch(engine, tasks)
     try:
-        connection.send(Finished(outcomes))
+        outbox.send(Finished(outcomes))
     except BrokenPipeError:
         os._exit(0)
-    except Exception as error:  # pickling comes before the first byte is sent, so the pipe is still in order
+    except Exception as error:
         _log.exception("outcomes could not be sent")
-        connection.send(Finished(failed_batch(error, tasks)))
+        outbox.send(Finished(failed_batch(error, tasks)))
 
 
 def _in_one_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ from neuron_attribution.results import (
 )
 from neuron_attribution_server.tasks import AttributeOutcome, AttributeTask, MemoryCost, ModelFacts, ProjectOutcome
 from neuron_attribution_server.tokenizer import ExactTokenizer
+from neuron_attribution_server.worker import WARM_UP
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 WORDS = ("The", " capital", " of", " France", " is", " Paris", " Rome", "ian", " crash", " refuse", " die")
@@ -157,10 +158,10 @@ def hang_while_loading():
 
 
 class UnsendableEngine(FakeEngine):
-    """Its outcomes cannot be pickled."""
+    """Its outcomes, but for the first task that warms it up, cannot be pickled."""
 
     def run(self, tasks):
-        return [lambda: None for _ in tasks]
+        return super().run(tasks) if WARM_UP in tasks else [lambda: None for _ in tasks]
 
 
 def make_unsendable_engine():

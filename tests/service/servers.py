@@ -87,21 +87,23 @@ class _Life:
 
 
 @contextmanager
-def server_process(factory="make_engine", **settings):
-    """A server process with a worker process, whose engine `factory` of fakes.py makes."""
+def server_process(factory="make_engine", *, module="fakes", workers=1, errors=subprocess.PIPE, **settings):
+    """A server process with worker processes, whose engines a `factory` of a module beside this one makes."""
+    settings = {"model": "fake", "listen": "localhost:0", "grace": 5.0, **settings}
     script = (
-        "import asyncio, service.fakes as fakes\n"
+        f"import asyncio, service.{module} as engines\n"
         "from neuron_attribution_server.app import Application\n"
         "from neuron_attribution_server.config import ServerConfig\n"
-        "from neuron_attribution_server.process_worker import ProcessWorker\n"
-        f"config = ServerConfig(model='fake', listen='localhost:0', grace=5.0, **{settings})\n"
-        f"raise SystemExit(asyncio.run(Application(config, ProcessWorker(fakes.{factory})).run()))\n"
+        "from neuron_attribution_server.worker_pool import worker_pool\n"
+        f"config = ServerConfig(**{settings!r})\n"
+        f"pool = worker_pool(config, [engines.{factory}] * {workers})\n"
+        "raise SystemExit(asyncio.run(Application(config, pool).run()))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
     with process:
@@ -109,6 +111,12 @@ def server_process(factory="make_engine", **settings):
             yield process
         finally:
             process.kill()
+
+
+def worker_processes(pid):
+    """The process's children that run Python's spawn, by id."""
+    ids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(id) for id in ids if b"spawn_main" in Path(f"/proc/{id}/cmdline").read_bytes()]
 
 
 def listening_address(process):

@@ -14,7 +14,12 @@ def test_flags_win_over_the_environment_and_the_environment_over_defaults():
     environment = {"NEURON_ATTRIBUTION_DTYPE": "float16", "NEURON_ATTRIBUTION_MAXIMUM_TOP_K": "7"}
     config = read_config({"model": "demo", "dtype": "bfloat16", "threads": None}, environment)
     assert config == ServerConfig(model="demo", dtype="bfloat16", maximum_top_k=7)
-    assert config.load_settings == LoadSettings("demo", dtype="bfloat16")
+    assert config.load_settings == (LoadSettings("demo", dtype="bfloat16"),)
+
+
+def test_each_device_gets_a_worker_of_its_own():
+    config = read_config({"model": "demo", "device": "cuda:0,cuda:1"}, {})
+    assert [settings.device for settings in config.load_settings] == ["cuda:0", "cuda:1"]
 
 
 def test_an_empty_variable_is_an_unset_one():
@@ -27,7 +32,9 @@ def test_an_empty_variable_is_an_unset_one():
         ({}, {}, "--model is missing: name the model: demo, a Hub id, a folder, or a GGUF file"),
         ({"model": ""}, {}, "--model: '' is not a text of at least one character"),
         ({"dtype": "int8"}, {}, "--dtype: 'int8' is not one of auto, float32, float16, bfloat16"),
-        ({"device": "tpu"}, {}, "--device: 'tpu' is not auto, cpu, cuda or cuda:N"),
+        ({"device": "tpu"}, {}, "--device: 'tpu' is not auto, cpu, cuda, cuda:N or cuda:N,cuda:M"),
+        ({"device": "cpu,cuda:1"}, {}, "--device: 'cpu,cuda:1' is not auto, cpu, cuda, cuda:N or cuda:N,cuda:M"),
+        ({"heartbeat_timeout": "1"}, {}, "--heartbeat-timeout: 1 is not a number between 2 and 86400"),
         ({"maximum_tokens": "many"}, {}, "--maximum-tokens: 'many' is not a whole number"),
         ({"threads": "0"}, {}, "--threads: 0 is not a whole number between 1 and 4096"),
         ({"grace": "nan"}, {}, "--grace: nan is not a number between 0 and 86400"),

@@ -21,6 +21,7 @@ from service.servers import (
     listening_address,
     running_server,
     server_process,
+    worker_processes,
 )
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -64,7 +65,17 @@ def test_reflection_lists_the_services(server):
 @pytest.fixture
 def ready_process():
     """A real server process that serves, and a connection to it."""
-    with server_process() as process:
+    yield from _ready()
+
+
+@pytest.fixture
+def unforgiving_process():
+    """The same, but a worker that dies is not restarted."""
+    yield from _ready(restarts=0)
+
+
+def _ready(**settings):
+    with server_process(**settings) as process:
         address = listening_address(process)
         assert process.stdout.readline().startswith("ready: ")
         with grpc.insecure_channel(address) as channel:
@@ -90,7 +101,7 @@ def test_a_stop_signal_ends_a_server_that_still_loads():
 
 def test_the_worker_dies_with_a_killed_server(ready_process):
     process, _ = ready_process
-    [worker] = _children(process.pid)
+    [worker] = worker_processes(process.pid)
     process.kill()
     process.wait()
     deadline = time.monotonic() + PATIENCE
@@ -99,11 +110,12 @@ def test_the_worker_dies_with_a_killed_server(ready_process):
         time.sleep(0.01)  # nothing tells when a grandchild has ended
 
 
-def test_a_dying_worker_fails_the_call_and_ends_the_server(ready_process):
-    process, server = ready_process
+def test_a_worker_that_died_too_often_fails_the_call_and_ends_the_server(unforgiving_process):
+    process, server = unforgiving_process
     error, status = failure(lambda: server.attribute(attribution(" die")))
     assert status.code() is grpc.StatusCode.UNAVAILABLE
-    assert error.reason == "WORKER_DIED"
+    assert error.reason == "WORKER_GONE"
+    assert error.retry_after > 0, "another server may have a worker"
     assert process.wait(PATIENCE) == 1
 
 
@@ -126,12 +138,6 @@ def test_a_port_in_use_is_refused(engine):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = ServerConfig(model="fake", listen=f"127.0.0.1:{taken.getsockname()[1]}")
         assert asyncio.run(Application(config, ThreadWorker(engine)).run()) == 1
-
-
-def _children(pid):
-    """The process's children that run Python's spawn, by id."""
-    ids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(id) for id in ids if b"spawn_main" in Path(f"/proc/{id}/cmdline").read_bytes()]
 
 
 def _is_running(pid):

@@ -27,11 +27,17 @@ def task(tokens):
 class GatedWorker:
     """A worker whose batches wait for `gate`, and which remembers them by the sizes of their tasks."""
 
+    capacity = 1
+    is_live = True
+
     def __init__(self):
         self.gate = asyncio.Event()
         self.running = asyncio.Event()
         self.batches = []
         self.capacity = 1
+
+    async def ready(self):
+        pass
 
     async def run(self, tasks):
         self.batches.append([task.tokens for task in tasks])

@@ -1,0 +1,49 @@
+"""Tells when a worker process is overdue: it shows no sign of life, or its batch takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+
+TICK_SECONDS = 0.25
+LOADING_SILENCE = 300.0
+"""Seconds without a beat that are forgiven while a model is loaded: importing libraries can hold the interpreter."""
+
+
+class Watchdog:
+    """Counts in ticks of the event loop, not by the clock: while the server itself stood still, nobody is to blame."""
+
+    def __init__(self, heartbeat_timeout: float, batch_timeout: float) -> None:
+        """Both limits are in seconds."""
+        self._heartbeat_timeout = heartbeat_timeout
+        self._batch_timeout = batch_timeout
+        self._allowed_silence = max(heartbeat_timeout, LOADING_SILENCE)
+        self._silence = 0.0
+        self._running: float | None = None
+
+    def beat(self) -> None:
+        """Note a sign of life."""
+        self._silence = 0.0
+
+    def loaded(self) -> None:
+        """From now on silence is not forgiven for longer than the time for heartbeats."""
+        self._allowed_silence = self._heartbeat_timeout
+
+    def batch_begins(self) -> None:
+        """Start to count the time of a batch."""
+        self._running = 0.0
+
+    def batch_ends(self) -> None:
+        """Stop to count the time of a batch."""
+        self._running = None
+
+    async def overdue(self) -> str:
+        """Wait until the worker is overdue; say why."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._silence += TICK_SECONDS
+            if self._silence > self._allowed_silence:
+                return f"it has shown no sign of life for {self._allowed_silence:g} seconds (heartbeat_timeout)"
+            if self._running is not None:
+                self._running += TICK_SECONDS
+                if self._running > self._batch_timeout:
+                    return f"its batch has been running for {self._batch_timeout:g} seconds (batch_timeout)"

@@ -1,0 +1,41 @@
+"""Engines for worker processes that take their time, hang, or find no memory."""
+
+import threading
+import time
+
+from service.fakes import FakeEngine
+
+HANG, HUGE = 7, 8
+"""Tokens that make an engine hang, or find no memory."""
+
+
+class SlowEngine(FakeEngine):
+    """Takes long enough for a batch to be killed in the middle of many calls; single tasks go fast."""
+
+    def run(self, tasks):
+        time.sleep(0.1 if len(tasks) > 1 else 0.005)
+        if any(HANG in task.token_ids for task in tasks):
+            threading.Event().wait()
+        return super().run(tasks)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as PyTorch names it, which the front end must not import."""
+
+
+class SmallEngine(FakeEngine):
+    """Has memory for batches of up to three tasks, and none for a HUGE one; `error` is what it raises then."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.error = error or OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    def run(self, tasks):
+        outcomes = super().run(tasks)
+        if len(tasks) > 3 or any(HUGE in task.token_ids for task in tasks):
+            raise self.error
+        return outcomes
+
+
+def make_slow_engine():
+    return SlowEngine()

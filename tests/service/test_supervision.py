@@ -1,0 +1,279 @@
+"""Worker processes that die, hang, stop or find no memory: real processes, real signals, calls in flight."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from neuron_attribution.errors import ResourceExhaustedError
+from neuron_attribution.status import from_rpc_error
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
+from neuron_attribution_server.app import SERVICE
+from neuron_attribution_server.process_worker import describe_exit
+from neuron_attribution_server.restarts import FIRST_BACKOFF, MOST_BACKOFF, Restarts
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, PackedAttribution
+from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.worker import run_batch
+from service.fakes import DIE, FakeEngine
+from service.faulty_engines import HANG, HUGE, SmallEngine
+from service.servers import (
+    PATIENCE,
+    failure,
+    listening_address,
+    running_server,
+    server_process,
+    worker_processes,
+)
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+CALLERS = 64
+
+
+def prompt(*ids):
+    return messages.AttributeRequest(prompt=messages.Prompt(token_ids=messages.TokenIds(ids=ids)))
+
+
+def own_prompt(caller):
+    """A prompt that no other caller sends."""
+    return prompt(100 + caller, 101)
+
+
+def is_right(response, caller):
+    return [token.id for token in response.tokens] == [100 + caller, 101] and len(response.explanations) == 1
+
+
+@contextmanager
+def slow_server(**settings):
+    """A server process with the slow engine, ready; yields the process and its address."""
+    with server_process("make_slow_engine", module="faulty_engines", **settings) as process:
+        address = listening_address(process)
+        assert process.stdout.readline().startswith("ready: ")
+        yield process, address
+
+
+def with_stub(address, scenario):
+    """Run `scenario(stub)` on an event loop; the channel sends nothing again by itself."""
+
+    async def run():
+        async with grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel:
+            return await scenario(services.NeuronAttributionServiceStub(channel))
+
+    return asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+def answers_around(address, blow):
+    """The answers of 64 concurrent callers; `blow` is struck once the first of them has come."""
+
+    async def scenario(stub):
+        calls = [asyncio.ensure_future(stub.Attribute(own_prompt(caller))) for caller in range(CALLERS)]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        assert sum(call.done() for call in calls) < CALLERS
+        blow()
+        return await asyncio.gather(*calls)
+
+    return with_stub(address, scenario)
+
+
+def all_right(answers):
+    return [caller for caller, answer in enumerate(answers) if not is_right(answer, caller)] == []
+
+
+def strike(process, number=signal.SIGKILL):
+    [worker] = worker_processes(process.pid)
+    os.kill(worker, number)
+
+
+@contextmanager
+def watched_health(address):
+    """The health states that Watch shows, in a list that grows."""
+    seen = []
+
+    def follow(watch):
+        with suppress(grpc.RpcError):  # cancelled
+            for state in watch:
+                seen.append(state.status)
+
+    with grpc.insecure_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        thread = threading.Thread(target=follow, args=(watch,))
+        thread.start()
+        try:
+            yield seen
+        finally:
+            watch.cancel()
+            thread.join()
+
+
+def eventually(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # another process changes, and nothing tells
+
+
+def open_files(process):
+    return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+
+
+def children(process):
+    return len(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+
+
+def test_every_call_is_answered_though_the_worker_is_killed_again_and_again():
+    with slow_server() as (process, address), watched_health(address) as seen:
+        assert all_right(answers_around(address, lambda: None))
+        eventually(lambda: seen == [SERVING])
+        before = open_files(process), children(process)
+        for kills in (1, 2, 3):
+            assert all_right(answers_around(address, lambda: strike(process)))
+            eventually(lambda: seen == [SERVING] + [NOT_SERVING, SERVING] * kills)  # noqa: B023 - called at once
+        eventually(lambda: (open_files(process), children(process)) == before)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert log.count("was killed by SIGKILL") >= 3
+    assert "worker-0 is back as process" in log
+
+
+def test_two_workers_share_the_batches_and_one_carries_on_alone():
+    with slow_server(workers=2) as (process, address), watched_health(address) as seen:
+        first, _ = worker_processes(process.pid)
+        assert all_right(answers_around(address, lambda: os.kill(first, signal.SIGKILL)))
+        eventually(lambda: len(worker_processes(process.pid)) == 2)
+        assert NOT_SERVING not in seen
+
+
+def test_a_poisonous_request_fails_alone():
+    async def scenario(stub):
+        filler = asyncio.ensure_future(stub.Attribute(own_prompt(99)))
+        calls = [asyncio.ensure_future(stub.Attribute(own_prompt(caller))) for caller in range(8)]
+        calls.insert(4, asyncio.ensure_future(stub.Attribute(prompt(DIE))))
+        await filler
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with slow_server() as (_, address):
+        answers = with_stub(address, scenario)
+        poisoned = answers.pop(4)
+        assert all_right(answers)
+        assert poisoned.code() is grpc.StatusCode.UNAVAILABLE
+        assert from_rpc_error(poisoned, address).reason == "WORKER_DIED"
+        pushback = dict(poisoned.trailing_metadata())["grpc-retry-pushback-ms"]
+        assert pushback == "-1", "a client that sends it again would kill the next worker"
+
+
+def test_a_stopped_worker_is_noticed_and_replaced():
+    with slow_server(heartbeat_timeout=2.0) as (process, address):
+        assert all_right(answers_around(address, lambda: strike(process, signal.SIGSTOP)))
+        process.send_signal(signal.SIGTERM)
+        assert "no sign of life for 2 seconds" in process.communicate(timeout=PATIENCE)[1]
+
+
+def test_a_batch_that_never_ends_is_killed_and_only_its_culprit_fails():
+    async def scenario(stub):
+        hanging = asyncio.ensure_future(stub.Attribute(prompt(HANG)))
+        calls = [stub.Attribute(own_prompt(caller)) for caller in range(8)]
+        return await asyncio.gather(hanging, *calls, return_exceptions=True)
+
+    with slow_server(batch_timeout=2.0) as (_, address):
+        hung, *answers = with_stub(address, scenario)
+        assert all_right(answers)
+        error = from_rpc_error(hung, address)
+        assert error.reason == "WORKER_DIED"
+        assert "running for 2 seconds" in error.message
+
+
+def test_too_many_deaths_end_the_server():
+    with slow_server(restarts=1) as (process, address):
+        assert all_right(answers_around(address, lambda: strike(process)))
+        strike(process)
+        _, log = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert "giving up" in log
+
+
+def test_a_full_queue_without_a_worker_sends_callers_elsewhere():
+    with slow_server(queued_requests=1) as (process, address):
+
+        async def scenario(stub):
+            strike(process)
+            await asyncio.sleep(0.2)
+            model = asyncio.ensure_future(stub.GetModel(messages.GetModelRequest()))
+            calls = [asyncio.ensure_future(stub.Attribute(own_prompt(caller))) for caller in range(3)]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            return await model, answers
+
+        model, answers = with_stub(address, scenario)
+        assert model.version
+        errors = [from_rpc_error(answer, address) for answer in answers if isinstance(answer, grpc.RpcError)]
+        assert [error.reason for error in errors] == ["WORKER_RESTARTING"] * 2
+        assert all(error.retry_after > 0 for error in errors)
+
+
+def task(*ids):
+    return AttributeTask(token_ids=ids, explained=(ExplainedToken(len(ids) - 1),))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
+def test_without_memory_a_batch_is_split_and_only_the_impossible_request_fails(error):
+    engine = SmallEngine(error)
+    tasks = [task(number) for number in (1, 2, 3, HUGE, 4, 5, 6, 7)]
+    answers = run_batch(engine, tasks)
+    refused = answers.pop(3)
+    assert isinstance(refused, ResourceExhaustedError)
+    assert refused.reason == "OUT_OF_MEMORY"
+    assert all(isinstance(answer, PackedAttribution) for answer in answers)
+    assert [answer.token_ids for answer in answers] == [(number,) for number in (1, 2, 3, 4, 5, 6, 7)]
+    assert [len(batch) for batch in engine.batches] == [8, 4, 2, 2, 1, 1, 4, 2, 2]
+
+
+def test_real_torch_errors_are_recognized():
+    torch = pytest.importorskip("torch")
+
+    class Greedy(FakeEngine):
+        def run(self, tasks):
+            if len(tasks) > 1:
+                torch.empty(1 << 60, dtype=torch.uint8)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    answers = run_batch(Greedy(), [task(1), task(2)])
+    assert [answer.reason for answer in answers] == ["OUT_OF_MEMORY"] * 2
+
+
+def test_a_request_without_memory_names_the_remedy_and_is_not_sent_again():
+    with running_server(ThreadWorker(SmallEngine())) as server:
+        assert server.loaded.wait(PATIENCE)
+        error, status = failure(lambda: server.attribute(prompt(HUGE)))
+        assert status.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.reason == "OUT_OF_MEMORY"
+        assert "fewer tokens" in error.message
+        assert dict(status.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
+
+
+def test_pauses_double_until_a_batch_is_finished_and_old_deaths_are_forgotten():
+    restarts = Restarts(allowed=3, window=100.0)
+    assert [restarts.died(now) for now in (0, 1, 2, 3)] == [FIRST_BACKOFF, 2 * FIRST_BACKOFF, 4 * FIRST_BACKOFF, None]
+    restarts.worked()
+    assert restarts.died(102) == FIRST_BACKOFF
+    many = Restarts(allowed=1000, window=100.0)
+    assert max(many.died(now) for now in range(90)) == MOST_BACKOFF
+
+
+def test_exits_are_described_in_words():
+    assert describe_exit(3) == "ended with exit code 3"
+    assert describe_exit(-signal.SIGSEGV) == "was killed by SIGSEGV"
