@@ -6,6 +6,11 @@ with Client("localhost:50051") as client:
     result = client.attribute("The capital of France is", top_k=10)
 """
 
+import os
+
+# gRPC reads this once, when it is imported. Without it every failed TLS handshake is also a line on standard error.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 from neuron_attribution.aio import AsyncClient
 from neuron_attribution.client import Client
 from neuron_attribution.errors import (

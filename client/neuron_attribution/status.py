@@ -56,6 +56,27 @@ BARE_STATUSES: dict[grpc.StatusCode, tuple[str, str]] = {
     ),
 }
 
+# What gRPC says where nothing was reached, if it can be told more plainly: what to look for, reason and message.
+UNREACHABLE_CAUSES: tuple[tuple[str, str, str], ...] = (
+    (
+        "CERTIFICATE_VERIFY_FAILED: ",
+        "CERTIFICATE_REFUSED",
+        "the certificate of {address} is refused: {details}; it must be valid, and signed by an authority this client "
+        "trusts (root_certificates; on the command line --tls-authority)",
+    ),
+    (
+        "WRONG_VERSION_NUMBER: ",
+        "NO_TLS",
+        "{address} does not speak TLS; leave the TLS settings out, or use the address that does",
+    ),
+    (
+        "Socket closed",
+        "CONNECTION_CLOSED",
+        "{address} closed the connection; if it uses TLS it takes no plain text (tls, --tls), and it may want a client "
+        "certificate that is valid and that it knows (certificate and key, --tls-certificate and --tls-key)",
+    ),
+)
+
 
 def status_code(error: NeuronAttributionError) -> grpc.StatusCode:
     """The status code of an error. An error of no class of its own is a bug: INTERNAL."""
@@ -135,7 +156,16 @@ def _attached_status(metadata: Iterable[tuple[str, bytes]] | None) -> Status | N
 def _bare(code: grpc.StatusCode, details: str, address: str) -> NeuronAttributionError:
     reason, message = BARE_STATUSES.get(code, (None, "{details}"))
     cause = details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        reason, message, cause = _plainer(reason, message, cause)
     return ERROR_CLASSES[code](message.format(details=cause or code.value[1], address=address), reason=reason)
+
+
+def _plainer(reason: str | None, message: str, cause: str) -> tuple[str | None, str, str]:
+    for words, known_reason, known_message in UNREACHABLE_CAUSES:
+        if words in cause:
+            return known_reason, known_message, cause.rpartition(words)[2].removesuffix(": OK")
+    return reason, message, cause
 
 
 def _code(number: int) -> grpc.StatusCode:

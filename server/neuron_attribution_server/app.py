@@ -15,7 +15,9 @@ from grpc_reflection.v1alpha import reflection
 from neuron_attribution.errors import UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2, neuron_attribution_pb2_grpc
 
+from neuron_attribution_server.authentication import AuthenticationInterceptor, token_file
 from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.credentials import server_credentials
 from neuron_attribution_server.interceptors import ErrorInterceptor
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import ServedModel
@@ -31,17 +33,25 @@ _log = logging.getLogger(__name__)
 
 
 class Application:
-    """One server's life: start, load, serve, stop. `run` does all of it."""
+    """One server's life: start, load, serve, stop. `run` does all of it.
+
+    Raises ConfigurationError for certificates and tokens that cannot be used.
+    """
 
     def __init__(self, config: ServerConfig, worker: Worker) -> None:
         self._config = config
         self._worker = worker
         self._servicer = AttributionServicer(config.maximum_message_bytes)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # unknown to the stubs
+        self._credentials = server_credentials(config)
+        self._tokens = None if config.token_file is None else token_file(config.token_file)
         self._server: grpc.aio.Server | None = None
+        self._health_server: grpc.aio.Server | None = None
         self._running: list[asyncio.Task[None]] = []
         self.address = ""
         """HOST:PORT that is listened on, once started."""
+        self.health_address = ""
+        """HOST:PORT of the health port, once started, if there is one."""
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; return the exit status: 0 after a signal, 1 after a failure."""
@@ -61,12 +71,12 @@ class Application:
         _log.info("configuration: %s", self._config)
         # The stock servicer starts as SERVING.
         await self._set_health(_NOT_SERVING)
+        if self._tokens is not None and self._credentials is None:
+            _log.warning("tokens are asked for without TLS: they cross the network for anyone on it to read")
         self._server = self._build_server()
-        host, _, _ = self._config.listen.rpartition(":")
-        try:
-            self.address = f"{host}:{self._server.add_insecure_port(self._config.listen)}"
-        except RuntimeError as error:
-            raise _ListenError(f"cannot listen on {self._config.listen}: {error}") from None
+        self.address = _listen(self._server, self._config.listen, self._credentials)
+        if self._config.health_listen is not None:
+            await self._start_health_server(self._config.health_listen)
         await self._server.start()
 
     async def load(self) -> None:
@@ -83,6 +93,8 @@ class Application:
         await self._health.enter_graceful_shutdown()
         if self._server is not None:
             await self._server.stop(self._config.grace)
+        if self._health_server is not None:
+            await self._health_server.stop(None)
         for task in self._running:
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -113,12 +125,27 @@ class Application:
         return 1
 
     def _build_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=self._options())
+        server = grpc.aio.server(interceptors=self._interceptors(), options=self._options())
         add_service: Any = neuron_attribution_pb2_grpc.add_NeuronAttributionServiceServicer_to_server
         add_service(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        if self._config.reflection:
+            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
+
+    async def _start_health_server(self, listen: str) -> None:
+        self._health_server = grpc.aio.server(options=self._options())
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+        self.health_address = _listen(self._health_server, listen, None)
+        await self._health_server.start()
+        _log.info("health without TLS on %s", self.health_address)
+
+    def _interceptors(self) -> tuple[grpc.aio.ServerInterceptor[Any, Any], ...]:
+        if self._tokens is None:
+            return (ErrorInterceptor(),)
+        opened = {health.SERVICE_NAME: self._config.open_health, reflection.SERVICE_NAME: self._config.open_reflection}
+        open_services = [name for name, is_open in opened.items() if is_open]
+        return AuthenticationInterceptor(self._tokens, open_services), ErrorInterceptor()
 
     def _options(self) -> tuple[tuple[str, int], ...]:
         return (
@@ -142,6 +169,17 @@ class Application:
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE):
             await self._health.set(service, status)
+
+
+def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
+    """Listen; return HOST:PORT with the port that was taken."""
+    host, _, _ = address.rpartition(":")
+    try:
+        if credentials is None:
+            return f"{host}:{server.add_insecure_port(address)}"
+        return f"{host}:{server.add_secure_port(address, credentials)}"
+    except RuntimeError as error:
+        raise _ListenError(f"cannot listen on {address}: {error}") from None
 
 
 class _ListenError(Exception):

@@ -10,8 +10,11 @@ from dataclasses import MISSING, Field, fields
 from functools import partial
 from typing import Any
 
+from neuron_attribution.cli.main import client_variables
+
 from neuron_attribution_server.app import Application
 from neuron_attribution_server.config import ConfigurationError, ServerConfig, environment_name, flag_name, read_config
+from neuron_attribution_server.environment import check_environment
 from neuron_attribution_server.logs import configure_logging
 from neuron_attribution_server.worker_pool import worker_pool
 from neuron_attribution_server.worker_process import load
@@ -29,15 +32,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a stop signal; return the exit status."""
     flags = {setting.name: getattr(arguments, setting.name, None) for setting in fields(ServerConfig)}
     try:
-        config = read_config(flags, os.environ)
+        check_environment(os.environ, client_variables())
+        application = _application(read_config(flags, os.environ))
     except ConfigurationError as error:
         print(f"neuron-attribution serve: {error}", file=sys.stderr)
         return _WRONG_USAGE
+    return asyncio.run(application.run())
+
+
+def _application(config: ServerConfig) -> Application:
     configure_logging(config.log_level)
-    pool = worker_pool(config, [partial(load, settings) for settings in config.load_settings])
-    return asyncio.run(Application(config, pool).run())
+    return Application(config, worker_pool(config, [partial(load, settings) for settings in config.load_settings]))
 
 
 def _help(setting: Field[Any]) -> str:
     default = "" if setting.default in (MISSING, None) else f", default {setting.default}"
-    return f"{setting.metadata['help']} (environment: {environment_name(setting.name)}{default})"
+    text = setting.metadata["help"].replace("%", "%%")
+    return f"{text} (environment: {environment_name(setting.name)}{default})"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
+from neuron_attribution.cli.options import boolean
 from neuron_attribution.results import Limits
 
 ENVIRONMENT_PREFIX = "NEURON_ATTRIBUTION_"
@@ -64,6 +65,13 @@ def _listen_address(text: str) -> str:
     return text
 
 
+def _switch(text: str) -> bool:
+    try:
+        return boolean(text)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
 def _setting(read: Callable[[str], Any], text: str, default: Any = MISSING) -> Any:  # noqa: ANN401 - as dataclasses.field
     return field(default=default, metadata={"read": read, "help": text})
 
@@ -116,6 +124,25 @@ class ServerConfig:
         _number(int, 0, 1000), "restarts of a worker process within the restart window before the server gives up", 5
     )
     restart_window: float = _setting(_seconds, "seconds within which restarts are counted", 600.0)
+    tls_certificate: str | None = _setting(
+        _text, "PEM file of the certificate, read again when it changes; without one, no TLS", None
+    )
+    tls_key: str | None = _setting(_text, "PEM file of the certificate's key", None)
+    tls_client_authority: str | None = _setting(
+        _text, "PEM file of the authority whose certificates clients must have", None
+    )
+    token_file: str | None = _setting(
+        _text,
+        "file of valid bearer tokens, read again when it changes: lines TENANT SHA256HEX, the latter from "
+        "`printf %s TOKEN | sha256sum`; without one, no token is asked for",
+        None,
+    )
+    open_health: bool = _setting(_switch, "whether health needs no token", True)
+    open_reflection: bool = _setting(_switch, "whether reflection needs no token", False)
+    reflection: bool = _setting(_switch, "whether the service can be listed and described by reflection", True)
+    health_listen: str | None = _setting(
+        _listen_address, "HOST:PORT where health, and nothing else, is served without TLS and tokens", None
+    )
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "how much is logged", "info")
 
     def __post_init__(self) -> None:
@@ -123,6 +150,14 @@ class ServerConfig:
             raise ConfigurationError(
                 f"queued_tokens ({self.queued_tokens}) is less than maximum_tokens ({self.maximum_tokens}): "
                 "the longest request could never be queued; raise the one or lower the other"
+            )
+
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            given, missing = ("tls_certificate", "tls_key") if self.tls_certificate else ("tls_key", "tls_certificate")
+            raise ConfigurationError(f"{given} without {missing}: give both for TLS, or neither")
+        if self.tls_client_authority is not None and self.tls_certificate is None:
+            raise ConfigurationError(
+                "tls_client_authority without tls_certificate and tls_key: it needs TLS, give both"
             )
 
     @property

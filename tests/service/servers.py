@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ class RunningServer:
     address: str
     channel: grpc.Channel
     loaded: threading.Event
+    health_address: str = ""
 
     @property
     def stub(self):
@@ -53,6 +55,16 @@ def failure(call):
     raise AssertionError("the call did not fail")
 
 
+def eventually(true):
+    """Whether `true()` comes to hold: for what the server does in its own time."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 @contextmanager
 def running_server(worker, **settings):
     """A server in a thread; the model is loaded when the engine lets it be."""
@@ -63,7 +75,7 @@ def running_server(worker, **settings):
     assert life.listening.wait(PATIENCE)
     try:
         with grpc.insecure_channel(life.application.address) as channel:
-            yield RunningServer(life.application.address, channel, life.loaded)
+            yield RunningServer(life.application.address, channel, life.loaded, life.application.health_address)
     finally:
         life.loop.call_soon_threadsafe(life.ending.set)
         thread.join()

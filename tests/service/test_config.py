@@ -6,8 +6,16 @@ import subprocess
 import sys
 
 import pytest
+from neuron_attribution.cli.main import client_variables
 from neuron_attribution_server import cli
-from neuron_attribution_server.config import ConfigurationError, LoadSettings, ServerConfig, read_config
+from neuron_attribution_server.config import (
+    ConfigurationError,
+    LoadSettings,
+    ServerConfig,
+    environment_name,
+    read_config,
+)
+from neuron_attribution_server.environment import check_environment
 
 
 def test_flags_win_over_the_environment_and_the_environment_over_defaults():
@@ -42,6 +50,11 @@ def test_an_empty_variable_is_an_unset_one():
         ({"listen": "localhost:99999"}, {}, "--listen: 'localhost:99999' is not HOST:PORT"),
         ({}, {"NEURON_ATTRIBUTION_LOG_LEVEL": "loud"}, "NEURON_ATTRIBUTION_LOG_LEVEL: 'loud' is not one of"),
         ({"tenant_share": "0"}, {}, "--tenant-share: 0 is not a number between 0.01 and 1"),
+        ({"reflection": "maybe"}, {}, "--reflection: 'maybe' is neither true nor false"),
+        ({"health_listen": "50052"}, {}, "--health-listen: '50052' is not HOST:PORT"),
+        ({"tls_certificate": "c"}, {}, "tls_certificate without tls_key: give both for TLS, or neither"),
+        ({"tls_key": "k"}, {}, "tls_key without tls_certificate: give both for TLS, or neither"),
+        ({"tls_client_authority": "a"}, {}, "tls_client_authority without tls_certificate and tls_key"),
         ({"queued_tokens": "9"}, {}, "queued_tokens (9) is less than maximum_tokens (4096)"),
     ],
 )
@@ -72,6 +85,53 @@ def test_wrong_usage_is_status_two_and_one_line(monkeypatch, capsys):
     monkeypatch.delenv("NEURON_ATTRIBUTION_MODEL", raising=False)
     assert cli.run(argparse.Namespace(model=None)) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+CLIENT_VARIABLES = client_variables()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("NEURON_ATTRIBUTION_DTPYE", "did you mean NEURON_ATTRIBUTION_DTYPE?"),
+        ("NEURON_ATTRIBUTION_TLS_CERT", "did you mean NEURON_ATTRIBUTION_TLS_CERTIFICATE?"),
+        ("NEURON_ATTRIBUTION_ADRESS", "did you mean NEURON_ATTRIBUTION_ADDRESS?"),
+        ("NEURON_ATTRIBUTION_COLOUR", "see neuron-attribution serve --help"),
+    ],
+)
+def test_a_variable_nobody_reads_is_refused(monkeypatch, capsys, name, hint):
+    monkeypatch.setenv(name, "secret")
+    assert cli.run(argparse.Namespace(model="demo")) == 2
+    error = capsys.readouterr().err
+    assert error == f"neuron-attribution serve: the environment variable {name} means nothing here; unset it ({hint})\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(environment_name(name) for name in ServerConfig.__dataclass_fields__),
+        *(f"NEURON_ATTRIBUTION_{name}" for name in ("ADDRESS", "TIMEOUT", "TOKEN", "TOKEN_FILE", "TLS_KEY", "TOP_K")),
+        "OTHER_VARIABLE",
+    ],
+)
+def test_variables_the_server_or_the_client_reads_are_accepted(name):
+    check_environment({name: "x"}, CLIENT_VARIABLES)
+
+
+@pytest.mark.parametrize("service", ["NEURON_ATTRIBUTION", "NEURON_ATTRIBUTION_METRICS"])
+@pytest.mark.parametrize(
+    "suffix",
+    ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT"]
+    + [f"PORT_50051_TCP{part}" for part in ("", "_PROTO", "_PORT", "_ADDR")],
+)
+def test_what_kubernetes_sets_for_services_of_our_name_is_accepted(service, suffix):
+    check_environment({f"{service}_{suffix}": "tcp://10.0.0.1:50051"}, CLIENT_VARIABLES)
+
+
+def test_help_says_how_a_token_file_is_made():
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    assert "`printf %s TOKEN | sha256sum`" in " ".join(parser.format_help().split())
 
 
 def test_the_front_end_imports_neither_torch_nor_transformers():

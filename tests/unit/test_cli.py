@@ -193,9 +193,10 @@ def test_a_bad_value_from_the_environment_is_named(refused, monkeypatch, name, v
         ("attribute a --target b --generate 2", "--target and --generate exclude each other"),
         ("attribute a --contrast b --contrast-id 2", "--contrast and --contrast-id exclude each other"),
         ("attribute a --timeout -1", "'-1' is not a time in seconds"),
-        ("model --token a --token-file b", "--token and --token-file exclude each other"),
+        ("model --token a", "unrecognized arguments: --token"),
+        (f"model --token-file {__file__}", "test_cli.py must hold the token and nothing else"),
         ("model --token-file /no/such/file", "No such file"),
-        ("model --certificate /no/such/file", "go together"),
+        ("model --tls-certificate /no/such/file", "go together"),
         ("project 1", "'1' is not a neuron: write LAYER.INDEX for FFN"),
         ("project 1.2 --through 1.2.3", "'1.2.3' is not a head"),
     ],
@@ -209,7 +210,7 @@ def test_help_names_the_variables(capsys, command) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
-    assert "NEURON_ATTRIBUTION_ROOT_CERTIFICATES" in capsys.readouterr().out
+    assert "NEURON_ATTRIBUTION_TLS_AUTHORITY" in capsys.readouterr().out
 
 
 def test_a_failed_call_is_one_line(run, service) -> None:

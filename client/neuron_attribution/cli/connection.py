@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from neuron_attribution.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT
-from neuron_attribution.cli.options import UsageError, add_flag, add_option, positive_seconds
+from neuron_attribution.cli.options import UsageError, add_flag, add_option, positive_seconds, variable
 from neuron_attribution.client import Client
+
+TOKEN_VARIABLE = variable("--token")
 
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,14 +27,13 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="give up after this time",
     )
-    add_option(group, "--token", help="the bearer token; --token-file keeps it out of process lists")
-    add_option(group, "--token-file", metavar="FILE", help="a file that holds the bearer token")
-    add_flag(group, "--tls", help="use TLS; implied by the certificate options")
     add_option(
-        group, "--root-certificates", metavar="FILE", help="PEM certificates to trust instead of the system's own"
+        group, "--token-file", metavar="FILE", help=f"a file that holds the bearer token; without it, {TOKEN_VARIABLE}"
     )
-    add_option(group, "--certificate", metavar="FILE", help="this client's PEM certificate, for mutual TLS")
-    add_option(group, "--key", metavar="FILE", help="the key of --certificate")
+    add_flag(group, "--tls", help="use TLS; implied by the other TLS options")
+    add_option(group, "--tls-authority", metavar="FILE", help="PEM certificates to trust instead of the usual ones")
+    add_option(group, "--tls-certificate", metavar="FILE", help="this client's PEM certificate, for mutual TLS")
+    add_option(group, "--tls-key", metavar="FILE", help="the key of --tls-certificate")
 
 
 def connect(arguments: argparse.Namespace) -> Client:
@@ -41,9 +43,9 @@ def connect(arguments: argparse.Namespace) -> Client:
             arguments.address,
             timeout=arguments.timeout,
             tls=arguments.tls,
-            root_certificates=arguments.root_certificates,
-            certificate=arguments.certificate,
-            key=arguments.key,
+            root_certificates=arguments.tls_authority,
+            certificate=arguments.tls_certificate,
+            key=arguments.tls_key,
             token=_token(arguments),
         )
     except (OSError, ValueError) as error:
@@ -51,7 +53,10 @@ def connect(arguments: argparse.Namespace) -> Client:
 
 
 def _token(arguments: argparse.Namespace) -> str | None:
-    if arguments.token and arguments.token_file:
-        raise UsageError("--token and --token-file exclude each other")
-    token: str | None = Path(arguments.token_file).read_text().strip() if arguments.token_file else arguments.token
+    """The token is no option: every user of a machine can read the command lines of its processes."""
+    if arguments.token_file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    token = Path(arguments.token_file).read_text().strip()
+    if len(token.split()) != 1:
+        raise UsageError(f"the token file {arguments.token_file} must hold the token and nothing else")
     return token

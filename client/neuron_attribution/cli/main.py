@@ -14,7 +14,8 @@ from importlib.metadata import version
 from typing import Protocol
 
 from neuron_attribution.cli import attribute, model, project, serve, tokenize
-from neuron_attribution.cli.options import UsageError
+from neuron_attribution.cli.connection import TOKEN_VARIABLE
+from neuron_attribution.cli.options import UsageError, variable
 from neuron_attribution.cli.serve import MissingExtraError
 from neuron_attribution.errors import NeuronAttributionError
 
@@ -60,6 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return status
+
+
+def client_variables() -> frozenset[str]:
+    """The environment variables the commands other than `serve` read."""
+    flags = []
+    for name, command in COMMANDS.items():
+        if name != "serve":
+            parser = argparse.ArgumentParser(add_help=False)
+            command.add_arguments(parser)
+            flags += [action.option_strings[0] for action in parser._actions if action.option_strings]
+    return frozenset({TOKEN_VARIABLE, *map(variable, flags)})
 
 
 def _run(words: Sequence[str]) -> int:
