@@ -9,6 +9,7 @@ with Client("localhost:50051") as client:
 from neuron_attribution.aio import AsyncClient
 from neuron_attribution.client import Client
 from neuron_attribution.errors import (
+    AbortedError,
     CancelledError,
     DeadlineExceededError,
     FailedPreconditionError,
@@ -17,6 +18,7 @@ from neuron_attribution.errors import (
     InvalidArgumentError,
     NeuronAttributionError,
     NotFoundError,
+    PermissionDeniedError,
     ResourceExhaustedError,
     UnauthenticatedError,
     UnavailableError,
@@ -64,8 +66,10 @@ from neuron_attribution.results import (
     TokenizerFacts,
     TokenPrediction,
 )
+from neuron_attribution.streams import StreamResult
 
 __all__ = [
+    "AbortedError",
     "AsyncClient",
     "AttentionNeuron",
     "AttributeOptions",
@@ -100,6 +104,7 @@ __all__ = [
     "NeuronScore",
     "NotFoundError",
     "Part",
+    "PermissionDeniedError",
     "ProjectNeuronRequest",
     "ProjectNeuronResult",
     "ProjectedToken",
@@ -110,6 +115,7 @@ __all__ = [
     "ResourceExhaustedError",
     "ScoringMethod",
     "Side",
+    "StreamResult",
     "Subkey",
     "Timings",
     "Token",

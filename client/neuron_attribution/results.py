@@ -183,7 +183,10 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of a request went, in seconds, and the batch it shared."""
+    """Where the time of a request went, in seconds, and the batch it shared.
+
+    An answer from the server's cache is `cached`: nothing waited or ran, so all but the tokenization is zero.
+    """
 
     queue: float = 0.0
     tokenization: float = 0.0
@@ -191,6 +194,7 @@ class Timings:
     scoring: float = 0.0
     batch_requests: int = 1
     batch_tokens: int = 0
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +274,8 @@ class Limits:
     queued_requests: int
     queued_tokens: int
     batch_tokens: int
+    request_bytes: int
+    stream_window: int
 
 
 @dataclass(frozen=True, slots=True)

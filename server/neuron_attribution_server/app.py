@@ -17,6 +17,7 @@ from neuron_attribution.v1 import neuron_attribution_pb2, neuron_attribution_pb2
 
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.interceptors import ErrorInterceptor
+from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import ServedModel
 from neuron_attribution_server.servicer import AttributionServicer, Backend
@@ -37,7 +38,7 @@ class Application:
     def __init__(self, config: ServerConfig, worker: Worker) -> None:
         self._config = config
         self._worker = worker
-        self._servicer = AttributionServicer(config.maximum_message_bytes)
+        self._servicer = AttributionServicer(config.maximum_message_bytes, config.stream_window)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # unknown to the stubs
         self._server: grpc.aio.Server | None = None
         self._scheduling: asyncio.Task[None] | None = None
@@ -77,7 +78,7 @@ class Application:
         await self._warm_up(model)
         scheduler = Scheduler(self._worker, self._config, facts.memory)
         self._scheduling = asyncio.create_task(scheduler.run())
-        self._servicer.open(Backend(model, scheduler))
+        self._servicer.open(Backend(model, scheduler, ResultCache(self._config.cache_bytes)))
         await self._set_health(_SERVING)
 
     async def stop(self) -> None:
@@ -124,8 +125,10 @@ class Application:
 
     def _options(self) -> tuple[tuple[str, int], ...]:
         return (
-            ("grpc.max_receive_message_length", self._config.maximum_message_bytes),
+            ("grpc.max_receive_message_length", self._config.maximum_request_bytes),
             ("grpc.max_send_message_length", self._config.maximum_message_bytes),
+            ("grpc.max_connection_age_ms", round(1000 * self._config.maximum_connection_age)),
+            ("grpc.max_connection_age_grace_ms", round(1000 * self._config.connection_grace)),
             ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_MILLISECONDS),
             ("grpc.keepalive_permit_without_calls", 1),
             # Two servers on one port would share its calls in silence.

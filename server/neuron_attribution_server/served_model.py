@@ -62,20 +62,22 @@ class ServedModel:
     def prepare_attribution(self, message: messages.AttributeRequest) -> PreparedAttribution:
         """Read, check and tokenize a request for an attribution."""
         started = time.perf_counter()
+        self._validator.check_counts(message)
         task = self._validator.attribute(convert.attribute_request_from_proto(message))
         return PreparedAttribution(task, time.perf_counter() - started)
 
     def prepare_projection(self, message: messages.ProjectNeuronRequest) -> ProjectTask:
         """Read and check a request for projections."""
+        self._validator.check_counts(message)
         return self._validator.project(convert.project_neuron_request_from_proto(message))
 
-    def finish_attribution(self, delivery: Delivery, tokenization: float) -> messages.AttributeResponse:
+    def finish_attribution(self, delivery: Delivery, tokenization: float, cached: bool) -> messages.AttributeResponse:
         """Write the answer to an attribution."""
         answer = delivery.outcome
         assert isinstance(answer, PackedAttribution)
         tokens = tuple(map(self._tokenizer.token, answer.token_ids))
         response = messages.AttributeResponse.FromString(answer.response)
-        convert.complete_attribution(response, tokens, delivery.queue, tokenization)
+        convert.complete_attribution(response, tokens, delivery.queue, tokenization, cached)
         return response
 
     def finish_projection(self, delivery: Delivery) -> messages.ProjectNeuronResponse:

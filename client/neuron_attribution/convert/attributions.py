@@ -57,10 +57,15 @@ def attribute_result_to_proto(result: AttributeResult) -> messages.AttributeResp
 
 
 def complete_attribution(
-    message: messages.AttributeResponse, tokens: Sequence[Token], queue: float, tokenization: float
+    message: messages.AttributeResponse, tokens: Sequence[Token], queue: float, tokenization: float, cached: bool
 ) -> None:
-    """Add to a response from the worker what only the front end knows: the tokens and its own times, in seconds."""
+    """Add to a response from the worker what only the front end knows: the tokens and its own times, in seconds.
+
+    The worker's times and batch are those of the first time: where the response is `cached` they are cleared.
+    """
     message.tokens.extend(token_to_proto(token) for token in tokens)
+    if cached:
+        message.timings.CopyFrom(timings_to_proto(Timings(batch_requests=0, cached=True)))
     message.timings.queue.CopyFrom(duration(queue))
     message.timings.tokenization.CopyFrom(duration(tokenization))
 
@@ -127,6 +132,7 @@ def timings_to_proto(timings: Timings) -> messages.Timings:
         scoring=duration(timings.scoring),
         batch_requests=timings.batch_requests,
         batch_tokens=timings.batch_tokens,
+        cached=timings.cached,
     )
 
 
@@ -139,4 +145,5 @@ def timings_from_proto(message: messages.Timings) -> Timings:
         scoring=seconds(message.scoring),
         batch_requests=message.batch_requests,
         batch_tokens=message.batch_tokens,
+        cached=message.cached,
     )
