@@ -14,6 +14,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 from neuron_attribution.aio import AsyncClient
 from neuron_attribution.client import Client
 from neuron_attribution.errors import (
+    AbortedError,
     CancelledError,
     DeadlineExceededError,
     FailedPreconditionError,
@@ -22,6 +23,7 @@ from neuron_attribution.errors import (
     InvalidArgumentError,
     NeuronAttributionError,
     NotFoundError,
+    PermissionDeniedError,
     ResourceExhaustedError,
     UnauthenticatedError,
     UnavailableError,
@@ -69,8 +71,10 @@ from neuron_attribution.results import (
     TokenizerFacts,
     TokenPrediction,
 )
+from neuron_attribution.streams import StreamResult
 
 __all__ = [
+    "AbortedError",
     "AsyncClient",
     "AttentionNeuron",
     "AttributeOptions",
@@ -105,6 +109,7 @@ __all__ = [
     "NeuronScore",
     "NotFoundError",
     "Part",
+    "PermissionDeniedError",
     "ProjectNeuronRequest",
     "ProjectNeuronResult",
     "ProjectedToken",
@@ -115,6 +120,7 @@ __all__ = [
     "ResourceExhaustedError",
     "ScoringMethod",
     "Side",
+    "StreamResult",
     "Subkey",
     "Timings",
     "Token",

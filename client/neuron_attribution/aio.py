@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -12,6 +12,7 @@ from neuron_attribution import _calls
 from neuron_attribution._base import BaseClient
 from neuron_attribution._calls import AttributeArguments, NeuronLike, ProjectArguments, TextOrIds
 from neuron_attribution.results import AttributeResult, ModelInfo, ProjectNeuronResult, TokenizeResult
+from neuron_attribution.streams import AsyncRequestStream, StreamItem, StreamResult, read_response
 
 Result = TypeVar("Result")
 
@@ -36,6 +37,33 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         their values ("increase"), neurons as they are written ("24.1005").
         """
         return await self._run(_calls.attribute(prompt, **arguments), timeout)
+
+    async def attribute_stream(
+        self, requests: AsyncIterable[StreamItem] | Iterable[StreamItem], *, timeout: float | None = None
+    ) -> AsyncGenerator[StreamResult, None]:
+        """Explain a corpus: outcomes come as they finish, each under its item's key, in no order.
+
+        An item is a prompt's text or an AttributeRequest, alone or as (key, item). An item that fails has an error in
+        its outcome and the stream goes on; a full queue is waited out. At most READ_AHEAD items are taken ahead of
+        the outcomes. `timeout` is for the whole stream, and there is none by default. Closing the iterator cancels
+        what is not answered. What the items' iterable raises is raised once all before it is answered.
+        """
+        sending = AsyncRequestStream(requests)
+        call = self._stub.AttributeStream(aiter(sending), timeout=timeout, metadata=self._connection.metadata)
+        try:
+            async for response in call:
+                sending.answered()
+                for outcome in sending.refused():
+                    yield outcome
+                yield read_response(response)
+        except grpc.RpcError as error:
+            raise self._error(error) from error
+        finally:
+            call.cancel()
+        for outcome in sending.refused():
+            yield outcome
+        if sending.failure is not None:
+            raise sending.failure
 
     async def project_neuron(
         self,

@@ -9,6 +9,8 @@ NeuronAttributionError
 ├── DeadlineExceededError      the time allowed ran out; the work was dropped
 ├── CancelledError             the caller cancelled; the work was dropped
 ├── UnauthenticatedError       no valid token
+├── PermissionDeniedError      the token is valid, but not for this
+├── AbortedError               stopped midway, by a proxy for instance; it may be tried again
 ├── UnimplementedError         this server does not have that call
 └── InternalError              a bug: `request_id` finds it in the server's log
 """
@@ -110,6 +112,18 @@ class UnauthenticatedError(NeuronAttributionError):
     """No valid token."""
 
     default_reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(NeuronAttributionError):
+    """The caller is known, but this is not allowed to it."""
+
+    default_reason = "PERMISSION_DENIED"
+
+
+class AbortedError(NeuronAttributionError):
+    """The call was stopped midway."""
+
+    default_reason = "ABORTED"
 
 
 class UnimplementedError(NeuronAttributionError):

@@ -183,7 +183,10 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of a request went, in seconds, and the batch it shared."""
+    """Where the time of a request went, in seconds, and the batch it shared.
+
+    An answer from the server's cache is `cached`: nothing waited or ran, so all but the tokenization is zero.
+    """
 
     queue: float = 0.0
     tokenization: float = 0.0
@@ -191,6 +194,7 @@ class Timings:
     scoring: float = 0.0
     batch_requests: int = 1
     batch_tokens: int = 0
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +280,8 @@ class Limits:
     maximum_age: float
     """Seconds."""
     tenant_share: float
+    request_bytes: int
+    stream_window: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,13 @@ from google.rpc.status_pb2 import Status
 from neuron_attribution import errors
 from neuron_attribution.convert.values import duration, seconds
 from neuron_attribution.errors import FieldViolation, NeuronAttributionError
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 DOMAIN = "neuron_attribution"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
+_LONGEST_MESSAGE = 1024
+"""Bytes of UTF-8."""
 
 STATUS_CODES: dict[type[NeuronAttributionError], grpc.StatusCode] = {
     errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -27,6 +30,8 @@ STATUS_CODES: dict[type[NeuronAttributionError], grpc.StatusCode] = {
     errors.DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.CancelledError: grpc.StatusCode.CANCELLED,
     errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.AbortedError: grpc.StatusCode.ABORTED,
     errors.UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }
@@ -37,8 +42,6 @@ FOREIGN_CODES: dict[grpc.StatusCode, type[NeuronAttributionError]] = {
     grpc.StatusCode.DATA_LOSS: errors.InternalError,
     grpc.StatusCode.OUT_OF_RANGE: errors.InvalidArgumentError,
     grpc.StatusCode.ALREADY_EXISTS: errors.FailedPreconditionError,
-    grpc.StatusCode.ABORTED: errors.UnavailableError,
-    grpc.StatusCode.PERMISSION_DENIED: errors.UnauthenticatedError,
 }
 
 ERROR_CLASSES = {code: kind for kind, code in STATUS_CODES.items()} | FOREIGN_CODES
@@ -87,7 +90,7 @@ def status_code(error: NeuronAttributionError) -> grpc.StatusCode:
 def public_message(error: NeuronAttributionError) -> str:
     """What a caller may read. Of an internal error only the request id leaves the server."""
     if status_code(error) is not grpc.StatusCode.INTERNAL:
-        return error.message
+        return _shortened(error.message)
     where = f"; the server's log has it as request {error.request_id}" if error.request_id else ""
     return f"internal error{where}"
 
@@ -123,6 +126,17 @@ def from_status(status: Status) -> NeuronAttributionError:
     )
 
 
+def to_item_error(error: NeuronAttributionError) -> messages.ItemError:
+    """The error of one item of a stream, with the details its call alone would have failed with."""
+    status = to_status(error)
+    return messages.ItemError(code=status.code, reason=error.reason, message=status.message, details=status.details)
+
+
+def from_item_error(item: messages.ItemError) -> NeuronAttributionError:
+    """The error of one item of a stream."""
+    return from_status(Status(code=item.code, message=item.message, details=item.details))
+
+
 def from_rpc_error(error: grpc.RpcError, address: str) -> NeuronAttributionError:
     """The error of a failed call to `address`, synchronous or asynchronous."""
     call: Any = error  # The stubs give RpcError no methods; every error a call raises is a grpc.Call as well.
@@ -132,11 +146,25 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> NeuronAttributionError
     return _bare(call.code(), call.details() or "", address)
 
 
+def _shortened(text: str) -> str:
+    """A message that may quote the request, with its middle left out where it is long: trailers are limited to 8 KiB.
+
+    A trailer has the message percent-encoded and, in the details, twice more.
+    """
+    data = text.encode(errors="replace")
+    if len(data) <= _LONGEST_MESSAGE:
+        return text
+    half = _LONGEST_MESSAGE // 2
+    return f"{data[:half].decode(errors='ignore')} ... {data[-half:].decode(errors='ignore')}"
+
+
 def _details(error: NeuronAttributionError) -> list[Message]:
     metadata = {"request_id": error.request_id} if error.request_id else {}
     details: list[Message] = [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
     if error.violations:
-        violations = [BadRequest.FieldViolation(field=v.field, description=v.description) for v in error.violations]
+        violations = [
+            BadRequest.FieldViolation(field=v.field, description=_shortened(v.description)) for v in error.violations
+        ]
         details.append(BadRequest(field_violations=violations))
     if error.retry_after is not None:
         details.append(RetryInfo(retry_delay=duration(error.retry_after)))

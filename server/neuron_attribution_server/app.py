@@ -19,6 +19,7 @@ from neuron_attribution_server.authentication import AuthenticationInterceptor, 
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.credentials import server_credentials
 from neuron_attribution_server.interceptors import ErrorInterceptor
+from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import ServedModel
 from neuron_attribution_server.servicer import AttributionServicer, Backend
@@ -41,7 +42,7 @@ class Application:
     def __init__(self, config: ServerConfig, worker: Worker) -> None:
         self._config = config
         self._worker = worker
-        self._servicer = AttributionServicer(config.maximum_message_bytes)
+        self._servicer = AttributionServicer(config.maximum_message_bytes, config.stream_window)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # unknown to the stubs
         self._credentials = server_credentials(config)
         self._tokens = None if config.token_file is None else token_file(config.token_file)
@@ -84,7 +85,7 @@ class Application:
         facts = await self._worker.start()
         model = await asyncio.to_thread(ServedModel, facts, self._config.limits(facts.maximum_tokens))
         scheduler = Scheduler(self._worker, self._config, facts.memory)
-        self._servicer.open(Backend(model, scheduler))
+        self._servicer.open(Backend(model, scheduler, ResultCache(self._config.cache_bytes)))
         await self._set_health(_SERVING)
         self._running = [asyncio.create_task(scheduler.run()), asyncio.create_task(self._follow_worker())]
 
@@ -149,8 +150,10 @@ class Application:
 
     def _options(self) -> tuple[tuple[str, int], ...]:
         return (
-            ("grpc.max_receive_message_length", self._config.maximum_message_bytes),
+            ("grpc.max_receive_message_length", self._config.maximum_request_bytes),
             ("grpc.max_send_message_length", self._config.maximum_message_bytes),
+            ("grpc.max_connection_age_ms", round(1000 * self._config.maximum_connection_age)),
+            ("grpc.max_connection_age_grace_ms", round(1000 * self._config.connection_grace)),
             ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_MILLISECONDS),
             ("grpc.keepalive_permit_without_calls", 1),
             # Two servers on one port would share its calls in silence.

@@ -80,6 +80,7 @@ _text = _matching("(?s).+", "a text of at least one character")
 _count = _number(int, 1, _LONGEST_MESSAGE)
 _seconds = _number(float, 0, 86_400)
 _DEVICES = r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*"
+_age = _number(float, 1, 86_400)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,12 @@ class ServerConfig:
     maximum_top_k: int = _setting(_count, "the largest top_k, projection_top_k and query_sources", 1000)
     maximum_explained_tokens: int = _setting(_count, "explained tokens per request", 128)
     maximum_neurons: int = _setting(_count, "neurons named in one request", 1000)
-    maximum_message_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per message", 64 * 2**20)
+    maximum_message_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per answer", 64 * 2**20)
+    maximum_request_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per request", 4 * 2**20)
+    stream_window: int = _setting(_count, "items of one stream that are read and not yet answered", 64)
+    cache_bytes: int = _setting(_number(int, 0, 2**40), "bytes of answers that are kept to be given again", 64 * 2**20)
+    maximum_connection_age: float = _setting(_age, "seconds after which clients connect anew, to new replicas", 1800.0)
+    connection_grace: float = _setting(_age, "seconds that calls on such an old connection may still take", 3600.0)
     queued_requests: int = _setting(_count, "requests that may wait", 256)
     queued_tokens: int = _setting(_count, "tokens that may wait", 65_536)
     batch_tokens: int = _setting(_count, "tokens per batch, padding included", 8192)
@@ -181,6 +187,8 @@ class ServerConfig:
             maximum_wait=self.maximum_wait,
             maximum_age=self.maximum_age,
             tenant_share=self.tenant_share,
+            request_bytes=self.maximum_request_bytes,
+            stream_window=self.stream_window,
         )
 
     def __str__(self) -> str:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
-from neuron_attribution.errors import (
-    InternalError,
-    InvalidArgumentError,
-    NeuronAttributionError,
-    ResourceExhaustedError,
-)
+from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError, ResourceExhaustedError
 from neuron_attribution.status import PUSHBACK_KEY, public_message, status_code, trailing_metadata
+
+from neuron_attribution_server.public_errors import public_error
 
 REQUEST_ID_KEY = "x-request-id"
 _OURS = "/neuron_attribution."
@@ -25,8 +21,6 @@ _DO_NOT_RETRY = "-1"
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in the stubs only
 Context = grpc.aio.ServicerContext[Any, Any]
-
-_log = logging.getLogger(__name__)
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
@@ -80,32 +74,24 @@ class _Guard:
 
         return call
 
-    def stream(
-        self, behaviour: Callable[[Any, Context], AsyncIterator[Any]]
-    ) -> Callable[[Any, Context], AsyncIterator[Any]]:
-        async def call(requests: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401 - any requests
+    def stream(self, behaviour: Callable[[Any, Context], Awaitable[None]]) -> Callable[[Any, Context], Awaitable[None]]:
+        """Guard a behaviour that writes its responses to the context."""
+
+        async def call(requests: Any, context: Context) -> None:  # noqa: ANN401 - any requests
             context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
             try:
-                async for response in behaviour(requests, context):
-                    yield response
+                await behaviour(_all_well_formed(requests), context)
             except Exception as error:
                 await self._abort(error, context)
 
         return call
 
     async def _abort(self, caught: Exception, context: Context) -> NoReturn:
-        error = self._public(caught)
+        error = public_error(caught, self.request_id)
         metadata = (*trailing_metadata(error), (REQUEST_ID_KEY, self.request_id))
         if error.retry_after is None and _harms_again(error):
             metadata += ((PUSHBACK_KEY, _DO_NOT_RETRY),)
         await context.abort(status_code(error), public_message(error), metadata)
-
-    def _public(self, caught: Exception) -> NeuronAttributionError:
-        """The error as the caller may see it. Of a bug that is the request id; what happened goes to the log."""
-        if isinstance(caught, NeuronAttributionError) and not isinstance(caught, InternalError):
-            return caught
-        _log.error("request %s failed: %s", self.request_id, caught, exc_info=caught)
-        return InternalError("internal error", request_id=self.request_id)
 
 
 def _harms_again(error: NeuronAttributionError) -> bool:
@@ -120,7 +106,9 @@ def _or_malformed(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]
         try:
             return deserialize(data)
         except DecodeError:
-            return _Malformed("the request is not a protobuf message of this call's request type")
+            return _Malformed(
+                "the request is not a protobuf message of this call's request type, or a text in it is not valid UTF-8"
+            )
 
     return read
 
@@ -134,3 +122,8 @@ def _well_formed(request: Any) -> Any:  # noqa: ANN401 - any request
     if isinstance(request, _Malformed):
         raise InvalidArgumentError(request.message, reason="MALFORMED_MESSAGE")
     return request
+
+
+async def _all_well_formed(requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _well_formed(request)

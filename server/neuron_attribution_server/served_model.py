@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from neuron_attribution import convert
-from neuron_attribution.results import Limits, ModelInfo, ProjectNeuronResult, TokenizeResult
+from neuron_attribution.results import Limits, ModelInfo, ProjectNeuronResult, Timings, TokenizeResult
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 from neuron_attribution_server.request_queue import Delivery
@@ -57,19 +57,19 @@ class ServedModel:
     def prepare_attribution(self, message: messages.AttributeRequest) -> PreparedAttribution:
         """Read, check and tokenize a request for an attribution."""
         started = time.perf_counter()
+        self._validator.check_counts(message)
         task = self._validator.attribute(convert.attribute_request_from_proto(message))
         return PreparedAttribution(task, time.perf_counter() - started)
 
     def prepare_projection(self, message: messages.ProjectNeuronRequest) -> ProjectTask:
         """Read and check a request for projections."""
+        self._validator.check_counts(message)
         return self._validator.project(convert.project_neuron_request_from_proto(message))
 
-    def finish_attribution(self, delivery: Delivery, tokenization: float) -> bytes:
+    def finish_attribution(self, answer: PackedAttribution, timings: Timings) -> bytes:
         """Write the answer to an attribution, serialized."""
-        answer = delivery.outcome
-        assert isinstance(answer, PackedAttribution)
         tokens = tuple(map(self._tokenizer.token, answer.token_ids))
-        return convert.completed_attribution(answer.response, tokens, delivery.queue, tokenization)
+        return convert.completed_attribution(answer.response, tokens, timings)
 
     def finish_projection(self, delivery: Delivery) -> messages.ProjectNeuronResponse:
         """Write the answer to a projection."""

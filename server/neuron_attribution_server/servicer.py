@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 from neuron_attribution.errors import ResourceExhaustedError, UnavailableError, UnimplementedError
+from neuron_attribution.results import Timings
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 
+from neuron_attribution_server.interceptors import REQUEST_ID_KEY
+from neuron_attribution_server.public_errors import public_error
+from neuron_attribution_server.request_queue import Delivery
+from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import ServedModel
+from neuron_attribution_server.streaming import ItemStream, patiently
+from neuron_attribution_server.tasks import AttributeTask, PackedAttribution
 
 Value = TypeVar("Value")
 Response = TypeVar("Response", bound=Message)
@@ -33,13 +40,15 @@ class Backend:
 
     model: ServedModel
     scheduler: Scheduler
+    cache: ResultCache
 
 
 class AttributionServicer(services.NeuronAttributionServiceServicer):
     """Answers calls; before `open` and after `close` every call is refused as unavailable."""
 
-    def __init__(self, message_bytes: int) -> None:
+    def __init__(self, message_bytes: int, stream_window: int) -> None:
         self._message_bytes = message_bytes
+        self._stream_window = stream_window
         self._backend: Backend | None = None
         self._refusal = UnavailableError("the model is still loading; try again soon", reason="MODEL_LOADING")
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="messages")
@@ -57,19 +66,25 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         """Explain next-token predictions. The response is serialized already."""
         backend = self._ready()
         backend.scheduler.check_room()  # before work is done on a request that cannot be taken
-        with backend.scheduler.expecting():
-            prepared = await self._apart(partial(backend.model.prepare_attribution, request), unless=_is_short(request))
-        delivery = await backend.scheduler.submit(prepared.task, _deadline(context))
-        answer = backend.model.finish_attribution(delivery, prepared.tokenization)
-        self._check_size(len(answer))
-        return answer
+        deadline = _deadline(context)
+        return await self._attribute(backend, request, lambda task: backend.scheduler.submit(task, deadline))
 
-    async def AttributeStream(
-        self, requests: AsyncIterator[messages.AttributeStreamRequest], context: Context
-    ) -> AsyncIterator[messages.AttributeStreamResponse]:
-        """Not implemented."""
-        raise UnimplementedError("this server does not implement AttributeStream; call Attribute for each prompt")
-        yield  # makes this a generator, as gRPC expects of a stream
+    async def AttributeStream(self, requests: AsyncIterable[messages.AttributeStreamRequest], context: Context) -> None:
+        """Explain a corpus. Each item is answered by the model that is ready then."""
+        self._ready()
+        deadline = _deadline(context)
+
+        async def answer(request: messages.AttributeRequest) -> messages.AttributeResponse:
+            backend = self._ready()
+            response = await self._attribute(
+                backend,
+                request,
+                lambda task: patiently(partial(backend.scheduler.submit, task, deadline), deadline),
+            )
+            return messages.AttributeResponse.FromString(response)
+
+        public = partial(public_error, request_id=_request_id(context))
+        await ItemStream(self._stream_window, answer, public).run(requests, context.write)
 
     async def ProjectNeuron(
         self, request: messages.ProjectNeuronRequest, context: Context
@@ -95,6 +110,29 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
     async def GetModel(self, request: messages.GetModelRequest, context: Context) -> messages.GetModelResponse:
         """Describe what is served."""
         return self._ready().model.describe(request)
+
+    async def _attribute(
+        self,
+        backend: Backend,
+        request: messages.AttributeRequest,
+        submit: Callable[[AttributeTask], Awaitable[Delivery]],
+    ) -> bytes:
+        """Tokenize, look into the cache or `submit`, and write."""
+        model = backend.model
+        with backend.scheduler.expecting():
+            prepared = await self._apart(partial(model.prepare_attribution, request), unless=_is_short(request))
+        answer = backend.cache.get(model.identity, prepared.task)
+        if answer is not None:
+            timings = Timings(tokenization=prepared.tokenization, batch_requests=0, cached=True)
+        else:
+            delivery = await submit(prepared.task)
+            assert isinstance(delivery.outcome, PackedAttribution)
+            answer = delivery.outcome
+            backend.cache.put(model.identity, prepared.task, answer)
+            timings = replace(answer.timings, queue=delivery.queue, tokenization=prepared.tokenization)
+        response = model.finish_attribution(answer, timings)
+        self._check_size(len(response))
+        return response
 
     def _ready(self) -> Backend:
         if self._backend is None:
@@ -129,3 +167,8 @@ def _deadline(context: Context) -> float | None:
     """When the caller stops waiting, on the event loop's clock."""
     remaining: float | None = context.time_remaining()
     return None if remaining is None else asyncio.get_running_loop().time() + remaining
+
+
+def _request_id(context: Context) -> str:
+    """The id the call was given when it arrived."""
+    return str(dict(context.trailing_metadata())[REQUEST_ID_KEY])

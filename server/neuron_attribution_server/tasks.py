@@ -9,7 +9,15 @@ from typing import Protocol
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import Head, Neuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part, Side, Subkey
-from neuron_attribution.results import Exactness, Explanation, Invariant, ModelIdentity, ModelSizes, NeuronProjection
+from neuron_attribution.results import (
+    Exactness,
+    Explanation,
+    Invariant,
+    ModelIdentity,
+    ModelSizes,
+    NeuronProjection,
+    Timings,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +108,15 @@ Outcome = AttributeOutcome | ProjectOutcome | NeuronAttributionError
 
 @dataclass(frozen=True, slots=True)
 class PackedAttribution:
-    """An attribution as it leaves the worker.
+    """An attribution as it leaves the worker, which knows no queue and no tokenization.
 
-    `response` is a serialized AttributeResponse that lacks the tokens and the front end's times: hundreds of small
-    objects cross a process boundary several times faster as one message.
+    `response` is a serialized AttributeResponse that lacks tokens and times: hundreds of small objects cross a process
+    boundary several times faster as one message.
     """
 
     token_ids: tuple[int, ...]
     response: bytes
+    timings: Timings
 
 
 Answer = PackedAttribution | ProjectOutcome | NeuronAttributionError

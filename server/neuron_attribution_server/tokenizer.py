@@ -108,11 +108,12 @@ class ExactTokenizer:
     def _why_not_one(self, text: str, same: list[int] | tuple[()]) -> str:
         if same:
             return f"{_quoted(text)} is the text of {len(same)} tokens; name one by its id, such as {same[0]}"
-        pieces = [self._shown(id) for id in self.continuation(text)]
-        if len(pieces) == 1:
+        ids = self.continuation(text)
+        pieces = [self._shown(id) for id in ids[:_SHOWN_PIECES]]
+        if len(ids) == 1:
             return f"no token's text is exactly {_quoted(text)}; the nearest is {pieces[0]}: name it or its id"
-        shown = ", ".join(pieces[:_SHOWN_PIECES]) + (", ..." if len(pieces) > _SHOWN_PIECES else "")
-        return f"{_quoted(text)} is {len(pieces)} tokens: {shown}; name one of them or its id"
+        shown = ", ".join(pieces) + (", ..." if len(ids) > _SHOWN_PIECES else "")
+        return f"{_quoted(text)} is {len(ids)} tokens: {shown}; name one of them or its id"
 
     def _shown(self, id: int) -> str:
         text = self.text(id)

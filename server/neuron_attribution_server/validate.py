@@ -20,6 +20,7 @@ from neuron_attribution.requests import (
     TokenizeRequest,
 )
 from neuron_attribution.results import Limits, TokenizedToken
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 from neuron_attribution_server.checks import check_at_least_one, check_at_most, check_head, check_neurons
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, ModelFacts, ProjectTask
@@ -39,6 +40,12 @@ class RequestValidator:
         served = self.facts.identity.name
         if name not in ("", served):
             raise NotFoundError(f"model {name!r} is not served here; {served!r} is: name it or leave the name out")
+
+    def check_counts(self, message: messages.AttributeRequest | messages.ProjectNeuronRequest) -> None:
+        """Refuse what is too long before time is spent on reading it."""
+        check_at_most(len(message.neurons), self.limits.neurons, "neurons", "neurons")
+        if isinstance(message, messages.AttributeRequest):
+            check_at_most(len(message.parts), len(Part), "parts", "parts")
 
     def attribute(self, request: AttributeRequest) -> AttributeTask:
         """Make an attribution a task."""
@@ -133,6 +140,7 @@ class RequestValidator:
     def _given_ids(self, ids: tuple[int, ...], field: str) -> tuple[int, ...]:
         if not ids:
             raise InvalidArgumentError.of(f"{field}.token_ids", "is empty; give at least one token")
+        check_at_most(len(ids), self.limits.tokens, field, "tokens")
         for index, id in enumerate(ids):
             self._check_id(id, f"{field}.token_ids.ids[{index}]")
         return ids
@@ -155,7 +163,10 @@ class RequestValidator:
         if not text:
             raise InvalidArgumentError.of(field, "is empty; give at least one token")
         unicode_text(text, field)
-        check_at_most(len(text), self.limits.tokens * self.tokenizer.longest_token, field, "characters")
+        if len(text) > self.limits.tokens * self.tokenizer.longest_token:
+            raise InvalidArgumentError.of(
+                field, f"{len(text)} characters are more than the limit of {self.limits.tokens} tokens can hold"
+            )
 
     def _check_length(self, prompt: int, completion: int, generate: int | None) -> None:
         if generate is not None:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from neuron_attribution import convert
 from neuron_attribution.errors import InternalError, NeuronAttributionError
-from neuron_attribution.results import AttributeResult, Timings
+from neuron_attribution.results import Timings
 
 from neuron_attribution_server.out_of_memory import does_not_fit, free_caches, is_out_of_memory
 from neuron_attribution_server.tasks import (
@@ -121,5 +121,5 @@ def _packed(facts: ModelFacts, outcome: Outcome) -> Answer:
         batch_requests=outcome.batch_requests,
         batch_tokens=outcome.batch_tokens,
     )
-    result = AttributeResult(facts.identity, (), outcome.explanations, timings)
-    return PackedAttribution(outcome.token_ids, convert.attribute_result_to_proto(result).SerializeToString())
+    response = convert.explanations_to_proto(facts.identity, outcome.explanations).SerializeToString()
+    return PackedAttribution(outcome.token_ids, response, timings)

@@ -12,9 +12,9 @@ COMMAND = str(Path(sys.executable).with_name("neuron-attribution"))
 
 @contextmanager
 def serving(*arguments):
-    """A server process of its own, ready to answer; yields its address and process."""
+    """A server process of its own, ready to answer; yields its address and process. It computes every answer anew."""
     process = subprocess.Popen(
-        [COMMAND, "serve", "--model", "demo", "--listen", "localhost:0", *arguments],
+        [COMMAND, "serve", "--model", "demo", "--listen", "localhost:0", "--cache-bytes", "0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

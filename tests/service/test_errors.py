@@ -165,15 +165,10 @@ def test_internal_carries_a_request_id_and_nothing_else(shared_server, caplog):
 
 
 def test_calls_without_an_implementation_say_so(shared_server):
-    stream = shared_server.stub.AttributeStream(iter(()), timeout=PATIENCE)
-    for call in (
-        lambda: list(stream),
-        lambda: shared_server.stub.Intervene(messages.InterveneRequest(), timeout=PATIENCE),
-    ):
-        error, status = failure(call)
-        assert status.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert error.reason == "UNIMPLEMENTED"
-        assert dict(status.trailing_metadata())["x-request-id"]
+    error, status = failure(lambda: shared_server.stub.Intervene(messages.InterveneRequest(), timeout=PATIENCE))
+    assert status.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert error.reason == "UNIMPLEMENTED"
+    assert dict(status.trailing_metadata())["x-request-id"]
 
 
 def test_bytes_that_are_no_message_are_an_invalid_argument(shared_server):
@@ -202,7 +197,7 @@ def test_an_answer_over_the_message_limit_is_refused_by_name():
 
 
 def test_a_request_over_the_message_limit_is_refused_by_grpc_itself():
-    with running_server(ThreadWorker(FakeEngine()), maximum_message_bytes=1024) as server:
+    with running_server(ThreadWorker(FakeEngine()), maximum_request_bytes=1024) as server:
         assert server.loaded.wait(PATIENCE)
         error, status = failure(lambda: server.attribute(attribution("x" * 2000)))
         assert status.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

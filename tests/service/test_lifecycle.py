@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -60,6 +61,18 @@ def test_reflection_lists_the_services(server):
     [response] = stub.ServerReflectionInfo(iter([request]), timeout=PATIENCE)
     names = {service.name for service in response.list_services_response.service}
     assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+def test_old_connections_are_replaced_without_a_failed_call(engine):
+    """So that clients come to use new replicas."""
+    with running_server(ThreadWorker(engine), maximum_connection_age=1) as server, engine:
+        assert server.loaded.wait(PATIENCE)
+        end, peers = time.monotonic() + 3, set()
+        while time.monotonic() < end:
+            call = server.stub.Attribute.future(attribution(), timeout=PATIENCE)
+            assert call.result().explanations
+            peers |= server_connections(server.address)
+        assert len(peers) > 1
 
 
 @pytest.fixture
@@ -138,6 +151,16 @@ def test_a_port_in_use_is_refused(engine):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = ServerConfig(model="fake", listen=f"127.0.0.1:{taken.getsockname()[1]}")
         assert asyncio.run(Application(config, ThreadWorker(engine)).run()) == 1
+
+
+def server_connections(address):
+    """The local ports of this process's connections to an address."""
+    host_port = int(address.rpartition(":")[2])
+    return {
+        connection.laddr.port
+        for connection in psutil.Process().net_connections("tcp")
+        if connection.raddr and connection.raddr.port == host_port
+    }
 
 
 def _is_running(pid):

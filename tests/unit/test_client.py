@@ -121,6 +121,15 @@ def test_an_unavailable_service_is_asked_again(call, service, address) -> None:
     assert len(service.metadata) == 2
 
 
+@pytest.mark.patient
+def test_a_restart_of_some_seconds_is_ridden_out(service, address) -> None:
+    """Five attempts: the last one is made some seconds after the first."""
+    service.errors = [UnavailableError("the worker is restarting") for _ in range(4)]
+    begin = time.monotonic()
+    assert call_directly({"address": address}, "get_model") == INFO
+    assert time.monotonic() - begin > 4
+
+
 def test_a_full_queue_is_asked_again_when_it_says(call, service, address) -> None:
     service.errors = [ResourceExhaustedError("full", retry_after=0.7)]
     begin = time.monotonic()

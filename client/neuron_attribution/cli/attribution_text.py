@@ -70,6 +70,8 @@ def explanation_lines(explanation: Explanation, tokens: Tokens) -> Lines:
 def timings_text(timings: Timings) -> str:
     """Where the time went."""
     stages = ("queue", "tokenization", "forward", "scoring")
+    if timings.cached:
+        return f"from the server's cache; tokenization {timings.tokenization * 1000:.1f} ms"
     times = ", ".join(f"{stage} {getattr(timings, stage) * 1000:.1f} ms" for stage in stages)
     return f"{times}; batch of {timings.batch_requests} requests, {timings.batch_tokens} tokens"
 

@@ -7,6 +7,7 @@ from neuron_attribution.convert.attributions import (
     attribute_result_from_proto,
     attribute_result_to_proto,
     completed_attribution,
+    explanations_to_proto,
 )
 from neuron_attribution.convert.models import model_info_from_proto, model_info_to_proto
 from neuron_attribution.convert.neurons import neuron_from_proto, neuron_to_proto
@@ -27,6 +28,7 @@ __all__ = [
     "attribute_result_from_proto",
     "attribute_result_to_proto",
     "completed_attribution",
+    "explanations_to_proto",
     "model_info_from_proto",
     "model_info_to_proto",
     "neuron_from_proto",

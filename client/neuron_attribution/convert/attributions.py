@@ -29,7 +29,7 @@ from neuron_attribution.convert.tokens import (
     tokens_from_proto,
 )
 from neuron_attribution.convert.values import duration, present, seconds
-from neuron_attribution.results import AttributeResult, Explanation, Timings, Token
+from neuron_attribution.results import AttributeResult, Explanation, ModelIdentity, Timings, Token
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 _PARTS: dict[str, Callable[[Any, Any], None]] = {
@@ -46,24 +46,27 @@ _PARTS: dict[str, Callable[[Any, Any], None]] = {
 
 def attribute_result_to_proto(result: AttributeResult) -> messages.AttributeResponse:
     """Write an attribution."""
-    message = messages.AttributeResponse(
-        model=model_identity_to_proto(result.model),
-        tokens=[token_to_proto(token) for token in result.tokens],
-        timings=timings_to_proto(result.timings),
-    )
-    for explanation in result.explanations:
+    message = explanations_to_proto(result.model, result.explanations)
+    message.tokens.extend(map(token_to_proto, result.tokens))
+    message.timings.CopyFrom(timings_to_proto(result.timings))
+    return message
+
+
+def explanations_to_proto(model: ModelIdentity, explanations: Sequence[Explanation]) -> messages.AttributeResponse:
+    """Write an attribution without tokens and times."""
+    message = messages.AttributeResponse(model=model_identity_to_proto(model))
+    for explanation in explanations:
         _write_explanation(explanation, message.explanations.add())
     return message
 
 
-def completed_attribution(response: bytes, tokens: Sequence[Token], queue: float, tokenization: float) -> bytes:
-    """A worker's serialized response and what only the front end knows: the tokens and its own times, in seconds.
+def completed_attribution(response: bytes, tokens: Sequence[Token], timings: Timings) -> bytes:
+    """A serialized response without tokens and times, completed.
 
     Nothing is parsed: serialized messages that follow one another are one message, merged.
     """
     addition = messages.AttributeResponse(
-        tokens=[token_to_proto(token) for token in tokens],
-        timings=messages.Timings(queue=duration(queue), tokenization=duration(tokenization)),
+        tokens=[token_to_proto(token) for token in tokens], timings=timings_to_proto(timings)
     )
     return response + addition.SerializeToString()
 
@@ -132,6 +135,7 @@ def timings_to_proto(timings: Timings) -> messages.Timings:
         scoring=duration(timings.scoring),
         batch_requests=timings.batch_requests,
         batch_tokens=timings.batch_tokens,
+        cached=timings.cached,
     )
 
 
@@ -144,4 +148,5 @@ def timings_from_proto(message: messages.Timings) -> Timings:
         scoring=seconds(message.scoring),
         batch_requests=message.batch_requests,
         batch_tokens=message.batch_tokens,
+        cached=message.cached,
     )
