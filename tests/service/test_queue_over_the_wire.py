@@ -62,7 +62,7 @@ def test_a_cancelled_request_is_never_run(server, engine):
 
 
 def test_a_full_queue_pushes_back(engine):
-    with running_server(ThreadWorker(engine), queued_requests=1) as server, engine:
+    with running_server(ThreadWorker(engine), queued_requests=1, cache_bytes=0) as server, engine:
         assert server.loaded.wait(PATIENCE)
         engine.hold()
         first = server.stub.Attribute.future(attribution(), timeout=PATIENCE)
@@ -85,7 +85,7 @@ def test_a_thousand_expired_and_a_thousand_cancelled_calls_leave_nothing_behind(
 
     Only the last thousand is run."""
     calls, tokens = 1000, len(TOKENIZER.ids(PROMPT))
-    limits = {"queued_requests": calls, "queued_tokens": calls * tokens, "maximum_tokens": 64}
+    limits = {"queued_requests": calls, "queued_tokens": calls * tokens, "maximum_tokens": 64, "cache_bytes": 0}
     with running_server(ThreadWorker(engine), **limits) as server, engine:
         assert server.loaded.wait(PATIENCE)
         engine.batches.clear()
@@ -155,7 +155,7 @@ def test_a_tenant_that_floods_does_not_delay_another(monkeypatch):
         return await authenticated(self, request, context)
 
     monkeypatch.setattr(AttributionServicer, "Attribute", attribute)
-    with running_server(ThreadWorker(TimedEngine()), batch_requests=4) as server:
+    with running_server(ThreadWorker(TimedEngine()), batch_requests=4, cache_bytes=0) as server:
         assert server.loaded.wait(PATIENCE)
         alone, beside, refused = asyncio.run(_beside_a_flood(server.address))
     assert median(beside) < 5 * median(alone)

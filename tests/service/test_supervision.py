@@ -53,6 +53,7 @@ def is_right(response, caller):
 @contextmanager
 def slow_server(**settings):
     """A server process with the slow engine, ready; yields the process and its address."""
+    settings = {"cache_bytes": 0, **settings}
     with server_process("make_slow_engine", module="faulty_engines", **settings) as process:
         address = listening_address(process)
         assert process.stdout.readline().startswith("ready: ")

@@ -26,7 +26,7 @@ from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from service.servers import listening_address, server_process, worker_processes
 
 _PATIENCE = 600
-_SETTINGS = {"restarts": 1000, "restart_window": 60.0}
+_SETTINGS = {"restarts": 1000, "restart_window": 60.0, "cache_bytes": 0}
 _AGAIN = "one by one: "
 
 

@@ -64,7 +64,7 @@ class Overload:
 
 def overload(seconds, bounds):
     """Overload a server process for so many seconds."""
-    settings = {"queued_requests": bounds.queued_requests, "batch_requests": bounds.batch_requests}
+    settings = {"queued_requests": bounds.queued_requests, "batch_requests": bounds.batch_requests, "cache_bytes": 0}
     with (
         server_process("make_timed_engine", **settings) as process,
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as prober,
