@@ -2,7 +2,7 @@
 
 import pytest
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
-from neuron_attribution.results import ModelIdentity
+from neuron_attribution.results import ModelIdentity, Timings
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, PackedAttribution
@@ -18,7 +18,7 @@ def task(first=1, **fields):
 
 
 def answer(size=10_000):
-    return PackedAttribution((1, 2), b"x" * size)
+    return PackedAttribution((1, 2), b"x" * size, Timings())
 
 
 def test_a_second_identical_request_does_not_reach_the_engine(server, engine):

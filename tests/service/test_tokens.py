@@ -198,8 +198,6 @@ def test_a_streams_handler_sees_the_tenant(tokens, monkeypatch):
     async def spy(self, requests, context):
         async for _ in requests:
             seen.append(current_tenant.get())
-        return
-        yield
 
     monkeypatch.setattr(AttributionServicer, "AttributeStream", spy)
     with serving(tokens) as server:
