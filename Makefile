@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := client server protos tests
 
-.PHONY: demo test benchmark verify format clean
+.PHONY: demo test benchmark verify soak format clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -23,6 +23,11 @@ benchmark: $(VENV)/benchmark-installed
 # The bounded top-k against brute force, about ten minutes; VERIFY takes options: make verify VERIFY='--prompts 2'
 verify: $(VENV)/server-installed
 	PYTHONPATH=tests $(BIN)/python -m verify $(VERIFY)
+
+# Long runs against a real server: make soak SOAK='mixed --minutes 20', SOAK=kill_worker, SOAK=overload or SOAK=fuzz
+SOAK ?= mixed
+soak: $(VENV)/test-installed
+	cd tests && ../$(BIN)/python -m soak.$(SOAK)
 
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -115,10 +115,13 @@ class Application:
         print(f"ready: serving {self._config.model} on {self.address}", flush=True)
         ended = asyncio.create_task(self._worker.ended())
         await asyncio.wait((stop, ended), return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            ended.cancel()
-            return 0
-        return self._give_up()
+        if ended.done():
+            return self._give_up()
+        # Until its endpoint is gone everywhere, callers still come to this server.
+        await self._health.enter_graceful_shutdown()
+        await asyncio.wait((ended,), timeout=self._config.drain_delay)
+        ended.cancel()
+        return 0
 
     def _give_up(self) -> int:
         _log.error("no worker will come back; the server ends with exit status 1")

@@ -119,6 +119,9 @@ class ServerConfig:
         "have one waiting, and anonymous callers share the whole queue",
         0.5,
     )
+    drain_delay: float = _setting(
+        _seconds, "seconds that new calls are still taken after a stop signal, while health says NOT_SERVING", 0.0
+    )
     grace: float = _setting(_seconds, "seconds that running calls may take to finish after a stop signal", 30.0)
     heartbeat_timeout: float = _setting(
         _number(float, 2, 86_400), "seconds without a sign of life after which a worker process is killed", 30.0
