@@ -1,7 +1,9 @@
-"""Engines for worker processes that take their time, hang, or find no memory."""
+"""Engines for worker processes that take their time, wait, hang, or find no memory."""
 
+import os
 import threading
 import time
+from pathlib import Path
 
 from service.fakes import FakeEngine
 
@@ -39,3 +41,31 @@ class SmallEngine(FakeEngine):
 
 def make_slow_engine():
     return SlowEngine()
+
+
+class SlowSmallEngine(SmallEngine):
+    """Leaves others the time to come together in the next batch."""
+
+    def run(self, tasks):
+        time.sleep(0.1)
+        return super().run(tasks)
+
+
+def make_slow_small_engine():
+    return SlowSmallEngine()
+
+
+class GatedEngine(FakeEngine):
+    """Writes the size of each batch into the folder that GATED_ENGINE names, and waits until it has a file `open`."""
+
+    def run(self, tasks):
+        folder = Path(os.environ["GATED_ENGINE"])
+        with (folder / "batches").open("a") as file:
+            file.write(f"{len(tasks)}\n")
+        while not (folder / "open").exists():
+            time.sleep(0.01)
+        return super().run(tasks)
+
+
+def make_gated_engine():
+    return GatedEngine()

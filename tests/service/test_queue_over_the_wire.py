@@ -13,7 +13,7 @@ from neuron_attribution_server.servicer import AttributionServicer
 from neuron_attribution_server.tenants import current_tenant
 from neuron_attribution_server.thread_worker import ThreadWorker
 from service.fakes import BATCH_SECONDS, PROMPT, TOKENIZER, TimedEngine
-from service.servers import PATIENCE, attribution, failure, running_server
+from service.servers import PATIENCE, attribution, failure, listening_address, running_server, server_process
 from soak.overload import Bounds, overload
 
 
@@ -80,31 +80,38 @@ def test_a_full_queue_pushes_back(engine):
         assert server.attribute().explanations
 
 
-def test_a_thousand_expired_and_a_thousand_cancelled_calls_leave_nothing_behind(engine):
+def test_a_thousand_expired_and_a_thousand_cancelled_calls_leave_nothing_behind(tmp_path, monkeypatch):
     """The queue has room for a thousand calls and not one token more, so each thousand shows that all room is back.
 
     Only the last thousand is run."""
     calls, tokens = 1000, len(TOKENIZER.ids(PROMPT))
     limits = {"queued_requests": calls, "queued_tokens": calls * tokens, "maximum_tokens": 64, "cache_bytes": 0}
-    with running_server(ThreadWorker(engine), **limits) as server, engine:
-        assert server.loaded.wait(PATIENCE)
-        engine.batches.clear()
-        engine.hold()
-        first = server.stub.Attribute.future(attribution(), timeout=PATIENCE)
-        assert engine.started.wait(PATIENCE)
-        expired, cancelled, answered = asyncio.run(_expire_cancel_answer(server.address, calls, engine.released.set))
-        assert expired == {grpc.StatusCode.DEADLINE_EXCEEDED}
-        assert cancelled == {grpc.StatusCode.CANCELLED}
-        assert answered == {grpc.StatusCode.OK}
-        assert first.result().explanations
-        assert server.attribute().timings.batch_requests == 1
-        assert sum(len(batch) for batch in engine.batches) == 1 + calls + 1
+    gate, batches = tmp_path / "open", tmp_path / "batches"
+    gate.touch()
+    monkeypatch.setenv("GATED_ENGINE", str(tmp_path))
+    with server_process("make_gated_engine", module="faulty_engines", **limits) as process:
+        address = listening_address(process)
+        assert process.stdout.readline().startswith("ready: ")
+        batches.unlink()  # the warm-up's
+        gate.unlink()
+        codes = asyncio.run(_first_expired_cancelled_answered(address, calls, batches, gate))
+    assert codes == [
+        {grpc.StatusCode.OK},
+        {grpc.StatusCode.DEADLINE_EXCEEDED},
+        {grpc.StatusCode.CANCELLED},
+        {grpc.StatusCode.OK},
+    ]
+    assert sum(map(int, batches.read_text().split())) == 1 + calls
 
 
-async def _expire_cancel_answer(address, calls, release):
-    """The statuses of calls that all expire while they wait, are all cancelled while they wait, and are answered."""
+async def _first_expired_cancelled_answered(address, calls, batches, gate):
+    """The statuses of a call that keeps the worker busy, and of calls that all expire while they wait, are all
+    cancelled while they wait, and are answered."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = services.NeuronAttributionServiceStub(channel)
+        first = asyncio.ensure_future(stub.Attribute(attribution(), timeout=PATIENCE).code())
+        while not batches.exists():
+            await asyncio.sleep(0.01)
         expiring = [stub.Attribute(attribution(), timeout=5) for _ in range(calls)]
         await _until_full(stub)
         expired = {await call.code() for call in expiring}
@@ -115,8 +122,8 @@ async def _expire_cancel_answer(address, calls, release):
         cancelled = {await call.code() for call in waiting}
         answered = [asyncio.create_task(_code_once_taken(stub)) for _ in range(calls)]
         await _until_full(stub)
-        release()
-        return expired, cancelled, set(await asyncio.gather(*answered))
+        gate.touch()
+        return [{await first}, expired, cancelled, set(await asyncio.gather(*answered))]
 
 
 async def _until_full(stub):

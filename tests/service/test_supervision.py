@@ -266,6 +266,33 @@ def test_a_request_without_memory_names_the_remedy_and_is_not_sent_again():
         assert dict(status.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
 
 
+def test_a_batch_without_memory_is_split_and_all_but_the_impossible_caller_are_answered():
+    """Eight calls that waited for the same batch; the worker process lives on."""
+    with server_process("make_slow_small_engine", module="faulty_engines", cache_bytes=0) as process:
+        address = listening_address(process)
+        assert process.stdout.readline().startswith("ready: ")
+        (worker,) = worker_processes(process.pid)
+        responses, refused = with_stub(address, _eight_behind_one)
+        assert worker_processes(process.pid) == [worker]
+    assert [[token.id for token in response.tokens] for response in responses] == [[20 + n, 21] for n in range(7)]
+    assert [refused.code(), from_rpc_error(refused, address).reason] == [
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "OUT_OF_MEMORY",
+    ]
+
+
+async def _eight_behind_one(stub):
+    """The answers of seven calls, and the error of the one among them that needs too much."""
+    first = stub.Attribute(prompt(19), timeout=PATIENCE)
+    await asyncio.sleep(0.02)
+    calls = [stub.Attribute(prompt(20 + n, 21), timeout=PATIENCE) for n in range(7)]
+    impossible = stub.Attribute(prompt(HUGE), timeout=PATIENCE)
+    assert (await first).explanations
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await impossible
+    return [await call for call in calls], refused.value
+
+
 def test_pauses_double_until_a_batch_is_finished_and_old_deaths_are_forgotten():
     restarts = Restarts(allowed=3, window=100.0)
     assert [restarts.died(now) for now in (0, 1, 2, 3)] == [FIRST_BACKOFF, 2 * FIRST_BACKOFF, 4 * FIRST_BACKOFF, None]
