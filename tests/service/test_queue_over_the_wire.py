@@ -1,6 +1,7 @@
 """Batches, deadlines, cancellation and a full queue, as clients on a real port see them."""
 
 import asyncio
+import hashlib
 import time
 from contextlib import suppress
 from queue import SimpleQueue
@@ -9,10 +10,8 @@ from statistics import median
 import grpc
 from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from neuron_attribution_server.servicer import AttributionServicer
-from neuron_attribution_server.tenants import current_tenant
 from neuron_attribution_server.thread_worker import ThreadWorker
-from service.fakes import BATCH_SECONDS, PROMPT, TOKENIZER, TimedEngine
+from service.fakes import BATCH_SECONDS, PROMPT, TOKENIZER
 from service.servers import PATIENCE, attribution, failure, listening_address, running_server, server_process
 from soak.overload import Bounds, overload
 
@@ -152,19 +151,16 @@ def test_ten_times_the_load_is_answered_within_the_bound_or_refused_at_once():
     assert found.wait_afterwards < 1
 
 
-def test_a_tenant_that_floods_does_not_delay_another(monkeypatch):
+def test_a_tenant_that_floods_does_not_delay_another(tmp_path):
     """Alone a call takes one batch's time; beside a flood of 200 callers, that of the running batch and of one or two
     more. First come, first served, it would wait for the flood's 32 waiting batches."""
-    authenticated = AttributionServicer.Attribute
-
-    async def attribute(self, request, context):  # stands for authentication
-        current_tenant.set(dict(context.invocation_metadata())["tenant"])
-        return await authenticated(self, request, context)
-
-    monkeypatch.setattr(AttributionServicer, "Attribute", attribute)
-    with running_server(ThreadWorker(TimedEngine()), batch_requests=4, cache_bytes=0) as server:
-        assert server.loaded.wait(PATIENCE)
-        alone, beside, refused = asyncio.run(_beside_a_flood(server.address))
+    tokens = tmp_path / "tokens"
+    tokens.write_text("".join(f"{name} {hashlib.sha256(name.encode()).hexdigest()}\n" for name in ("light", "flood")))
+    settings = {"token_file": str(tokens), "batch_requests": 4, "cache_bytes": 0}
+    with server_process("make_timed_engine", **settings) as process:
+        address = listening_address(process)
+        assert process.stdout.readline().startswith("ready: ")
+        alone, beside, refused = asyncio.run(_beside_a_flood(address))
     assert median(beside) < 5 * median(alone)
     assert refused == {"TENANT_QUEUE_FULL"}
 
@@ -175,7 +171,8 @@ async def _beside_a_flood(address, callers=200):
 
     async def call(tenant):
         started = time.perf_counter()
-        await stub.Attribute(attribution(), timeout=PATIENCE, metadata=(("tenant", tenant),))
+        metadata = (("authorization", f"Bearer {tenant}"),)  # each tenant's token is its name
+        await stub.Attribute(attribution(), timeout=PATIENCE, metadata=metadata)
         return time.perf_counter() - started
 
     async def flood():
