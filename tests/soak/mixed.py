@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from neuron_attribution import AttributeResult, Client, DeadlineExceededError, InvalidArgumentError, NotFoundError
+from neuron_attribution.results import Explanation
 from service.demo_server import serving
 
 from soak.processes import family, open_files, resident_bytes
@@ -164,7 +165,7 @@ def _difference(alone: AttributeResult, now: AttributeResult) -> float:
     return max(itertools.starmap(_largest, zip(alone.explanations, now.explanations, strict=True)))
 
 
-def _largest(alone: object, now: object) -> float:
+def _largest(alone: Explanation, now: Explanation) -> float:
     differences = [0.0]
     for name in ("ffn_value_neurons", "attention_value_neurons", "query_ffn_neurons"):
         for field in (name, f"{name}_decreasing"):
@@ -173,9 +174,9 @@ def _largest(alone: object, now: object) -> float:
                 return float("inf")
             if a is not None:
                 differences.append(_apart([n.score for n in a.neurons], [n.score for n in b.neurons]))
-    if alone.layers is not None:  # type: ignore[attr-defined]
+    if alone.layers is not None:
         for name in ("attention", "ffn"):
-            differences.append(_apart(getattr(alone.layers, name), getattr(now.layers, name)))  # type: ignore[attr-defined]
+            differences.append(_apart(getattr(alone.layers, name), getattr(now.layers, name)))
     return max(differences)
 
 
