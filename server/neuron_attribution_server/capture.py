@@ -173,7 +173,7 @@ def _recordable_attention(
     if states is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     states.record_attention(query, key, value, attention_mask, scaling)
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or states.lengths == (query.shape[2],):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     output = query.new_zeros(query.transpose(1, 2).shape)
     mask = None if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1)
