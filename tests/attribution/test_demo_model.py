@@ -19,7 +19,7 @@ from neuron_attribution.requests import AttributeOptions, Direction, Part, Side
 from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
 from neuron_attribution_server.tasks import ProjectTask
 from reference.compare import assert_close, assert_projection
-from reference.compare_explanations import assert_explanation
+from reference.compare_explanations import assert_explanation, assert_scores_absolutely
 from reference.compare_neurons import assert_named, ranking_key
 from reference.compared import Compared, compare
 from reference.oracle import Explained
@@ -108,6 +108,7 @@ def test_every_part_is_what_brute_force_finds(demo: Compared, encode: Encode, pa
     options = AttributeOptions(direction=Direction.BOTH, top_k=30, position_projection_top_k=5)
     got = demo.explain_last(encode(PROMPT), options=options)
     assert_explanation(got, paris, options, TOLERANCE, allow_cancellation=False)
+    assert_scores_absolutely(got, paris, options)
 
 
 @pytest.mark.parametrize("top_k", [10, 300])

@@ -11,7 +11,7 @@ from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
 from reference.compare import assert_close, assert_ties_by_index
-from reference.compare_explanations import assert_explanation
+from reference.compare_explanations import assert_explanation, assert_scores_absolutely
 from reference.compare_neurons import assert_named, ranking_key
 from reference.compared import Compared
 
@@ -33,7 +33,8 @@ MORE_THAN_ALL = 100_000
 @pytest.mark.parametrize("prompt", [PROMPT, OTHER, (17,)], ids=["six tokens", "nine tokens", "one token"])
 def test_every_part(tiny: Compared, prompt: tuple[int, ...], target: int | None) -> None:
     """To 1e-5: for these prompts no divisor of the query scores cancels."""
-    tiny.check(prompt, target, allow_cancellation=False)
+    got = tiny.check(prompt, target, allow_cancellation=False)
+    assert_scores_absolutely(got, tiny.oracle(prompt).explain(target=target), AttributeOptions())
 
 
 @pytest.mark.parametrize("target", [None, 5])

@@ -15,6 +15,7 @@ from reference.compare_neurons import (
     assert_entry_projection,
     assert_neurons,
     assert_value_neurons,
+    ranking_key,
 )
 from reference.oracle import Explained
 
@@ -43,6 +44,34 @@ def assert_explanation(
         _assert_heads(got, want, options, tolerance)
     assert_value_neurons(got, want, options, tolerance)
     _assert_queries(got, want, options, tolerance, allow_cancellation)
+
+
+def assert_scores_absolutely(got: Explanation, want: Explained, options: AttributeOptions) -> None:
+    """Every score of every part, however large, to TOLERANCE absolute."""
+    layers = want.layer_scores()
+    attention, ffn = want.attention_neuron_scores(), want.ffn_neuron_scores()
+    sources = source_keys(attention, options.query_sources)
+    ffn_sources = source_keys(ffn, options.query_sources)
+    query_layers = (
+        (got.ffn_query_layers, queries.ffn_query_layers(want, ffn_sources, ffn, options.subkey)),
+        (got.attention_query_layers, queries.attention_query_layers(want, sources, attention)),
+    )
+    query_neurons = queries.query_ffn_neurons(want, sources, attention).scores
+    pairs = [
+        *zip(got.layers.attention.tolist(), layers.attention, strict=True),
+        *zip(got.layers.ffn.tolist(), layers.ffn, strict=True),
+        *zip(got.head_scores.ravel().tolist(), want.head_scores().ravel().tolist(), strict=True),
+        *((n.score, ffn[ranking_key(n)]) for n in got.ffn_value_neurons.neurons),
+        *((n.score, attention[ranking_key(n)]) for n in got.attention_value_neurons.neurons),
+        *((n.score, query_neurons[ranking_key(n)]) for n in got.query_ffn_neurons.neurons),
+        *((c.score, expected.scores[c.kind, c.layer]) for found, expected in query_layers for c in found.layers),
+    ]
+    for head in got.heads:
+        positions = want.position_scores(head.head.layer, head.head.head)
+        pairs += zip(head.position_scores.tolist(), positions.tolist(), strict=True)
+    worst = max(abs(float(a) - float(b)) for a, b in pairs)
+    print(f"{len(pairs)} scores differ by at most {worst:.1e}")
+    assert worst <= TOLERANCE
 
 
 def assert_prediction(got: TokenPrediction, want: Explained, token: int, tolerance: float) -> None:
