@@ -21,8 +21,9 @@ from neuron_attribution.cli.connection import add_connection_arguments, connect_
 from neuron_attribution.cli.options import UsageError, argument_type, positive_seconds
 from service.demo_server import serving
 
-from load import capacity, plot, report
+from load import capacity, page, plot, report
 from load.mix import MIX, Mix, MixError, read_mix
+from load.study import Plan, study
 from load.target import Target
 
 
@@ -32,6 +33,9 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     try:
         mix = _mix(arguments)
+        if arguments.page:
+            _write_page(arguments, mix)
+            return 0
         with _address(arguments) as arguments.address:
             _report(arguments, Target(lambda: connect_as(AsyncClient, arguments), mix, _generator(arguments)))
     except (MixError, UsageError) as error:
@@ -40,6 +44,12 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"load: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _write_page(arguments: argparse.Namespace, mix: Mix) -> None:
+    plan = Plan(arguments.seconds, arguments.rounds, capacity.Bounds(arguments.p99, arguments.failed))
+    page.write(arguments.page, page.MODELLED, page.modelled())
+    page.write(arguments.page, page.MEASURED, page.measured(study(plan, mix, _generator(arguments)), plan))
 
 
 def _report(arguments: argparse.Namespace, target: Target) -> None:
@@ -116,6 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--capacity", action="store_true", help="raise the rate until a bound is exceeded")
     search.add_argument("--p99", type=positive, default=5.0, help="most seconds of 99%% of the answers (default 5)")
     search.add_argument("--failed", type=float, default=0.01, help="largest part of failed calls (default 0.01)")
+    search.add_argument("--page", type=Path, metavar="FILE", help="measure docs/capacity.md's tables anew, into FILE")
+    search.add_argument(
+        "--rounds", type=int, default=3, help="how often each of the page's points is measured (default 3)"
+    )
     add_connection_arguments(parser, address=None)
     return parser
 

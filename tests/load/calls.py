@@ -14,7 +14,7 @@ from neuron_attribution.results import ModelSizes
 from load.mix import Kind
 
 Piece = TypeVar("Piece")
-Call = Callable[[], Awaitable[None]]
+Call = Callable[[], Awaitable[object]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Requests:
         self._generator = generator
 
     def call(self, kind: Kind) -> Call:
-        """One call, ready to be made."""
+        """One call, ready to be made; it gives what the client's method gives."""
         makers: dict[str, Callable[[Kind], Call]] = {
             "attribute": self._attribute,
             "stream": self._stream,
@@ -59,8 +59,8 @@ class Requests:
     def _attribute(self, kind: Kind) -> Call:
         prompt = self._prompt(kind)
 
-        async def call() -> None:
-            await self._client.attribute(prompt, timeout=self._timeout, **kind.arguments)
+        async def call() -> object:
+            return await self._client.attribute(prompt, timeout=self._timeout, **kind.arguments)
 
         return call
 
@@ -80,16 +80,16 @@ class Requests:
         indices = self._generator.integers(self._of.sizes.ffn_width, size=kind.neurons).tolist()
         neurons = [FfnNeuron(layer=layer, index=index) for layer, index in zip(layers, indices, strict=True)]
 
-        async def call() -> None:
-            await self._client.project_neuron(neurons, timeout=self._timeout, **kind.arguments)
+        async def call() -> object:
+            return await self._client.project_neuron(neurons, timeout=self._timeout, **kind.arguments)
 
         return call
 
     def _tokenize(self, kind: Kind) -> Call:
         text = " ".join(self._cut(self._of.words, self._length(kind)))
 
-        async def call() -> None:
-            await self._client.tokenize(text, timeout=self._timeout, **kind.arguments)
+        async def call() -> object:
+            return await self._client.tokenize(text, timeout=self._timeout, **kind.arguments)
 
         return call
 

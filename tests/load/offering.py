@@ -42,7 +42,7 @@ class Sample:
         return self.started - self.intended
 
 
-async def offer(arrivals: Iterable[Arrival], call: Callable[[Kind], Awaitable[None]]) -> list[Sample]:
+async def offer(arrivals: Iterable[Arrival], call: Callable[[Kind], Awaitable[object]]) -> list[Sample]:
     """Make every call at its time and wait for all answers; samples in the order of the answers."""
     samples: list[Sample] = []
     start = time.perf_counter()
@@ -59,7 +59,7 @@ async def offer(arrivals: Iterable[Arrival], call: Callable[[Kind], Awaitable[No
     return samples
 
 
-async def _code(call: Awaitable[None]) -> str:
+async def _code(call: Awaitable[object]) -> str:
     try:
         await call
     except NeuronAttributionError as error:
