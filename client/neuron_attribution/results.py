@@ -282,6 +282,7 @@ class Limits:
     tenant_share: float
     request_bytes: int
     stream_window: int
+    exhaustive_scores: int
 
 
 @dataclass(frozen=True, slots=True)

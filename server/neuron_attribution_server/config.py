@@ -96,6 +96,12 @@ class ServerConfig:
     maximum_tokens: int = _setting(_count, "tokens per request, at most the model's own maximum", 4096)
     maximum_top_k: int = _setting(_count, "the largest top_k, projection_top_k and query_sources", 1000)
     maximum_explained_tokens: int = _setting(_count, "explained tokens per request", 128)
+    maximum_exhaustive_scores: int = _setting(
+        _number(int, 0, 2**62),
+        "vocabulary scores that an exhaustive request may take: explained tokens x neurons, attention neurons at each "
+        "position, x vocabulary; they must fit into batch_timeout",
+        2**34,
+    )
     maximum_neurons: int = _setting(_count, "neurons named in one request", 1000)
     maximum_message_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per answer", 64 * 2**20)
     maximum_request_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per request", 4 * 2**20)
@@ -181,6 +187,7 @@ class ServerConfig:
             tokens=min(self.maximum_tokens, model_tokens),
             top_k=self.maximum_top_k,
             explained_tokens=self.maximum_explained_tokens,
+            exhaustive_scores=self.maximum_exhaustive_scores,
             neurons=self.maximum_neurons,
             message_bytes=self.maximum_message_bytes,
             queued_requests=self.queued_requests,
