@@ -132,6 +132,9 @@ class ServerConfig:
     heartbeat_timeout: float = _setting(
         _number(float, 2, 86_400), "seconds without a sign of life after which a worker process is killed", 30.0
     )
+    load_timeout: float = _setting(
+        _number(float, 0.1, 86_400), "seconds loading the model may take before its worker process is killed", 3600.0
+    )
     batch_timeout: float = _setting(
         _number(float, 0.1, 86_400), "seconds a batch may run before its worker process is killed", 300.0
     )

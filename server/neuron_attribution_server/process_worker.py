@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 class ProcessWorker:
     """Runs an engine in a process of its own. `factory` is called there, so it must be picklable.
 
-    A process that shows no sign of life for `heartbeat_timeout` seconds, or runs one batch for longer than
-    `batch_timeout` seconds, is killed.
+    A process that loads for longer than `load_timeout` seconds, shows no sign of life for `heartbeat_timeout` seconds,
+    or runs one batch for longer than `batch_timeout` seconds, is killed.
     """
 
     capacity = 1
@@ -39,6 +39,7 @@ class ProcessWorker:
         *,
         name: str = "worker",
         log_level: str = "info",
+        load_timeout: float = 3600.0,
         heartbeat_timeout: float = 30.0,
         batch_timeout: float = 300.0,
     ) -> None:
@@ -49,7 +50,7 @@ class ProcessWorker:
         self._process = context.Process(target=main, args=arguments, name=name, daemon=True)
         self._reader: threading.Thread | None = None
         self._answer: asyncio.Future[Message] | None = None
-        self._watchdog = Watchdog(heartbeat_timeout, batch_timeout)
+        self._watchdog = Watchdog(load_timeout, heartbeat_timeout, batch_timeout)
         self._watching: asyncio.Task[None] | None = None
         self._live = False
         self._ended = asyncio.Event()

@@ -134,6 +134,7 @@ def worker_pool(config: ServerConfig, factories: Sequence[EngineFactory]) -> Wor
             factory,
             name=name,
             log_level=config.log_level,
+            load_timeout=config.load_timeout,
             heartbeat_timeout=config.heartbeat_timeout,
             batch_timeout=config.batch_timeout,
         )

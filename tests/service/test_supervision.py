@@ -191,6 +191,13 @@ def test_a_batch_that_never_ends_is_killed_and_only_its_culprit_fails():
         assert "running for 2 seconds" in error.message
 
 
+def test_a_load_that_never_ends_ends_the_server():
+    with server_process("never_make_an_engine", module="faulty_engines", load_timeout=2.0) as process:
+        _, log = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert "loading for 2 seconds (load_timeout)" in log
+
+
 def test_too_many_deaths_end_the_server():
     with slow_server(restarts=1) as (process, address):
         assert all_right(answers_around(address, lambda: strike(process)))
