@@ -161,6 +161,18 @@ class ServerConfig:
     health_listen: str | None = _setting(
         _listen_address, "HOST:PORT where health, and nothing else, is served without TLS and tokens", None
     )
+    metrics_listen: str | None = _setting(
+        _listen_address, "HOST:PORT where metrics are served over HTTP, without TLS and tokens, for Prometheus", None
+    )
+    trace_endpoint: str | None = _setting(
+        _matching(r"https?://[^\s/]+/?", "http://HOST:PORT, or https://HOST:PORT for TLS"),
+        "URL of the OpenTelemetry collector (OTLP over gRPC) that traces are sent to, such as http://localhost:4317; "
+        "without one, no traces",
+        None,
+    )
+    trace_ratio: float = _setting(
+        _number(float, 0, 1), "the part of traces that is sampled; a caller's own trace is if the caller says so", 1.0
+    )
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "how much is logged", "info")
 
     def __post_init__(self) -> None:
