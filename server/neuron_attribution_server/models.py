@@ -32,6 +32,12 @@ EXACT = Exactness(
     explanation="every ranking is the one that scoring every neuron gives: what was not scored is bounded below it",
 )
 
+CAPPED = Exactness(
+    exact=False,
+    explanation="the model soft-caps its logits: rankings are screened by the slope plus a margin of 0.77 / cap times "
+    "the square of the largest logit a neuron can add, what passes is scored exactly; exhaustive rankings are exact",
+)
+
 
 def load_engine(settings: LoadSettings) -> Engine:
     """Load what the settings name.
@@ -65,7 +71,7 @@ def engine_from(model: PreTrainedModel, tokenizer_json: str | None = None, name:
 def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ranges: Path | None) -> Engine:
     model.eval().requires_grad_(False)
     view = ModelView(model, _spec(model))
-    prepare_model(model)
+    prepare_model(view)
     weights = weights_of(view)
     invariants = measure(view, weights.unembedding)
     facts = ModelFacts(
@@ -73,9 +79,9 @@ def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ran
         family=view.spec.family,
         device=str(view.device),
         sizes=view.sizes,
-        maximum_tokens=int(model.config.get_text_config().max_position_embeddings),
+        maximum_tokens=view.maximum_tokens,
         supported_parts=tuple(Part),
-        exactness=EXACT,
+        exactness=EXACT if view.logit_cap is None else CAPPED,
         invariants=invariants,
         tokenizer=tokenizer,
         memory=memory_cost(view),

@@ -181,8 +181,9 @@ class RequestValidator:
     def _check_exhaustive(self, task: AttributeTask) -> None:
         """Refuse what would take longer than a batch may, so that its worker would be killed amid the work."""
         sizes, limit = self.facts.sizes, self.limits.exhaustive_scores
-        heads = sizes.heads * sizes.head_size * task.tokens
-        scores = task.rows * sizes.layers * (sizes.ffn_width + heads) * sizes.vocabulary
+        ffn = sizes.ffn_width + sizes.experts * sizes.expert_width
+        attention = sizes.heads * sizes.head_size * task.tokens
+        scores = task.rows * sizes.layers * (ffn + attention) * sizes.vocabulary
         if task.options.exhaustive and scores > limit:
             raise InvalidArgumentError.of(
                 "exhaustive",
