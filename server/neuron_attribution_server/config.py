@@ -27,6 +27,8 @@ class LoadSettings:
     dtype: str = "auto"
     device: str = "auto"
     threads: int | None = None
+    trust_remote_code: bool = False
+    pickled_weights: bool = False
 
 
 def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
@@ -92,6 +94,10 @@ class ServerConfig:
     dtype: str = _setting(_one_of("auto", "float32", "float16", "bfloat16"), "the type of the weights", "auto")
     device: str = _setting(_matching(_DEVICES, "auto, cpu, cuda, cuda:N or cuda:N,cuda:M"), "where it runs", "auto")
     threads: int | None = _setting(_number(int, 1, 4096), "CPU threads of the model (default: PyTorch's choice)", None)
+    trust_remote_code: bool = _setting(_switch, "whether code that comes with the model may run here", False)
+    pickled_weights: bool = _setting(
+        _switch, "whether weights may be pickles, which can run code, where there are no safetensors", False
+    )
     listen: str = _setting(_listen_address, "HOST:PORT to listen on; port 0 takes any free one", "localhost:50051")
     maximum_tokens: int = _setting(_count, "tokens per request, at most the model's own maximum", 4096)
     maximum_top_k: int = _setting(_count, "the largest top_k, projection_top_k and query_sources", 1000)
@@ -194,7 +200,18 @@ class ServerConfig:
     def load_settings(self) -> tuple[LoadSettings, ...]:
         """What the worker of each device needs to load the model."""
         devices = self.device.split(",")
-        return tuple(LoadSettings(self.model, self.revision, self.dtype, each, self.threads) for each in devices)
+        return tuple(
+            LoadSettings(
+                self.model,
+                self.revision,
+                self.dtype,
+                each,
+                self.threads,
+                self.trust_remote_code,
+                self.pickled_weights,
+            )
+            for each in devices
+        )
 
     def limits(self, model_tokens: int) -> Limits:
         """What the service accepts, for a model of at most `model_tokens` positions."""

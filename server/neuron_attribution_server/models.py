@@ -9,11 +9,12 @@ from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import Part
 from neuron_attribution.results import Exactness, ModelIdentity
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from neuron_attribution_server.architectures.families import FAMILIES
 from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.architectures.refusals import refusal
 from neuron_attribution_server.architectures.spec import ArchitectureSpec
 from neuron_attribution_server.capture import prepare_model
 from neuron_attribution_server.config import LoadSettings
@@ -51,11 +52,20 @@ def load_engine(settings: LoadSettings) -> Engine:
     logging.set_verbosity_error()
     source = model_source(settings)
     device = _device(settings.device)
+    own_code = {"trust_remote_code": settings.trust_remote_code}
+    if "gguf_file" not in source.arguments:
+        _spec(AutoConfig.from_pretrained(source.location, **own_code, **source.arguments))
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        source.location, dtype=_dtype(settings.dtype, device), use_safetensors=True, **source.arguments
+        source.location,
+        dtype=_dtype(settings.dtype, device),
+        use_safetensors=None if settings.pickled_weights else True,
+        **own_code,
+        **source.arguments,
     )
+    if getattr(model, "is_quantized", False):
+        model = _dequantized(model)
     nn.Module.to(model, device)
-    tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments)
+    tokenizer = AutoTokenizer.from_pretrained(source.location, **own_code, **source.arguments)
     revision = source.revision()
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}.safetensors"
     identity = ModelIdentity(source.name, revision, _name(model.dtype))
@@ -70,7 +80,7 @@ def engine_from(model: PreTrainedModel, tokenizer_json: str | None = None, name:
 
 def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ranges: Path | None) -> Engine:
     model.eval().requires_grad_(False)
-    view = ModelView(model, _spec(model))
+    view = ModelView(model, _spec(model.config))
     prepare_model(view)
     weights = weights_of(view)
     invariants = measure(view, weights.unembedding)
@@ -90,14 +100,22 @@ def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ran
     return Engine(view, weights, facts, token_text, VocabularyRanges(weights, ranges))
 
 
-def _spec(model: PreTrainedModel) -> ArchitectureSpec:
-    family = model.config.get_text_config().model_type
+def _spec(config: PreTrainedConfig) -> ArchitectureSpec:
+    """The architecture's spec, by the configuration alone: a model is refused before its weights are read."""
+    family = config.get_text_config().model_type
     if family not in FAMILIES:
         raise FailedPreconditionError(
-            f"model refused: the {family} architecture is not supported; supported: {', '.join(sorted(FAMILIES))}",
+            f"model refused: the {family} architecture is not supported: {refusal(family)}; "
+            f"supported: {', '.join(sorted(FAMILIES))}",
             reason="UNSUPPORTED_ARCHITECTURE",
         )
     return FAMILIES[family]
+
+
+def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The same numbers as plain matrices: packed weights are none that the method could read."""
+    plain: PreTrainedModel = model.dequantize()
+    return plain
 
 
 def _device(setting: str) -> torch.device:
