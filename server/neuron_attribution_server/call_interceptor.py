@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
+from neuron_attribution_server.call_log import log_call
 from neuron_attribution_server.calls import Call, current_call, request_id
 from neuron_attribution_server.interceptors import OURS, Context, Handler
 from neuron_attribution_server.metrics import Metrics
@@ -94,6 +95,8 @@ class _Observation:
         self._method.handled(code, seconds, call.exemplar)
         if self._tracing is not None and call.span is not None:
             self._tracing.call_ended(call.span, code)
+        # The response goes out first: whoever reads the log may be slow.
+        asyncio.get_running_loop().call_soon(log_call, call, self._method.name, code, seconds)
 
     def _while_running(self, context: Context) -> _Observation:
         self._context = context

@@ -42,6 +42,14 @@ class Call:
     """Whether it is of this service, and not health, reflection or a call nobody serves."""
     reason: str = ""
     """Why it failed, or the last failing item of its stream did."""
+    items: int = 0
+    """How many prompts were read."""
+    tokens: int = 0
+    """Their tokens."""
+    characters: int = 0
+    """Those of a text that is only tokenized."""
+    prompt: str | tuple[int, ...] | None = None
+    """The text or the tokens of the only prompt; for its hash alone."""
     span: Span | None = None
     """Where traces are sent: the call's span, whether or not it is sampled."""
 
@@ -54,6 +62,17 @@ class Call:
     def exemplar(self) -> Exemplar:
         """What leads from a metric to the call's trace, if that is sampled."""
         return {"trace_id": self.trace_id} if self.span is not None and self.span.is_recording() else None
+
+    def prepared(self, token_ids: tuple[int, ...], seconds: float) -> None:
+        """Note the prompt of an attribution, and how long it took to be read and tokenized."""
+        self.metrics.tokenized(seconds)
+        self.prompt = None if self.items else token_ids
+        self.items += 1
+        self.tokens += len(token_ids)
+
+    def reads(self, text: str) -> None:
+        """Note a text that is to be tokenized."""
+        self.prompt, self.characters = text, len(text)
 
     def public(self, caught: Exception) -> NeuronAttributionError:
         """What the caller may see of an error that ends the call or an item of its stream."""
@@ -70,3 +89,11 @@ class Call:
 
 current_call: ContextVar[Call] = ContextVar("current_call")
 """Set where a call arrives. Whatever handles it runs in the same task, or in tasks with a copy of its context."""
+
+
+def call_ids() -> dict[str, str]:
+    """What identifies the current call in log lines, if there is one."""
+    call = current_call.get(None)
+    if call is None:
+        return {}
+    return {"request_id": call.request_id} | ({"trace_id": call.trace_id} if call.span is not None else {})

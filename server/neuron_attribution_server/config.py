@@ -179,6 +179,9 @@ class ServerConfig:
     trace_ratio: float = _setting(
         _number(float, 0, 1), "the part of traces that is sampled; a caller's own trace is if the caller says so", 1.0
     )
+    log_format: str = _setting(
+        _one_of("text", "json"), "the format of log lines: text for people, json for production", "text"
+    )
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "how much is logged", "info")
 
     def __post_init__(self) -> None:
