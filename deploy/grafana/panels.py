@@ -7,7 +7,7 @@ from dataclasses import dataclass
 SERVICE = 'grpc_service="neuron_attribution.v1.NeuronAttributionService"'
 ATTRIBUTE = f'{SERVICE}, grpc_method="Attribute"'
 AT_FAULT = 'grpc_code=~"Internal|Unavailable|Unknown|DataLoss"'
-ACCEPTED = 'grpc_code=~"OK|Cancelled|DeadlineExceeded|Internal|Unavailable|Unknown|DataLoss"'
+ACCEPTED = 'grpc_code=~"OK|Canceled|DeadlineExceeded|Internal|Unavailable|Unknown|DataLoss"'
 SLOW = 'le="10.0"'
 FILL = "neuron_attribution_queue_{0}{{$selected}} / neuron_attribution_queue_capacity_{0}{{$selected}}"
 DAY = 86_400

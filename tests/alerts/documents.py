@@ -30,7 +30,7 @@ def in_full(expression, job=".+", instance=".+", interval="1m"):
 
 
 def selectors(expression):
-    """What an expression selects: pairs of a metric and its label matchers. Raises ValueError where it is no PromQL."""
+    """What an expression selects: pairs of a metric and its labels. Raises ValueError where it is no PromQL."""
     found = []
 
     def visit(node):

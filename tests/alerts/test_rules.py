@@ -9,6 +9,7 @@ import pytest
 import yaml
 from alerts.documents import ALERTS, PROMETHEUS, RECORDS, ROOT, RUNBOOKS, selectors
 from neuron_attribution.errors import ResourceExhaustedError
+from neuron_attribution_server.rpc_metrics import code_name
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 CASES = [
@@ -16,7 +17,7 @@ CASES = [
     for test in yaml.safe_load((PROMETHEUS / "rules_test.yaml").read_text())["tests"]
     for case in test["alert_rule_test"]
 ]
-CODES = {"OK", *("".join(map(str.capitalize, code.name.split("_"))) for code in grpc.StatusCode)} - {"Ok"}
+CODES = {code_name(code) for code in grpc.StatusCode}
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing; Debian's package prometheus has it")
