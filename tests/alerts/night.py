@@ -11,12 +11,13 @@ from itertools import cycle
 
 import grpc
 from alerts.documents import RULES
-from alerts.prometheus import PATIENCE, Prometheus, free_address, running_prometheus
+from alerts.prometheus import PATIENCE, Prometheus, running_prometheus
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from service.certificates import DAY, Authority
 from service.demo_server import serving
 from service.faulty_engines import HUGE
+from service.scraping import free_address
 from service.servers import attribution, listening_address, server_process, worker_processes
 
 HEALTHY = "healthy"

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import time
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import yaml
+from service.scraping import free_address
 
 JOB = "neuron-attribution"
 PATIENCE = 60
@@ -69,12 +69,6 @@ def running_prometheus(folder, rules, targets):
             yield prometheus
         finally:
             process.terminate()
-
-
-def free_address():
-    """HOST:PORT that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def impatient(rules):

@@ -1,15 +1,13 @@
 """Every series that rules and dashboard select is one that a real server exposes."""
 
 import re
-from urllib.request import urlopen
 
 import pytest
 from alerts.documents import ALERTS, PANELS, RECORDS, queries, selectors
-from alerts.prometheus import free_address
 from neuron_attribution_server.thread_worker import ThreadWorker
-from prometheus_client.parser import text_string_to_metric_families
 from service.certificates import Authority
 from service.fakes import FakeEngine
+from service.scraping import Scrape
 from service.servers import running_server
 
 OF_PROMETHEUS = {"up", "ALERTS"}
@@ -26,15 +24,12 @@ def exposed(tmp_path_factory):
     """The labels of every series, by name, of a server that uses all it can; a family without series has none."""
     pair = Authority(tmp_path_factory.mktemp("tls")).issue("server")
     settings = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
-    metrics = free_address()
-    with running_server(ThreadWorker(FakeEngine()), metrics_listen=metrics, **settings) as server:
+    with running_server(ThreadWorker(FakeEngine()), metrics_listen="127.0.0.1:0", **settings) as server:
         assert server.loaded.wait(30)
-        with urlopen(f"http://{metrics}/metrics", timeout=30) as response:
-            text = response.read().decode()
-    found = {name: [] for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            found.setdefault(sample.name, []).append(sample.labels)
+        scrape = Scrape(server.metrics_address)
+    found = {name: [] for name in re.findall(r"^# TYPE (\S+)", scrape.text, re.MULTILINE)}
+    for name, *labels in scrape.series:
+        found.setdefault(name, []).append(dict(labels))
     return found
 
 
