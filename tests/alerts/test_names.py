@@ -1,10 +1,10 @@
-"""Every series that rules and dashboard select is one that a real server exposes."""
+"""Every series that rules, dashboard and runbooks select is one that a real server exposes."""
 
 import re
 from collections import defaultdict
 
 import pytest
-from alerts.documents import ALERTS, PANELS, RECORDS, queries, selectors
+from alerts.documents import ALERTS, PANELS, RECORDS, RUNBOOKS, queries, selectors
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.live_metrics import LiveMetrics
 from neuron_attribution_server.thread_worker import ThreadWorker
@@ -18,6 +18,11 @@ LABELS_OF_TARGETS = {"job", "instance"}
 EXPRESSIONS = {
     **RECORDS,
     **{name: rule["expr"] for name, rule in ALERTS.items()},
+    **{
+        f"{page.stem} {number}": query
+        for page in RUNBOOKS.glob("*.md")
+        for number, query in enumerate(re.findall("^ {6}(.+)", page.read_text(), re.MULTILINE))
+    },
     **{f"{panel['title']} {number}": query for panel in PANELS for number, query in enumerate(queries(panel))},
 }
 
