@@ -26,6 +26,8 @@ from neuron_attribution_server.servicer import AttributionServicer, Backend
 from neuron_attribution_server.worker import ModelLoadError, Worker
 
 SERVICE = neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"].full_name
+LIVENESS = "liveness"
+"""The name that health answers SERVING for as long as it answers at all: without a model, and while draining."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _LEAST_PING_MILLISECONDS = 10_000  # clients ping every 30 seconds; a lower bound above that would cut them off
@@ -48,6 +50,7 @@ class Application:
         self._tokens = None if config.token_file is None else token_file(config.token_file)
         self._server: grpc.aio.Server | None = None
         self._health_server: grpc.aio.Server | None = None
+        self._draining = False
         self._running: list[asyncio.Task[None]] = []
         self.address = ""
         """HOST:PORT that is listened on, once started."""
@@ -72,6 +75,7 @@ class Application:
         _log.info("configuration: %s", self._config)
         # The stock servicer starts as SERVING.
         await self._set_health(_NOT_SERVING)
+        await self._health.set(LIVENESS, _SERVING)
         if self._tokens is not None and self._credentials is None:
             _log.warning("tokens are asked for without TLS: they cross the network for anyone on it to read")
         self._server = self._build_server()
@@ -91,7 +95,7 @@ class Application:
 
     async def stop(self) -> None:
         """Refuse new calls, let running ones finish within the grace, and end the worker."""
-        await self._health.enter_graceful_shutdown()
+        await self._drain()
         if self._server is not None:
             await self._server.stop(self._config.grace)
         if self._health_server is not None:
@@ -118,10 +122,15 @@ class Application:
         if ended.done():
             return self._give_up()
         # Until its endpoint is gone everywhere, callers still come to this server.
-        await self._health.enter_graceful_shutdown()
+        await self._drain()
         await asyncio.wait((ended,), timeout=self._config.drain_delay)
         ended.cancel()
         return 0
+
+    async def _drain(self) -> None:
+        """Say NOT_SERVING for good, whatever the worker does."""
+        self._draining = True
+        await self._set_health(_NOT_SERVING)
 
     def _give_up(self) -> int:
         _log.error("no worker will come back; the server ends with exit status 1")
@@ -174,7 +183,7 @@ class Application:
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE):
-            await self._health.set(service, status)
+            await self._health.set(service, _NOT_SERVING if self._draining else status)
 
 
 def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
