@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := client server protos tests
+SOURCES := client server protos tests deploy
 
 .PHONY: demo test benchmark verify soak format clean
 
