@@ -152,6 +152,9 @@ class ServerConfig:
     health_listen: str | None = _setting(
         _listen_address, "HOST:PORT where health, and nothing else, is served without TLS and tokens", None
     )
+    metrics_listen: str | None = _setting(
+        _listen_address, "HOST:PORT where metrics are served over HTTP, without TLS and tokens, for Prometheus", None
+    )
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "how much is logged", "info")
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.results import Explanation, ModelSizes, NeuronProjection
 
 from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.attribution.states import Weights
 from neuron_attribution_server.attribution.value_search import LazyRanges
 from neuron_attribution_server.capture import CapturedStates, ExplainedRows, capture
@@ -95,11 +96,12 @@ class Engine:
         return replace(task, token_ids=(*task.token_ids, *generated), explained=explained, generate=0)
 
     def _attribute(self, tasks: Sequence[AttributeTask]) -> list[AttributeOutcome]:
-        start = time.perf_counter()
+        began, start = time.time(), time.perf_counter()
+        seconds = SearchSeconds()
         captured = self._capture(tasks)
         self._synchronize()
         middle = time.perf_counter()
-        explanations = self._explain(captured, self._rows(captured, tasks))
+        explanations = self._explain(captured, self._rows(captured, tasks), seconds)
         self._synchronize()
         end = time.perf_counter()
         parts = iter(explanations)
@@ -112,6 +114,9 @@ class Engine:
                 end - middle,
                 len(tasks),
                 tokens,
+                began,
+                seconds.bound,
+                seconds.exact,
             )
             for task in tasks
         ]
@@ -143,7 +148,7 @@ class Engine:
         found: list[int] = own_log_probabilities(self._unembedding, finals).argmax(-1).tolist()
         return found
 
-    def _explain(self, captured: CapturedStates, rows: Sequence[Row]) -> list[Explanation]:
+    def _explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
         groups: dict[object, list[Row]] = defaultdict(list)
         for row in rows:
             options = row.options
@@ -153,7 +158,7 @@ class Engine:
         for group in groups.values():
             for start in range(0, len(group), together):
                 chunk = group[start : start + together]
-                found = self._explainer.explain(captured, chunk)
+                found = self._explainer.explain(captured, chunk, seconds)
                 explained |= {row.index: explanation for row, explanation in zip(chunk, found, strict=True)}
         return [explained[row.index] for row in rows]
 

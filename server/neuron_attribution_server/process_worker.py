@@ -13,6 +13,7 @@ from multiprocessing.reduction import ForkingPickler
 
 from neuron_attribution.errors import UnavailableError
 
+from neuron_attribution_server.reports import hand_over
 from neuron_attribution_server.tasks import Answer, ModelFacts, Task
 from neuron_attribution_server.watchdog import Watchdog
 from neuron_attribution_server.worker import WARM_UP, EngineFactory, ModelLoadError, check_warm_up
@@ -97,6 +98,7 @@ class ProcessWorker:
             await self._send(bytes(ForkingPickler.dumps(tuple(tasks))))
         message = await answer
         assert isinstance(message, Finished)
+        hand_over(message.report)
         return message.outcomes
 
     async def changed(self) -> None:

@@ -93,6 +93,12 @@ class AttributeOutcome:
     scoring: float
     batch_requests: int
     batch_tokens: int
+    started: float = 0.0
+    """When the forward pass began, in seconds since 1970."""
+    bound: float = 0.0
+    """The part of `scoring` in which value neurons were bounded."""
+    exact: float = 0.0
+    """The part of `scoring` in which value neurons were scored exactly."""
 
 
 @dataclass(frozen=True, slots=True)

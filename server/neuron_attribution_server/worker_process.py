@@ -17,6 +17,7 @@ from neuron_attribution.errors import NeuronAttributionError
 
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.logs import configure_logging
+from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.tasks import Answer, Engine, ModelFacts, Task
 from neuron_attribution_server.worker import EngineFactory, failed_batch, run_batch
 
@@ -48,6 +49,7 @@ class Finished:
     """A batch is done."""
 
     outcomes: list[Answer]
+    report: BatchReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +129,15 @@ def _load(outbox: _Outbox, factory: EngineFactory) -> Engine | None:
 
 
 def _run(outbox: _Outbox, engine: Engine, tasks: Sequence[Task]) -> None:
-    outcomes = run_batch(engine, tasks)
+    report = BatchReport()
+    outcomes = run_batch(engine, tasks, report)
     try:
-        outbox.send(Finished(outcomes))
+        outbox.send(Finished(outcomes, report))
     except BrokenPipeError:
         os._exit(0)
     except Exception as error:
         _log.exception("outcomes could not be sent")
-        outbox.send(Finished(failed_batch(error, tasks)))
+        outbox.send(Finished(failed_batch(error, tasks), report))
 
 
 def _in_one_line(error: Exception) -> str:

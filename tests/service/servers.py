@@ -29,6 +29,7 @@ class RunningServer:
     channel: grpc.Channel
     loaded: threading.Event
     health_address: str = ""
+    metrics_address: str = ""
 
     @property
     def stub(self):
@@ -75,7 +76,8 @@ def running_server(worker, **settings):
     assert life.listening.wait(PATIENCE)
     try:
         with grpc.insecure_channel(life.application.address) as channel:
-            yield RunningServer(life.application.address, channel, life.loaded, life.application.health_address)
+            served = life.application
+            yield RunningServer(served.address, channel, life.loaded, served.health_address, served.metrics_address)
     finally:
         life.loop.call_soon_threadsafe(life.ending.set)
         thread.join()

@@ -17,6 +17,7 @@ from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from neuron_attribution_server.app import LIVENESS, SERVICE
 from neuron_attribution_server.process_worker import describe_exit
+from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.restarts import FIRST_BACKOFF, MOST_BACKOFF, Restarts
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, PackedAttribution
 from neuron_attribution_server.thread_worker import ThreadWorker
@@ -239,7 +240,7 @@ def task(*ids):
 def test_without_memory_a_batch_is_split_and_only_the_impossible_request_fails(error):
     engine = SmallEngine(error)
     tasks = [task(number) for number in (1, 2, 3, HUGE, 4, 5, 6, 7)]
-    answers = run_batch(engine, tasks)
+    answers = run_batch(engine, tasks, BatchReport())
     refused = answers.pop(3)
     assert isinstance(refused, ResourceExhaustedError)
     assert refused.reason == "OUT_OF_MEMORY"
@@ -257,7 +258,7 @@ def test_real_torch_errors_are_recognized():
                 torch.empty(1 << 60, dtype=torch.uint8)
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    answers = run_batch(Greedy(), [task(1), task(2)])
+    answers = run_batch(Greedy(), [task(1), task(2)], BatchReport())
     assert [answer.reason for answer in answers] == ["OUT_OF_MEMORY"] * 2
 
 

@@ -10,7 +10,16 @@ from types import ModuleType
 HELP = "serve a model"
 
 # The server imports the model libraries in its worker process only: what is missing must be said before that.
-SERVER_MODULES = ("torch", "transformers", "tokenizers", "safetensors", "grpc_health", "grpc_reflection")
+SERVER_MODULES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "grpc_health",
+    "grpc_reflection",
+    "prometheus_client",
+    "cryptography",
+)
 
 
 class MissingExtraError(Exception):

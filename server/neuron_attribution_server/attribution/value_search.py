@@ -15,6 +15,7 @@ from neuron_attribution_server.attribution.exhaustive import exhaustive_increase
 from neuron_attribution_server.attribution.methods import FROM_INCREASE
 from neuron_attribution_server.attribution.objectives import Objective
 from neuron_attribution_server.attribution.ranking import BoundedSearch, Ranked, all_scored, settle
+from neuron_attribution_server.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.attribution.states import RowStates, SubvalueNorms, Weights
 from neuron_attribution_server.attribution.value_neurons import (
     AttentionValueNeurons,
@@ -74,7 +75,9 @@ class ValueSearch:
         objective: Objective,
         method: ScoringMethod,
         ranges: LazyRanges,
+        seconds: SearchSeconds,
     ) -> None:
+        self._seconds = seconds
         self._weights = weights
         self._states = states
         self._scale = scale
@@ -82,24 +85,30 @@ class ValueSearch:
         self._score = FROM_INCREASE[method]
         self._ranges = ranges
         self._layers = len(weights.ffn_subvalues)
-        slopes = objective.slopes
-        self._slack = rounding_slack(weights.unembedding, slopes, scale)
-        self._products = {
-            kind: subvalue_products(slopes[:, self._bases(kind)], subvalues_of(weights, kind)) for kind in Kind
-        }
-        self._unit_slack = {kind: unit_slack(self._slack, norms_of(weights, kind), self._bases(kind)) for kind in Kind}
+        with seconds.bounding():
+            self._bound_units(objective.slopes)
 
     def find(self, wanted: Mapping[Wanted, int]) -> dict[Wanted, Found]:
         """The k best neurons of each wanted end; scores are signed as they are, best first in the end's own order."""
-        jobs = [self._job(want, k) for want, k in wanted.items() if not want.exhaustive]
-        settle([job.search for job in jobs], lambda proposals: self._exact(jobs, proposals))
+        with self._seconds.bounding():
+            jobs = [self._job(want, k) for want, k in wanted.items() if not want.exhaustive]
+            settle([job.search for job in jobs], lambda proposals: self._exact(jobs, proposals))
         found = {job.wanted: Found(self._finish(job), job.neurons) for job in jobs}
-        return found | {want: self._every(want, k) for want, k in wanted.items() if want.exhaustive}
+        with self._seconds.scoring():
+            return found | {want: self._every(want, k) for want, k in wanted.items() if want.exhaustive}
 
     def increases(self, row: int, kind: Kind, neurons: ValueNeurons) -> Tensor:
         """The objective's increase of every neuron of a row, [total], by brute force."""
         first_base = row * self._objective.values.shape[1]
         return exhaustive_increases(self._objective, self._weights.unembedding, neurons, self._scale[row], first_base)
+
+    def _bound_units(self, slopes: Tensor) -> None:
+        weights = self._weights
+        self._slack = rounding_slack(weights.unembedding, slopes, self._scale)
+        self._products = {
+            kind: subvalue_products(slopes[:, self._bases(kind)], subvalues_of(weights, kind)) for kind in Kind
+        }
+        self._unit_slack = {kind: unit_slack(self._slack, norms_of(weights, kind), self._bases(kind)) for kind in Kind}
 
     def _bases(self, kind: Kind) -> slice:
         return slice(self._layers + 1, None) if kind is Kind.FFN else slice(0, self._layers)
@@ -128,6 +137,10 @@ class ValueSearch:
 
     def _exact(self, jobs: Sequence[_Job], proposals: Sequence[Tensor]) -> list[Tensor]:
         """The exact scores of every search's proposals, from one product with the unembedding."""
+        with self._seconds.scoring():
+            return self._scores(jobs, proposals)
+
+    def _scores(self, jobs: Sequence[_Job], proposals: Sequence[Tensor]) -> list[Tensor]:
         vectors = torch.cat([self._vectors(job, ids) for job, ids in zip(jobs, proposals, strict=True)])
         states = self._objective.values.shape[1]
         bases = torch.cat(

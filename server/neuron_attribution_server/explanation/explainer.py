@@ -28,6 +28,7 @@ from torch import Tensor
 from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attribution.methods import FROM_INCREASE
 from neuron_attribution_server.attribution.objectives import LogProbability, LogProbabilityDifference, Objective
+from neuron_attribution_server.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.attribution.states import Weights
 from neuron_attribution_server.attribution.static_search import find_static
 from neuron_attribution_server.attribution.value_scores import base_states, head_scores, layer_values
@@ -77,9 +78,9 @@ class Explainer:
         self._projector = projector
         self._ranges = ranges
 
-    def explain(self, captured: CapturedStates, rows: Sequence[Row]) -> list[Explanation]:
-        """One explanation per row, in order."""
-        group = _Group(self._view, self._weights, self._projector, self._ranges, captured, rows)
+    def explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
+        """One explanation per row, in order; the searches' time is added to `seconds`."""
+        group = _Group(self._view, self._weights, self._projector, self._ranges, captured, rows, seconds)
         drafts = [group.draft(index) for index in range(len(rows))]
         return [self._with_projections(draft, row) for draft, row in zip(drafts, rows, strict=True)]
 
@@ -100,9 +101,10 @@ class _Group:
         ranges: LazyRanges,
         captured: CapturedStates,
         rows: Sequence[Row],
+        seconds: SearchSeconds,
     ) -> None:
         self._view, self._weights, self._projector = view, weights, projector
-        self._captured, self._rows, self._ranges = captured, rows, ranges
+        self._captured, self._rows, self._ranges, self._seconds = captured, rows, ranges, seconds
         self._options = rows[0].options
         self._states = row_states(captured, rows, view.sizes.heads)
         finals = self._states.inputs[:, -1]
@@ -206,14 +208,15 @@ class _Group:
 
     def _by_method(self, method: ScoringMethod, asked: dict[Wanted, int]) -> dict[Wanted, Found]:
         if method not in FROM_INCREASE:
-            return find_static(self._weights, self._states, self._targets, method, asked)
+            with self._seconds.scoring():
+                return find_static(self._weights, self._states, self._targets, method, asked)
         objective = self._objective
         if method is ScoringMethod.LOG_PROBABILITY:
             objective = self._objective_at(torch.zeros_like(self._bases))
         return self._value_search(objective, method).find(asked)
 
     def _value_search(self, objective: Objective, method: ScoringMethod) -> ValueSearch:
-        return ValueSearch(self._weights, self._states, self._scale, objective, method, self._ranges)
+        return ValueSearch(self._weights, self._states, self._scale, objective, method, self._ranges, self._seconds)
 
     def _rankings(self, index: int) -> dict[str, NeuronRanking]:
         options = self._rows[index].options
