@@ -56,6 +56,7 @@ class Manifests:
 def build(folder):
     """What `kubectl kustomize` makes of a folder. Raises CalledProcessError, with kustomize's words in `stderr`."""
     finished = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True)
+    assert finished.stderr == "", "kustomize warns"
     return Manifests(tuple(yaml.safe_load_all(finished.stdout)))
 
 

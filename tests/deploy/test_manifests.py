@@ -1,5 +1,7 @@
 """Every overlay, and every component alone and with every other one: schemas, security, and that the parts fit."""
 
+import re
+import shutil
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -7,7 +9,16 @@ from subprocess import CalledProcessError
 from tempfile import TemporaryDirectory
 
 import pytest
-from deploy.manifests import COMPONENTS, OVERLAYS, build_combination, build_overlay, needs_kubectl
+from deploy.manifests import (
+    COMPONENTS,
+    KUBERNETES,
+    OVERLAYS,
+    ROOT,
+    build,
+    build_combination,
+    build_overlay,
+    needs_kubectl,
+)
 from deploy.schemas import schema_problems
 from deploy.security_checks import security_problems
 from deploy.server_checks import flag_problems, server_problems
@@ -15,6 +26,8 @@ from deploy.wiring_checks import wiring_problems
 
 pytestmark = needs_kubectl
 
+DOCUMENT = ROOT / "docs" / "deploying.md"
+CHECKS = [schema_problems, security_problems, server_problems, wiring_problems]
 ALTERNATIVES = {"hpa", "keda"}
 WITHOUT = [("hpa",), ("keda",)]
 
@@ -46,7 +59,7 @@ def name(what):
     return what if isinstance(what, str) else "+".join(("base", *what))
 
 
-@pytest.mark.parametrize("check", [schema_problems, security_problems, server_problems, wiring_problems])
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("what", COMBINATIONS, ids=name)
 def test_nothing_is_wrong(what, check):
     assert list(check(built(what))) == []
@@ -54,6 +67,18 @@ def test_nothing_is_wrong(what, check):
 
 def test_every_flag_is_one_of_the_server():
     assert {problem for what in COMBINATIONS for problem in flag_problems(built(what))} == set()
+
+
+def test_the_documented_overlay_is_sound(tmp_path):
+    [example] = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    place = tmp_path / "overlays" / "ours"
+    place.mkdir(parents=True)
+    for name in ("base", "components"):
+        shutil.copytree(KUBERNETES / name, tmp_path / name)
+    (place / "kustomization.yaml").write_text(example)
+    manifests = build(place)
+    assert [problem for check in CHECKS for problem in check(manifests)] == []
+    assert manifests.server["image"].startswith("registry.example.com/neuron-attribution:")
 
 
 def test_two_autoscalers_are_refused(tmp_path):
