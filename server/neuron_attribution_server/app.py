@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -18,7 +18,7 @@ from neuron_attribution.v1 import neuron_attribution_pb2, neuron_attribution_pb2
 from neuron_attribution_server.authentication import AuthenticationInterceptor, token_file
 from neuron_attribution_server.batch_observer import BatchObserver
 from neuron_attribution_server.call_interceptor import CallInterceptor
-from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.config import ConfigurationError, ServerConfig
 from neuron_attribution_server.credentials import server_certificate
 from neuron_attribution_server.interceptors import ErrorInterceptor
 from neuron_attribution_server.live_metrics import LiveMetrics, Loaded
@@ -30,6 +30,9 @@ from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import ServedModel
 from neuron_attribution_server.servicer import AttributionServicer, Backend
 from neuron_attribution_server.worker import ModelLoadError, Worker
+
+if TYPE_CHECKING:
+    from neuron_attribution_server.tracing import Tracing
 
 _SERVICES = (
     neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"],
@@ -64,7 +67,8 @@ class Application:
         self._health_server: grpc.aio.Server | None = None
         self._running: list[asyncio.Task[None]] = []
         self._metrics = Metrics()
-        self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, _SERVICES))
+        self._tracing = _tracing(config)
+        self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, _SERVICES), self._tracing)
         expiry = None if certificate is None else certificate.expiry
         self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry)
         self._metrics.registry.register(self._live)
@@ -109,7 +113,7 @@ class Application:
         """Load the model and serve. Raises ModelLoadError."""
         facts = await self._worker.start()
         model = await asyncio.to_thread(ServedModel, facts, self._config.limits(facts.maximum_tokens))
-        scheduler = Scheduler(self._worker, self._config, facts.memory, BatchObserver(self._metrics))
+        scheduler = Scheduler(self._worker, self._config, facts.memory, BatchObserver(self._metrics, self._tracing))
         cache = ResultCache(self._config.cache_bytes)
         self._servicer.open(Backend(model, scheduler, cache))
         self._live.loaded = Loaded(facts, scheduler.queue, cache)
@@ -128,6 +132,8 @@ class Application:
             with suppress(asyncio.CancelledError):
                 await task
         await self._worker.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         if self._metrics_endpoint is not None:
             await asyncio.to_thread(self._metrics_endpoint.close)
 
@@ -229,6 +235,20 @@ def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCrede
         return f"{host}:{server.add_secure_port(address, credentials)}"
     except RuntimeError as error:
         raise _ListenError(f"cannot listen on {address}: {error}") from None
+
+
+def _tracing(config: ServerConfig) -> Tracing | None:
+    """What sends traces, if they are asked for; OpenTelemetry is an extra."""
+    if config.trace_endpoint is None:
+        return None
+    try:
+        from neuron_attribution_server.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"trace_endpoint needs {error.name}, which is not installed: "
+            "pip install 'neuron-attribution[server,tracing]'"
+        ) from None
+    return Tracing(config.trace_endpoint, config.trace_ratio)
 
 
 class _ListenError(Exception):

@@ -155,6 +155,18 @@ class ServerConfig:
     metrics_listen: str | None = _setting(
         _listen_address, "HOST:PORT where metrics are served over HTTP, without TLS and tokens, for Prometheus", None
     )
+    trace_endpoint: str | None = _setting(
+        _matching(r"https?://[^\s/]+/?", "http://HOST:PORT, or https://HOST:PORT for TLS"),
+        "URL of the OpenTelemetry collector (OTLP over gRPC) that traces are sent to, such as http://localhost:4317; "
+        "without one, no traces",
+        None,
+    )
+    trace_ratio: float = _setting(
+        _number(float, 0, 1), "the part of traces that is sampled; a caller's own trace is if the caller says so", 1.0
+    )
+    log_format: str = _setting(
+        _one_of("text", "json"), "the format of log lines: text for people, json for production", "text"
+    )
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "how much is logged", "info")
 
     def __post_init__(self) -> None:

@@ -41,13 +41,14 @@ class ProcessWorker:
         *,
         name: str = "worker",
         log_level: str = "info",
+        log_format: str = "text",
         heartbeat_timeout: float = 30.0,
         batch_timeout: float = 300.0,
     ) -> None:
         # Spawned, never forked: gRPC and CUDA do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self._connection, self._child_connection = context.Pipe()
-        arguments = (self._child_connection, factory, log_level)
+        arguments = (self._child_connection, factory, log_level, log_format)
         self._process = context.Process(target=main, args=arguments, name=name, daemon=True)
         self._reader: threading.Thread | None = None
         self._answer: asyncio.Future[Message] | None = None
