@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := client server protos tests deploy
 
-.PHONY: demo test benchmark verify soak format clean
+.PHONY: demo test benchmark verify soak load format clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -28,6 +28,10 @@ verify: $(VENV)/server-installed
 SOAK ?= mixed
 soak: $(VENV)/test-installed
 	cd tests && ../$(BIN)/python -m soak.$(SOAK)
+
+# What callers see under load, and how much a server can take: make load LOAD='--rate 5 --seconds 60 --plot load.svg'
+load: $(VENV)/test-installed
+	PYTHONPATH=tests $(BIN)/python -m load $(LOAD)
 
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix $(SOURCES)
