@@ -45,11 +45,16 @@ def load_engine(settings: LoadSettings) -> Engine:
     logging.set_verbosity_error()
     source = model_source(settings)
     device = _device(settings.device)
+    # A model's files are data: neither its Python code nor a pickle is ever run, and nobody is asked whether to.
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        source.location, dtype=_dtype(settings.dtype, device), use_safetensors=True, **source.arguments
+        source.location,
+        dtype=_dtype(settings.dtype, device),
+        use_safetensors=True,
+        trust_remote_code=False,
+        **source.arguments,
     )
     nn.Module.to(model, device)
-    tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments)
+    tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False, **source.arguments)
     revision = source.revision()
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}.safetensors"
     identity = ModelIdentity(source.name, revision, _name(model.dtype))
