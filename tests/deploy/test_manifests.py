@@ -21,7 +21,7 @@ from deploy.manifests import (
 )
 from deploy.schemas import schema_problems
 from deploy.security_checks import security_problems
-from deploy.server_checks import flag_problems, server_problems
+from deploy.server_checks import configuration, flag_problems, server_problems
 from deploy.wiring_checks import wiring_problems
 
 pytestmark = needs_kubectl
@@ -79,6 +79,15 @@ def test_the_documented_overlay_is_sound(tmp_path):
     manifests = build(place)
     assert [problem for check in CHECKS for problem in check(manifests)] == []
     assert manifests.server["image"].startswith("registry.example.com/neuron-attribution:")
+
+
+def test_the_documented_times_are_those_of_the_manifests():
+    manifests = built("cpu-demo")
+    config, text = configuration(manifests.server), DOCUMENT.read_text()
+    assert f"`--drain-delay`: new calls are still taken | {config.drain_delay:g} |" in text
+    assert f"`--grace`: accepted calls finish | up to {config.grace:g} |" in text
+    assert f"**{manifests.pod['terminationGracePeriodSeconds']}**" in text
+    assert f"`--maximum-connection-age`, {config.maximum_connection_age:g} seconds here" in text
 
 
 def test_two_autoscalers_are_refused(tmp_path):

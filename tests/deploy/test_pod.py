@@ -15,7 +15,7 @@ from service.servers import eventually
 
 pytestmark = [needs_kubectl, needs_sandbox]
 
-SECURED = ("client-certificates", "model-cache", "monitoring", "tls", "tokens")
+SECURED = ("client-certificates", "model-cache", "monitoring", "tls", "tokens", "tracing")
 
 
 def token_lines(*tokens):
@@ -53,7 +53,8 @@ def test_secrets_are_read_and_read_again(image, tmp_path):
     projected = {
         folder.name: ProjectedFiles(folder, content) for folder, content in zip(projections, contents, strict=True)
     }
-    with running_pod(image, build_combination(overlay, SECURED), volumes, projected, drain_delay="0") as pod:
+    settings = {"drain_delay": "0", "trace_endpoint": "http://127.0.0.1:9"}
+    with running_pod(image, build_combination(overlay, SECURED), volumes, projected, **settings) as pod:
         until(lambda: pod.probe("startupProbe"))
         trusted = {"root_certificates": authority.certificate, "timeout": PATIENCE}
         own = {"certificate": caller.certificate, "key": caller.key}
