@@ -34,12 +34,12 @@ from neuron_attribution_server.worker import ModelLoadError, Worker
 if TYPE_CHECKING:
     from neuron_attribution_server.tracing import Tracing
 
-_SERVICES = (
+SERVICES = (
     neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"],
     health_pb2.DESCRIPTOR.services_by_name["Health"],
     reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
 )
-SERVICE = _SERVICES[0].full_name
+SERVICE = SERVICES[0].full_name
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _LEAST_PING_MILLISECONDS = 10_000  # clients ping every 30 seconds; a lower bound above that would cut them off
@@ -66,7 +66,7 @@ class Application:
         self._running: list[asyncio.Task[None]] = []
         self._metrics = Metrics()
         self._tracing = _tracing(config)
-        self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, _SERVICES), self._tracing)
+        self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, SERVICES), self._tracing)
         expiry = None if certificate is None else certificate.expiry
         self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry)
         self._metrics.registry.register(self._live)
