@@ -34,12 +34,12 @@ from neuron_attribution_server.worker import ModelLoadError, Worker
 if TYPE_CHECKING:
     from neuron_attribution_server.tracing import Tracing
 
-_SERVICES = (
+SERVICES = (
     neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"],
     health_pb2.DESCRIPTOR.services_by_name["Health"],
     reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
 )
-SERVICE = _SERVICES[0].full_name
+SERVICE = SERVICES[0].full_name
 LIVENESS = "liveness"
 """The name that health answers SERVING for as long as it answers at all: without a model, and while draining."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -68,7 +68,7 @@ class Application:
         self._running: list[asyncio.Task[None]] = []
         self._metrics = Metrics()
         self._tracing = _tracing(config)
-        self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, _SERVICES), self._tracing)
+        self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, SERVICES), self._tracing)
         expiry = None if certificate is None else certificate.expiry
         self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry)
         self._metrics.registry.register(self._live)

@@ -26,6 +26,8 @@ _HANDLERS: dict[tuple[bool, bool], tuple[str, Callable[..., Handler]]] = {
     (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
     (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
 }
+_DEADLINE_SLACK = 0.1
+"""Seconds by which a caller, whose clock started earlier, cancels before the deadline has come here."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
@@ -109,10 +111,10 @@ class _Observation:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._context is not None
-        self.ends(_status(error, self._context))
+        self.ends(status_of(error, self._context))
 
 
-def _status(error: BaseException | None, context: Context) -> grpc.StatusCode:
+def status_of(error: BaseException | None, context: Context) -> grpc.StatusCode:
     """The status a call ends with."""
     code: grpc.StatusCode | None = context.code()
     if code is not None:
@@ -120,5 +122,7 @@ def _status(error: BaseException | None, context: Context) -> grpc.StatusCode:
     if error is None:
         return grpc.StatusCode.OK
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        return grpc.StatusCode.DEADLINE_EXCEEDED if context.time_remaining() == 0 else grpc.StatusCode.CANCELLED
+        remaining: float | None = context.time_remaining()
+        is_late = remaining is not None and remaining < _DEADLINE_SLACK
+        return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
     return grpc.StatusCode.UNKNOWN

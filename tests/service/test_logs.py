@@ -5,6 +5,7 @@ import json
 import logging
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from pathlib import Path
 
 import grpc
 import numpy
@@ -30,6 +31,7 @@ from service.servers import (
 
 PROMPT = "Zanzibarquux whispers 8301 lighthouses"
 TOKEN = "letmein-5f1d9c"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "observability.md"
 CALL = "neuron_attribution_server.call_log"
 
 
@@ -69,6 +71,8 @@ def test_a_call_is_one_json_line(tmp_path):
         )
     ids = [token.id for token in response.tokens]
     [line] = calls(log)
+    [example] = [json.loads(text) for text in DOCUMENTATION.read_text().splitlines() if text.startswith("{")]
+    assert list(line) == list(example), "the documentation shows such a line"
     assert datetime.fromisoformat(line.pop("time")).tzinfo is not None
     assert 0 < line.pop("seconds") < PATIENCE
     assert line == {
