@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := client server protos tests
 
-.PHONY: demo test benchmark verify soak format clean
+.PHONY: demo test benchmark verify architectures soak format clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -23,6 +23,10 @@ benchmark: $(VENV)/benchmark-installed
 # The bounded top-k against brute force, about ten minutes; VERIFY takes options: make verify VERIFY='--prompts 2'
 verify: $(VENV)/server-installed
 	PYTHONPATH=tests $(BIN)/python -m verify $(VERIFY)
+
+# docs/architectures.md, from a run of every supported family
+architectures: $(VENV)/test-installed
+	PYTHONPATH=tests $(BIN)/python -m families_page
 
 # Long runs against a real server: make soak SOAK='mixed --minutes 20', SOAK=kill_worker, SOAK=overload or SOAK=fuzz
 SOAK ?= mixed
