@@ -6,7 +6,7 @@ SOURCES := client server protos tests deploy
 # The server and nothing else, for the bill of materials.
 SERVER_VENV := .venv-server
 
-.PHONY: demo test benchmark verify soak load format audit release clean
+.PHONY: demo test benchmark verify architectures soak load format audit release clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -25,6 +25,10 @@ benchmark: $(VENV)/benchmark-installed
 # The bounded top-k against brute force, about ten minutes; VERIFY takes options: make verify VERIFY='--prompts 2'
 verify: $(VENV)/server-installed
 	PYTHONPATH=tests $(BIN)/python -m verify $(VERIFY)
+
+# docs/architectures.md, from a run of every supported family
+architectures: $(VENV)/test-installed
+	PYTHONPATH=tests $(BIN)/python -m families_page
 
 # Long runs against a real server: make soak SOAK='mixed --minutes 20', SOAK=kill_worker, SOAK=overload or SOAK=fuzz
 SOAK ?= mixed

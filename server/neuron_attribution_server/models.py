@@ -80,7 +80,7 @@ def engine_from(model: PreTrainedModel, tokenizer_json: str | None = None, name:
 
 def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ranges: Path | None) -> Engine:
     model.eval().requires_grad_(False)
-    view = ModelView(model, _spec(model.config))
+    view = _view(model)
     prepare_model(view)
     weights = weights_of(view)
     invariants = measure(view, weights.unembedding)
@@ -98,6 +98,17 @@ def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ran
     )
     token_text = ExactTokenizer(tokenizer).text if tokenizer else str
     return Engine(view, weights, facts, token_text, VocabularyRanges(weights, ranges))
+
+
+def _view(model: PreTrainedModel) -> ModelView:
+    spec = _spec(model.config)
+    try:
+        return ModelView(model, spec)
+    except AttributeError as error:
+        raise FailedPreconditionError(
+            f"model refused: its modules are not where the {spec.family} architecture has them: {error}",
+            reason="UNSUPPORTED_ARCHITECTURE",
+        ) from error
 
 
 def _spec(config: PreTrainedConfig) -> ArchitectureSpec:

@@ -1,6 +1,6 @@
 """Real weights: what the scores promise, shown by taking neurons away. One family with norms after its blocks.
 
-The facts are ones that both models know.
+The facts are ones that the models know.
 """
 
 from __future__ import annotations
@@ -24,10 +24,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 FACTS = {
-    "The Eiffel Tower is located in the city of": " Paris",
-    "Monday, Tuesday, Wednesday,": " Thursday",
-    "The author of Romeo and Juliet is William": " Shakespeare",
-    "The official language of Spain is": " Spanish",
+    "demo": {
+        "The Eiffel Tower is located in the city of": " Paris",
+        "Michio Kaku works in the area of theoretical": " physics",
+        "The author of Romeo and Juliet is William": " Shakespeare",
+        "Toulouse belongs to the continent of": " Europe",
+    },
+    "gemma": {
+        "The Eiffel Tower is located in the city of": " Paris",
+        "Monday, Tuesday, Wednesday,": " Thursday",
+        "The author of Romeo and Juliet is William": " Shakespeare",
+        "The official language of Spain is": " Spanish",
+    },
 }
 FFN, ATTENTION = 100, 200
 """Neurons taken away, as in the paper."""
@@ -37,22 +45,28 @@ OPTIONS = AttributeOptions(parts=PARTS, top_k=ATTENTION, projection_top_k=0)
 UNITS_AT_ONCE = 64
 
 
-@pytest.fixture(scope="module", params=["demo", "gemma"])
-def engine(request: pytest.FixtureRequest) -> Engine:
+@pytest.fixture(scope="module", params=list(FACTS))
+def name(request: pytest.FixtureRequest) -> str:
+    """Which model."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def engine(name: str) -> Engine:
     """A small model as it was published."""
     try:
-        model = "demo" if request.param == "demo" else str(gemma_file())
+        model = "demo" if name == "demo" else str(gemma_file())
         return load_engine(LoadSettings(model, threads=2))
     except (UnavailableError, DemoUnavailableError) as error:
         pytest.skip(f"the model cannot be fetched: {error}")
 
 
 @pytest.fixture(scope="module")
-def explained(engine: Engine) -> dict[str, tuple[tuple[int, ...], int, Explanation]]:
+def explained(engine: Engine, name: str) -> dict[str, tuple[tuple[int, ...], int, Explanation]]:
     """The token ids of each fact, its answer's id, and why the model gives it."""
     tokenizer = Tokenizer.from_str(engine.facts.tokenizer)
     found = {}
-    for prompt, answer in FACTS.items():
+    for prompt, answer in FACTS[name].items():
         ids = tuple(tokenizer.encode(prompt).ids)
         (target,) = tokenizer.encode(answer, add_special_tokens=False).ids
         task = AttributeTask(token_ids=ids, explained=(ExplainedToken(len(ids) - 1, target),), options=OPTIONS)
@@ -197,6 +211,6 @@ def _rms(vector: Tensor, epsilon: float) -> Tensor:
 
 
 def _log_probability(unembedding: Tensor, states: Tensor, target: int) -> Tensor:
-    """Products in float32 about the target's own row, sums in float64: what is subtracted first is exact."""
-    logits = states.float() @ (unembedding - unembedding[target]).T
-    return -logits.double().logsumexp(-1)
+    """Products in float32, the rest in float64."""
+    logits = (states.float() @ unembedding.T).double()
+    return logits[:, target] - logits.logsumexp(-1)

@@ -125,6 +125,8 @@ TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
     "helium": ("helium", _llama(**HEADS)),
     "hunyuan_v1_dense": ("hunyuan_v1_dense", _llama(**HEADS)),
     "ernie4_5": ("ernie4_5", _llama(**HEADS)),
+    "internlm3": ("internlm3", _llama(**HEADS)),
+    "iquestcoder": ("iquestcoder", _llama(**HEADS)),
     "apertus": ("apertus", _llama()),
     "exaone4": ("exaone4", _llama()),
     "hyperclovax": ("hyperclovax", _llama(**HEADS, residual_multiplier=0.5, logits_scaling=0.5)),
