@@ -56,6 +56,10 @@ def make_slow_small_engine():
     return SlowSmallEngine()
 
 
+def never_make_an_engine():
+    threading.Event().wait()
+
+
 class GatedEngine(FakeEngine):
     """Writes the size of each batch into the folder that GATED_ENGINE names, and waits until it has a file `open`.
 
