@@ -40,6 +40,8 @@ SERVICES = (
     reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
 )
 SERVICE = SERVICES[0].full_name
+LIVENESS = "liveness"
+"""The name that health answers SERVING for as long as it answers at all: without a model, and while draining."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _LEAST_PING_MILLISECONDS = 10_000  # clients ping every 30 seconds; a lower bound above that would cut them off
@@ -96,6 +98,7 @@ class Application:
         _log.info("configuration: %s", self._config)
         # The stock servicer starts as SERVING.
         await self._set_health(_NOT_SERVING)
+        await self._health.set(LIVENESS, _SERVING)
         if self._tokens is not None and self._credentials is None:
             _log.warning("tokens are asked for without TLS: they cross the network for anyone on it to read")
         self._server = self._build_server()
@@ -213,14 +216,14 @@ class Application:
             await self._set_health(_SERVING if shown else _NOT_SERVING)
 
     async def _drain(self) -> None:
-        """Say NOT_SERVING from now on."""
+        """Say NOT_SERVING for good, whatever the worker does."""
         self._live.draining = True
-        await self._health.enter_graceful_shutdown()
+        await self._set_health(_NOT_SERVING)
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         self._live.serving = status == _SERVING
         for service in ("", SERVICE):
-            await self._health.set(service, status)
+            await self._health.set(service, _NOT_SERVING if self._live.draining else status)
 
 
 def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:

@@ -30,7 +30,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from neuron_attribution_server.reports import BatchReport, PassReport
 from neuron_attribution_server.request_queue import QueuedTask
 
-_FLUSH_SECONDS = 5.0
+FLUSH_SECONDS = 5.0
 """How long the last spans may take to be sent when the server ends."""
 _HEADERS = ("traceparent", "tracestate")
 _FAULTS = {
@@ -108,7 +108,7 @@ class Tracing:
 
     def close(self) -> None:
         """Send what has not been sent, for a few seconds at most."""
-        timer = threading.Timer(_FLUSH_SECONDS, self._exporter.shutdown)
+        timer = threading.Timer(FLUSH_SECONDS, self._exporter.shutdown)
         timer.start()
         self._provider.shutdown()
         timer.cancel()

@@ -1,7 +1,9 @@
 """Metrics as Prometheus fetches them."""
 
+import random
 import socket
 import urllib.request
+from contextlib import suppress
 
 from prometheus_client.parser import text_string_to_metric_families
 from service.servers import PATIENCE, eventually
@@ -52,6 +54,8 @@ class Watched:
 
 
 def free_address():
-    """An address on which nothing listens just now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    """An address on which nothing listens just now; below the ports that are given to whoever asks for any."""
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return f"127.0.0.1:{port}"
