@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := client server protos tests deploy
+# The server and nothing else, for the bill of materials.
+SERVER_VENV := .venv-server
 
-.PHONY: demo test benchmark verify soak format clean
+.PHONY: demo test benchmark verify architectures soak load format audit release clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -24,19 +26,45 @@ benchmark: $(VENV)/benchmark-installed
 verify: $(VENV)/server-installed
 	PYTHONPATH=tests $(BIN)/python -m verify $(VERIFY)
 
+# docs/architectures.md, from a run of every supported family
+architectures: $(VENV)/test-installed
+	PYTHONPATH=tests $(BIN)/python -m families_page
+
 # Long runs against a real server: make soak SOAK='mixed --minutes 20', SOAK=kill_worker, SOAK=overload or SOAK=fuzz
 SOAK ?= mixed
 soak: $(VENV)/test-installed
 	cd tests && ../$(BIN)/python -m soak.$(SOAK)
 
+# What callers see under load, and how much a server can take: make load LOAD='--rate 5 --seconds 60 --plot load.svg'
+load: $(VENV)/test-installed
+	PYTHONPATH=tests $(BIN)/python -m load $(LOAD)
+
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-$(VENV)/%-installed: pyproject.toml constraints.txt protos/neuron_attribution/v1/neuron_attribution.proto
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+# Known vulnerabilities of every pinned package, as PyPI tells them; one it cannot tell of is a failure.
+audit: $(VENV)/release-installed
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt $(AUDIT)
+
+# dist/: the packages, checked; a bill of materials (CycloneDX) of what comes with the server; checksums of all of it.
+# The packages bear the time of the last commit, so that it gives the same bytes whenever and wherever they are built.
+release: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
+release: $(VENV)/release-installed $(SERVER_VENV)/server-installed
+	@test -z "$$TAG" || grep -qxF "version = \"$${TAG#v}\"" pyproject.toml || \
+		{ echo "The tag $$TAG does not name the version in pyproject.toml." >&2; exit 1; }
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.cdx.json \
+		$(SERVER_VENV)
+	cd dist && sha256sum *.tar.gz *.whl *.json >SHA256SUMS
+
+# FOLDER/EXTRA-installed: a virtual environment that holds this project with one of its extras.
+%-installed: pyproject.toml constraints.txt protos/neuron_attribution/v1/neuron_attribution.proto
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(*F)]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) client/neuron_attribution/v1
+	rm -rf $(VENV) $(SERVER_VENV) dist client/neuron_attribution/v1

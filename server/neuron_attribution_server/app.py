@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -18,7 +18,7 @@ from neuron_attribution.v1 import neuron_attribution_pb2, neuron_attribution_pb2
 from neuron_attribution_server.authentication import AuthenticationInterceptor, token_file
 from neuron_attribution_server.batch_observer import BatchObserver
 from neuron_attribution_server.call_interceptor import CallInterceptor
-from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.config import ConfigurationError, ServerConfig
 from neuron_attribution_server.credentials import server_certificate
 from neuron_attribution_server.interceptors import ErrorInterceptor
 from neuron_attribution_server.live_metrics import LiveMetrics, Loaded
@@ -31,12 +31,17 @@ from neuron_attribution_server.served_model import ServedModel
 from neuron_attribution_server.servicer import AttributionServicer, Backend
 from neuron_attribution_server.worker import ModelLoadError, Worker
 
-_SERVICES = (
+if TYPE_CHECKING:
+    from neuron_attribution_server.tracing import Tracing
+
+SERVICES = (
     neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"],
     health_pb2.DESCRIPTOR.services_by_name["Health"],
     reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
 )
-SERVICE = _SERVICES[0].full_name
+SERVICE = SERVICES[0].full_name
+LIVENESS = "liveness"
+"""The name that health answers SERVING for as long as it answers at all: without a model, and while draining."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _LEAST_PING_MILLISECONDS = 10_000  # clients ping every 30 seconds; a lower bound above that would cut them off
@@ -62,7 +67,8 @@ class Application:
         self._health_server: grpc.aio.Server | None = None
         self._running: list[asyncio.Task[None]] = []
         self._metrics = Metrics()
-        self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, _SERVICES))
+        self._tracing = _tracing(config)
+        self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, SERVICES), self._tracing)
         expiry = None if certificate is None else certificate.expiry
         self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry)
         self._metrics.registry.register(self._live)
@@ -92,6 +98,7 @@ class Application:
         _log.info("configuration: %s", self._config)
         # The stock servicer starts as SERVING.
         await self._set_health(_NOT_SERVING)
+        await self._health.set(LIVENESS, _SERVING)
         if self._tokens is not None and self._credentials is None:
             _log.warning("tokens are asked for without TLS: they cross the network for anyone on it to read")
         self._server = self._build_server()
@@ -106,7 +113,7 @@ class Application:
         """Load the model and serve. Raises ModelLoadError."""
         facts = await self._worker.start()
         model = await asyncio.to_thread(ServedModel, facts, self._config.limits(facts.maximum_tokens))
-        scheduler = Scheduler(self._worker, self._config, facts.memory, BatchObserver(self._metrics))
+        scheduler = Scheduler(self._worker, self._config, facts.memory, BatchObserver(self._metrics, self._tracing))
         cache = ResultCache(self._config.cache_bytes)
         self._servicer.open(Backend(model, scheduler, cache))
         self._live.loaded = Loaded(facts, scheduler.queue, cache)
@@ -125,6 +132,8 @@ class Application:
             with suppress(asyncio.CancelledError):
                 await task
         await self._worker.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         if self._metrics_endpoint is not None:
             await asyncio.to_thread(self._metrics_endpoint.close)
 
@@ -207,14 +216,14 @@ class Application:
             await self._set_health(_SERVING if shown else _NOT_SERVING)
 
     async def _drain(self) -> None:
-        """Say NOT_SERVING from now on."""
+        """Say NOT_SERVING for good, whatever the worker does."""
         self._live.draining = True
-        await self._health.enter_graceful_shutdown()
+        await self._set_health(_NOT_SERVING)
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         self._live.serving = status == _SERVING
         for service in ("", SERVICE):
-            await self._health.set(service, status)
+            await self._health.set(service, _NOT_SERVING if self._live.draining else status)
 
 
 def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
@@ -226,6 +235,20 @@ def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCrede
         return f"{host}:{server.add_secure_port(address, credentials)}"
     except RuntimeError as error:
         raise _ListenError(f"cannot listen on {address}: {error}") from None
+
+
+def _tracing(config: ServerConfig) -> Tracing | None:
+    """What sends traces, if they are asked for; OpenTelemetry is an extra."""
+    if config.trace_endpoint is None:
+        return None
+    try:
+        from neuron_attribution_server.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"trace_endpoint needs {error.name}, which is not installed: "
+            "pip install 'neuron-attribution[server,tracing]'"
+        ) from None
+    return Tracing(config.trace_endpoint, config.trace_ratio)
 
 
 class _ListenError(Exception):

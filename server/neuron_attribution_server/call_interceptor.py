@@ -7,14 +7,18 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
+from neuron_attribution_server.call_log import log_call
 from neuron_attribution_server.calls import Call, current_call, request_id
 from neuron_attribution_server.interceptors import OURS, Context, Handler
 from neuron_attribution_server.metrics import Metrics
 from neuron_attribution_server.rpc_metrics import MethodMetrics, RpcMetrics
+
+if TYPE_CHECKING:
+    from neuron_attribution_server.tracing import Tracing
 
 _HANDLERS: dict[tuple[bool, bool], tuple[str, Callable[..., Handler]]] = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
@@ -22,14 +26,17 @@ _HANDLERS: dict[tuple[bool, bool], tuple[str, Callable[..., Handler]]] = {
     (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
     (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
 }
+_DEADLINE_SLACK = 0.1
+"""Seconds by which a caller, whose clock started earlier, cancels before the deadline has come here."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """The first interceptor of a server: it sees what the others refuse, too."""
 
-    def __init__(self, metrics: Metrics, rpcs: RpcMetrics) -> None:
+    def __init__(self, metrics: Metrics, rpcs: RpcMetrics, tracing: Tracing | None = None) -> None:
         self._metrics = metrics
         self._rpcs = rpcs
+        self._tracing = tracing
 
     async def intercept_service(
         self,
@@ -37,15 +44,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """Return the call's handler, observed."""
-        path = handler_call_details.method
-        call = Call(self._metrics, request_id(handler_call_details.invocation_metadata))
+        path, metadata = handler_call_details.method, handler_call_details.invocation_metadata
+        call = Call(self._metrics, request_id(metadata), is_ours=path.startswith(OURS))
         current_call.set(call)
         handler: Any = await continuation(handler_call_details)  # None for a call nobody serves
-        observation = _Observation(call, self._rpcs.of(path), path.startswith(OURS))
+        observation = _Observation(call, self._rpcs.of(path), self._tracing)
         if handler is None:
             observation.begins()
             observation.ends(grpc.StatusCode.UNIMPLEMENTED)
             return cast(Handler, handler)
+        if self._tracing is not None and call.is_ours:
+            call.span = self._tracing.call_begins(path, metadata)
         kind, make = _HANDLERS[handler.request_streaming, handler.response_streaming]
         behaviour = observation.of(getattr(handler, kind))
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
@@ -54,10 +63,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 class _Observation:
     """One call under observation; as a context manager, while its handler runs."""
 
-    def __init__(self, call: Call, method: MethodMetrics, is_ours: bool) -> None:
+    def __init__(self, call: Call, method: MethodMetrics, tracing: Tracing | None) -> None:
         self._call = call
         self._method = method
-        self._is_ours = is_ours
+        self._tracing = tracing
         self._started = 0.0
         self._context: Context | None = None
 
@@ -82,9 +91,14 @@ class _Observation:
 
     def ends(self, code: grpc.StatusCode) -> None:
         """Note how the call ended."""
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED and self._is_ours and not self._call.reason:
-            self._call.metrics.rejected(code.name)  # gRPC was faster than the handler
-        self._method.handled(code, time.perf_counter() - self._started, None)
+        call, seconds = self._call, time.perf_counter() - self._started
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and call.is_ours and not call.reason:
+            call.metrics.rejected(code.name)  # gRPC was faster than the handler
+        self._method.handled(code, seconds, call.exemplar)
+        if self._tracing is not None and call.span is not None:
+            self._tracing.call_ended(call.span, code)
+        # The response goes out first: whoever reads the log may be slow.
+        asyncio.get_running_loop().call_soon(log_call, call, self._method.name, code, seconds)
 
     def _while_running(self, context: Context) -> _Observation:
         self._context = context
@@ -97,10 +111,10 @@ class _Observation:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._context is not None
-        self.ends(_status(error, self._context))
+        self.ends(status_of(error, self._context))
 
 
-def _status(error: BaseException | None, context: Context) -> grpc.StatusCode:
+def status_of(error: BaseException | None, context: Context) -> grpc.StatusCode:
     """The status a call ends with."""
     code: grpc.StatusCode | None = context.code()
     if code is not None:
@@ -108,5 +122,7 @@ def _status(error: BaseException | None, context: Context) -> grpc.StatusCode:
     if error is None:
         return grpc.StatusCode.OK
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        return grpc.StatusCode.DEADLINE_EXCEEDED if context.time_remaining() == 0 else grpc.StatusCode.CANCELLED
+        remaining: float | None = context.time_remaining()
+        is_late = remaining is not None and remaining < _DEADLINE_SLACK
+        return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
     return grpc.StatusCode.UNKNOWN

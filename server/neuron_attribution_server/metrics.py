@@ -59,7 +59,9 @@ class Metrics:
         self._tokenization, self._forward, self._scoring, self._bound, self._exact = (
             stages.labels(stage) for stage in ("tokenization", "forward", "scoring", "bound", "exact")
         )
-        self._explained_tokens = self._counter("explained_tokens_total", "Next-token predictions explained.")
+        self._explained_tokens = self._counter(
+            "explained_tokens_total", "Next-token predictions explained; those from the cache are not counted."
+        )
         neurons = self._counter(
             "neurons_total",
             "Value neurons that existed, were bounded and were scored exactly, added up over rankings.",

@@ -30,6 +30,8 @@ class MethodMetrics:
     """The series of one method, made once."""
 
     def __init__(self, started: Counter, handled: Counter, seconds: Histogram, labels: tuple[str, str, str]) -> None:
+        self.name = labels[2]
+        """The method's name without its service."""
         self._started = started.labels(*labels)
         self._handled = {code: handled.labels(*labels, code_name(code)) for code in grpc.StatusCode}
         self._seconds = seconds.labels(*labels)

@@ -17,6 +17,7 @@ from neuron_attribution.errors import (
 
 from neuron_attribution_server.batch_observer import BatchObserver
 from neuron_attribution_server.batches import BatchLimits
+from neuron_attribution_server.calls import current_call
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.request_queue import Delivery, QueuedTask, QueueLimits, RequestQueue
 from neuron_attribution_server.tasks import Answer, MemoryCost, Task
@@ -107,7 +108,8 @@ class Scheduler:
 
     def _enqueue(self, task: Task, deadline: float | None) -> QueuedTask:
         loop = asyncio.get_running_loop()
-        item = QueuedTask(task, current_tenant.get(), loop.time(), deadline, loop.create_future())
+        call = current_call.get(None)
+        item = QueuedTask(task, current_tenant.get(), loop.time(), deadline, loop.create_future(), call)
         self._queue.add(item)
         self._arrival.set()
         return item

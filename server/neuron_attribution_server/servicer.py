@@ -101,6 +101,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
 
     async def Tokenize(self, request: messages.TokenizeRequest, context: Context) -> messages.TokenizeResponse:
         """Show the exact tokens of a text."""
+        current_call.get().reads(request.text)
         return self._within_size(
             await self._apart(partial(self._ready().model.tokenize, request), unless=_is_short(request))
         )
@@ -119,7 +120,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         model = backend.model
         with backend.scheduler.expecting():
             prepared = await self._apart(partial(model.prepare_attribution, request), unless=_is_short(request))
-        current_call.get().metrics.tokenized(prepared.tokenization)
+        current_call.get().prepared(prepared.task.token_ids, prepared.tokenization)
         answer = backend.cache.get(model.identity, prepared.task)
         if answer is not None:
             timings = Timings(tokenization=prepared.tokenization, batch_requests=0, cached=True)

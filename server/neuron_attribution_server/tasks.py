@@ -53,6 +53,11 @@ class AttributeTask:
         """The heads whose positions are scored, in all explanations."""
         return self.rows * self.options.head_top_k * (2 if self.options.direction is Direction.BOTH else 1)
 
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it takes so long that no other task should wait for it in one batch."""
+        return self.options.exhaustive
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectTask:
@@ -78,6 +83,11 @@ class ProjectTask:
     def detailed_heads(self) -> int:
         """Nothing is explained."""
         return 0
+
+    @property
+    def runs_alone(self) -> bool:
+        """A product or two."""
+        return False
 
 
 Task = AttributeTask | ProjectTask

@@ -142,6 +142,8 @@ def worker_pool(config: ServerConfig, factories: Sequence[EngineFactory]) -> Wor
             factory,
             name=name,
             log_level=config.log_level,
+            load_timeout=config.load_timeout,
+            log_format=config.log_format,
             heartbeat_timeout=config.heartbeat_timeout,
             batch_timeout=config.batch_timeout,
         )

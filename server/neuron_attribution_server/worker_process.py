@@ -71,12 +71,12 @@ def load(settings: LoadSettings) -> Engine:
     return load_engine(settings)
 
 
-def main(connection: Connection, factory: EngineFactory, log_level: str) -> None:
+def main(connection: Connection, factory: EngineFactory, log_level: str, log_format: str) -> None:
     """Run in the worker process."""
     # A signal to the whole group (Ctrl-C, systemd) is the parent's to handle: it drains first, then closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    configure_logging(log_level)
+    configure_logging(log_level, log_format)
     batches: Batches = SimpleQueue()
     outbox = _Outbox(connection)
     threading.Thread(target=_receive, args=(connection, batches), daemon=True).start()

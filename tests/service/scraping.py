@@ -6,7 +6,7 @@ import urllib.request
 from contextlib import suppress
 
 from prometheus_client.parser import text_string_to_metric_families
-from service.servers import PATIENCE
+from service.servers import PATIENCE, eventually
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 PREFIX = "neuron_attribution_"
@@ -47,6 +47,10 @@ class Watched:
     def __call__(self, name, **labels):
         now = Scrape(self.address).value(name, **labels)
         return now - (self._before.value(name, **labels) or 0)
+
+    def reaches(self, value, name, **labels):
+        """Whether so much comes to be added: a refused caller may know before the server has counted it."""
+        return eventually(lambda: self(name, **labels) == value)
 
 
 def free_address():

@@ -15,7 +15,7 @@ from neuron_attribution.errors import ResourceExhaustedError
 from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from neuron_attribution_server.app import SERVICE
+from neuron_attribution_server.app import LIVENESS, SERVICE
 from neuron_attribution_server.process_worker import describe_exit
 from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.restarts import FIRST_BACKOFF, MOST_BACKOFF, Restarts
@@ -94,7 +94,7 @@ def strike(process, number=signal.SIGKILL):
 
 
 @contextmanager
-def watched_health(address):
+def watched_health(address, service=SERVICE):
     """The health states that Watch shows, in a list that grows."""
     seen = []
 
@@ -104,7 +104,7 @@ def watched_health(address):
                 seen.append(state.status)
 
     with grpc.insecure_channel(address) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service))
         thread = threading.Thread(target=follow, args=(watch,))
         thread.start()
         try:
@@ -130,7 +130,11 @@ def children(process):
 
 
 def test_every_call_is_answered_though_the_worker_is_killed_again_and_again():
-    with slow_server() as (process, address), watched_health(address) as seen:
+    with (
+        slow_server() as (process, address),
+        watched_health(address) as seen,
+        watched_health(address, LIVENESS) as liveness,
+    ):
         assert all_right(answers_around(address, lambda: None))
         eventually(lambda: seen == [SERVING])
         before = open_files(process), children(process)
@@ -138,6 +142,7 @@ def test_every_call_is_answered_though_the_worker_is_killed_again_and_again():
             assert all_right(answers_around(address, lambda: strike(process)))
             eventually(lambda: seen == [SERVING] + [NOT_SERVING, SERVING] * kills)  # noqa: B023 - called at once
         eventually(lambda: (open_files(process), children(process)) == before)
+        assert liveness == [SERVING], "whoever restarts what is not alive leaves this to the server"
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
@@ -190,6 +195,13 @@ def test_a_batch_that_never_ends_is_killed_and_only_its_culprit_fails():
         error = from_rpc_error(hung, address)
         assert error.reason == "WORKER_DIED"
         assert "running for 2 seconds" in error.message
+
+
+def test_a_load_that_never_ends_ends_the_server():
+    with server_process("never_make_an_engine", module="faulty_engines", load_timeout=2.0) as process:
+        _, log = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert "loading for 2 seconds (load_timeout)" in log
 
 
 def test_too_many_deaths_end_the_server():
