@@ -55,6 +55,11 @@ DEVICES = {
 REQUESTS = ((16, 10), (16, 300), (128, 10), (1024, 10))
 """Tokens and k."""
 LENGTHS = (16, 128, 1024)
+QUIET = 0.5
+"""The load of a machine up to which nothing else is taken to run."""
+BUSY = (
+    "**The machine had other work at the same time: rates are too low and ratios rough. Measure again on a quiet one.**"
+)
 
 
 def write(path: Path, part: str, text: str) -> None:
@@ -76,6 +81,7 @@ def measured(study: Study, plan: Plan) -> str:
     return "\n\n".join(
         [
             report.conditions(_conditions(study, plan)),
+            *([BUSY] if study.load > QUIET else []),
             "Modelled is what follows from sizes as in the next part, with two speeds fitted to these points: "
             f"{speed.forward / 1e9:.0f} GFLOP/s in the forward pass, {speed.rows / 1e9:.0f} in products with the "
             "vocabulary (of the short prompts). Times are of one request, its share of the batch.",
@@ -193,6 +199,7 @@ def _conditions(study: Study, plan: Plan) -> dict[str, object]:
         "machine": f"{_processor()}, {os.cpu_count()} cores; {THREADS} threads a server; callers on the same machine",
         "callers": f"{CALLERS} a server, each asking again once answered; every prompt another, no cache",
         "rounds": f"{plan.rounds} of {plan.seconds:g} s a point, the points taking turns; median (least to most)",
+        "load of the machine at the start": f"{study.load:.2f}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 

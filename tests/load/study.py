@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class Study:
     """What was found."""
 
     info: ModelInfo
+    load: float
+    """What the machine had to do besides: the processes that wanted to run, on average of the minute before."""
     lengths: list[Point]
     counts: list[Point]
     shapes: list[Point]
@@ -50,6 +53,7 @@ class Study:
 
 def study(plan: Plan, mix: Mix, generator: np.random.Generator) -> Study:
     """Measure everything."""
+    load = os.getloadavg()[0]
     with served("--threads", str(THREADS)) as (demo, info):
         base = Point(f"{SHORT} tokens, k = 10", [demo], SHORT)
         counts = [Point(f"{SHORT} tokens, k = {k}", [demo], SHORT, k) for k in plan.counts if k != base.k]
@@ -57,7 +61,7 @@ def study(plan: Plan, mix: Mix, generator: np.random.Generator) -> Study:
         measure([base, *counts, *lengths], plan.rounds, plan.seconds, mix.prose, generator)
         shapes = _by_shape(plan, demo, mix, generator)
         steps = _search(plan, demo, mix, generator)
-    return Study(info, [base, *lengths], [base, *counts], shapes, _by_replicas(plan, mix, generator), steps)
+    return Study(info, load, [base, *lengths], [base, *counts], shapes, _by_replicas(plan, mix, generator), steps)
 
 
 def _by_shape(plan: Plan, demo: Server, mix: Mix, generator: np.random.Generator) -> list[Point]:

@@ -1,5 +1,6 @@
 """docs/capacity.md: what is measured for it, what it is modelled from, and that its tables are the present ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_the_measured_part_tells_what_was_found():
     info = type(
         "Info", (), {"sizes": DEMO, "model": type("M", (), {"name": "demo", "dtype": "float32"}), "device": "cpu"}
     )
-    found = Study(info, [first, longer], [first, more], [first], [first, longer], steps)
+    found = Study(info, 0.5, [first, longer], [first, more], [first], [first, longer], steps)
     text = page.measured(found, Plan(20, 2, Bounds(5, 0.01)))
     assert "| 64 tokens, k = 10 | 1.75 (1.00 to 2.50) | 0.56 | 100 ms |" in text
     assert "| 16 tokens, k = 300 | 1.00 (1.00 to 1.00) | 0.38 | 100 ms |" in text
@@ -100,6 +101,8 @@ def test_the_measured_part_tells_what_was_found():
     assert "| 134 M | 100 MiB |" in text
     assert "Capacity: **1.50 calls a second** with p99 within 5.00 s" in text
     assert "2 of 20 s a point" in text
+    assert page.BUSY not in text
+    assert page.BUSY in page.measured(replace(found, load=3.0), Plan(20, 2, Bounds(5, 0.01)))
 
 
 def point(label, of, rates, tokens, k):
