@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := client server protos tests
+SOURCES := client server protos tests deploy
 # The server and nothing else, for the bill of materials.
 SERVER_VENV := .venv-server
 
-.PHONY: demo test benchmark verify soak format audit release clean
+.PHONY: demo test benchmark verify architectures soak load format audit release clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -26,10 +26,18 @@ benchmark: $(VENV)/benchmark-installed
 verify: $(VENV)/server-installed
 	PYTHONPATH=tests $(BIN)/python -m verify $(VERIFY)
 
+# docs/architectures.md, from a run of every supported family
+architectures: $(VENV)/test-installed
+	PYTHONPATH=tests $(BIN)/python -m families_page
+
 # Long runs against a real server: make soak SOAK='mixed --minutes 20', SOAK=kill_worker, SOAK=overload or SOAK=fuzz
 SOAK ?= mixed
 soak: $(VENV)/test-installed
 	cd tests && ../$(BIN)/python -m soak.$(SOAK)
+
+# What callers see under load, and how much a server can take: make load LOAD='--rate 5 --seconds 60 --plot load.svg'
+load: $(VENV)/test-installed
+	PYTHONPATH=tests $(BIN)/python -m load $(LOAD)
 
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix $(SOURCES)

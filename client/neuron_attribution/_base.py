@@ -11,6 +11,7 @@ from neuron_attribution import _calls
 from neuron_attribution.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, Connection, Pem
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.status import from_rpc_error
+from neuron_attribution.tracing import trace_metadata
 
 Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
 
@@ -39,6 +40,9 @@ class BaseClient(ABC, Generic[Channel]):
     @abstractmethod
     def _open(self) -> Channel:
         """The channel calls go through."""
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._connection.metadata + trace_metadata()
 
     def _deadline(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

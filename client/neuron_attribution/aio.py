@@ -49,7 +49,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         what is not answered. What the items' iterable raises is raised once all before it is answered.
         """
         sending = AsyncRequestStream(requests)
-        call = self._stub.AttributeStream(aiter(sending), timeout=timeout, metadata=self._connection.metadata)
+        call = self._stub.AttributeStream(aiter(sending), timeout=timeout, metadata=self._metadata())
         try:
             async for response in call:
                 sending.answered()
@@ -104,7 +104,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         method = getattr(self._stub, call.method)
         deadline = self._deadline(timeout)
         try:
-            response = await method(call.request, timeout=deadline, metadata=self._connection.metadata)
+            response = await method(call.request, timeout=deadline, metadata=self._metadata())
         except grpc.RpcError as error:
             raise self._error(error) from error
         return call.read(response)

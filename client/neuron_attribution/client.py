@@ -49,7 +49,7 @@ class Client(BaseClient[grpc.Channel]):
         what is not answered. What the items' iterable raises is raised once all before it is answered.
         """
         sending = RequestStream(requests)
-        call = self._stub.AttributeStream(iter(sending), timeout=timeout, metadata=self._connection.metadata)
+        call = self._stub.AttributeStream(iter(sending), timeout=timeout, metadata=self._metadata())
         try:
             for response in call:
                 sending.answered()
@@ -103,7 +103,7 @@ class Client(BaseClient[grpc.Channel]):
         method = getattr(self._stub, call.method)
         deadline = self._deadline(timeout)
         try:
-            response = method(call.request, timeout=deadline, metadata=self._connection.metadata)
+            response = method(call.request, timeout=deadline, metadata=self._metadata())
         except grpc.RpcError as error:
             raise self._error(error) from error
         return call.read(response)

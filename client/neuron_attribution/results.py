@@ -258,8 +258,11 @@ class ModelSizes:
     key_value_heads: int
     head_size: int
     ffn_width: int
+    """Of the network that every token passes through; zero where there are only routed experts."""
     hidden_size: int
     vocabulary: int
+    experts: int = 0
+    expert_width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +285,7 @@ class Limits:
     tenant_share: float
     request_bytes: int
     stream_window: int
+    exhaustive_scores: int
 
 
 @dataclass(frozen=True, slots=True)

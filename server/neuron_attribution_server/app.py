@@ -7,25 +7,41 @@ import logging
 import signal
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from neuron_attribution.errors import UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2, neuron_attribution_pb2_grpc
 
 from neuron_attribution_server.authentication import AuthenticationInterceptor, token_file
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.credentials import server_credentials
+from neuron_attribution_server.batch_observer import BatchObserver
+from neuron_attribution_server.call_interceptor import CallInterceptor
+from neuron_attribution_server.config import ConfigurationError, ServerConfig
+from neuron_attribution_server.credentials import server_certificate
 from neuron_attribution_server.interceptors import ErrorInterceptor
+from neuron_attribution_server.live_metrics import LiveMetrics, Loaded
+from neuron_attribution_server.metrics import Metrics
+from neuron_attribution_server.metrics_endpoint import MetricsEndpoint
 from neuron_attribution_server.result_cache import ResultCache
+from neuron_attribution_server.rpc_metrics import RpcMetrics
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import ServedModel
 from neuron_attribution_server.servicer import AttributionServicer, Backend
 from neuron_attribution_server.worker import ModelLoadError, Worker
 
-SERVICE = neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"].full_name
+if TYPE_CHECKING:
+    from neuron_attribution_server.tracing import Tracing
+
+SERVICES = (
+    neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"],
+    health_pb2.DESCRIPTOR.services_by_name["Health"],
+    reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
+)
+SERVICE = SERVICES[0].full_name
+LIVENESS = "liveness"
+"""The name that health answers SERVING for as long as it answers at all: without a model, and while draining."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _LEAST_PING_MILLISECONDS = 10_000  # clients ping every 30 seconds; a lower bound above that would cut them off
@@ -44,15 +60,25 @@ class Application:
         self._worker = worker
         self._servicer = AttributionServicer(config.maximum_message_bytes, config.stream_window)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # unknown to the stubs
-        self._credentials = server_credentials(config)
+        certificate = server_certificate(config)
+        self._credentials = None if certificate is None else certificate.credentials
         self._tokens = None if config.token_file is None else token_file(config.token_file)
         self._server: grpc.aio.Server | None = None
         self._health_server: grpc.aio.Server | None = None
         self._running: list[asyncio.Task[None]] = []
+        self._metrics = Metrics()
+        self._tracing = _tracing(config)
+        self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, SERVICES), self._tracing)
+        expiry = None if certificate is None else certificate.expiry
+        self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry)
+        self._metrics.registry.register(self._live)
+        self._metrics_endpoint: MetricsEndpoint | None = None
         self.address = ""
         """HOST:PORT that is listened on, once started."""
         self.health_address = ""
         """HOST:PORT of the health port, once started, if there is one."""
+        self.metrics_address = ""
+        """HOST:PORT of the metrics, once started, if they are served."""
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; return the exit status: 0 after a signal, 1 after a failure."""
@@ -72,10 +98,13 @@ class Application:
         _log.info("configuration: %s", self._config)
         # The stock servicer starts as SERVING.
         await self._set_health(_NOT_SERVING)
+        await self._health.set(LIVENESS, _SERVING)
         if self._tokens is not None and self._credentials is None:
             _log.warning("tokens are asked for without TLS: they cross the network for anyone on it to read")
         self._server = self._build_server()
         self.address = _listen(self._server, self._config.listen, self._credentials)
+        if self._config.metrics_listen is not None:
+            self._serve_metrics(self._config.metrics_listen)
         if self._config.health_listen is not None:
             await self._start_health_server(self._config.health_listen)
         await self._server.start()
@@ -84,14 +113,16 @@ class Application:
         """Load the model and serve. Raises ModelLoadError."""
         facts = await self._worker.start()
         model = await asyncio.to_thread(ServedModel, facts, self._config.limits(facts.maximum_tokens))
-        scheduler = Scheduler(self._worker, self._config, facts.memory)
-        self._servicer.open(Backend(model, scheduler, ResultCache(self._config.cache_bytes)))
+        scheduler = Scheduler(self._worker, self._config, facts.memory, BatchObserver(self._metrics, self._tracing))
+        cache = ResultCache(self._config.cache_bytes)
+        self._servicer.open(Backend(model, scheduler, cache))
+        self._live.loaded = Loaded(facts, scheduler.queue, cache)
         await self._set_health(_SERVING)
         self._running = [asyncio.create_task(scheduler.run()), asyncio.create_task(self._follow_worker())]
 
     async def stop(self) -> None:
         """Refuse new calls, let running ones finish within the grace, and end the worker."""
-        await self._health.enter_graceful_shutdown()
+        await self._drain()
         if self._server is not None:
             await self._server.stop(self._config.grace)
         if self._health_server is not None:
@@ -101,6 +132,10 @@ class Application:
             with suppress(asyncio.CancelledError):
                 await task
         await self._worker.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
+        if self._metrics_endpoint is not None:
+            await asyncio.to_thread(self._metrics_endpoint.close)
 
     async def _run(self, stopping: asyncio.Event) -> int:
         await self.start()
@@ -118,7 +153,7 @@ class Application:
         if ended.done():
             return self._give_up()
         # Until its endpoint is gone everywhere, callers still come to this server.
-        await self._health.enter_graceful_shutdown()
+        await self._drain()
         await asyncio.wait((ended,), timeout=self._config.drain_delay)
         ended.cancel()
         return 0
@@ -138,18 +173,26 @@ class Application:
         return server
 
     async def _start_health_server(self, listen: str) -> None:
-        self._health_server = grpc.aio.server(options=self._options())
+        self._health_server = grpc.aio.server(interceptors=(self._calls,), options=self._options())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
         self.health_address = _listen(self._health_server, listen, None)
         await self._health_server.start()
         _log.info("health without TLS on %s", self.health_address)
 
+    def _serve_metrics(self, listen: str) -> None:
+        try:
+            self._metrics_endpoint = MetricsEndpoint(self._metrics.registry, listen)
+        except OSError as error:
+            raise _ListenError(f"cannot serve metrics on {listen}: {error.strerror}") from None
+        self.metrics_address = self._metrics_endpoint.address
+        _log.info("metrics on http://%s/metrics", self.metrics_address)
+
     def _interceptors(self) -> tuple[grpc.aio.ServerInterceptor[Any, Any], ...]:
         if self._tokens is None:
-            return (ErrorInterceptor(),)
+            return self._calls, ErrorInterceptor()
         opened = {health.SERVICE_NAME: self._config.open_health, reflection.SERVICE_NAME: self._config.open_reflection}
         open_services = [name for name, is_open in opened.items() if is_open]
-        return AuthenticationInterceptor(self._tokens, open_services), ErrorInterceptor()
+        return self._calls, AuthenticationInterceptor(self._tokens, open_services), ErrorInterceptor()
 
     def _options(self) -> tuple[tuple[str, int], ...]:
         return (
@@ -172,9 +215,15 @@ class Application:
             shown = self._worker.is_live
             await self._set_health(_SERVING if shown else _NOT_SERVING)
 
+    async def _drain(self) -> None:
+        """Say NOT_SERVING for good, whatever the worker does."""
+        self._live.draining = True
+        await self._set_health(_NOT_SERVING)
+
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        self._live.serving = status == _SERVING
         for service in ("", SERVICE):
-            await self._health.set(service, status)
+            await self._health.set(service, _NOT_SERVING if self._live.draining else status)
 
 
 def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
@@ -186,6 +235,20 @@ def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCrede
         return f"{host}:{server.add_secure_port(address, credentials)}"
     except RuntimeError as error:
         raise _ListenError(f"cannot listen on {address}: {error}") from None
+
+
+def _tracing(config: ServerConfig) -> Tracing | None:
+    """What sends traces, if they are asked for; OpenTelemetry is an extra."""
+    if config.trace_endpoint is None:
+        return None
+    try:
+        from neuron_attribution_server.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"trace_endpoint needs {error.name}, which is not installed: "
+            "pip install 'neuron-attribution[server,tracing]'"
+        ) from None
+    return Tracing(config.trace_endpoint, config.trace_ratio)
 
 
 class _ListenError(Exception):

@@ -12,8 +12,9 @@ import grpc
 from neuron_attribution.errors import UnauthenticatedError
 from neuron_attribution.status import public_message, status_code, trailing_metadata
 
+from neuron_attribution_server.calls import REQUEST_ID_KEY, current_call
 from neuron_attribution_server.config import ConfigurationError
-from neuron_attribution_server.interceptors import REQUEST_ID_KEY, Context, Handler, request_id
+from neuron_attribution_server.interceptors import Context, Handler
 from neuron_attribution_server.reloading import Reloaded
 from neuron_attribution_server.tenants import current_tenant
 from neuron_attribution_server.tokens import TokenLineError, TokenTable, parse_tokens
@@ -51,7 +52,9 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[typ
             # The call runs in this task, so whatever handles it finds its tenant.
             current_tenant.set(self._tenant(metadata))
         except UnauthenticatedError as error:
-            return _refusal(error, request_id(metadata))
+            call = current_call.get()
+            call.failed(error)
+            return _refusal(error, call.request_id)
         return await continuation(handler_call_details)
 
     def _tenant(self, metadata: Any) -> str:  # noqa: ANN401 - gRPC's metadata, a tuple of pairs

@@ -23,6 +23,7 @@ class BatchLimits:
         """Whether the tasks may run together."""
         return (
             len(tasks) <= self.requests
+            and (len(tasks) == 1 or not any(task.runs_alone for task in tasks))
             and padded_tokens(tasks) <= self.tokens
             and self.memory.batch(tasks) <= self.memory.available
         )

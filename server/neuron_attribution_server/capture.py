@@ -1,7 +1,8 @@
 """One forward pass with everything that scoring needs recorded, without patching the model.
 
 The model's own fused attention runs; beside it only the attention rows of the explained positions are computed, so that
-no [positions, positions] matrix exists. Batches are padded on the right, which a causal model never sees.
+no [positions, positions] matrix exists (but where attention has soft-caps or sinks, which fused attention has not, and
+where a model's attention cannot be replaced). Batches are padded on the right, which a causal model never sees.
 
 On a CPU a sequence goes through a batch bit for bit as it goes alone. Matrix products round each row alike whatever
 the number of rows, but for a handful of rows; fused attention does not, so that each sequence attends by itself.
@@ -9,120 +10,91 @@ the number of rows, but for a handful of rows; fused attention does not, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AttentionInterface
+from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from neuron_attribution_server.architectures.feed_forward import Routing
+from neuron_attribution_server.architectures.layer_view import LayerView
 from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.architectures.norms import NormView, WriteView
+from neuron_attribution_server.attention import attend
+from neuron_attribution_server.captured import CapturedStates, ExplainedRows
 
 ATTENTION_KEY = "neuron_attribution"
 SMALLEST_PASS = 16
 """Positions in the smallest pass: products of fewer than 12 rows rounded otherwise (MKL 2024.2 with AVX-512)."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExplainedRows:
-    """Which positions of which sequences are explained: `sequences` [E], ascending, and `positions` [E]."""
-
-    sequences: Tensor
-    positions: Tensor
-    spans: tuple[tuple[int, slice], ...]
-    """Each explained sequence and where its rows are."""
-
-    @classmethod
-    def from_counts(cls, positions: Sequence[Sequence[int]], device: torch.device) -> ExplainedRows:
-        """The rows of `positions[b]` of each sequence b."""
-        ends = list(accumulate(len(row) for row in positions))
-        starts = [end - len(row) for end, row in zip(ends, positions, strict=True)]
-        spans = tuple((b, slice(start, end)) for b, (start, end) in enumerate(zip(starts, ends, strict=True)))
-        sequences = [b for b, row in enumerate(positions) for _ in row]
-        flat = [position for row in positions for position in row]
-        return cls(_on_device(sequences, device), _on_device(flat, device), spans)
-
-    def of(self, states: Tensor) -> Tensor:
-        """The explained rows [E, ...] of states [sequences, positions, ...]."""
-        return states[self.sequences, self.positions]
-
-
-@dataclass(slots=True, eq=False)
-class CapturedStates:
-    """What one forward pass went through, per layer, in the model's dtype.
-
-    B sequences, T padded positions, E explained rows, H heads, K key/value heads, D head size, N FFN width, d hidden
-    size.
-    """
-
-    rows: ExplainedRows
-    lengths: tuple[int, ...]
-    """Tokens of each sequence."""
-    inputs: list[Tensor] = field(default_factory=list)
-    """x_l [B, T, d], then x_L."""
-    attention_writes: list[Tensor] = field(default_factory=list)
-    """A_l [B, T, d]."""
-    ffn_writes: list[Tensor] = field(default_factory=list)
-    """F_l [B, T, d]."""
-    head_outputs: list[Tensor] = field(default_factory=list)
-    """The input of attention's output projection at the explained rows, [E, H * D]."""
-    coefficients: list[Tensor] = field(default_factory=list)
-    """The input of the FFN's output projection at the explained rows, [E, N]."""
-    values: list[Tensor] = field(default_factory=list)
-    """Value vectors [B, K, T, D]."""
-    attention_rows: list[Tensor] = field(default_factory=list)
-    """Attention weights from the explained rows, [E, H, T], float32; zero where the row may not look."""
-
-    def record_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
-    ) -> None:
-        """Keep the values and the explained rows' attention weights."""
-        self.values.append(value)
-        scaling = scaling or query.shape[-1] ** -0.5
-        self.attention_rows.append(_attention_rows(self.rows, self.lengths, query, key, mask, scaling))
-
-
 _RECORDING: ContextVar[CapturedStates | None] = ContextVar("recording", default=None)
 
+Hook = Callable[..., Any]
 
-def prepare_model(model: PreTrainedModel) -> None:
-    """Make the model's attention recordable. Without the mask under the same key causality would be lost in silence."""
+
+def prepare_model(view: ModelView) -> None:
+    """Make the model's attention and experts recordable.
+
+    Without the mask under the same key causality would be lost in silence.
+    """
     AttentionInterface.register(ATTENTION_KEY, _recordable_attention)
     AttentionMaskInterface.register(ATTENTION_KEY, sdpa_mask)
-    model.set_attn_implementation(ATTENTION_KEY)
+    ExpertsInterface.register(ATTENTION_KEY, _recordable_experts)
+    set_recordable(view)
+
+
+def set_recordable(view: ModelView) -> None:
+    """Put the recordable attention and experts in."""
+    if view.spec.uses_attention_interface:
+        view.model.set_attn_implementation(ATTENTION_KEY)
+    else:
+        view.model.config._attn_implementation = "eager"  # such models refuse to be told by the method above
+    if view.sizes.experts:
+        view.model.set_experts_implementation(ATTENTION_KEY)
+
+
+def set_plain(view: ModelView) -> None:
+    """Put transformers' plain attention and experts in, which share nothing with the recording."""
+    if view.spec.uses_attention_interface:
+        view.model.set_attn_implementation("eager")
+    if view.sizes.experts:
+        view.model.set_experts_implementation("eager")
 
 
 def capture(view: ModelView, sequences: Sequence[Sequence[int]], rows: ExplainedRows) -> CapturedStates:
     """Run the model on token ids and return what it went through. The unembedding is left to scoring."""
-    states = CapturedStates(rows, tuple(len(sequence) for sequence in sequences))
+    tokens = _padded(sequences, view.device)
+    lengths = tuple(len(sequence) for sequence in sequences)
+    states = CapturedStates(rows, lengths, tuple(tokens.shape), copies=view.spec.adds_in_place)
+    wanted = {} if view.spec.uses_attention_interface else {"output_attentions": True}
     with torch.inference_mode(), _recording(view, states):
-        view.model.base_model(input_ids=_padded(sequences, view.device), use_cache=False)
+        view.model.base_model(input_ids=tokens, use_cache=False, **wanted)
+        _add_routed_coefficients(view, states)
     return states
 
 
 def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Token ids [B, T], padded on the right with id 0: a causal model never looks there."""
     length = max(*map(len, sequences), -(-SMALLEST_PASS // len(sequences)))
-    return _on_device([[*sequence, *[0] * (length - len(sequence))] for sequence in sequences], device)
-
-
-def _on_device(ids: Sequence[Any], device: torch.device) -> Tensor:
-    """Ids as a tensor. From pinned memory a GPU fetches them by itself, while the next kernels are being launched."""
-    tensor = torch.tensor(ids)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    ids = torch.tensor([[*sequence, *[0] * (length - len(sequence))] for sequence in sequences])
+    return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids
 
 
 @contextmanager
 def _recording(view: ModelView, states: CapturedStates) -> Iterator[None]:
     token = _RECORDING.set(states)
-    handles = _hooks(view, states)
+    handles: list[Any] = []
     try:
+        for module, before, after in _hooks(view, states):
+            if before is not None:
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            if after is not None:
+                handles.append(module.register_forward_hook(after))
         yield
     finally:
         _RECORDING.reset(token)
@@ -130,32 +102,113 @@ def _recording(view: ModelView, states: CapturedStates) -> Iterator[None]:
             handle.remove()
 
 
-def _hooks(view: ModelView, states: CapturedStates) -> list[Any]:
-    handles: list[Any] = [view.final_norm_module.register_forward_pre_hook(_input_to(states.inputs), with_kwargs=True)]
-    for layer in view.layers:
-        handles += [
-            layer.module.register_forward_pre_hook(_input_to(states.inputs), with_kwargs=True),
-            layer.attention_output.register_forward_pre_hook(
-                _input_to(states.head_outputs, states.rows), with_kwargs=True
-            ),
-            layer.attention_output.register_forward_hook(_output_to(states.attention_writes)),
-            layer.ffn_output.register_forward_pre_hook(_input_to(states.coefficients, states.rows), with_kwargs=True),
-            layer.ffn_output.register_forward_hook(_output_to(states.ffn_writes)),
-        ]
-    return handles
+def _hooks(view: ModelView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook | None, Hook | None]]:
+    """Each module to record at, and what to do before and after it runs."""
+    yield view.final_norm_module, _final_to(states.inputs, len(view.layers)), None
+    for number, layer in enumerate(view.layers):
+        yield layer.module, _input_to(states.inputs), None
+        yield layer.attention_output, _rows_to(states.head_outputs, states), None
+        yield from _write_hooks(layer.attention_write, [layer.attention_write_module], states, states.attention_writes)
+        yield from _write_hooks(layer.ffn_write, layer.ffn_write_modules, states, states.ffn_writes)
+        yield from _scale_hooks(layer, states)
+        if layer.ffn.experts is not None:
+            states.experts[layer.ffn.experts.module] = number
+            states.coefficients.append(torch.empty(0))
+        elif layer.ffn.dense is not None:
+            yield layer.ffn.dense.output, _numbered_rows_to(states.coefficients, number, states), None
+        if layer.attention_weights_module is not None:
+            yield layer.value_module, None, _values_to(states, layer)
+            yield layer.attention_weights_module, None, _weights_to(states)
 
 
-def _input_to(destination: list[Tensor], rows: ExplainedRows | None = None) -> Any:  # noqa: ANN401
+def _write_hooks(
+    write: WriteView, modules: Sequence[nn.Module], states: CapturedStates, destination: list[Tensor]
+) -> Iterator[tuple[nn.Module, None, Hook]]:
+    """What is written is the sum of what the modules return, times the multiplier."""
+    for place, module in enumerate(modules):
+        yield module, None, _output_to(destination, write.multiplier, states, added=place > 0)
+
+
+def _scale_hooks(layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook, None]]:
+    """The scales of norms between a block and the residual stream, at every position."""
+    if layer.attention_write.norm is not None:
+        yield layer.attention_write_module, _scale_to(states.attention_scales, layer.attention_write.norm), None
+    if layer.ffn_write.norm is not None:
+        yield layer.ffn_write_modules[0], _scale_to(states.ffn_scales, layer.ffn_write.norm), None
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    states: Tensor = args[0] if args else kwargs["hidden_states"]
+    return states
+
+
+def _input_to(destination: list[Tensor]) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states = args[0] if args else kwargs["hidden_states"]
-        destination.append(states if rows is None else rows.of(states))
+        destination.append(_first(args, kwargs))
 
     return hook
 
 
-def _output_to(destination: list[Tensor]) -> Any:  # noqa: ANN401
+def _final_to(inputs: list[Tensor], layers: int) -> Hook:
+    """The input of the final norm after the last layer: some models norm the embedding with it as well."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(inputs) == layers:
+            inputs.append(_first(args, kwargs))
+
+    return hook
+
+
+def _rows_to(destination: list[Tensor], states: CapturedStates) -> Hook:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        destination.append(states.rows.of(states.by_position(_first(args, kwargs))))
+
+    return hook
+
+
+def _numbered_rows_to(destination: list[Tensor], number: int, states: CapturedStates) -> Hook:
+    destination.append(torch.empty(0))
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        destination[number] = states.rows.of(states.by_position(_first(args, kwargs)))
+
+    return hook
+
+
+def _scale_to(destination: list[Tensor], norm: NormView) -> Hook:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        destination.append(norm.scale(_first(args, kwargs).float()))
+
+    return hook
+
+
+def _output_to(destination: list[Tensor], multiplier: float, states: CapturedStates, *, added: bool) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401 - a tensor, or the first
+        written: Tensor = states.by_position(output if isinstance(output, Tensor) else output[0])
+        if multiplier != 1:
+            written = written * multiplier
+        elif states.copies:
+            written = written.clone()
+        if added:
+            destination[-1] = destination[-1] + written
+        else:
+            destination.append(written)
+
+    return hook
+
+
+def _values_to(states: CapturedStates, layer: LayerView) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        destination.append(output)
+        states.values.append(layer.values_of(output))
+
+    return hook
+
+
+def _weights_to(states: CapturedStates) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
+        weights = output[1].transpose(1, 2)[states.rows.sequences, states.rows.positions]
+        states.attention_rows.append(weights.float())
+        return (output[0], None, *output[2:])  # or the model would keep every layer's
 
     return hook
 
@@ -171,45 +224,41 @@ def _recordable_attention(
 ) -> tuple[Tensor, None]:
     states = _RECORDING.get()
     if states is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    states.record_attention(query, key, value, attention_mask, scaling)
+        return attend(module, query, key, value, attention_mask, scaling, **kwargs), None
+    states.record_attention(query, key, value, attention_mask, scaling, **kwargs)
     if query.device.type != "cpu" or states.lengths == (query.shape[2],):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    output = query.new_zeros(query.transpose(1, 2).shape)
+        return attend(module, query, key, value, attention_mask, scaling, **kwargs), None
+    output = query.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[3])
     mask = None if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1)
     for sequence, length in enumerate(states.lengths):
         one = slice(sequence, sequence + 1)
-        output[one, :length], _ = sdpa_attention_forward(
+        output[one, :length] = attend(
             module,
             query[one, :, :length],
             key[one, :, :length],
             value[one, :, :length],
             None if mask is None else mask[one, :, :length, :length],
-            scaling=scaling,
+            scaling,
             **kwargs,
         )
     return output, None
 
 
-def _attention_rows(
-    rows: ExplainedRows, lengths: Sequence[int], query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
-) -> Tensor:
-    """Attention weights [E, H, T] of the explained rows from query [B, H, T, D] and key [B, K, T, D]."""
-    heads, key_value_heads, total = query.shape[1], key.shape[1], key.shape[2]
-    queries = query.transpose(1, 2)[rows.sequences, rows.positions].float()
-    grouped = queries.unflatten(1, (key_value_heads, heads // key_value_heads))
-    allowed = _allowed(rows, mask, total)
-    weights = torch.zeros(len(queries), heads, total, device=query.device)
-    for (sequence, mine), length in zip(rows.spans, lengths, strict=True):
-        logits = (grouped[mine] @ key[sequence, :, :length].float().transpose(1, 2) * scaling).flatten(1, 2)
-        weights[mine, :, :length] = logits.masked_fill_(~allowed[mine, :, :length], -torch.inf).softmax(-1)
-    return weights
+def _recordable_experts(module: Any, hidden_states: Tensor, indices: Tensor, weights: Tensor) -> Tensor:  # noqa: ANN401
+    """The experts' own computation; where tokens go is recorded."""
+    states = _RECORDING.get()
+    if states is not None:
+        routing = Routing(states.by_position(indices), states.by_position(weights))
+        states.routings[states.experts[module]] = routing
+    if hidden_states.device.type == "cuda":
+        output: Tensor = grouped_mm_experts_forward(module, hidden_states, indices, weights)
+    else:
+        output = type(module).forward.__wrapped__(module, hidden_states, indices, weights)
+    return output
 
 
-def _allowed(rows: ExplainedRows, mask: Tensor | None, length: int) -> Tensor:
-    """Where each explained row may look, [E, 1 or H, T]. No mask means that SDPA was told to be causal."""
-    if mask is None:
-        return torch.arange(length, device=rows.positions.device) <= rows.positions[:, None, None]
-    every = mask.expand(len(rows.spans), -1, -1, -1)
-    visible: Tensor = every[rows.sequences, :, rows.positions]
-    return visible if visible.dtype == torch.bool else visible == 0
+def _add_routed_coefficients(view: ModelView, states: CapturedStates) -> None:
+    """The coefficients of layers with experts, at the explained rows: transformers has no module that takes them in."""
+    at = (states.rows.sequences, states.rows.positions)
+    for number in states.routings:
+        states.coefficients[number] = states.ffn_coefficients(view, number, at)

@@ -36,14 +36,22 @@ def check_head(head: Head | AttentionNeuron, field: str, sizes: ModelSizes) -> N
 def _check_neuron(neuron: Neuron, field: str, sizes: ModelSizes) -> None:
     if isinstance(neuron, FfnNeuron):
         _check_index(neuron.layer, sizes.layers, f"{field}.ffn.layer", "layer")
-        _check_index(neuron.index, sizes.ffn_width, f"{field}.ffn.index", "FFN neuron")
+        _check_ffn_index(neuron, f"{field}.ffn", sizes)
     else:
         check_head(neuron, f"{field}.attention", sizes)
         _check_index(neuron.index, sizes.head_size, f"{field}.attention.index", "attention neuron")
 
 
+def _check_ffn_index(neuron: FfnNeuron, field: str, sizes: ModelSizes) -> None:
+    """The widths are those of the widest layers; the engine knows each layer's own."""
+    if neuron.expert is None:
+        _check_index(neuron.index, sizes.ffn_width, f"{field}.index", "FFN neuron")
+    else:
+        _check_index(neuron.expert, sizes.experts, f"{field}.expert", "expert")
+        _check_index(neuron.index, sizes.expert_width, f"{field}.index", "FFN neuron")
+
+
 def _check_index(value: int, count: int, field: str, noun: str) -> None:
     if not 0 <= value < count:
-        raise InvalidArgumentError.of(
-            field, f"{noun} {value} does not exist; valid are 0 to {count - 1}", reason="OUT_OF_RANGE"
-        )
+        valid = f"valid are 0 to {count - 1}" if count else "this model has none"
+        raise InvalidArgumentError.of(field, f"{noun} {value} does not exist; {valid}", reason="OUT_OF_RANGE")

@@ -13,6 +13,7 @@ from typing import Any
 from neuron_attribution.cli.main import client_variables
 
 from neuron_attribution_server.app import Application
+from neuron_attribution_server.calls import call_ids
 from neuron_attribution_server.config import ConfigurationError, ServerConfig, environment_name, flag_name, read_config
 from neuron_attribution_server.environment import check_environment
 from neuron_attribution_server.logs import configure_logging
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _application(config: ServerConfig) -> Application:
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, config.log_format, call_ids)
     return Application(config, worker_pool(config, [partial(load, settings) for settings in config.load_settings]))
 
 

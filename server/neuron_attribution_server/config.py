@@ -27,6 +27,8 @@ class LoadSettings:
     dtype: str = "auto"
     device: str = "auto"
     threads: int | None = None
+    trust_remote_code: bool = False
+    pickled_weights: bool = False
 
 
 def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
@@ -92,10 +94,20 @@ class ServerConfig:
     dtype: str = _setting(_one_of("auto", "float32", "float16", "bfloat16"), "the type of the weights", "auto")
     device: str = _setting(_matching(_DEVICES, "auto, cpu, cuda, cuda:N or cuda:N,cuda:M"), "where it runs", "auto")
     threads: int | None = _setting(_number(int, 1, 4096), "CPU threads of the model (default: PyTorch's choice)", None)
+    trust_remote_code: bool = _setting(_switch, "whether code that comes with the model may run here", False)
+    pickled_weights: bool = _setting(
+        _switch, "whether weights may be pickles, which can run code, where there are no safetensors", False
+    )
     listen: str = _setting(_listen_address, "HOST:PORT to listen on; port 0 takes any free one", "localhost:50051")
     maximum_tokens: int = _setting(_count, "tokens per request, at most the model's own maximum", 4096)
     maximum_top_k: int = _setting(_count, "the largest top_k, projection_top_k and query_sources", 1000)
     maximum_explained_tokens: int = _setting(_count, "explained tokens per request", 128)
+    maximum_exhaustive_scores: int = _setting(
+        _number(int, 0, 2**62),
+        "vocabulary scores that an exhaustive request may take: explained tokens x neurons, attention neurons at each "
+        "position, x vocabulary; they must fit into batch_timeout",
+        2**34,
+    )
     maximum_neurons: int = _setting(_count, "neurons named in one request", 1000)
     maximum_message_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per answer", 64 * 2**20)
     maximum_request_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per request", 4 * 2**20)
@@ -126,6 +138,9 @@ class ServerConfig:
     heartbeat_timeout: float = _setting(
         _number(float, 2, 86_400), "seconds without a sign of life after which a worker process is killed", 30.0
     )
+    load_timeout: float = _setting(
+        _number(float, 0.1, 86_400), "seconds loading the model may take before its worker process is killed", 3600.0
+    )
     batch_timeout: float = _setting(
         _number(float, 0.1, 86_400), "seconds a batch may run before its worker process is killed", 300.0
     )
@@ -152,6 +167,21 @@ class ServerConfig:
     health_listen: str | None = _setting(
         _listen_address, "HOST:PORT where health, and nothing else, is served without TLS and tokens", None
     )
+    metrics_listen: str | None = _setting(
+        _listen_address, "HOST:PORT where metrics are served over HTTP, without TLS and tokens, for Prometheus", None
+    )
+    trace_endpoint: str | None = _setting(
+        _matching(r"https?://[^\s/]+/?", "http://HOST:PORT, or https://HOST:PORT for TLS"),
+        "URL of the OpenTelemetry collector (OTLP over gRPC) that traces are sent to, such as http://localhost:4317; "
+        "without one, no traces",
+        None,
+    )
+    trace_ratio: float = _setting(
+        _number(float, 0, 1), "the part of traces that is sampled; a caller's own trace is if the caller says so", 1.0
+    )
+    log_format: str = _setting(
+        _one_of("text", "json"), "the format of log lines: text for people, json for production", "text"
+    )
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "how much is logged", "info")
 
     def __post_init__(self) -> None:
@@ -173,7 +203,18 @@ class ServerConfig:
     def load_settings(self) -> tuple[LoadSettings, ...]:
         """What the worker of each device needs to load the model."""
         devices = self.device.split(",")
-        return tuple(LoadSettings(self.model, self.revision, self.dtype, each, self.threads) for each in devices)
+        return tuple(
+            LoadSettings(
+                self.model,
+                self.revision,
+                self.dtype,
+                each,
+                self.threads,
+                self.trust_remote_code,
+                self.pickled_weights,
+            )
+            for each in devices
+        )
 
     def limits(self, model_tokens: int) -> Limits:
         """What the service accepts, for a model of at most `model_tokens` positions."""
@@ -181,6 +222,7 @@ class ServerConfig:
             tokens=min(self.maximum_tokens, model_tokens),
             top_k=self.maximum_top_k,
             explained_tokens=self.maximum_explained_tokens,
+            exhaustive_scores=self.maximum_exhaustive_scores,
             neurons=self.maximum_neurons,
             message_bytes=self.maximum_message_bytes,
             queued_requests=self.queued_requests,

@@ -3,43 +3,68 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import grpc
+from cryptography import x509
 
 from neuron_attribution_server.config import ConfigurationError, ServerConfig
 from neuron_attribution_server.reloading import Reloaded
 
 
-def server_credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
-    """Credentials whose files are looked at before each handshake; connections that stand are left alone.
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What the PEM files hold, and when the certificate expires, in seconds since 1970."""
 
-    None without a certificate. Raises ConfigurationError for files that cannot be used.
+    configuration: grpc.ServerCertificateConfiguration
+    expiry: float
+
+
+class ServerCertificate:
+    """A certificate whose files are looked at before each handshake; connections that stand are left alone.
+
+    Raises ConfigurationError for files that cannot be used.
     """
-    certificate, key, authority = config.tls_certificate, config.tls_key, config.tls_client_authority
-    if certificate is None or key is None:
+
+    def __init__(self, certificate: str, key: str, authority: str | None) -> None:
+        paths = [path for path in (certificate, key, authority) if path is not None]
+        self._files = Reloaded(paths, partial(_read, certificate, key, authority))
+        self._given = self._files.value
+        self.credentials = grpc.dynamic_ssl_server_credentials(
+            self._given.configuration,
+            self._changed,  # type: ignore[arg-type]  # the stubs do not know that None means no change
+            require_client_authentication=authority is not None,
+        )
+
+    def expiry(self) -> float:
+        """When the certificate that the next handshake uses expires, in seconds since 1970."""
+        self._files.refresh()
+        return self._files.value.expiry
+
+    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+        self._files.refresh()
+        if self._files.value is self._given:
+            return None
+        self._given = self._files.value
+        return self._given.configuration
+
+
+def server_certificate(config: ServerConfig) -> ServerCertificate | None:
+    """The certificate that the settings name, if any. Raises ConfigurationError."""
+    if config.tls_certificate is None or config.tls_key is None:
         return None
-    paths = [path for path in (certificate, key, authority) if path is not None]
-    files = Reloaded(paths, partial(_read, certificate, key, authority))
-
-    def changed() -> grpc.ServerCertificateConfiguration | None:
-        return files.value if files.refresh() else None
-
-    return grpc.dynamic_ssl_server_credentials(
-        files.value,
-        changed,  # type: ignore[arg-type]  # the stubs do not know that None means no change
-        require_client_authentication=authority is not None,
-    )
+    return ServerCertificate(config.tls_certificate, config.tls_key, config.tls_client_authority)
 
 
-def _read(certificate: str, key: str, authority: str | None) -> grpc.ServerCertificateConfiguration:
+def _read(certificate: str, key: str, authority: str | None) -> _Files:
     pair = (_content(key, "tls_key"), _content(certificate, "tls_certificate"))
     roots = None if authority is None else _content(authority, "tls_client_authority")
     _check_pair(certificate, key)
     if authority is not None:
         _check_authority(authority)
-    return grpc.ssl_server_certificate_configuration([pair], roots)
+    return _Files(grpc.ssl_server_certificate_configuration([pair], roots), _expiry(certificate, pair[1]))
 
 
 def _content(path: str, setting: str) -> bytes:
@@ -47,6 +72,13 @@ def _content(path: str, setting: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{setting}: cannot read {path}: {error.strerror}") from None
+
+
+def _expiry(path: str, pem: bytes) -> float:
+    try:
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+    except ValueError as error:
+        raise ConfigurationError(f"tls_certificate: {path} cannot be read: {error}") from None
 
 
 def _check_pair(certificate: str, key: str) -> None:

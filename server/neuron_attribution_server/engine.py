@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import torch
 from neuron_attribution.errors import NeuronAttributionError
+from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.results import Explanation, ModelSizes, NeuronProjection
 
 from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.attribution.states import Weights
 from neuron_attribution_server.attribution.value_search import LazyRanges
-from neuron_attribution_server.capture import CapturedStates, ExplainedRows, capture
+from neuron_attribution_server.capture import capture
+from neuron_attribution_server.captured import CapturedStates, ExplainedRows
 from neuron_attribution_server.explanation.explainer import Explainer
 from neuron_attribution_server.explanation.keys import check_subkey
 from neuron_attribution_server.explanation.predictions import own_log_probabilities
@@ -70,16 +73,31 @@ class Engine:
         batch: dict[int, AttributeTask] = {}
         for index, task in enumerate(tasks):
             try:
-                check_subkey(self._view, task.options.subkey if isinstance(task, AttributeTask) else task.subkey)
+                self._check(task)
                 if isinstance(task, ProjectTask):
                     outcomes[index] = self._project(task)
                 else:
                     batch[index] = self._with_generation(task)
             except NeuronAttributionError as error:
                 outcomes[index] = error
-        if batch:
-            outcomes |= dict(zip(batch, self._attribute(list(batch.values())), strict=True))
+        for together in self._batches(batch):
+            found = self._attribute([batch[index] for index in together])
+            outcomes |= dict(zip(together, found, strict=True))
         return [outcomes[index] for index in range(len(tasks))]
+
+    def _batches(self, tasks: Collection[int]) -> list[list[int]]:
+        """What shares a forward pass: everything, but where a longer sequence would change what a shorter one means."""
+        if self._view.depends_on_length:
+            return [[index] for index in tasks]
+        return [list(tasks)] if tasks else []
+
+    def _check(self, task: Task) -> None:
+        """Refuse what only the model itself knows to be impossible, before it shares a batch."""
+        options = task.options if isinstance(task, AttributeTask) else task
+        check_subkey(self._view, options.subkey)
+        for neuron in options.neurons:
+            if isinstance(neuron, FfnNeuron):
+                self._view.ffn_unit(neuron)
 
     def _project(self, task: ProjectTask) -> ProjectOutcome:
         found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)
@@ -95,11 +113,12 @@ class Engine:
         return replace(task, token_ids=(*task.token_ids, *generated), explained=explained, generate=0)
 
     def _attribute(self, tasks: Sequence[AttributeTask]) -> list[AttributeOutcome]:
-        start = time.perf_counter()
+        began, start = time.time(), time.perf_counter()
+        seconds = SearchSeconds()
         captured = self._capture(tasks)
         self._synchronize()
         middle = time.perf_counter()
-        explanations = self._explain(captured, self._rows(captured, tasks))
+        explanations = self._explain(captured, self._rows(captured, tasks), seconds)
         self._synchronize()
         end = time.perf_counter()
         parts = iter(explanations)
@@ -112,6 +131,9 @@ class Engine:
                 end - middle,
                 len(tasks),
                 tokens,
+                began,
+                seconds.bound,
+                seconds.exact,
             )
             for task in tasks
         ]
@@ -143,7 +165,7 @@ class Engine:
         found: list[int] = own_log_probabilities(self._unembedding, finals).argmax(-1).tolist()
         return found
 
-    def _explain(self, captured: CapturedStates, rows: Sequence[Row]) -> list[Explanation]:
+    def _explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
         groups: dict[object, list[Row]] = defaultdict(list)
         for row in rows:
             options = row.options
@@ -153,7 +175,7 @@ class Engine:
         for group in groups.values():
             for start in range(0, len(group), together):
                 chunk = group[start : start + together]
-                found = self._explainer.explain(captured, chunk)
+                found = self._explainer.explain(captured, chunk, seconds)
                 explained |= {row.index: explanation for row, explanation in zip(chunk, found, strict=True)}
         return [explained[row.index] for row in rows]
 

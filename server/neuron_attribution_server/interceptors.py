@@ -1,9 +1,7 @@
-"""The one place where errors become statuses, and where each call gets its request id."""
+"""The one place where errors become statuses."""
 
 from __future__ import annotations
 
-import re
-import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, cast
@@ -13,10 +11,9 @@ from google.protobuf.message import DecodeError
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError, ResourceExhaustedError
 from neuron_attribution.status import PUSHBACK_KEY, public_message, status_code, trailing_metadata
 
-from neuron_attribution_server.public_errors import public_error
+from neuron_attribution_server.calls import REQUEST_ID_KEY, Call, current_call
 
-REQUEST_ID_KEY = "x-request-id"
-_OURS = "/neuron_attribution."
+OURS = "/neuron_attribution."
 _DO_NOT_RETRY = "-1"
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in the stubs only
@@ -24,7 +21,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Wraps every call of this service; health and reflection keep their own ways."""
+    """Wraps every call of this service; health and reflection keep their own ways. Comes after the CallInterceptor."""
 
     async def intercept_service(
         self,
@@ -33,9 +30,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
     ) -> Handler:
         """Return the call's handler, guarded."""
         handler: Any = await continuation(handler_call_details)  # None for a call nobody serves
-        if handler is None or not handler_call_details.method.startswith(_OURS):
+        if handler is None or not handler_call_details.method.startswith(OURS):
             return cast(Handler, handler)
-        guard = _Guard(request_id(handler_call_details.invocation_metadata))
+        guard = _Guard(current_call.get())
         coders = {
             "request_deserializer": _or_malformed(handler.request_deserializer),
             "response_serializer": _unless_serialized(handler.response_serializer),
@@ -43,12 +40,6 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(guard.unary(handler.unary_unary), **coders)
         return grpc.stream_stream_rpc_method_handler(guard.stream(handler.stream_stream), **coders)
-
-
-def request_id(metadata: Any) -> str:  # noqa: ANN401 - gRPC's metadata, a tuple of pairs
-    """The caller's request id where it is one, else a new one. It goes into log lines, so not every text will do."""
-    given = dict(metadata or ()).get(REQUEST_ID_KEY, "")
-    return given if isinstance(given, str) and re.fullmatch(r"[\w.:/+=-]{1,128}", given, re.ASCII) else uuid.uuid4().hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +53,11 @@ class _Malformed:
 class _Guard:
     """Runs one call's handler; whatever it raises becomes a status with details."""
 
-    request_id: str
+    call: Call
 
     def unary(self, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:  # noqa: ANN401 - any request and response
-            context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
+            context.set_trailing_metadata(((REQUEST_ID_KEY, self.call.request_id),))
             try:
                 return await behaviour(_well_formed(request), context)
             except Exception as error:
@@ -78,7 +69,7 @@ class _Guard:
         """Guard a behaviour that writes its responses to the context."""
 
         async def call(requests: Any, context: Context) -> None:  # noqa: ANN401 - any requests
-            context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
+            context.set_trailing_metadata(((REQUEST_ID_KEY, self.call.request_id),))
             try:
                 await behaviour(_all_well_formed(requests), context)
             except Exception as error:
@@ -87,8 +78,8 @@ class _Guard:
         return call
 
     async def _abort(self, caught: Exception, context: Context) -> NoReturn:
-        error = public_error(caught, self.request_id)
-        metadata = (*trailing_metadata(error), (REQUEST_ID_KEY, self.request_id))
+        error = self.call.public(caught)
+        metadata = (*trailing_metadata(error), (REQUEST_ID_KEY, self.call.request_id))
         if error.retry_after is None and _harms_again(error):
             metadata += ((PUSHBACK_KEY, _DO_NOT_RETRY),)
         await context.abort(status_code(error), public_message(error), metadata)

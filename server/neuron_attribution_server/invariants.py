@@ -12,11 +12,12 @@ import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.results import Invariant
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from neuron_attribution_server.architectures.model_view import LayerView, ModelView
+from neuron_attribution_server.architectures.layer_view import LayerView
+from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attribution.unembedding import Unembedding
-from neuron_attribution_server.capture import ATTENTION_KEY, SMALLEST_PASS, CapturedStates, ExplainedRows, capture
+from neuron_attribution_server.capture import SMALLEST_PASS, capture, set_plain, set_recordable
+from neuron_attribution_server.captured import CapturedStates, ExplainedRows
 
 PROBE_LENGTH = SMALLEST_PASS
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
@@ -34,11 +35,16 @@ class Probe:
         tokens = torch.randint(view.sizes.vocabulary, (1, PROBE_LENGTH), generator=generator).to(view.device)
         rows = ExplainedRows.from_counts([list(range(PROBE_LENGTH))], view.device)
         self.states: CapturedStates = capture(view, tokens.tolist(), rows)
-        self.logits = _eager_logits(view.model, tokens)[0].float()
+        self.logits = _eager_logits(view, tokens)[0].float()
 
     def layers(self) -> Iterable[tuple[int, LayerView]]:
         """Every layer with its number."""
         return enumerate(self.view.layers)
+
+    def ffn_reads(self, number: int) -> Tensor:
+        """What a layer's FFN reads by the spec, [T, d]."""
+        inputs, writes = self.states.inputs[number][0], self.states.attention_writes[number][0]
+        return self.view.layers[number].ffn_reads(inputs, writes)
 
 
 def measure(view: ModelView, unembedding: Unembedding) -> tuple[Invariant, ...]:
@@ -62,10 +68,7 @@ def measure(view: ModelView, unembedding: Unembedding) -> tuple[Invariant, ...]:
 
 def _forward_parity(probe: Probe) -> float:
     """The recorded forward pass, read through the final norm and unembedding, gives the model's own eager logits."""
-    finals = probe.states.inputs[-1][0].float()
-    unembedding = probe.unembedding
-    logits = unembedding.logits(unembedding.fold(finals) / unembedding.scale(finals)[:, None])
-    return _error(logits if unembedding.constant is None else logits + unembedding.constant, probe.logits)
+    return _error(probe.unembedding.own_logits(probe.states.inputs[-1][0].float()), probe.logits)
 
 
 def _residual_additivity(probe: Probe) -> float:
@@ -85,24 +88,12 @@ def _attention_identity(probe: Probe) -> float:
 
 def _attention_neurons(probe: Probe) -> float:
     """Attention neurons and the bias add up to what attention writes."""
-    return max(
-        _error(
-            _sum(probe.states.head_outputs[number], layer.attention_subvalues, layer.attention_bias),
-            probe.states.attention_writes[number][0].float(),
-        )
-        for number, layer in probe.layers()
-    )
+    return max(_error(*_attention_sum(probe, number, layer)) for number, layer in probe.layers())
 
 
 def _ffn_neurons(probe: Probe) -> float:
     """FFN neurons and the bias add up to what the FFN writes."""
-    return max(
-        _error(
-            _sum(probe.states.coefficients[number], layer.ffn_subvalues, layer.ffn_bias),
-            probe.states.ffn_writes[number][0].float(),
-        )
-        for number, layer in probe.layers()
-    )
+    return max(_error(*_ffn_sum(probe, number, layer)) for number, layer in probe.layers())
 
 
 def _value_keys(probe: Probe) -> float:
@@ -112,10 +103,7 @@ def _value_keys(probe: Probe) -> float:
 
 def _ffn_keys(probe: Probe) -> float:
     """The FFN's input rows, read through the norm before the FFN, give its neurons' coefficients."""
-    return max(
-        _error(_coefficients(probe, number, layer), probe.states.coefficients[number].float())
-        for number, layer in probe.layers()
-    )
+    return max(_error(*_coefficients(probe, number, layer)) for number, layer in probe.layers())
 
 
 INVARIANTS: dict[str, Check] = {
@@ -133,13 +121,13 @@ def _error(measured: Tensor, expected: Tensor) -> float:
     return float((measured - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
-def _eager_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """The model's own logits by transformers' plain attention, which shares nothing with the recording."""
-    model.set_attn_implementation("eager")
+def _eager_logits(view: ModelView, tokens: Tensor) -> Tensor:
+    """The model's own logits by transformers' plain attention and experts, which share nothing with the recording."""
+    set_plain(view)
     try:
-        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+        logits: Tensor = view.model(input_ids=tokens, use_cache=False).logits
     finally:
-        model.set_attn_implementation(ATTENTION_KEY)
+        set_recordable(view)
     return logits
 
 
@@ -151,9 +139,29 @@ def _heads(probe: Probe, layer: int) -> Tensor:
     return torch.einsum("ehp,hpk->ehk", attention, repeated).flatten(1)
 
 
-def _sum(coefficients: Tensor, subvalues: Tensor, bias: Tensor | None) -> Tensor:
-    total = coefficients.float() @ subvalues.float()
-    return total if bias is None else total + bias
+def _attention_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
+    scales = _scales(probe.states.attention_scales, number)
+    total = probe.states.head_outputs[number].float() @ layer.attention_subvalues.all()
+    constant = layer.attention_write.constant(layer.attention_bias, scales)
+    return _written(total, constant, scales), probe.states.attention_writes[number][0].float()
+
+
+def _ffn_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
+    scales = _scales(probe.states.ffn_scales, number)
+    total = probe.states.coefficients[number].float() @ layer.ffn_subvalues.all()
+    routing = probe.states.routings.get(number)
+    bias = layer.ffn.bias(probe.ffn_reads(number), None if routing is None else routing.at(0))
+    return _written(total, layer.ffn_write.constant(bias, scales), scales), probe.states.ffn_writes[number][0].float()
+
+
+def _scales(scales: list[Tensor], number: int) -> Tensor | None:
+    return scales[number][0] if scales else None
+
+
+def _written(total: Tensor, constant: Tensor | None, scales: Tensor | None) -> Tensor:
+    """Neurons' sum [T, d], through the norm behind it where there is one, and what is written beside them."""
+    scaled = total if scales is None else total / scales[:, None]
+    return scaled if constant is None else scaled + constant
 
 
 def _values(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
@@ -161,6 +169,8 @@ def _values(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor
     return layer.value_vectors(normed), probe.states.values[number][0].float().transpose(0, 1).flatten(1)
 
 
-def _coefficients(probe: Probe, number: int, layer: LayerView) -> Tensor:
-    residual = (probe.states.inputs[number][0] + probe.states.attention_writes[number][0]).float()
-    return layer.ffn_inputs(layer.ffn_norm.normed(residual))
+def _coefficients(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
+    """By the rows of single neurons, as the query scores read them, against what the forward pass recorded."""
+    routing = probe.states.routings.get(number)
+    computed = layer.ffn.coefficients(probe.ffn_reads(number), None if routing is None else routing.at(0))
+    return computed, probe.states.coefficients[number].float()

@@ -29,7 +29,7 @@ def memory_cost(view: ModelView) -> MemoryCost:
     sizes, element = view.sizes, torch.finfo(view.dtype).bits // 8
     width = sizes.key_value_heads * sizes.head_size
     captured = sizes.layers * (3 * sizes.hidden_size + width) + sizes.hidden_size
-    forward = 4 * sizes.ffn_width + 8 * sizes.hidden_size
+    forward = 4 * _ffn_width(view) + 8 * sizes.hidden_size
     scoring = FLOAT * sizes.layers * width
     return MemoryCost(
         available=int(SHARE * _free_bytes(view.device)),
@@ -53,3 +53,10 @@ def _container_bytes() -> int:
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return sys.maxsize if text == "max" else max(0, int(text) - int(used.read_text()))
+
+
+def _ffn_width(view: ModelView) -> int:
+    """The neurons a token activates in one layer."""
+    sizes = view.sizes
+    chosen = getattr(view.config, "num_experts_per_tok", None) or sizes.experts
+    return sizes.ffn_width + min(chosen, sizes.experts) * sizes.expert_width

@@ -9,11 +9,12 @@ from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import Part
 from neuron_attribution.results import Exactness, ModelIdentity
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from neuron_attribution_server.architectures.families import FAMILIES
 from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.architectures.refusals import refusal
 from neuron_attribution_server.architectures.spec import ArchitectureSpec
 from neuron_attribution_server.capture import prepare_model
 from neuron_attribution_server.config import LoadSettings
@@ -32,6 +33,12 @@ EXACT = Exactness(
     explanation="every ranking is the one that scoring every neuron gives: what was not scored is bounded below it",
 )
 
+CAPPED = Exactness(
+    exact=False,
+    explanation="the model soft-caps its logits: rankings are screened by the slope plus a margin of 0.77 / cap times "
+    "the square of the largest logit a neuron can add, what passes is scored exactly; exhaustive rankings are exact",
+)
+
 
 def load_engine(settings: LoadSettings) -> Engine:
     """Load what the settings name.
@@ -45,16 +52,20 @@ def load_engine(settings: LoadSettings) -> Engine:
     logging.set_verbosity_error()
     source = model_source(settings)
     device = _device(settings.device)
-    # A model's files are data: neither its Python code nor a pickle is ever run, and nobody is asked whether to.
+    own_code = {"trust_remote_code": settings.trust_remote_code}
+    if "gguf_file" not in source.arguments:
+        _spec(AutoConfig.from_pretrained(source.location, **own_code, **source.arguments))
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         source.location,
         dtype=_dtype(settings.dtype, device),
-        use_safetensors=True,
-        trust_remote_code=False,
+        use_safetensors=None if settings.pickled_weights else True,
+        **own_code,
         **source.arguments,
     )
+    if getattr(model, "is_quantized", False):
+        model = _dequantized(model)
     nn.Module.to(model, device)
-    tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False, **source.arguments)
+    tokenizer = AutoTokenizer.from_pretrained(source.location, **own_code, **source.arguments)
     revision = source.revision()
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}.safetensors"
     identity = ModelIdentity(source.name, revision, _name(model.dtype))
@@ -69,8 +80,8 @@ def engine_from(model: PreTrainedModel, tokenizer_json: str | None = None, name:
 
 def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ranges: Path | None) -> Engine:
     model.eval().requires_grad_(False)
-    view = ModelView(model, _spec(model))
-    prepare_model(model)
+    view = _view(model)
+    prepare_model(view)
     weights = weights_of(view)
     invariants = measure(view, weights.unembedding)
     facts = ModelFacts(
@@ -78,9 +89,9 @@ def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ran
         family=view.spec.family,
         device=str(view.device),
         sizes=view.sizes,
-        maximum_tokens=int(model.config.get_text_config().max_position_embeddings),
+        maximum_tokens=view.maximum_tokens,
         supported_parts=tuple(Part),
-        exactness=EXACT,
+        exactness=EXACT if view.logit_cap is None else CAPPED,
         invariants=invariants,
         tokenizer=tokenizer,
         memory=memory_cost(view),
@@ -89,14 +100,33 @@ def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ran
     return Engine(view, weights, facts, token_text, VocabularyRanges(weights, ranges))
 
 
-def _spec(model: PreTrainedModel) -> ArchitectureSpec:
-    family = model.config.get_text_config().model_type
+def _view(model: PreTrainedModel) -> ModelView:
+    spec = _spec(model.config)
+    try:
+        return ModelView(model, spec)
+    except AttributeError as error:
+        raise FailedPreconditionError(
+            f"model refused: its modules are not where the {spec.family} architecture has them: {error}",
+            reason="UNSUPPORTED_ARCHITECTURE",
+        ) from error
+
+
+def _spec(config: PreTrainedConfig) -> ArchitectureSpec:
+    """The architecture's spec, by the configuration alone: a model is refused before its weights are read."""
+    family = config.get_text_config().model_type
     if family not in FAMILIES:
         raise FailedPreconditionError(
-            f"model refused: the {family} architecture is not supported; supported: {', '.join(sorted(FAMILIES))}",
+            f"model refused: the {family} architecture is not supported: {refusal(family)}; "
+            f"supported: {', '.join(sorted(FAMILIES))}",
             reason="UNSUPPORTED_ARCHITECTURE",
         )
     return FAMILIES[family]
+
+
+def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The same numbers as plain matrices: packed weights are none that the method could read."""
+    plain: PreTrainedModel = model.dequantize()
+    return plain
 
 
 def _device(setting: str) -> torch.device:

@@ -13,12 +13,14 @@ from multiprocessing.reduction import ForkingPickler
 
 from neuron_attribution.errors import UnavailableError
 
+from neuron_attribution_server.reports import hand_over
 from neuron_attribution_server.tasks import Answer, ModelFacts, Task
 from neuron_attribution_server.watchdog import Watchdog
 from neuron_attribution_server.worker import WARM_UP, EngineFactory, ModelLoadError, check_warm_up
 from neuron_attribution_server.worker_process import Beat, Failed, Finished, Message, Ready, main
 
-_EXIT_SECONDS = 5.0
+EXIT_SECONDS = 5.0
+"""How long a process may take to end when told to, and again once it is killed."""
 _SHORT_MESSAGE = 16 * 1024
 
 _log = logging.getLogger(__name__)
@@ -27,8 +29,8 @@ _log = logging.getLogger(__name__)
 class ProcessWorker:
     """Runs an engine in a process of its own. `factory` is called there, so it must be picklable.
 
-    A process that shows no sign of life for `heartbeat_timeout` seconds, or runs one batch for longer than
-    `batch_timeout` seconds, is killed.
+    A process that loads for longer than `load_timeout` seconds, shows no sign of life for `heartbeat_timeout` seconds,
+    or runs one batch for longer than `batch_timeout` seconds, is killed.
     """
 
     capacity = 1
@@ -39,17 +41,19 @@ class ProcessWorker:
         *,
         name: str = "worker",
         log_level: str = "info",
+        load_timeout: float = 3600.0,
+        log_format: str = "text",
         heartbeat_timeout: float = 30.0,
         batch_timeout: float = 300.0,
     ) -> None:
         # Spawned, never forked: gRPC and CUDA do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self._connection, self._child_connection = context.Pipe()
-        arguments = (self._child_connection, factory, log_level)
+        arguments = (self._child_connection, factory, log_level, log_format)
         self._process = context.Process(target=main, args=arguments, name=name, daemon=True)
         self._reader: threading.Thread | None = None
         self._answer: asyncio.Future[Message] | None = None
-        self._watchdog = Watchdog(heartbeat_timeout, batch_timeout)
+        self._watchdog = Watchdog(load_timeout, heartbeat_timeout, batch_timeout)
         self._watching: asyncio.Task[None] | None = None
         self._live = False
         self._ended = asyncio.Event()
@@ -96,6 +100,7 @@ class ProcessWorker:
             await self._send(bytes(ForkingPickler.dumps(tuple(tasks))))
         message = await answer
         assert isinstance(message, Finished)
+        hand_over(message.report)
         return message.outcomes
 
     async def changed(self) -> None:
@@ -120,7 +125,7 @@ class ProcessWorker:
         self._hang = f"hung and was killed: {why}"
         self._process.kill()
         try:
-            await asyncio.wait_for(self._ended.wait(), _EXIT_SECONDS)
+            await asyncio.wait_for(self._ended.wait(), EXIT_SECONDS)
         except TimeoutError:
             _log.error("worker process %s cannot be killed; going on without it", self.pid)
             self._died(self._hang)
@@ -137,11 +142,11 @@ class ProcessWorker:
             self._connection.send(None)
         # The reader ends after the process. It alone waits for it: two waiting threads steal the exit code from
         # each other.
-        reader.join(_EXIT_SECONDS)
+        reader.join(EXIT_SECONDS)
         if reader.is_alive():
             _log.warning("the worker process did not end; killing it")
             self._process.kill()
-            reader.join(_EXIT_SECONDS)
+            reader.join(EXIT_SECONDS)
         if not reader.is_alive():
             self._connection.close()
             self._process.close()

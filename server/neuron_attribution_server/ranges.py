@@ -11,13 +11,13 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import NoReturn
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from neuron_attribution_server.attribution.projection import vocabulary_ranges
 from neuron_attribution_server.attribution.states import Weights
+from neuron_attribution_server.attribution.subvalues import each_chunk, stack_layers
 from neuron_attribution_server.attribution.value_search import Kind, Ranges, subvalues_of
 
 
@@ -45,13 +45,14 @@ class VocabularyRanges:
         layers = len(self._weights.ffn_subvalues)
         with tqdm(total=2 * layers, desc="vocabulary ranges", unit="layer", disable=self._cache is None) as progress:
             ranges = {
-                kind: torch.stack([self._layer(kind, layer, progress) for layer in range(layers)]) for kind in Kind
+                kind: stack_layers([self._layer(kind, layer, progress) for layer in range(layers)]) for kind in Kind
             }
         self._save(ranges)
         return ranges
 
     def _layer(self, kind: Kind, layer: int, progress: tqdm[NoReturn]) -> Tensor:
-        found = vocabulary_ranges(self._weights.unembedding, subvalues_of(self._weights, kind)[layer].float())
+        unembedding, subvalues = self._weights.unembedding, subvalues_of(self._weights, kind)[layer]
+        found = each_chunk(subvalues, lambda rows: vocabulary_ranges(unembedding, rows))
         progress.update()
         return found
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from neuron_attribution.errors import ResourceExhaustedError
 
 from neuron_attribution_server.batches import BatchLimits, is_dense
+from neuron_attribution_server.calls import Call
 from neuron_attribution_server.tasks import Answer, Task
 from neuron_attribution_server.tenants import ANONYMOUS
 
@@ -36,6 +37,7 @@ class QueuedTask:
     enqueued: float
     deadline: float | None
     delivery: asyncio.Future[Delivery]
+    call: Call | None = None
 
     def is_wanted(self, now: float) -> bool:
         """Whether somebody still waits for it."""

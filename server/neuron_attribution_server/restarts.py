@@ -18,6 +18,8 @@ class Restarts:
         self.window = window
         self._deaths: deque[float] = deque()
         self._in_a_row = 0
+        self.total = 0
+        """How many restarts there have been."""
 
     @property
     def recent(self) -> int:
@@ -36,4 +38,5 @@ class Restarts:
         self._in_a_row += 1
         if self.recent > self.allowed:
             return None
+        self.total += 1
         return float(min(FIRST_BACKOFF * 2 ** min(self._in_a_row - 1, 16), MOST_BACKOFF))

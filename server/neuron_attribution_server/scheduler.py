@@ -15,7 +15,9 @@ from neuron_attribution.errors import (
     UnavailableError,
 )
 
+from neuron_attribution_server.batch_observer import BatchObserver
 from neuron_attribution_server.batches import BatchLimits
+from neuron_attribution_server.calls import current_call
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.request_queue import Delivery, QueuedTask, QueueLimits, RequestQueue
 from neuron_attribution_server.tasks import Answer, MemoryCost, Task
@@ -34,8 +36,9 @@ _log = logging.getLogger(__name__)
 class Scheduler:
     """Feeds one worker. Use it from the event loop only."""
 
-    def __init__(self, worker: Worker, config: ServerConfig, memory: MemoryCost) -> None:
+    def __init__(self, worker: Worker, config: ServerConfig, memory: MemoryCost, observer: BatchObserver) -> None:
         self._worker = worker
+        self._observer = observer
         self._maximum_wait = config.maximum_wait
         self._queue = RequestQueue(
             QueueLimits(requests=config.queued_requests, tokens=config.queued_tokens, tenant_share=config.tenant_share),
@@ -45,6 +48,11 @@ class Scheduler:
         self._arrival = asyncio.Event()
         self._batch_seconds = 0.0
         self._expected = 0
+
+    @property
+    def queue(self) -> RequestQueue:
+        """What waits."""
+        return self._queue
 
     def check_room(self, tokens: int = 1) -> None:
         """Raise ResourceExhaustedError where no task of that many tokens can be taken from the current tenant.
@@ -100,7 +108,8 @@ class Scheduler:
 
     def _enqueue(self, task: Task, deadline: float | None) -> QueuedTask:
         loop = asyncio.get_running_loop()
-        item = QueuedTask(task, current_tenant.get(), loop.time(), deadline, loop.create_future())
+        call = current_call.get(None)
+        item = QueuedTask(task, current_tenant.get(), loop.time(), deadline, loop.create_future(), call)
         self._queue.add(item)
         self._arrival.set()
         return item
@@ -135,7 +144,8 @@ class Scheduler:
         tasks = [item.task for item in batch]
         outcomes: list[Answer]
         try:
-            outcomes = await self._worker.run(tasks)
+            with self._observer.observed(batch, started):
+                outcomes = await self._worker.run(tasks)
         except NeuronAttributionError as error:
             outcomes = [error] * len(batch)
         except Exception as error:  # else no later batch would run

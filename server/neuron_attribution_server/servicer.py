@@ -16,8 +16,7 @@ from neuron_attribution.results import Timings
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 
-from neuron_attribution_server.interceptors import REQUEST_ID_KEY
-from neuron_attribution_server.public_errors import public_error
+from neuron_attribution_server.calls import current_call
 from neuron_attribution_server.request_queue import Delivery
 from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.scheduler import Scheduler
@@ -83,8 +82,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
             )
             return messages.AttributeResponse.FromString(response)
 
-        public = partial(public_error, request_id=_request_id(context))
-        await ItemStream(self._stream_window, answer, public).run(requests, context.write)
+        await ItemStream(self._stream_window, answer, current_call.get().public).run(requests, context.write)
 
     async def ProjectNeuron(
         self, request: messages.ProjectNeuronRequest, context: Context
@@ -103,6 +101,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
 
     async def Tokenize(self, request: messages.TokenizeRequest, context: Context) -> messages.TokenizeResponse:
         """Show the exact tokens of a text."""
+        current_call.get().reads(request.text)
         return self._within_size(
             await self._apart(partial(self._ready().model.tokenize, request), unless=_is_short(request))
         )
@@ -121,6 +120,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         model = backend.model
         with backend.scheduler.expecting():
             prepared = await self._apart(partial(model.prepare_attribution, request), unless=_is_short(request))
+        current_call.get().prepared(prepared.task.token_ids, prepared.tokenization)
         answer = backend.cache.get(model.identity, prepared.task)
         if answer is not None:
             timings = Timings(tokenization=prepared.tokenization, batch_requests=0, cached=True)
@@ -167,8 +167,3 @@ def _deadline(context: Context) -> float | None:
     """When the caller stops waiting, on the event loop's clock."""
     remaining: float | None = context.time_remaining()
     return None if remaining is None else asyncio.get_running_loop().time() + remaining
-
-
-def _request_id(context: Context) -> str:
-    """The id the call was given when it arrived."""
-    return str(dict(context.trailing_metadata())[REQUEST_ID_KEY])

@@ -29,6 +29,11 @@ class SupervisedWorker:
         """The present worker process, live or not."""
         return self._worker
 
+    @property
+    def device(self) -> str:
+        """Where it runs; empty until the model is loaded."""
+        return self._facts.device if self._facts is not None else ""
+
     async def start(self) -> ModelFacts:
         """Start the first process. Raises ModelLoadError: what cannot be loaded at all is not tried again."""
         self._facts = await self._worker.start()

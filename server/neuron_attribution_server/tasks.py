@@ -53,6 +53,11 @@ class AttributeTask:
         """The heads whose positions are scored, in all explanations."""
         return self.rows * self.options.head_top_k * (2 if self.options.direction is Direction.BOTH else 1)
 
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it takes so long that no other task should wait for it in one batch."""
+        return self.options.exhaustive
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectTask:
@@ -79,6 +84,11 @@ class ProjectTask:
         """Nothing is explained."""
         return 0
 
+    @property
+    def runs_alone(self) -> bool:
+        """A product or two."""
+        return False
+
 
 Task = AttributeTask | ProjectTask
 
@@ -93,6 +103,12 @@ class AttributeOutcome:
     scoring: float
     batch_requests: int
     batch_tokens: int
+    started: float = 0.0
+    """When the forward pass began, in seconds since 1970."""
+    bound: float = 0.0
+    """The part of `scoring` in which value neurons were bounded."""
+    exact: float = 0.0
+    """The part of `scoring` in which value neurons were scored exactly."""
 
 
 @dataclass(frozen=True, slots=True)

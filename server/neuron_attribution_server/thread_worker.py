@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from neuron_attribution_server.reports import BatchReport, hand_over
 from neuron_attribution_server.tasks import Answer, Engine, ModelFacts, Task
-from neuron_attribution_server.worker import WARM_UP, check_warm_up, run_batch
+from neuron_attribution_server.worker import WARM_UP, DeviceState, check_warm_up, run_batch
 
 
 class ThreadWorker:
@@ -18,11 +19,13 @@ class ThreadWorker:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._device = ""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
 
     async def start(self) -> ModelFacts:
         """Return the engine's facts once it is ready and warm."""
         facts = await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._engine.facts)
+        self._device = facts.device
         check_warm_up(await self.run([WARM_UP]))
         return facts
 
@@ -31,7 +34,15 @@ class ThreadWorker:
 
     async def run(self, tasks: Sequence[Task]) -> list[Answer]:
         """Run one batch."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run_batch, self._engine, tasks)
+        report = BatchReport()
+        loop = asyncio.get_running_loop()
+        answers = await loop.run_in_executor(self._thread, run_batch, self._engine, tasks, report)
+        hand_over(report)
+        return answers
+
+    def devices(self) -> Sequence[DeviceState]:
+        """The engine's device, once loaded."""
+        return [DeviceState(self._device, self.is_live)] if self._device else []
 
     async def changed(self) -> None:
         """Never returns."""

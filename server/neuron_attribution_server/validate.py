@@ -64,6 +64,7 @@ class RequestValidator:
             options=options,
         )
         self._check_memory(task)
+        self._check_exhaustive(task)
         return task
 
     def project(self, request: ProjectNeuronRequest) -> ProjectTask:
@@ -176,6 +177,20 @@ class RequestValidator:
         if total > self.limits.tokens:
             parts = f"{prompt} in the prompt, {completion} in the completion, {generate or 0} to generate"
             raise InvalidArgumentError.of("prompt", f"{total} tokens ({parts}) are over the limit {self.limits.tokens}")
+
+    def _check_exhaustive(self, task: AttributeTask) -> None:
+        """Refuse what would take longer than a batch may, so that its worker would be killed amid the work."""
+        sizes, limit = self.facts.sizes, self.limits.exhaustive_scores
+        ffn = sizes.ffn_width + sizes.experts * sizes.expert_width
+        attention = sizes.heads * sizes.head_size * task.tokens
+        scores = task.rows * sizes.layers * (ffn + attention) * sizes.vocabulary
+        if task.options.exhaustive and scores > limit:
+            raise InvalidArgumentError.of(
+                "exhaustive",
+                f"scoring every neuron for {task.rows} of {task.tokens} tokens takes {scores:.1e} vocabulary scores, "
+                f"over the limit {limit:.1e}; leave it unset, or explain fewer tokens of a shorter prompt",
+                reason="TOO_EXHAUSTIVE",
+            )
 
     def _check_memory(self, task: AttributeTask) -> None:
         needed, available = self.facts.memory.batch([task]), self.facts.memory.available

@@ -1,4 +1,4 @@
-"""Tells when a worker process is overdue: it shows no sign of life, or its batch takes too long."""
+"""Tells when a worker process is overdue: it shows no sign of life, or its load or batch takes too long."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ LOADING_SILENCE = 300.0
 class Watchdog:
     """Counts in ticks of the event loop, not by the clock: while the server itself stood still, nobody is to blame."""
 
-    def __init__(self, heartbeat_timeout: float, batch_timeout: float) -> None:
-        """Both limits are in seconds."""
+    def __init__(self, load_timeout: float, heartbeat_timeout: float, batch_timeout: float) -> None:
+        """All limits are in seconds. Loading begins at once."""
+        self._load_timeout = load_timeout
         self._heartbeat_timeout = heartbeat_timeout
         self._batch_timeout = batch_timeout
         self._allowed_silence = max(heartbeat_timeout, LOADING_SILENCE)
         self._silence = 0.0
+        self._loading: float | None = 0.0
         self._running: float | None = None
 
     def beat(self) -> None:
@@ -27,6 +29,7 @@ class Watchdog:
     def loaded(self) -> None:
         """From now on silence is not forgiven for longer than the time for heartbeats."""
         self._allowed_silence = self._heartbeat_timeout
+        self._loading = None
 
     def batch_begins(self) -> None:
         """Start to count the time of a batch."""
@@ -43,6 +46,10 @@ class Watchdog:
             self._silence += TICK_SECONDS
             if self._silence > self._allowed_silence:
                 return f"it has shown no sign of life for {self._allowed_silence:g} seconds (heartbeat_timeout)"
+            if self._loading is not None:
+                self._loading += TICK_SECONDS
+                if self._loading > self._load_timeout:
+                    return f"it has been loading for {self._load_timeout:g} seconds (load_timeout)"
             if self._running is not None:
                 self._running += TICK_SECONDS
                 if self._running > self._batch_timeout:

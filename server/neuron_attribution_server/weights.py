@@ -21,16 +21,23 @@ def unembedding_of(view: ModelView) -> Unembedding:
     """The frozen-norm unembedding of a model."""
     norm = view.final_norm
     weight = view.unembedding
+    assert norm.epsilon is not None
     return Unembedding(
-        weight, norm.weight, norm.epsilon, norm.centred, _constant(view, weight), float(weight.norm(dim=-1).max())
+        weight=weight,
+        gamma=view.logit_multiplier * norm.weight,
+        epsilon=norm.epsilon,
+        centred=norm.centred,
+        constant=_constant(view, weight),
+        largest_norm=float(weight.norm(dim=-1).max()),
+        cap=view.logit_cap,
     )
 
 
 def _constant(view: ModelView, weight: Tensor) -> Tensor | None:
-    """W_U beta + the unembedding's bias, [V]."""
+    """W_U beta + the unembedding's bias, times the logits' multiplier, [V]."""
     terms = []
     if view.final_norm.bias is not None:
         terms.append(weight @ view.final_norm.bias)
     if view.unembedding_bias is not None:
         terms.append(view.unembedding_bias)
-    return torch.stack(terms).sum(0) if terms else None
+    return view.logit_multiplier * torch.stack(terms).sum(0) if terms else None

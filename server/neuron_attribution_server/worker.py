@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from neuron_attribution import convert
@@ -11,6 +12,7 @@ from neuron_attribution.errors import InternalError, NeuronAttributionError
 from neuron_attribution.results import Timings
 
 from neuron_attribution_server.out_of_memory import does_not_fit, free_caches, is_out_of_memory
+from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.tasks import (
     Answer,
     AttributeOutcome,
@@ -35,6 +37,16 @@ class ModelLoadError(Exception):
     """The model could not be loaded; the message is one readable line."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """What runs on one device: whether it is live, how often it was restarted, and its process, if it has one."""
+
+    device: str
+    is_live: bool
+    restarts: int = 0
+    pid: int | None = None
+
+
 class Worker(Protocol):
     """Loads one model and runs batches on it, `capacity` of them at a time."""
 
@@ -46,6 +58,10 @@ class Worker(Protocol):
     @property
     def is_live(self) -> bool:
         """Whether a batch could run now: the model is loaded and warm somewhere."""
+        ...
+
+    def devices(self) -> Sequence[DeviceState]:
+        """The state of each device, once its model is loaded. Any thread may ask."""
         ...
 
     async def changed(self) -> None:
@@ -80,13 +96,14 @@ def check_warm_up(answers: Sequence[Answer]) -> None:
         raise ModelLoadError(f"the model is loaded but fails: {answer.message}")
 
 
-def run_batch(engine: Engine, tasks: Sequence[Task]) -> list[Answer]:
-    """Run one batch; where the engine itself fails, every task fails and the worker lives on.
+def run_batch(engine: Engine, tasks: Sequence[Task], report: BatchReport) -> list[Answer]:
+    """Run one batch and note in its report what happened.
 
-    Where memory runs out, each half is tried by itself, down to the single tasks that cannot be run at all.
+    Where the engine itself fails, every task fails and the worker lives on. Where memory runs out, each half is tried
+    by itself, down to the single tasks that cannot be run at all.
     """
     try:
-        return _run_whole(engine, tasks)
+        return _run_whole(engine, tasks, report)
     except Exception as error:
         if not is_out_of_memory(error):
             _log.exception("a batch of %d tasks failed", len(tasks))
@@ -95,9 +112,11 @@ def run_batch(engine: Engine, tasks: Sequence[Task]) -> list[Answer]:
     # Out here the error is gone, and with it the frames whose tensors it kept.
     free_caches()
     if len(tasks) == 1:
+        report.out_of_memory_failures += 1
         return [does_not_fit()]
+    report.out_of_memory_splits += 1
     middle = len(tasks) // 2
-    return [*run_batch(engine, tasks[:middle]), *run_batch(engine, tasks[middle:])]
+    return [*run_batch(engine, tasks[:middle], report), *run_batch(engine, tasks[middle:], report)]
 
 
 def failed_batch(error: Exception, tasks: Sequence[Task]) -> list[Answer]:
@@ -105,10 +124,11 @@ def failed_batch(error: Exception, tasks: Sequence[Task]) -> list[Answer]:
     return [InternalError(f"the batch failed with {type(error).__name__}: {error}") for _ in tasks]
 
 
-def _run_whole(engine: Engine, tasks: Sequence[Task]) -> list[Answer]:
+def _run_whole(engine: Engine, tasks: Sequence[Task], report: BatchReport) -> list[Answer]:
     outcomes = engine.run(tasks)
     if len(outcomes) != len(tasks):
         raise RuntimeError(f"the engine gave {len(outcomes)} outcomes for {len(tasks)} tasks")
+    report.ran(engine.facts.device, outcomes)
     return [_packed(engine.facts, outcome) for outcome in outcomes]
 
 

@@ -15,7 +15,7 @@ from neuron_attribution_server.process_worker import ProcessWorker
 from neuron_attribution_server.restarts import Restarts
 from neuron_attribution_server.supervised_worker import SupervisedWorker
 from neuron_attribution_server.tasks import Answer, ModelFacts, Task
-from neuron_attribution_server.worker import EngineFactory
+from neuron_attribution_server.worker import DeviceState, EngineFactory
 
 _RETRY_SECONDS = 1.0
 
@@ -41,6 +41,14 @@ class WorkerPool:
     def is_live(self) -> bool:
         """Whether at least one worker is loaded and warm."""
         return not self._ended.is_set() and any(each.worker.is_live for each in self._workers)
+
+    def devices(self) -> Sequence[DeviceState]:
+        """The state of each worker that has been loaded."""
+        return [
+            DeviceState(each.device, each.worker.is_live, each.restarts.total, each.worker.pid)
+            for each in self._workers
+            if each.device
+        ]
 
     async def start(self) -> ModelFacts:
         """Start every worker; memory is that of the device with the least. Raises ModelLoadError."""
@@ -134,6 +142,8 @@ def worker_pool(config: ServerConfig, factories: Sequence[EngineFactory]) -> Wor
             factory,
             name=name,
             log_level=config.log_level,
+            load_timeout=config.load_timeout,
+            log_format=config.log_format,
             heartbeat_timeout=config.heartbeat_timeout,
             batch_timeout=config.batch_timeout,
         )

@@ -17,6 +17,7 @@ from neuron_attribution.errors import NeuronAttributionError
 
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.logs import configure_logging
+from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.tasks import Answer, Engine, ModelFacts, Task
 from neuron_attribution_server.worker import EngineFactory, failed_batch, run_batch
 
@@ -48,6 +49,7 @@ class Finished:
     """A batch is done."""
 
     outcomes: list[Answer]
+    report: BatchReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,12 @@ def load(settings: LoadSettings) -> Engine:
     return load_engine(settings)
 
 
-def main(connection: Connection, factory: EngineFactory, log_level: str) -> None:
+def main(connection: Connection, factory: EngineFactory, log_level: str, log_format: str) -> None:
     """Run in the worker process."""
     # A signal to the whole group (Ctrl-C, systemd) is the parent's to handle: it drains first, then closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    configure_logging(log_level)
+    configure_logging(log_level, log_format)
     batches: Batches = SimpleQueue()
     outbox = _Outbox(connection)
     threading.Thread(target=_receive, args=(connection, batches), daemon=True).start()
@@ -127,14 +129,15 @@ def _load(outbox: _Outbox, factory: EngineFactory) -> Engine | None:
 
 
 def _run(outbox: _Outbox, engine: Engine, tasks: Sequence[Task]) -> None:
-    outcomes = run_batch(engine, tasks)
+    report = BatchReport()
+    outcomes = run_batch(engine, tasks, report)
     try:
-        outbox.send(Finished(outcomes))
+        outbox.send(Finished(outcomes, report))
     except BrokenPipeError:
         os._exit(0)
     except Exception as error:
         _log.exception("outcomes could not be sent")
-        outbox.send(Finished(failed_batch(error, tasks)))
+        outbox.send(Finished(failed_batch(error, tasks), report))
 
 
 def _in_one_line(error: Exception) -> str:

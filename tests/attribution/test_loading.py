@@ -5,25 +5,40 @@ import dataclasses
 import pytest
 import torch
 from neuron_attribution.errors import FailedPreconditionError
-from neuron_attribution_server.architectures import families
-from neuron_attribution_server.architectures.families import GPT2, LLAMA
-from neuron_attribution_server.architectures.spec import NormKind, Rows
+from neuron_attribution_server.architectures.families import FAMILIES, LLAMA
+from neuron_attribution_server.architectures.spec import Layout, NormKind, Rows
 from neuron_attribution_server.capture import ATTENTION_KEY
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.demo import DemoUnavailableError, fetch_gguf
+from neuron_attribution_server.invariants import INVARIANTS
 from neuron_attribution_server.models import engine_from, load_engine
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from reference.tiny_families import tiny_family
 from reference.tiny_models import tiny_gpt2, tiny_llama
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import MambaConfig, MambaForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+SWAPPED = dataclasses.replace(LLAMA.ffn, up=LLAMA.ffn.gate, gate=LLAMA.ffn.up)
 WRONG = {
-    "forward_parity": (LLAMA, {"norm": NormKind.LAYER}),
-    "value_keys": (LLAMA, {"value": Rows("self_attn.k_proj")}),
-    "value_keys of a fused projection": (GPT2, {"value": Rows("attn.c_attn", block=1, blocks=3)}),
-    "value_keys by the norm": (GPT2, {"attention_norm": "ln_2"}),
-    "ffn_keys": (LLAMA, {"up": Rows("mlp.gate_proj"), "gate": Rows("mlp.up_proj")}),
-    "ffn_keys by the norm": (LLAMA, {"ffn_norm": "input_layernorm"}),
+    "forward_parity": ("llama", {"norm": NormKind.LAYER}),
+    "forward_parity by the factor of logits": ("cohere", {"logit_multiplier": None}),
+    "residual_additivity": ("granite", {"residual_multiplier": None}),
+    "residual_additivity by the write": ("gemma3_text", {"attention_write": None}),
+    "residual_additivity by what else is written": ("granitemoeshared", {"expert_outputs": ("block_sparse_moe",)}),
+    "attention_identity": ("gptj", {"value": Rows("attn.k_proj")}),
+    "attention_identity of a fused projection": ("codegen", {"value": Rows("attn.qkv_proj", Layout.PER_HEAD)}),
+    "attention_neurons": ("gemma3_text", {"norm_offset": 0.0}),
+    "ffn_neurons": ("mixtral", {"ffn_norm": "input_layernorm"}),
+    "ffn_neurons of a shared expert": (
+        "qwen2_moe",
+        {"shared_ffn": dataclasses.replace(FAMILIES["qwen2_moe"].shared_ffn, weight=None)},
+    ),
+    "value_keys": ("llama", {"value": Rows("self_attn.k_proj")}),
+    "value_keys of a fused projection": ("phi3", {"value": Rows("self_attn.qkv_proj", Layout.PER_GROUP)}),
+    "value_keys by the norm": ("gpt2", {"attention_norm": "ln_2"}),
+    "ffn_keys": ("llama", {"ffn": SWAPPED}),
+    "ffn_keys by the norm": ("llama", {"ffn_norm": "input_layernorm"}),
+    "ffn_keys by what it reads": ("gpt_neox", {"variants": ()}),
 }
 MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
 
@@ -39,11 +54,15 @@ def test_every_invariant_is_measured_and_holds(name):
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_spec_is_refused_naming_the_invariant(monkeypatch, case):
-    right, wrong = WRONG[case]
-    monkeypatch.setitem(families.FAMILIES, right.family, dataclasses.replace(right, **wrong))
+    family, wrong = WRONG[case]
+    monkeypatch.setitem(FAMILIES, family, dataclasses.replace(FAMILIES[family], **wrong))
     with pytest.raises(FailedPreconditionError, match=f"{case.split()[0]} is off by") as refused:
-        engine_from(MODELS[right.family]())
+        engine_from(tiny_family(family))
     assert refused.value.reason == "INVARIANT_FAILED"
+
+
+def test_every_invariant_refuses_a_wrong_spec():
+    assert {case.split()[0] for case in WRONG} == set(INVARIANTS)
 
 
 def test_a_lost_mask_is_refused(monkeypatch):
@@ -77,8 +96,8 @@ def test_layers_that_do_more_than_add_are_refused():
 
 
 def test_an_unknown_architecture_is_refused_by_name():
-    model = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2))
-    with pytest.raises(FailedPreconditionError, match="bloom architecture is not supported; supported: gpt2, llama"):
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1))
+    with pytest.raises(FailedPreconditionError, match=r"mamba architecture is not supported; supported: apertus.*xglm"):
         engine_from(model)
 
 

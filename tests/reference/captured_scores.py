@@ -12,7 +12,8 @@ import torch
 from neuron_attribution.requests import ScoringMethod
 from neuron_attribution_server.architectures.families import FAMILIES
 from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.capture import ExplainedRows, capture
+from neuron_attribution_server.capture import capture
+from neuron_attribution_server.captured import ExplainedRows
 from torch import Tensor
 
 from reference.compared import Compared

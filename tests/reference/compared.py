@@ -14,6 +14,7 @@ from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
 from transformers import PreTrainedModel
 
 from reference.compare_explanations import assert_explanation
+from reference.dissection import Dissection
 from reference.oracle import Oracle
 from reference.tiny_models import TINY_MODELS
 from reference.weights import Weights, read_weights
@@ -27,6 +28,7 @@ class Compared:
     model: PreTrainedModel
     weights: Weights
     engine: Engine
+    dissection: Dissection | None = None
 
     def explain(self, task: AttributeTask) -> tuple[Explanation, ...]:
         """The engine's explanations; a refusal is raised."""
@@ -59,13 +61,20 @@ class Compared:
 
     def oracle(self, token_ids: Sequence[int]) -> Oracle:
         """The oracle's pass over `token_ids`."""
-        return Oracle(self.model, token_ids, self.weights)
+        states = self.dissection and self.dissection.states(token_ids)
+        return Oracle(self.model, token_ids, self.weights, states)
 
 
 def compare(model: PreTrainedModel, name: str, tokenizer_json: str | None = None) -> Compared:
     """`model` in both; the oracle's weights are read first."""
     weights = read_weights(model)
     return Compared(name, model, weights, engine_from(model, tokenizer_json, name))
+
+
+def compare_dissected(model: PreTrainedModel, name: str) -> Compared:
+    """`model` in the engine, and taken apart."""
+    dissection = Dissection(model)
+    return Compared(name, model, dissection.weights, engine_from(model, None, name), dissection)
 
 
 @functools.cache

@@ -33,6 +33,8 @@ class LayerStates:
     """m [T, N]"""
     ffn: Tensor
     """F_l [T, d], bias included."""
+    attention_scale: Tensor | None = None
+    """What a norm after attention divides its write by, [T]; the coefficients are divided already."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def _values(explained: Prediction, base: Tensor, projection: Tensor, coefficient
     columns = []
     for m in coefficients.T:
         logits = torch.addcmul(start + unembedding.bias, projection, m[:, None], value=1 / unembedding.scale.item())
+        logits = unembedding.weights.capped(logits)
         found = logits[:, explained.target]
         if explained.contrast is None:
             columns.append(found - torch.logsumexp(logits, dim=1))

@@ -49,10 +49,16 @@ class LayerScores:
 class Oracle:
     """One prompt through one model."""
 
-    def __init__(self, model: nn.Module, token_ids: Sequence[int], weights: Weights | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        token_ids: Sequence[int],
+        weights: Weights | None = None,
+        states: States | None = None,
+    ) -> None:
         self.token_ids = tuple(token_ids)
         self.weights = weights or read_weights(model)
-        self.states: States = forward(self.weights, token_ids)
+        self.states: States = states or forward(self.weights, token_ids)
 
     def prediction(self, position: int, token: int) -> Prediction:
         """The model's own prediction of `token` at `position`."""
@@ -125,7 +131,8 @@ class Explained:
         """α_l[h,p] · v_l[h,p,k] for every source position and dimension. [t + 1, D]"""
         states, visible = self.layers[layer], self.position + 1
         pattern = states.attention_weights[head, self.position, :visible]
-        return pattern[:, None] * states.values[head, :visible]
+        coefficients = pattern[:, None] * states.values[head, :visible]
+        return coefficients if states.attention_scale is None else coefficients / states.attention_scale[self.position]
 
     def position_vectors(self, layer: int, head: int) -> Tensor:
         """What the head adds from each source position. [t + 1, d]"""
@@ -160,7 +167,8 @@ class Explained:
         scores = score_vectors(
             self, self.ffn_base(layer), self.weights.layers[layer].down, coefficients[:, None], method
         )
-        return {(layer, neuron): score for neuron, score in enumerate(scores[:, 0].tolist())}
+        name = self.weights.layers[layer].name
+        return {(layer, name(neuron)): score for neuron, score in enumerate(scores[:, 0].tolist())}
 
     def ffn_neuron_scores(self, method: ScoringMethod = ScoringMethod.LOG_PROBABILITY_INCREASE) -> dict[FfnKey, float]:
         """Every FFN value neuron of the model."""
@@ -192,7 +200,8 @@ class Explained:
 
     def ffn_coefficient(self, layer: int, neuron: int) -> float:
         """m_l[n] at the explained position."""
-        return self.layers[layer].coefficients[self.position, neuron].item()
+        unit = self.weights.layers[layer].unit(neuron)
+        return self.layers[layer].coefficients[self.position, unit].item()
 
     def attention_coefficient(self, layer: int, head: int, k: int, position: int | None = None) -> float:
         """α · v[k] at a source position, or summed over all of them."""

@@ -7,6 +7,7 @@ from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
 from neuron_attribution.requests import Side, Subkey
 from torch import Tensor
 
+from reference.experts import ffn_name
 from reference.oracle import Explained
 from reference.unembedding import project
 from reference.weights import Weights
@@ -19,7 +20,7 @@ def project_neuron(weights: Weights, neuron: Neuron, side: Side = Side.SUBVALUE,
 
 def project_through(weights: Weights, neuron: FfnNeuron, head: Head) -> Tensor:
     """An FFN neuron's subvalue through a head: norm without bias, value rows, output rows, vocabulary. [V]"""
-    subvalue = weights.layers[neuron.layer].down[neuron.index]
+    subvalue = weights.layers[neuron.layer].down[_unit(weights, neuron)]
     normed = weights.layers[head.layer].attention_norm.without_bias(subvalue)
     read = weights.value_rows(head.layer, head.head) @ normed
     return project(weights, read @ weights.output_rows(head.layer, head.head))
@@ -45,6 +46,10 @@ def _vector(weights: Weights, neuron: Neuron, side: Side, subkey: Subkey) -> Ten
             return weights.output_rows(neuron.layer, neuron.head)[neuron.index]
         return weights.value_rows(neuron.layer, neuron.head)[neuron.index] * layer.attention_norm.weight
     if side is Side.SUBVALUE:
-        return layer.down[neuron.index]
+        return layer.down[_unit(weights, neuron)]
     rows = layer.gate if subkey is Subkey.GATE else layer.up
-    return rows[neuron.index] * layer.ffn_norm.weight
+    return rows[_unit(weights, neuron)] * layer.ffn_norm.weight
+
+
+def _unit(weights: Weights, neuron: FfnNeuron) -> int:
+    return weights.layers[neuron.layer].unit(ffn_name(neuron))

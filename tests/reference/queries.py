@@ -46,7 +46,7 @@ def ffn_key(explained: Explained, layer: int, neuron: int, subkey: Subkey) -> Te
     rows = {Subkey.UP: weights.up, Subkey.GATE: weights.gate, Subkey.SUBVALUE: weights.down}[subkey]
     if rows is None:
         raise ValueError("the FFN has no gate")
-    return rows[neuron] * weights.ffn_norm.weight
+    return rows[weights.unit(neuron)] * weights.ffn_norm.weight
 
 
 def attention_key(explained: Explained, layer: int, head: int, k: int) -> Tensor:
@@ -90,7 +90,9 @@ def query_ffn_neurons(
             terms = states[lower].coefficients[position] * (weights[lower].down @ key)
             found[lower] += terms / divisor * scores[layer, head, k, position]
             result.magnify(terms.abs().sum().item(), divisor.item(), scores[layer, head, k, position])
-    result.scores = {(i, n): score for i, layer in enumerate(found) for n, score in enumerate(layer.tolist())}
+    result.scores = {
+        (i, weights[i].name(n)): score for i, layer in enumerate(found) for n, score in enumerate(layer.tolist())
+    }
     return result
 
 

@@ -31,4 +31,4 @@ class FrozenUnembedding:
 
     def log_probabilities(self, bs_values: Tensor) -> Tensor:
         """[..., V] -> [..., V]"""
-        return torch.log_softmax(bs_values + self.bias, dim=-1)
+        return torch.log_softmax(self.weights.capped(bs_values + self.bias), dim=-1)

@@ -19,7 +19,8 @@ class Norm:
 
     weight: Tensor
     bias: Tensor
-    eps: float
+    eps: float | None
+    """None where there is no norm: nothing is divided."""
     centred: bool
 
     def centre(self, vectors: Tensor) -> Tensor:
@@ -27,6 +28,8 @@ class Norm:
 
     def scale(self, vectors: Tensor) -> Tensor:
         """s = sqrt(biased variance + eps), or sqrt(mean square + eps). [..., d] -> [..., 1]"""
+        if self.eps is None:
+            return torch.ones_like(vectors[..., :1])
         return torch.sqrt(self.centre(vectors).square().mean(-1, keepdim=True) + self.eps)
 
     def fold(self, vectors: Tensor) -> Tensor:
@@ -60,6 +63,16 @@ class Layer:
     gate_bias: Tensor | None
     down: Tensor
     down_bias: Tensor
+    names: tuple[int, ...] | None = None
+    """How FFN neurons go; by their numbers where None."""
+
+    def name(self, unit: int) -> int:
+        """How the FFN neuron in row `unit` goes."""
+        return unit if self.names is None else self.names[unit]
+
+    def unit(self, name: int) -> int:
+        """The row of the FFN neuron that goes by `name`."""
+        return name if self.names is None else self.names.index(name)
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,12 @@ class Weights:
     final_norm: Norm
     unembedding: Tensor
     unembedding_bias: Tensor
+    cap: float | None = None
+    """c of the soft-cap c tanh(logits / c)."""
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits after the soft-cap, where there is one."""
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def key_value_head(self, head: int) -> int:
         """The key/value head that query head `head` shares."""

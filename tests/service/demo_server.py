@@ -11,12 +11,12 @@ COMMAND = str(Path(sys.executable).with_name("neuron-attribution"))
 
 
 @contextmanager
-def serving(*arguments):
+def serving(*arguments, errors=subprocess.DEVNULL):
     """A server process of its own, ready to answer; yields its address and process. It computes every answer anew."""
     process = subprocess.Popen(
         [COMMAND, "serve", "--model", "demo", "--listen", "localhost:0", "--cache-bytes", "0", *arguments],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=errors,
         text=True,
     )
     with process:

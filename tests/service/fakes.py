@@ -118,6 +118,9 @@ def _outcome(task, tasks):
         scoring=0.5,
         batch_requests=len(tasks),
         batch_tokens=sum(task.tokens for task in tasks),
+        started=time.time(),
+        bound=0.125,
+        exact=0.0625,
     )
 
 

@@ -3,9 +3,10 @@
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from service.fakes import FakeEngine
+from service.fakes import FACTS, FakeEngine
 
 HANG, HUGE = 7, 8
 """Tokens that make an engine hang, or find no memory."""
@@ -55,8 +56,20 @@ def make_slow_small_engine():
     return SlowSmallEngine()
 
 
+def never_make_an_engine():
+    threading.Event().wait()
+
+
 class GatedEngine(FakeEngine):
-    """Writes the size of each batch into the folder that GATED_ENGINE names, and waits until it has a file `open`."""
+    """Writes the size of each batch into the folder that GATED_ENGINE names, and waits until it has a file `open`.
+
+    The folder's name is the revision of its model, which tells several servers apart.
+    """
+
+    @property
+    def facts(self):
+        identity = replace(FACTS.identity, revision=Path(os.environ["GATED_ENGINE"]).name)
+        return replace(FACTS, identity=identity)
 
     def run(self, tasks):
         folder = Path(os.environ["GATED_ENGINE"])

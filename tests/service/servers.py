@@ -29,6 +29,7 @@ class RunningServer:
     channel: grpc.Channel
     loaded: threading.Event
     health_address: str = ""
+    metrics_address: str = ""
 
     @property
     def stub(self):
@@ -75,7 +76,8 @@ def running_server(worker, **settings):
     assert life.listening.wait(PATIENCE)
     try:
         with grpc.insecure_channel(life.application.address) as channel:
-            yield RunningServer(life.application.address, channel, life.loaded, life.application.health_address)
+            served = life.application
+            yield RunningServer(served.address, channel, life.loaded, served.health_address, served.metrics_address)
     finally:
         life.loop.call_soon_threadsafe(life.ending.set)
         thread.join()
@@ -98,9 +100,19 @@ class _Life:
         await load
 
 
+_LOGGING = """
+from neuron_attribution_server.calls import call_ids
+from neuron_attribution_server.logs import configure_logging
+configure_logging(config.log_level, config.log_format, call_ids)
+"""
+
+
 @contextmanager
 def server_process(factory="make_engine", *, module="fakes", workers=1, errors=subprocess.PIPE, **settings):
-    """A server process with worker processes, whose engines a `factory` of a module beside this one makes."""
+    """A server process with worker processes, whose engines a `factory` of a module beside this one makes.
+
+    It logs where a `log_format` is given.
+    """
     settings = {"model": "fake", "listen": "localhost:0", "grace": 5.0, **settings}
     script = (
         f"import asyncio, service.{module} as engines\n"
@@ -108,6 +120,7 @@ def server_process(factory="make_engine", *, module="fakes", workers=1, errors=s
         "from neuron_attribution_server.config import ServerConfig\n"
         "from neuron_attribution_server.worker_pool import worker_pool\n"
         f"config = ServerConfig(**{settings!r})\n"
+        f"{_LOGGING if 'log_format' in settings else ''}"
         f"pool = worker_pool(config, [engines.{factory}] * {workers})\n"
         "raise SystemExit(asyncio.run(Application(config, pool).run()))\n"
     )

@@ -1,6 +1,7 @@
 """A stop signal under load: what was accepted is answered, what comes later is refused, and the exit status is 0."""
 
 import asyncio
+import os
 import signal
 import time
 from contextlib import suppress
@@ -9,8 +10,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from service.servers import PATIENCE, attribution, listening_address, server_process
+from neuron_attribution_server.app import LIVENESS
+from service.servers import PATIENCE, attribution, listening_address, server_process, worker_processes
 
+SERVING = health_pb2.HealthCheckResponse.SERVING
 CALLERS = 64
 GRACE = 20
 SETTINGS = {"cache_bytes": 0, "batch_requests": 4, "grace": float(GRACE)}
@@ -52,7 +55,7 @@ async def _until_not_serving(address):
     async with grpc.aio.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         with suppress(grpc.aio.AioRpcError):
-            while (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING:
+            while (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING:
                 await asyncio.sleep(0.01)
 
 
@@ -62,11 +65,21 @@ async def _code_on_a_new_connection(address):
 
 
 def test_calls_are_taken_while_endpoints_update():
-    """During the drain delay health says NOT_SERVING and calls are still answered."""
-    with server_process("make_timed_engine", drain_delay=3.0, **SETTINGS) as process:
+    """During the drain delay health says NOT_SERVING, even when a worker comes back; calls are still answered."""
+    with server_process("make_timed_engine", drain_delay=5.0, **SETTINGS) as process:
         address = listening_address(process)
         assert process.stdout.readline().startswith("ready: ")
         process.send_signal(signal.SIGTERM)
         asyncio.run(_until_not_serving(address))
+        assert _health(address, LIVENESS) == SERVING
+        [worker] = worker_processes(process.pid)
+        os.kill(worker, signal.SIGKILL)
         assert asyncio.run(_code_on_a_new_connection(address)) is grpc.StatusCode.OK
+        with suppress(grpc.RpcError):  # on a slow machine the delay is over
+            assert _health(address) != SERVING
         assert process.wait(PATIENCE) == 0
+
+
+def _health(address, service=""):
+    with grpc.insecure_channel(address) as channel:
+        return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service)).status

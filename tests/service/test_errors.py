@@ -211,3 +211,16 @@ def test_a_request_that_cannot_fit_in_memory_is_refused_before_it_is_queued(shar
     assert error.reason == "NEEDS_TOO_MUCH_MEMORY"
     assert [violation.field for violation in error.violations] == ["prompt"]
     assert shared_server.attribute().explanations
+
+
+def test_an_exhaustive_request_that_would_outlast_its_batch_is_refused_before_it_is_queued():
+    """One explained token after 6: 2 layers x (64 + 4 x 8 x 6) neurons x 512 tokens."""
+    scores = 2 * (64 + 4 * 8 * 6) * 512
+    with running_server(ThreadWorker(FakeEngine()), maximum_exhaustive_scores=scores) as server:
+        assert server.loaded.wait(PATIENCE)
+        assert server.attribute(attribution(exhaustive=True)).explanations
+        error, call = failure(lambda: server.attribute(attribution(PROMPT + " Paris", exhaustive=True)))
+        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.reason == "TOO_EXHAUSTIVE"
+        assert [violation.field for violation in error.violations] == ["exhaustive"]
+        assert server.attribute(attribution(PROMPT + " Paris")).explanations

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from neuron_attribution_server.app import SERVICE, Application
+from neuron_attribution_server.app import LIVENESS, SERVICE, Application
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.thread_worker import ThreadWorker
 from service.servers import (
@@ -42,6 +42,15 @@ def test_health_follows_the_model(engine):
         assert [server.health(name) for name in ("", SERVICE)] == [SERVING, SERVING]
         assert len(engine.batches) == 1, "warmed up with one task before serving"
         assert server.attribute().explanations
+
+
+def test_liveness_does_not_wait_for_the_model(engine):
+    engine.loadable.clear()
+    with running_server(ThreadWorker(engine)) as server, engine:
+        assert (server.health(), server.health(LIVENESS)) == (NOT_SERVING, SERVING)
+        engine.loadable.set()
+        assert server.loaded.wait(PATIENCE)
+        assert (server.health(), server.health(LIVENESS)) == (SERVING, SERVING)
 
 
 def test_calls_while_loading_are_unavailable(engine):

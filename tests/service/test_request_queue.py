@@ -1,12 +1,14 @@
 """The queue alone: each task that joins is taken once, within the budget, in a fair and bounded order."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from neuron_attribution.errors import ResourceExhaustedError
+from neuron_attribution.requests import AttributeOptions
 from neuron_attribution_server.batches import PADDED_PER_TOKEN, BatchLimits, padded_tokens
 from neuron_attribution_server.request_queue import QueuedTask, QueueLimits, RequestQueue
 from neuron_attribution_server.tasks import AttributeTask, MemoryCost
@@ -159,6 +161,13 @@ def test_two_tasks_share_a_batch_however_their_lengths_differ():
     assert [sorted(tokens_of(batch)) for batch in popped(queue)] == [[1, 1], [30]]
     filled(queue, [queued(1), queued(30)])
     assert tokens_of(queue.pop_batch(0.0)) == [1, 30]
+
+
+def test_an_exhaustive_task_keeps_nobody_waiting_in_its_batch():
+    queue = request_queue()
+    tasks = filled(queue, [queued(5), queued(5), queued(5)])
+    tasks[1].task = replace(tasks[1].task, options=AttributeOptions(exhaustive=True))
+    assert list(popped(queue)) == [[tasks[0], tasks[2]], [tasks[1]]]
 
 
 def test_a_task_of_another_length_is_passed_over_until_it_is_too_old():

@@ -12,7 +12,9 @@ from neuron_attribution.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from neuron_attribution_server.batch_observer import BatchObserver
 from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.metrics import Metrics
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.tasks import AttributeTask, MemoryCost, ProjectOutcome
 from neuron_attribution_server.tenants import current_tenant
@@ -61,7 +63,8 @@ def scheduling(scenario, worker_type=GatedWorker, **settings):
 
     async def run():
         worker = worker_type()
-        scheduler = Scheduler(worker, ServerConfig(model="fake", **settings), MemoryCost(available=100, per_token=1))
+        config, memory = ServerConfig(model="fake", **settings), MemoryCost(available=100, per_token=1)
+        scheduler = Scheduler(worker, config, memory, BatchObserver(Metrics()))
         running = asyncio.create_task(scheduler.run())
 
         async def submit(tokens, deadline=None):

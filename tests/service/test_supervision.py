@@ -15,8 +15,9 @@ from neuron_attribution.errors import ResourceExhaustedError
 from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from neuron_attribution_server.app import SERVICE
+from neuron_attribution_server.app import LIVENESS, SERVICE
 from neuron_attribution_server.process_worker import describe_exit
+from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.restarts import FIRST_BACKOFF, MOST_BACKOFF, Restarts
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, PackedAttribution
 from neuron_attribution_server.thread_worker import ThreadWorker
@@ -93,7 +94,7 @@ def strike(process, number=signal.SIGKILL):
 
 
 @contextmanager
-def watched_health(address):
+def watched_health(address, service=SERVICE):
     """The health states that Watch shows, in a list that grows."""
     seen = []
 
@@ -103,7 +104,7 @@ def watched_health(address):
                 seen.append(state.status)
 
     with grpc.insecure_channel(address) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service))
         thread = threading.Thread(target=follow, args=(watch,))
         thread.start()
         try:
@@ -129,7 +130,11 @@ def children(process):
 
 
 def test_every_call_is_answered_though_the_worker_is_killed_again_and_again():
-    with slow_server() as (process, address), watched_health(address) as seen:
+    with (
+        slow_server() as (process, address),
+        watched_health(address) as seen,
+        watched_health(address, LIVENESS) as liveness,
+    ):
         assert all_right(answers_around(address, lambda: None))
         eventually(lambda: seen == [SERVING])
         before = open_files(process), children(process)
@@ -137,6 +142,7 @@ def test_every_call_is_answered_though_the_worker_is_killed_again_and_again():
             assert all_right(answers_around(address, lambda: strike(process)))
             eventually(lambda: seen == [SERVING] + [NOT_SERVING, SERVING] * kills)  # noqa: B023 - called at once
         eventually(lambda: (open_files(process), children(process)) == before)
+        assert liveness == [SERVING], "whoever restarts what is not alive leaves this to the server"
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
@@ -191,6 +197,13 @@ def test_a_batch_that_never_ends_is_killed_and_only_its_culprit_fails():
         assert "running for 2 seconds" in error.message
 
 
+def test_a_load_that_never_ends_ends_the_server():
+    with server_process("never_make_an_engine", module="faulty_engines", load_timeout=2.0) as process:
+        _, log = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert "loading for 2 seconds (load_timeout)" in log
+
+
 def test_too_many_deaths_end_the_server():
     with slow_server(restarts=1) as (process, address):
         assert all_right(answers_around(address, lambda: strike(process)))
@@ -234,7 +247,7 @@ def task(*ids):
 def test_without_memory_a_batch_is_split_and_only_the_impossible_request_fails(error):
     engine = SmallEngine(error)
     tasks = [task(number) for number in (1, 2, 3, HUGE, 4, 5, 6, 7)]
-    answers = run_batch(engine, tasks)
+    answers = run_batch(engine, tasks, BatchReport())
     refused = answers.pop(3)
     assert isinstance(refused, ResourceExhaustedError)
     assert refused.reason == "OUT_OF_MEMORY"
@@ -252,7 +265,7 @@ def test_real_torch_errors_are_recognized():
                 torch.empty(1 << 60, dtype=torch.uint8)
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    answers = run_batch(Greedy(), [task(1), task(2)])
+    answers = run_batch(Greedy(), [task(1), task(2)], BatchReport())
     assert [answer.reason for answer in answers] == ["OUT_OF_MEMORY"] * 2
 
 

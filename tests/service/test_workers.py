@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from neuron_attribution.errors import FailedPreconditionError, InternalError, UnavailableError
 from neuron_attribution_server.process_worker import ProcessWorker
+from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
 from neuron_attribution_server.thread_worker import ThreadWorker
 from neuron_attribution_server.worker import ModelLoadError, run_batch
@@ -57,7 +58,9 @@ def test_a_wrong_number_of_outcomes_is_a_failed_batch():
         def run(self, tasks):
             return super().run(tasks)[1:]
 
-    assert all(isinstance(outcome, InternalError) for outcome in run_batch(Forgetful(), [task(1), task(2)]))
+    assert all(
+        isinstance(outcome, InternalError) for outcome in run_batch(Forgetful(), [task(1), task(2)], BatchReport())
+    )
 
 
 def test_outcomes_that_cannot_be_sent_fail_the_batch_alone(capfd):

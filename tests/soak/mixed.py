@@ -1,7 +1,10 @@
 """`python -m soak.mixed [--minutes N]`: every kind of call at once, right and wrong; answers and memory are checked.
 
-Exits with 1 when an answer differs from the one given alone, a call fails otherwise than it should, or the resident
-memory of a process at the end is over 5 % above that at the end of warm-up.
+Exits with 1 when an answer differs from the one given alone, a call fails otherwise than it should, or the memory of a
+process in the last tenth of the run is over 5 % above that in the tenth after warm-up, in the median.
+
+The resident memory is shown as well as the part of it that a process has allocated. The rest is mapped files, the
+weights above all, whose pages the kernel takes and brings back as it likes.
 """
 
 from __future__ import annotations
@@ -12,17 +15,19 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from neuron_attribution import AttributeResult, Client, DeadlineExceededError, InvalidArgumentError, NotFoundError
 from neuron_attribution.results import Explanation
 from service.demo_server import serving
 
-from soak.processes import family, open_files, resident_bytes
+from soak.processes import anonymous_bytes, family, open_files, resident_bytes
 
 REPORT = Path(__file__).parents[2] / "docs" / "soak.md"
 CALLERS = 6
@@ -57,6 +62,16 @@ FAULTS: tuple[tuple[type[Exception], Callable[[Client], object]], ...] = (
     (NotFoundError, lambda client: client.attribute("The sun", model="another")),
     (DeadlineExceededError, lambda client: client.attribute("The sun rises in the", timeout=0.01)),
 )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one process held at a time, in bytes."""
+
+    seconds: float
+    resident: int
+    anonymous: int
+    files: int
 
 
 class Soak:
@@ -136,12 +151,11 @@ def main() -> int:
         soak = Soak(address, seed=0)
         soak.learn()
         pids = family(process.pid)
-        samples: list[tuple[float, list[int], list[int]]] = []
-        start = time.monotonic()
-        take = partial(_sample, samples, pids, start)
+        samples: dict[int, list[Sample]] = {pid: [] for pid in pids}
+        take = partial(_sample, samples, time.monotonic())
         soak.run(seconds, take)
         alive = family(process.pid) == pids
-    text, drift = _report(soak, samples, seconds)
+    text, drift = _report(soak, list(samples.values()), seconds)
     arguments.report.write_text(text)
     print(text)
     return int(bool(soak.wrong) or drift > DRIFT or not alive)
@@ -154,8 +168,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _sample(samples: list[tuple[float, list[int], list[int]]], pids: list[int], start: float) -> None:
-    samples.append((time.monotonic() - start, [resident_bytes(pid) for pid in pids], [open_files(pid) for pid in pids]))
+def _sample(samples: dict[int, list[Sample]], start: float) -> None:
+    for pid, taken in samples.items():
+        now = time.monotonic() - start
+        taken.append(Sample(now, resident_bytes(pid), anonymous_bytes(pid), open_files(pid)))
 
 
 def _difference(alone: AttributeResult, now: AttributeResult) -> float:
@@ -185,17 +201,16 @@ def _apart(a: object, b: object) -> float:
     return float(np.abs(a - b).max(initial=0)) if a.shape == b.shape else float("inf")
 
 
-def _report(soak: Soak, samples: list[tuple[float, list[int], list[int]]], seconds: float) -> tuple[str, float]:
-    settled = [sample for sample in samples if sample[0] >= WARM_UP * seconds]
-    names = ["front end", *[f"process {number}" for number in range(1, len(samples[0][1]))]]
+def _report(soak: Soak, processes: list[list[Sample]], seconds: float) -> tuple[str, float]:
     rows, drifts = [], []
-    for place, name in enumerate(names):
-        memory = [sample[1][place] for sample in settled]
-        files = [sample[2][place] for sample in settled]
-        drift = memory[-1] / memory[0] - 1
-        drifts.append(drift)
-        megabytes = [f"{value / 2**20:,.0f}" for value in (memory[0], max(memory), memory[-1])]
-        rows.append(f"| {name} | {' | '.join(megabytes)} | {drift:+.1%} | {files[0]} → {files[-1]} |")
+    for number, samples in enumerate(processes):
+        settled = [sample for sample in samples if sample.seconds >= WARM_UP * seconds]
+        cells = ["front end" if number == 0 else f"process {number}"]
+        for kind in ("anonymous", "resident"):
+            texts, drift = _course([getattr(sample, kind) for sample in settled])
+            cells += texts
+            drifts.append(drift)
+        rows.append(f"| {' | '.join(cells)} | {settled[0].files} → {settled[-1].files} |")
     calls = sum(soak.counts.values())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(soak.counts.items()))
     wrong = "\n".join(f"- {line}" for line in soak.wrong[:20])
@@ -210,14 +225,24 @@ faults are bad requests and deadlines of 10 ms, which must fail as they should.
 
 {wrong}
 
-Resident memory in MiB, from the end of warm-up ({WARM_UP:.0%} of the run) to the end:
+Memory in MiB after warm-up ({WARM_UP:.0%} of the run): medians of the first and of the last tenth of the samples, and
+the most in between. Allocated is what a process asked for; resident adds the pages of files it maps, the weights above
+all, which the kernel takes and brings back as it likes.
 
-| process | at first | most | at last | drift | open files |
-|---|---:|---:|---:|---:|---:|
+| process | allocated at first | most | at last | drift | resident at first | most | at last | drift | open files |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
 {chr(10).join(rows)}
 """,
         max(drifts),
     )
+
+
+def _course(bytes_held: Sequence[int]) -> tuple[list[str], float]:
+    """The first, most and last in MiB and the drift, as texts; and the drift."""
+    tenth = max(1, len(bytes_held) // 10)
+    first, last = median(bytes_held[:tenth]), median(bytes_held[-tenth:])
+    drift = last / first - 1
+    return [*(f"{value / 2**20:,.0f}" for value in (first, max(bytes_held), last)), f"{drift:+.1%}"], drift
 
 
 if __name__ == "__main__":

@@ -15,11 +15,20 @@ def family(pid: int) -> list[int]:
 
 def resident_bytes(pid: int) -> int:
     """Resident memory; 0 where the process has ended."""
+    return _status_bytes(pid, "VmRSS")
+
+
+def anonymous_bytes(pid: int) -> int:
+    """The resident memory that the process has allocated; the rest is files it maps, such as the weights."""
+    return _status_bytes(pid, "RssAnon")
+
+
+def _status_bytes(pid: int, name: str) -> int:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except FileNotFoundError:
         return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), 0)
 
 
 def open_files(pid: int) -> int:

@@ -98,7 +98,9 @@ INFO = ModelInfo(
     family="llama",
     device="cpu",
     sizes=ModelSizes(2, 2, 1, 8, 32, 16, 1000),
-    limits=Limits(2048, 1000, 64, 1000, 64 * 1024 * 1024, 256, 65536, 8192, 32, 0.25, 5.0, 0.5, 4 * 1024 * 1024, 64),
+    limits=Limits(
+        2048, 1000, 64, 1000, 64 * 1024 * 1024, 256, 65536, 8192, 32, 0.25, 5.0, 0.5, 4 * 1024 * 1024, 64, 2**34
+    ),
     supported_parts=tuple(Part),
     exactness=Exactness(True, "bounds hold"),
     invariants=(Invariant("residual_sum", "the writes add up to the final state", 0.25, 0.5),),

@@ -5,20 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TypeVar
 
+from neuron_attribution.aio import AsyncClient
 from neuron_attribution.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT
 from neuron_attribution.cli.options import UsageError, add_flag, add_option, positive_seconds, variable
 from neuron_attribution.client import Client
 
 TOKEN_VARIABLE = variable("--token")
 
+AnyClient = TypeVar("AnyClient", Client, AsyncClient)
 
-def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options every client command takes."""
+
+def add_connection_arguments(parser: argparse.ArgumentParser, address: str | None = DEFAULT_ADDRESS) -> None:
+    """Add the options every client command takes; `address` is the default of --address."""
     group = parser.add_argument_group("connection")
-    add_option(
-        group, "--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the service's address, or a gRPC target"
-    )
+    add_option(group, "--address", default=address, metavar="HOST:PORT", help="the service's address, or a gRPC target")
     add_option(
         group,
         "--timeout",
@@ -38,8 +40,13 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
 
 def connect(arguments: argparse.Namespace) -> Client:
     """The client the connection options describe."""
+    return connect_as(Client, arguments)
+
+
+def connect_as(kind: type[AnyClient], arguments: argparse.Namespace) -> AnyClient:
+    """The same as a client of either kind."""
     try:
-        return Client(
+        return kind(
             arguments.address,
             timeout=arguments.timeout,
             tls=arguments.tls,

@@ -1,4 +1,4 @@
-"""`neuron-attribution model`: what is served."""
+"""`neuron-attribution model`: what is served, or with `--check` whether a model could be."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from neuron_attribution.cli.connection import add_connection_arguments, connect
+from neuron_attribution.cli.options import add_option
 from neuron_attribution.cli.output import (
     Lines,
     add_output_arguments,
@@ -16,6 +17,7 @@ from neuron_attribution.cli.output import (
     table,
     token_text,
 )
+from neuron_attribution.cli.serve import server_module
 from neuron_attribution.convert import model_info_to_proto
 from neuron_attribution.results import ModelInfo, Token
 
@@ -26,16 +28,32 @@ HELP = "describe the served model, its limits and what was verified when it was 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    add_option(
+        parser,
+        "--check",
+        metavar="MODEL",
+        help="load this model here (demo, a Hub id, a folder, or a GGUF file), measure what the method assumes of it, "
+        "and serve nothing; loading takes the settings of serve from the environment",
+    )
     add_output_arguments(parser)
     add_connection_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask and print."""
-    with connect(arguments) as client:
-        info = client.get_model()
+    """Ask, or measure, and print."""
+    info = _served(arguments) if arguments.check is None else _checked(arguments.check)
     print_result(arguments, lambda: model_info_to_proto(info), lambda: model_lines(info))
     return 0
+
+
+def _served(arguments: argparse.Namespace) -> ModelInfo:
+    with connect(arguments) as client:
+        return client.get_model()
+
+
+def _checked(model: str) -> ModelInfo:
+    info: ModelInfo = server_module("check").check_model(model)
+    return info
 
 
 def model_lines(info: ModelInfo) -> Lines:

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NEURON",
         nargs="+",
         type=argument_type(parse_neuron),
-        help="LAYER.INDEX for FFN, LAYER.HEAD.INDEX for attention",
+        help="LAYER.INDEX for FFN, LAYER.eEXPERT.INDEX for an expert's, LAYER.HEAD.INDEX for attention",
     )
     add_option(
         parser,

@@ -10,7 +10,16 @@ from types import ModuleType
 HELP = "serve a model"
 
 # The server imports the model libraries in its worker process only: what is missing must be said before that.
-SERVER_MODULES = ("torch", "transformers", "tokenizers", "safetensors", "grpc_health", "grpc_reflection")
+SERVER_MODULES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "grpc_health",
+    "grpc_reflection",
+    "prometheus_client",
+    "cryptography",
+)
 
 
 class MissingExtraError(Exception):
@@ -22,21 +31,26 @@ class MissingExtraError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the server's arguments."""
-    _server().add_arguments(parser)
+    _module("cli").add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped."""
-    missing = next((name for name in SERVER_MODULES if find_spec(name) is None), None)
-    if missing is not None:
-        raise MissingExtraError(missing)
-    status: int = _server().run(arguments)
+    status: int = server_module("cli").run(arguments)
     return status
 
 
-def _server() -> ModuleType:
+def server_module(name: str) -> ModuleType:
+    """A module of the server's package. Raises MissingExtraError where something that it needs is missing."""
+    missing = next((module for module in SERVER_MODULES if find_spec(module) is None), None)
+    if missing is not None:
+        raise MissingExtraError(missing)
+    return _module(name)
+
+
+def _module(name: str) -> ModuleType:
     try:
-        return import_module("neuron_attribution_server.cli")
+        return import_module(f"neuron_attribution_server.{name}")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("neuron_attribution_server."):
             raise  # A module of our own is never part of an extra: this is a broken installation.

@@ -14,7 +14,8 @@ def neuron_to_proto(neuron: Neuron, field: str = "neuron") -> messages.Neuron:
     """Write a neuron."""
     layer, index = unsigned(neuron.layer, f"{field}.layer"), unsigned(neuron.index, f"{field}.index")
     if isinstance(neuron, FfnNeuron):
-        return messages.Neuron(ffn=messages.FfnNeuron(layer=layer, index=index))
+        expert = None if neuron.expert is None else unsigned(neuron.expert, f"{field}.expert")
+        return messages.Neuron(ffn=messages.FfnNeuron(layer=layer, index=index, expert=expert))
     head = unsigned(neuron.head, f"{field}.head")
     return messages.Neuron(attention=messages.AttentionNeuron(layer=layer, head=head, index=index))
 
@@ -23,7 +24,8 @@ def neuron_from_proto(message: messages.Neuron, field: str = "neuron") -> Neuron
     """Read a neuron; one that is neither kind is refused."""
     match message.WhichOneof("neuron"):
         case "ffn":
-            return FfnNeuron(message.ffn.layer, message.ffn.index)
+            ffn = message.ffn
+            return FfnNeuron(ffn.layer, ffn.index, ffn.expert if ffn.HasField("expert") else None)
         case "attention":
             return AttentionNeuron(message.attention.layer, message.attention.head, message.attention.index)
     raise InvalidArgumentError.of(field, "names no neuron; set either ffn or attention")

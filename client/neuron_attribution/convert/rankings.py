@@ -50,6 +50,8 @@ def write_neuron_score(score: NeuronScore, message: messages.NeuronScore) -> Non
     if isinstance(neuron, FfnNeuron):
         ffn = message.neuron.ffn
         ffn.layer, ffn.index = neuron.layer, neuron.index
+        if neuron.expert is not None:
+            ffn.expert = neuron.expert
     else:
         attention = message.neuron.attention
         attention.layer, attention.head, attention.index = neuron.layer, neuron.head, neuron.index

@@ -1,133 +1,26 @@
-"""Reads a transformers model through its architecture's spec: the only code that touches modules and their weights."""
+"""Reads a transformers model through its architecture's spec: with its layers, the only code that touches modules."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from typing import Any
 
 import torch
+from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.results import ModelSizes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from neuron_attribution_server.architectures.spec import ArchitectureSpec, NormKind, Rows
+from neuron_attribution_server.architectures.layer_view import LayerView
+from neuron_attribution_server.architectures.norms import norm_view
+from neuron_attribution_server.architectures.projections import HeadSizes, bias_of, key_value_heads, weight_of
+from neuron_attribution_server.architectures.spec import ArchitectureSpec
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NormView:
-    """A norm: weight [d], bias [d] or None, epsilon, and whether it subtracts the mean."""
-
-    weight: Tensor
-    bias: Tensor | None
-    epsilon: float
-    centred: bool
-
-    def centre(self, vectors: Tensor) -> Tensor:
-        """c(v) of vectors [..., d]."""
-        return vectors - vectors.mean(-1, keepdim=True) if self.centred else vectors
-
-    def normed(self, vectors: Tensor) -> Tensor:
-        """The norm of vectors [..., d], bias included."""
-        scaled = self.weight * self.centre(vectors) / self.scale(vectors)[..., None]
-        return scaled if self.bias is None else scaled + self.bias
-
-    def scale(self, vectors: Tensor) -> Tensor:
-        """The scale s [...] that the norm divides vectors [..., d] by."""
-        return (self.centre(vectors).square().mean(-1) + self.epsilon).sqrt()
-
-
-class LayerView:
-    """One layer's modules and the vectors of its neurons, in the model's own dtype: nothing is copied."""
-
-    def __init__(self, module: nn.Module, spec: ArchitectureSpec, sizes: ModelSizes) -> None:
-        self.module = module
-        self.attention_output = module.get_submodule(spec.attention_output)
-        self.ffn_output = module.get_submodule(spec.ffn_output)
-        self.activation = module.get_submodule(spec.activation)
-        self.gated = spec.gate is not None
-        self._spec = spec
-        self._sizes = sizes
-
-    @property
-    def attention_subvalues(self) -> Tensor:
-        """Rows of W_O, [heads * head size, d]."""
-        return _weight(self.attention_output).T
-
-    @property
-    def attention_bias(self) -> Tensor | None:
-        """The bias of attention's write, [d]."""
-        return _bias(self.attention_output)
-
-    @property
-    def ffn_subvalues(self) -> Tensor:
-        """Rows of W_down, [ffn width, d]."""
-        return _weight(self.ffn_output).T
-
-    @property
-    def ffn_bias(self) -> Tensor | None:
-        """The bias of the FFN's write, [d]."""
-        return _bias(self.ffn_output)
-
-    @property
-    def value_rows(self) -> Tensor:
-        """Rows of W_V, [key/value heads, head size, d]."""
-        rows = self._rows(self._spec.value)
-        return rows.reshape(self._sizes.key_value_heads, self._sizes.head_size, -1)
-
-    @property
-    def up_rows(self) -> Tensor:
-        """Rows of the up projection, [ffn width, d]."""
-        return self._rows(self._spec.up)
-
-    @property
-    def gate_rows(self) -> Tensor:
-        """Rows of the gate projection, [ffn width, d]. Raises LookupError where the FFN has no gate."""
-        return self._rows(self._gate())
-
-    def ffn_inputs(self, normed: Tensor) -> Tensor:
-        """The FFN's coefficients, [..., ffn width], from what it reads, [..., d], by its rows and biases."""
-        up = self._project(self._spec.up, normed)
-        if not self.gated:
-            activated: Tensor = self.activation(up)
-            return activated
-        gated: Tensor = self.activation(self._project(self._gate(), normed)) * up
-        return gated
-
-    def value_vectors(self, normed: Tensor) -> Tensor:
-        """The value vectors, [..., key/value heads * head size], from what attention reads, [..., d]."""
-        return self._project(self._spec.value, normed)
-
-    @property
-    def attention_norm(self) -> NormView:
-        """The norm before attention."""
-        return norm_view(self.module.get_submodule(self._spec.attention_norm), self._spec.norm)
-
-    @property
-    def ffn_norm(self) -> NormView:
-        """The norm before the FFN."""
-        return norm_view(self.module.get_submodule(self._spec.ffn_norm), self._spec.norm)
-
-    def head_subvalues(self, head: int) -> Tensor:
-        """Rows of W_O of one head, [head size, d]."""
-        size = self._sizes.head_size
-        return self.attention_subvalues[head * size : (head + 1) * size]
-
-    def key_value_head(self, head: int) -> int:
-        """The key/value head that a query head reads."""
-        return head // (self._sizes.heads // self._sizes.key_value_heads)
-
-    def _rows(self, rows: Rows) -> Tensor:
-        return _weight(self.module.get_submodule(rows.module)).chunk(rows.blocks)[rows.block]
-
-    def _gate(self) -> Rows:
-        if self._spec.gate is None:
-            raise LookupError(f"the FFN of {self._spec.family} models has no gate")
-        return self._spec.gate
-
-    def _project(self, rows: Rows, normed: Tensor) -> Tensor:
-        projected = normed @ self._rows(rows).float().T
-        bias = _bias(self.module.get_submodule(rows.module))
-        return projected if bias is None else projected + bias.chunk(rows.blocks)[rows.block]
+UNKNOWN_LENGTH = 2048
+"""The tokens that a model takes whose configuration does not say how many."""
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Rotary embeddings whose angles depend on the longest sequence of a batch."""
 
 
 class ModelView:
@@ -135,15 +28,18 @@ class ModelView:
 
     def __init__(self, model: PreTrainedModel, spec: ArchitectureSpec) -> None:
         self.model = model
-        self.spec = spec
-        self.sizes = _sizes(model, spec)
-        self.layers = [LayerView(layer, spec, self.sizes) for layer in _layer_modules(model, spec)]
-        self.final_norm_module = model.get_submodule(spec.final_norm)
-        self.final_norm = norm_view(self.final_norm_module, spec.norm)
+        self.config = model.config.get_text_config()
+        self.spec = _for_config(spec, self.config)
+        modules = list(model.get_submodule(self.spec.layers).children())
+        heads = _head_sizes(modules[0], self.spec, self.config)
+        self.layers = [LayerView(module, self.spec, heads, self.config) for module in modules]
         unembedding = model.get_output_embeddings()
-        self.unembedding: Tensor = _weight(unembedding).float().contiguous()
+        self.unembedding: Tensor = weight_of(unembedding).float().contiguous()
         """W_U in float32, [vocabulary, d]."""
-        self.unembedding_bias = _bias(unembedding)
+        self.unembedding_bias = bias_of(unembedding)
+        self.final_norm_module = model.get_submodule(self.spec.final_norm)
+        self.final_norm = norm_view(self.final_norm_module, self.spec, self.unembedding.shape[1])
+        self.sizes = _sizes(self.layers, heads, self.unembedding)
 
     @property
     def device(self) -> torch.device:
@@ -155,48 +51,79 @@ class ModelView:
         """The type of the model's weights and activations."""
         return self.model.dtype
 
+    @property
+    def logit_multiplier(self) -> float:
+        """What the model multiplies its logits by."""
+        spec = self.spec
+        multiplier = getattr(self.config, spec.logit_multiplier) if spec.logit_multiplier else 1.0
+        return float(multiplier / getattr(self.config, spec.logit_divisor) if spec.logit_divisor else multiplier)
 
-def norm_view(module: nn.Module, kind: NormKind) -> NormView:
-    """Read a norm module's weight, bias and epsilon, by whichever of its usual names each goes."""
-    epsilon = next(getattr(module, name) for name in ("eps", "variance_epsilon") if hasattr(module, name))
-    return NormView(_float(module.weight), _bias(module), float(epsilon), kind is NormKind.LAYER)
+    @property
+    def logit_cap(self) -> float | None:
+        """The c of the soft-cap c tanh(logits / c), or None."""
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return None if cap is None else float(cap)
+
+    @property
+    def maximum_tokens(self) -> int:
+        """The longest sequence the model was made for; where positions have no end, the length it was trained at."""
+        lengths = (
+            getattr(self.config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length")
+        )
+        return int(next((length for length in lengths if length is not None), UNKNOWN_LENGTH))
+
+    @property
+    def gated(self) -> bool:
+        """Whether every FFN neuron has a gate."""
+        return all(layer.ffn.gated for layer in self.layers)
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a longer sequence in the same batch changes what a shorter one computes."""
+        kinds = getattr(self.config, "rope_parameters", None) or {}
+        nested = [kinds, *(kind for kind in kinds.values() if isinstance(kind, dict))]
+        return any(kind.get("rope_type") in LENGTH_DEPENDENT for kind in nested)
+
+    def ffn_unit(self, neuron: FfnNeuron) -> int:
+        """The number of an FFN neuron in its layer. Raises InvalidArgumentError where there is none such."""
+        try:
+            return self.layers[neuron.layer].ffn.unit(neuron.expert, neuron.index)
+        except LookupError as error:
+            raise InvalidArgumentError.of(
+                "neurons", f"{neuron} does not exist; layer {neuron.layer} has {error}", reason="OUT_OF_RANGE"
+            ) from None
+
+    def ffn_neuron(self, layer: int, unit: int) -> FfnNeuron:
+        """The FFN neuron with this number in its layer."""
+        expert, index = self.layers[layer].ffn.name(unit)
+        return FfnNeuron(layer, index, expert)
 
 
-def _layer_modules(model: PreTrainedModel, spec: ArchitectureSpec) -> list[nn.Module]:
-    return list(model.get_submodule(spec.layers).children())
+def _for_config(spec: ArchitectureSpec, config: Any) -> ArchitectureSpec:  # noqa: ANN401 - a family's own class
+    for variant in spec.variants:
+        if getattr(config, variant.attribute, None) == variant.value:
+            spec = dataclasses.replace(spec, **variant.changes)
+    return spec
 
 
-def _sizes(model: PreTrainedModel, spec: ArchitectureSpec) -> ModelSizes:
-    config = model.config.get_text_config()
-    layers = _layer_modules(model, spec)
+def _head_sizes(layer: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes:  # noqa: ANN401
     heads = config.num_attention_heads
-    width = _weight(layers[0].get_submodule(spec.attention_output)).shape[1]
-    value_rows = _weight(layers[0].get_submodule(spec.value.module)).shape[0] // spec.value.blocks
-    head_size = width // heads
-    vocabulary, hidden_size = _weight(model.get_output_embeddings()).shape
+    head_size = weight_of(layer.get_submodule(spec.attention_output)).shape[1] // heads
+    rows = weight_of(layer.get_submodule(spec.value.module)).shape[0]
+    return HeadSizes(heads, key_value_heads(rows, spec.value.layout, heads, head_size), head_size)
+
+
+def _sizes(layers: list[LayerView], heads: HeadSizes, unembedding: Tensor) -> ModelSizes:
+    vocabulary, hidden_size = unembedding.shape
+    experts = [layer.ffn.experts for layer in layers if layer.ffn.experts is not None]
     return ModelSizes(
         layers=len(layers),
-        heads=heads,
-        key_value_heads=value_rows // head_size,
-        head_size=head_size,
-        ffn_width=_weight(layers[0].get_submodule(spec.ffn_output)).shape[1],
+        heads=heads.heads,
+        key_value_heads=heads.key_value_heads,
+        head_size=heads.head_size,
+        ffn_width=max((layer.ffn.dense.width for layer in layers if layer.ffn.dense is not None), default=0),
         hidden_size=hidden_size,
         vocabulary=vocabulary,
+        experts=max((each.count for each in experts), default=0),
+        expert_width=max((each.width for each in experts), default=0),
     )
-
-
-def _weight(module: nn.Module) -> Tensor:
-    """A projection's weight as [output, input]; transformers' Conv1D stores the transpose."""
-    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
-
-
-def _bias(module: nn.Module) -> Tensor | None:
-    bias = getattr(module, "bias", None)
-    return None if bias is None else _float(bias)
-
-
-def _float(tensor: Tensor | nn.Module) -> Tensor:
-    assert isinstance(tensor, Tensor)
-    return tensor.detach().float()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from neuron_attribution_server.attribution.objectives import Objective
+from neuron_attribution_server.attribution.subvalues import stack_layers
 from neuron_attribution_server.attribution.unembedding import Unembedding
 from neuron_attribution_server.attribution.value_neurons import ValueNeurons
 
@@ -15,13 +18,24 @@ UNITS_AT_ONCE = 256
 def exhaustive_increases(
     objective: Objective, unembedding: Unembedding, neurons: ValueNeurons, scale: Tensor, first_base: int
 ) -> Tensor:
-    """f(base + v) - f(base) of every neuron of one row, [total]; first_base is the row's first flat base index."""
-    scores = []
+    """f(base + v) - f(base) of every neuron of one row, in the order of ids, zero in gaps.
+
+    first_base is the row's first flat base index.
+    """
+    layers = []
     for layer in range(neurons.layers):
         coefficients = neurons.coefficients(slice(layer, layer + 1))[0] / scale
-        folded = unembedding.fold(neurons.layer_subvalues(layer))
         base = first_base + neurons.first_base + layer
-        for unit in range(0, neurons.units, UNITS_AT_ONCE):
-            chunk = slice(unit, unit + UNITS_AT_ONCE)
-            scores.append(objective.multiples(folded[chunk], coefficients[chunk], base).flatten())
-    return torch.cat(scores)
+        chunks = [chunk for rows in neurons.layer_subvalues(layer).chunks() for chunk in rows.split(UNITS_AT_ONCE)]
+        scores = [
+            objective.multiples(unembedding.fold(rows), mine, base)
+            for rows, mine in zip(chunks, _split_like(coefficients, chunks), strict=True)
+        ]
+        layers.append(torch.cat(scores).T)
+    return stack_layers(layers).transpose(1, 2).flatten()
+
+
+def _split_like(coefficients: Tensor, chunks: Sequence[Tensor]) -> Sequence[Tensor]:
+    sizes = [len(chunk) for chunk in chunks]
+    parts: Sequence[Tensor] = coefficients[: sum(sizes)].split(sizes)
+    return parts

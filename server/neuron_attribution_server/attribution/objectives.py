@@ -31,6 +31,16 @@ class Objective(Protocol):
     linear: bool
 
     @property
+    def curvature(self) -> float:
+        """How far f may bend away from its slope, per square of the largest logit added; 0 where it is concave."""
+        ...
+
+    @property
+    def spread(self) -> bool:
+        """Whether f may fall below its slope by the variance of the logits added."""
+        ...
+
+    @property
     def values(self) -> Tensor:
         """f(base), [E, S]."""
         ...
@@ -53,6 +63,8 @@ class LogProbability:
     """f(v) = log_softmax(bs(v))[target]."""
 
     linear = False
+    curvature = 0.0
+    spread = True
 
     def __init__(
         self, unembedding: Unembedding, bases: Tensor, scale: Tensor, targets: Tensor, *, include_constant: bool
@@ -136,6 +148,8 @@ class LogProbabilityDifference:
     """f(v) = log p(target) - log p(contrast), linear because the normalisation cancels."""
 
     linear = True
+    curvature = 0.0
+    spread = False
 
     def __init__(
         self,

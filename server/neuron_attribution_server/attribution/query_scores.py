@@ -8,10 +8,13 @@ digits left, are skipped and counted; the rest is computed in float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from neuron_attribution_server.attribution.subvalues import Subvalues, stack_layers
 
 SMALLEST_SHARE = 1e-4
 
@@ -44,23 +47,23 @@ def scaled_keys(keys: Tensor, inputs: Tensor, scores: Tensor) -> tuple[Tensor, i
 
 
 def query_ffn_scores(
-    subvalues: list[Tensor], coefficients: Tensor, keys: Tensor, sources: Tensor, layers: Tensor
+    subvalues: Sequence[Subvalues], coefficients: Sequence[Tensor], keys: Tensor, sources: Tensor, layers: Tensor
 ) -> Tensor:
     """Query scores of every FFN neuron, [L, N], over the sources in higher layers.
 
-    Subvalues of each layer, [N, d]; coefficients [P, L', N] of the layers below the highest source at the P distinct
+    Subvalues of each layer; coefficients [P, N] of the layers below the highest source at the P distinct
     source positions; scaled keys [K, d]; sources [K] index the P positions; layers [K] are the sources' layers. Layers
-    with no source above score zero.
+    with no source above score zero, and so do the gaps of layers narrower than the widest.
     """
     scores = []
     below = int(layers.max())
-    for layer, rows in enumerate(subvalues[:below]):
-        per_position = torch.zeros(len(coefficients), keys.shape[1], dtype=keys.dtype, device=keys.device)
+    for layer, (rows, mine) in enumerate(zip(subvalues[:below], coefficients, strict=True)):
+        per_position = torch.zeros(len(mine), keys.shape[1], dtype=keys.dtype, device=keys.device)
         above = layers > layer
         per_position.index_add_(0, sources[above], keys[above])
-        scores.append((coefficients[:, layer] * (per_position.float() @ rows.float().T)).sum(0))
-    unread = coefficients.new_zeros(len(subvalues) - below, coefficients.shape[2])
-    return torch.cat([*(row[None] for row in scores), unread])
+        scores.append((mine * rows.products(per_position.float())).sum(0))
+    scores += [torch.zeros(len(rows), device=keys.device) for rows in subvalues[below:]]
+    return stack_layers(scores)
 
 
 def _per_divisor(scores: Tensor, divisors: Tensor, magnitudes: Tensor) -> tuple[Tensor, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from neuron_attribution_server.attribution.subvalues import Subvalues, each_chunk, stack_layers
 from neuron_attribution_server.attribution.unembedding import Unembedding
 
 
@@ -19,11 +19,11 @@ class SubvalueNorms:
     folded: Tensor
 
 
-def subvalue_norms(unembedding: Unembedding, subvalues: Sequence[Tensor]) -> SubvalueNorms:
-    """The norms of each layer's subvalues [n, d], as [L, n]."""
-    raw = torch.stack([rows.float().norm(dim=-1) for rows in subvalues])
-    folded = torch.stack([unembedding.fold(rows.float()).norm(dim=-1) for rows in subvalues])
-    return SubvalueNorms(raw, folded)
+def subvalue_norms(unembedding: Unembedding, subvalues: Sequence[Subvalues]) -> SubvalueNorms:
+    """The norms of each layer's subvalues, as [L, n]; n is that of the widest layer."""
+    raw = [each_chunk(layer, lambda rows: rows.norm(dim=-1)) for layer in subvalues]
+    folded = [each_chunk(layer, lambda rows: unembedding.fold(rows).norm(dim=-1)) for layer in subvalues]
+    return SubvalueNorms(stack_layers(raw), stack_layers(folded))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,17 +31,17 @@ class Weights:
     """The model's static tensors: L layers, N FFN width, H heads, K key/value heads, D head size, d hidden size."""
 
     unembedding: Unembedding
-    ffn_subvalues: Sequence[Tensor]
-    """W_down rows of each layer, [N, d]."""
-    attention_subvalues: Sequence[Tensor]
-    """W_O rows of each layer, [H * D, d]."""
+    ffn_subvalues: Sequence[Subvalues]
+    """W_down rows of each layer, N of them in the widest."""
+    attention_subvalues: Sequence[Subvalues]
+    """W_O rows of each layer, H * D."""
     ffn_norms: SubvalueNorms
     """[L, N] each."""
     attention_norms: SubvalueNorms
     """[L, H * D] each."""
 
     @classmethod
-    def of(cls, unembedding: Unembedding, ffn: Sequence[Tensor], attention: Sequence[Tensor]) -> Weights:
+    def of(cls, unembedding: Unembedding, ffn: Sequence[Subvalues], attention: Sequence[Subvalues]) -> Weights:
         """Add what can be known once per model."""
         return cls(
             unembedding, ffn, attention, subvalue_norms(unembedding, ffn), subvalue_norms(unembedding, attention)
@@ -62,6 +62,8 @@ class RowStates:
     """The attention-weighted value vectors, [E, L, H, D]."""
     attention: Tensor
     """Attention weights, [E, L, H, T]."""
+    mixing: Tensor
+    """What multiplies the value vectors, [E, L, H, T]: the attention weights, over the scale of a norm after it."""
     values: Sequence[Tensor]
     """Value vectors of each row's sequence: E tensors [L, K, T, D]."""
     lengths: Sequence[int]
@@ -75,7 +77,7 @@ class RowStates:
     def source_values(self, row: int, layer: slice) -> Tensor:
         """alpha * v of every (layer, head, dimension, position) of one row, [layers, H, D, T]."""
         length = self.lengths[row]
-        attention = self.attention[row, layer, :, :length]
+        attention = self.mixing[row, layer, :, :length]
         values = self.values[row][layer, :, :length].float().transpose(2, 3)
         groups = attention.shape[1] // values.shape[1]
         return attention[:, :, None] * values.repeat_interleave(groups, 1)

@@ -7,7 +7,7 @@ Their lowest scores are found by computing every rank: low ranks are what bounds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from neuron_attribution.requests import ScoringMethod
@@ -18,6 +18,7 @@ from neuron_attribution_server.attribution.methods import NEEDS_RANKS, static_sc
 from neuron_attribution_server.attribution.projection import vocabulary_ranks
 from neuron_attribution_server.attribution.ranking import BoundedSearch, Ranked, settle
 from neuron_attribution_server.attribution.states import RowStates, Weights
+from neuron_attribution_server.attribution.subvalues import Subvalues, each_chunk, stack_layers
 from neuron_attribution_server.attribution.unembedding import Unembedding
 from neuron_attribution_server.attribution.value_neurons import ValueNeurons
 from neuron_attribution_server.attribution.value_search import (
@@ -25,7 +26,6 @@ from neuron_attribution_server.attribution.value_search import (
     Kind,
     Wanted,
     norms_of,
-    ranked,
     subvalues_of,
     value_neurons,
 )
@@ -54,10 +54,10 @@ class StaticSearch:
         """The k best neurons of one end."""
         neurons = value_neurons(self._weights, self._states, want.kind, want.row)
         if self._method not in NEEDS_RANKS:
-            return Found(ranked(self._scores(want.kind, neurons, None), k, want.sign), neurons)
+            return Found(neurons.rank(self._scores(want.kind, neurons, None), k, want.sign), neurons)
         if want.sign < 0 or want.exhaustive:
             ranks = self._all_ranks(want)
-            return Found(ranked(self._scores(want.kind, neurons, ranks), k, want.sign), neurons)
+            return Found(neurons.rank(self._scores(want.kind, neurons, ranks), k, want.sign), neurons)
         return Found(self._by_bounded_rank(want, neurons, k), neurons)
 
     def _scores(self, kind: Kind, neurons: ValueNeurons, ranks: Tensor | None) -> Tensor:
@@ -69,13 +69,13 @@ class StaticSearch:
         """The target's rank in every neuron's projection, [L, n]."""
         target, unembedding = self._targets[want.row, None], self._weights.unembedding
         subvalues = subvalues_of(self._weights, want.kind)
-        return torch.stack([vocabulary_ranks(unembedding, rows.float(), target)[0] for rows in subvalues])
+        return _ranks(subvalues, lambda rows: vocabulary_ranks(unembedding, rows, target)[0])
 
     def _by_bounded_rank(self, want: Wanted, neurons: ValueNeurons, k: int) -> Ranked:
         subvalues = subvalues_of(self._weights, want.kind)
         target = self._targets[want.row]
-        least = torch.stack([least_ranks(self._weights.unembedding, rows.float(), target) for rows in subvalues])
-        bounds = self._scores(want.kind, neurons, least)
+        least = _ranks(subvalues, lambda rows: least_ranks(self._weights.unembedding, rows, target))
+        bounds = neurons.without_gaps(self._scores(want.kind, neurons, least))
         search = BoundedSearch(lambda count: _highest(bounds, count), neurons.total, k)
         settle([search], lambda proposals: [self._exact(neurons, proposals[0], target, want.kind)])
         return search.result()
@@ -103,6 +103,11 @@ def least_ranks(unembedding: Unembedding, vectors: Tensor, target: Tensor) -> Te
     own = folded @ unembedding.weight[target]
     above: Tensor = folded @ unembedding.weight[sample].T > (own + error)[:, None]
     return above.sum(-1) + 1
+
+
+def _ranks(layers: Sequence[Subvalues], ranks: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of subvalues [n_i, d] at every layer, [L, n]; one in gaps, which no ranking returns."""
+    return stack_layers([each_chunk(layer, ranks) for layer in layers]).clamp_min_(1)
 
 
 def _highest(bounds: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 VOCABULARY_BLOCK = 2048
@@ -20,7 +21,10 @@ SMALLEST_SUM, LARGEST_SUM = 1e-30, 1e30
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unembedding:
-    """W_U `weight` [V, d], the final norm's `gamma` [d], its epsilon, whether it centres, and a constant [V]."""
+    """W_U `weight` [V, d], the final norm's `gamma` [d], its epsilon, whether it centres, and a constant [V].
+
+    Where a model multiplies its logits, `gamma` and the constant contain the factor.
+    """
 
     weight: Tensor
     gamma: Tensor
@@ -30,6 +34,8 @@ class Unembedding:
     """W_U beta + the unembedding's bias: the final norm's bias seen from the vocabulary. None where there is none."""
     largest_norm: float
     """The largest norm of a row of `weight`."""
+    cap: float | None = None
+    """The c of the soft-cap c tanh(logits / c) after everything else, or None."""
 
     def centre(self, vectors: Tensor) -> Tensor:
         """c(v) of vectors [..., d]."""
@@ -50,6 +56,17 @@ class Unembedding:
     def logits(self, folded: Tensor) -> Tensor:
         """Logits [..., V] of folded, scaled vectors [..., d], without the constant."""
         return folded @ self.weight.T
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits after the soft-cap, where there is one."""
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def own_logits(self, residuals: Tensor) -> Tensor:
+        """The model's own logits [..., V] of final residuals [..., d]."""
+        logits = self.logits(self.fold(residuals) / self.scale(residuals)[..., None])
+        if self.constant is not None:
+            logits += self.constant
+        return self.capped(logits)
 
     def blocks(self) -> Iterator[slice]:
         """The vocabulary in blocks."""

@@ -1,7 +1,8 @@
 """The value neurons of one explained row: their ids, subvalues, coefficients and first-order bounds.
 
 Ids count in the order of a ranking's ties: FFN neurons by (layer, index), attention neurons by (layer, head, index,
-source position). Every kind is a grid of layers x units x positions; FFN neurons have one position.
+source position). Every kind is a grid of layers x units x positions; FFN neurons have one position. Layers of fewer
+units than the widest leave gaps in the grid, which no ranking returns.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuron_attribution_server.attribution.ranking import Ranked, all_scored
 from neuron_attribution_server.attribution.states import RowStates
+from neuron_attribution_server.attribution.subvalues import Subvalues
 
 BOUNDS_AT_ONCE = 1 << 24
 """Bounds held at once; layers are taken in groups of at most so many."""
@@ -36,27 +39,32 @@ class FirstOrder:
     """Largest minus smallest logit that a unit coefficient adds, [L, n]; None where the objective is linear."""
     base_values: Tensor
     """The objective at each layer's base, [L]."""
+    bends: Tensor | None = None
+    """How far the objective may bend away from its slope for a unit coefficient, [L, n]; None where it is concave."""
 
     def increase(self, layers: slice, coefficients: Tensor, sign: int) -> Tensor:
         """Bounds of the increase, from above (sign 1) or below (-1), for coefficients [layers, n, positions].
 
-        Above by Jensen's inequality, below by Hoeffding's lemma: log E[e^D] <= E[D] + range(D)^2 / 8.
+        Above by Jensen's inequality, below by Hoeffding's lemma: log E[e^D] <= E[D] + range(D)^2 / 8. Logits with a
+        soft-cap may bend further (see capped_objectives).
         """
         bounds = coefficients * self.products[layers, :, None]
         bounds.addcmul_(coefficients.abs(), self.slack[layers, :, None], value=sign)
         if sign < 0 and self.ranges is not None:
             bounds.sub_((coefficients * self.ranges[layers, :, None]).square_(), alpha=0.125)
+        if self.bends is not None:
+            bounds.addcmul_(coefficients.square(), self.bends[layers, :, None], value=sign)
         return bounds.add_(sign * self.constant)
 
 
 class ValueNeurons(ABC):
     """Neurons of one kind at one explained row."""
 
-    def __init__(self, subvalues: Sequence[Tensor], positions: int, first_base: int) -> None:
+    def __init__(self, subvalues: Sequence[Subvalues], positions: int, first_base: int) -> None:
         self.layers = len(subvalues)
-        self.units = len(subvalues[0])
+        self.units = max(map(len, subvalues))
         self.positions = positions
-        self.total = self.layers * self.units * positions
+        self.total = sum(map(len, subvalues)) * positions
         self._subvalues = subvalues
         self.first_base = first_base
 
@@ -82,9 +90,18 @@ class ValueNeurons(ABC):
         layers, units, _ = self.locate(ids)
         return gather_rows(self._subvalues, layers, units)
 
-    def layer_subvalues(self, layer: int) -> Tensor:
-        """The subvalues of a layer's units, [units, d]."""
-        return self._subvalues[layer].float()
+    def layer_subvalues(self, layer: int) -> Subvalues:
+        """The subvalues of a layer's units."""
+        return self._subvalues[layer]
+
+    def rank(self, scores: Tensor, k: int, sign: int) -> Ranked:
+        """One end of the ranking of scores that are all known, [layers * units * positions]."""
+        found = all_scored(self.without_gaps(sign * scores), min(k, self.total))
+        return Ranked(found.ids, sign * found.scores, self.total)
+
+    def without_gaps(self, values: Tensor) -> Tensor:
+        """Values in the order of ids, below all others where a layer has no such unit."""
+        return self._without_gaps(values.view(self.layers, self.units, -1), slice(None)).flatten()
 
     def highest(self, count: int, bounds: FirstOrder, score: FromIncrease, sign: int) -> tuple[Tensor, Tensor]:
         """The `count` highest bounds of sign * score and their ids, in descending order."""
@@ -101,15 +118,23 @@ class ValueNeurons(ABC):
         self, layers: slice, count: int, bounds: FirstOrder, score: FromIncrease, sign: int
     ) -> tuple[Tensor, Tensor]:
         increases = bounds.increase(layers, self.coefficients(layers), sign)
-        values = sign * score(increases, bounds.base_values[layers, None, None])
+        values = self._without_gaps(sign * score(increases, bounds.base_values[layers, None, None]), layers)
         top = values.flatten().topk(min(count, values.numel()))
         return top.indices + layers.start * self.units * self.positions, top.values
+
+    def _without_gaps(self, values: Tensor, layers: slice) -> Tensor:
+        """Values [layers, units, positions], below all others where a layer has no such unit."""
+        if self.total == self.layers * self.units * self.positions:
+            return values
+        widths = torch.tensor([len(layer) for layer in self._subvalues[layers]], device=values.device)
+        gaps = torch.arange(self.units, device=values.device) >= widths[:, None]
+        return values.masked_fill(gaps[:, :, None], -torch.inf)
 
 
 class FfnValueNeurons(ValueNeurons):
     """The FFN neurons: one position, the explained one."""
 
-    def __init__(self, subvalues: Sequence[Tensor], states: RowStates, row: int) -> None:
+    def __init__(self, subvalues: Sequence[Subvalues], states: RowStates, row: int) -> None:
         super().__init__(subvalues, 1, first_base=len(subvalues) + 1)
         self._coefficients = states.coefficients[row]
 
@@ -125,7 +150,7 @@ class FfnValueNeurons(ValueNeurons):
 class AttentionValueNeurons(ValueNeurons):
     """The attention neurons, one for each source position."""
 
-    def __init__(self, subvalues: Sequence[Tensor], states: RowStates, row: int) -> None:
+    def __init__(self, subvalues: Sequence[Subvalues], states: RowStates, row: int) -> None:
         super().__init__(subvalues, states.lengths[row], first_base=0)
         self._states = states
         self._row = row
@@ -139,16 +164,17 @@ class AttentionValueNeurons(ValueNeurons):
         """alpha * v, [C]."""
         layers, units, positions = self.locate(ids)
         heads, dimensions = units // self._head_size, units % self._head_size
-        attention = self._states.attention[self._row, layers, heads, positions]
+        mixing = self._states.mixing[self._row, layers, heads, positions]
         values = self._states.values[self._row]
-        key_value_heads = heads // (self._states.attention.shape[2] // values.shape[1])
-        return attention * values[layers, key_value_heads, positions, dimensions].float()
+        key_value_heads = heads // (self._states.mixing.shape[2] // values.shape[1])
+        return mixing * values[layers, key_value_heads, positions, dimensions].float()
 
 
-def gather_rows(matrices: Sequence[Tensor], indices: Tensor, rows: Tensor) -> Tensor:
-    """Row rows[c] of matrix indices[c] for every c, [C, d]: one gather per matrix that is needed."""
-    gathered = torch.empty(len(rows), matrices[0].shape[1], device=rows.device)
-    for index in indices.unique().tolist():
-        mine = indices == index
-        gathered[mine] = matrices[index][rows[mine]].float()
-    return gathered
+def gather_rows(layers: Sequence[Subvalues], indices: Tensor, rows: Tensor) -> Tensor:
+    """Row rows[c] of layer indices[c] for every c, [C, d]: one gather per layer that is needed."""
+    wanted = indices.unique().tolist()
+    if not wanted:
+        return layers[0].rows(rows)
+    places = [(indices == index).nonzero().squeeze(1) for index in wanted]
+    found = [layers[index].rows(rows[place]) for index, place in zip(wanted, places, strict=True)]
+    return torch.cat(found)[torch.cat(places).argsort()]

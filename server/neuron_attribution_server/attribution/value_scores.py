@@ -14,6 +14,7 @@ from torch import Tensor
 from neuron_attribution_server.attribution.bounds import Slack
 from neuron_attribution_server.attribution.objectives import Objective
 from neuron_attribution_server.attribution.states import RowStates, SubvalueNorms, Weights
+from neuron_attribution_server.attribution.subvalues import Subvalues, stack_layers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +48,7 @@ def head_scores(objective: Objective, weights: Weights, states: RowStates, scale
     rows, layers, heads, _ = states.head_outputs.shape
     vectors = torch.stack(
         [
-            torch.einsum("ehk,hkd->ehd", states.head_outputs[:, layer], subvalues.float().unflatten(0, (heads, -1)))
+            torch.einsum("ehk,hkd->ehd", states.head_outputs[:, layer], subvalues.all().unflatten(0, (heads, -1)))
             for layer, subvalues in enumerate(weights.attention_subvalues)
         ],
         1,
@@ -64,21 +65,22 @@ def position_vectors(weights: Weights, states: RowStates, row: int, layers: Tens
     if not len(layers):
         return states.inputs.new_empty(0, length, states.inputs.shape[-1])
     values = states.values[row]
-    group = states.attention.shape[2] // values.shape[1]
-    attention = states.attention[row, layers, heads, :length]
+    group = states.mixing.shape[2] // values.shape[1]
+    attention = states.mixing[row, layers, heads, :length]
     sources = attention[:, :, None] * values[layers, heads // group, :length].float()
+    dimensions = torch.arange(values.shape[-1], device=layers.device)
     output = torch.stack(
         [
-            weights.attention_subvalues[layer].unflatten(0, (states.attention.shape[2], -1))[head].float()
+            weights.attention_subvalues[layer].rows(head * len(dimensions) + dimensions)
             for layer, head in zip(layers.tolist(), heads.tolist(), strict=True)
         ]
     )
     return sources @ output
 
 
-def subvalue_products(slopes: Tensor, subvalues: Sequence[Tensor]) -> Tensor:
+def subvalue_products(slopes: Tensor, subvalues: Sequence[Subvalues]) -> Tensor:
     """<slope, subvalue> of every neuron, [E, L, n], for slopes [E, L, d]: one matrix product per layer for all rows."""
-    return torch.stack([slopes[:, layer] @ rows.float().T for layer, rows in enumerate(subvalues)], 1)
+    return stack_layers([rows.products(slopes[:, layer]) for layer, rows in enumerate(subvalues)], 1)
 
 
 def unit_slack(slack: Slack, norms: SubvalueNorms, bases: slice) -> Tensor:

@@ -14,8 +14,10 @@ from neuron_attribution_server.attribution.bounds import rounding_slack
 from neuron_attribution_server.attribution.exhaustive import exhaustive_increases
 from neuron_attribution_server.attribution.methods import FROM_INCREASE
 from neuron_attribution_server.attribution.objectives import Objective
-from neuron_attribution_server.attribution.ranking import BoundedSearch, Ranked, all_scored, settle
+from neuron_attribution_server.attribution.ranking import BoundedSearch, Ranked, settle
+from neuron_attribution_server.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.attribution.states import RowStates, SubvalueNorms, Weights
+from neuron_attribution_server.attribution.subvalues import Subvalues
 from neuron_attribution_server.attribution.value_neurons import (
     AttentionValueNeurons,
     FfnValueNeurons,
@@ -54,6 +56,8 @@ class Found:
 
     ranked: Ranked
     neurons: ValueNeurons
+    exact: bool = True
+    """Whether the ranking is guaranteed to be that of scoring every neuron."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +78,9 @@ class ValueSearch:
         objective: Objective,
         method: ScoringMethod,
         ranges: LazyRanges,
+        seconds: SearchSeconds,
     ) -> None:
+        self._seconds = seconds
         self._weights = weights
         self._states = states
         self._scale = scale
@@ -82,24 +88,30 @@ class ValueSearch:
         self._score = FROM_INCREASE[method]
         self._ranges = ranges
         self._layers = len(weights.ffn_subvalues)
-        slopes = objective.slopes
-        self._slack = rounding_slack(weights.unembedding, slopes, scale)
+        with seconds.bounding():
+            self._bound_units(objective.slopes)
+
+    def find(self, wanted: Mapping[Wanted, int]) -> dict[Wanted, Found]:
+        """The k best neurons of each wanted end; scores are signed as they are, best first in the end's own order."""
+        with self._seconds.bounding():
+            jobs = [self._job(want, k) for want, k in wanted.items() if not want.exhaustive]
+            settle([job.search for job in jobs], lambda proposals: self._exact(jobs, proposals))
+        found = {job.wanted: self._found(job) for job in jobs}
+        with self._seconds.scoring():
+            return found | {want: self._every(want, k) for want, k in wanted.items() if want.exhaustive}
+
+    def increases(self, row: int, kind: Kind, neurons: ValueNeurons) -> Tensor:
+        """The objective's increase of every neuron of a row, in the order of ids, by brute force."""
+        first_base = row * self._objective.values.shape[1]
+        return exhaustive_increases(self._objective, self._weights.unembedding, neurons, self._scale[row], first_base)
+
+    def _bound_units(self, slopes: Tensor) -> None:
+        weights = self._weights
+        self._slack = rounding_slack(weights.unembedding, slopes, self._scale)
         self._products = {
             kind: subvalue_products(slopes[:, self._bases(kind)], subvalues_of(weights, kind)) for kind in Kind
         }
         self._unit_slack = {kind: unit_slack(self._slack, norms_of(weights, kind), self._bases(kind)) for kind in Kind}
-
-    def find(self, wanted: Mapping[Wanted, int]) -> dict[Wanted, Found]:
-        """The k best neurons of each wanted end; scores are signed as they are, best first in the end's own order."""
-        jobs = [self._job(want, k) for want, k in wanted.items() if not want.exhaustive]
-        settle([job.search for job in jobs], lambda proposals: self._exact(jobs, proposals))
-        found = {job.wanted: Found(self._finish(job), job.neurons) for job in jobs}
-        return found | {want: self._every(want, k) for want, k in wanted.items() if want.exhaustive}
-
-    def increases(self, row: int, kind: Kind, neurons: ValueNeurons) -> Tensor:
-        """The objective's increase of every neuron of a row, [total], by brute force."""
-        first_base = row * self._objective.values.shape[1]
-        return exhaustive_increases(self._objective, self._weights.unembedding, neurons, self._scale[row], first_base)
 
     def _bases(self, kind: Kind) -> slice:
         return slice(self._layers + 1, None) if kind is Kind.FFN else slice(0, self._layers)
@@ -116,7 +128,7 @@ class ValueSearch:
     def _first_order(self, want: Wanted) -> FirstOrder:
         row, kind = want.row, want.kind
         ranges = None
-        if want.sign < 0 and not self._objective.linear:
+        if want.sign < 0 and self._objective.spread:
             ranges = self._ranges()[kind] / self._scale[row]
         return FirstOrder(
             products=self._products[kind][row],
@@ -124,10 +136,22 @@ class ValueSearch:
             constant=self._slack.constant,
             ranges=ranges,
             base_values=self._objective.values[row, self._bases(kind)][: self._layers],
+            bends=self._bends(kind, row),
         )
+
+    def _bends(self, kind: Kind, row: int) -> Tensor | None:
+        """The curvature times the square of the largest logit that a unit coefficient can add, [L, n]."""
+        if not self._objective.curvature:
+            return None
+        largest = norms_of(self._weights, kind).folded * (self._weights.unembedding.largest_norm / self._scale[row])
+        return self._objective.curvature * largest.square()
 
     def _exact(self, jobs: Sequence[_Job], proposals: Sequence[Tensor]) -> list[Tensor]:
         """The exact scores of every search's proposals, from one product with the unembedding."""
+        with self._seconds.scoring():
+            return self._scores(jobs, proposals)
+
+    def _scores(self, jobs: Sequence[_Job], proposals: Sequence[Tensor]) -> list[Tensor]:
         vectors = torch.cat([self._vectors(job, ids) for job, ids in zip(jobs, proposals, strict=True)])
         states = self._objective.values.shape[1]
         bases = torch.cat(
@@ -142,6 +166,10 @@ class ValueSearch:
         factors = job.neurons.coefficients_of(ids) / self._scale[job.wanted.row]
         return self._weights.unembedding.fold(job.neurons.subvalues(ids)) * factors[:, None]
 
+    def _found(self, job: _Job) -> Found:
+        ranked = self._finish(job)
+        return Found(ranked, job.neurons, not self._objective.curvature or ranked.scored == job.neurons.total)
+
     def _finish(self, job: _Job) -> Ranked:
         ranked = job.search.result()
         scored = job.neurons.total if self._objective.linear else ranked.scored
@@ -150,8 +178,8 @@ class ValueSearch:
     def _every(self, want: Wanted, k: int) -> Found:
         neurons = value_neurons(self._weights, self._states, want.kind, want.row)
         increases = self.increases(want.row, want.kind, neurons)
-        bases = self._objective.values[want.row, neurons.bases(torch.arange(neurons.total, device=increases.device))]
-        return Found(ranked(self._score(increases, bases), k, want.sign), neurons)
+        bases = self._objective.values[want.row, neurons.bases(torch.arange(len(increases), device=increases.device))]
+        return Found(neurons.rank(self._score(increases, bases), k, want.sign), neurons)
 
 
 def value_neurons(weights: Weights, states: RowStates, kind: Kind, row: int) -> ValueNeurons:
@@ -162,7 +190,7 @@ def value_neurons(weights: Weights, states: RowStates, kind: Kind, row: int) -> 
     return AttentionValueNeurons(subvalues, states, row)
 
 
-def subvalues_of(weights: Weights, kind: Kind) -> Sequence[Tensor]:
+def subvalues_of(weights: Weights, kind: Kind) -> Sequence[Subvalues]:
     """The subvalues of each layer's neurons of one kind."""
     return weights.ffn_subvalues if kind is Kind.FFN else weights.attention_subvalues
 
@@ -170,9 +198,3 @@ def subvalues_of(weights: Weights, kind: Kind) -> Sequence[Tensor]:
 def norms_of(weights: Weights, kind: Kind) -> SubvalueNorms:
     """The norms of one kind's subvalues."""
     return weights.ffn_norms if kind is Kind.FFN else weights.attention_norms
-
-
-def ranked(scores: Tensor, k: int, sign: int) -> Ranked:
-    """One end of the ranking of scores [n] that are all known."""
-    ranked = all_scored(sign * scores, k)
-    return Ranked(ranked.ids, sign * ranked.scores, ranked.scored)

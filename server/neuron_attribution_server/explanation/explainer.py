@@ -26,8 +26,10 @@ from neuron_attribution.results import (
 from torch import Tensor
 
 from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.attribution.capped_objectives import CappedObjective
 from neuron_attribution_server.attribution.methods import FROM_INCREASE
 from neuron_attribution_server.attribution.objectives import LogProbability, LogProbabilityDifference, Objective
+from neuron_attribution_server.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.attribution.states import Weights
 from neuron_attribution_server.attribution.static_search import find_static
 from neuron_attribution_server.attribution.value_scores import base_states, head_scores, layer_values
@@ -39,7 +41,7 @@ from neuron_attribution_server.attribution.value_search import (
     Wanted,
     subvalues_of,
 )
-from neuron_attribution_server.capture import CapturedStates
+from neuron_attribution_server.captured import CapturedStates
 from neuron_attribution_server.explanation.heads import HeadDetails, strongest
 from neuron_attribution_server.explanation.predictions import most_probable, own_log_probabilities, predictions
 from neuron_attribution_server.explanation.projector import Projector
@@ -77,9 +79,9 @@ class Explainer:
         self._projector = projector
         self._ranges = ranges
 
-    def explain(self, captured: CapturedStates, rows: Sequence[Row]) -> list[Explanation]:
-        """One explanation per row, in order."""
-        group = _Group(self._view, self._weights, self._projector, self._ranges, captured, rows)
+    def explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
+        """One explanation per row, in order; the searches' time is added to `seconds`."""
+        group = _Group(self._view, self._weights, self._projector, self._ranges, captured, rows, seconds)
         drafts = [group.draft(index) for index in range(len(rows))]
         return [self._with_projections(draft, row) for draft, row in zip(drafts, rows, strict=True)]
 
@@ -100,9 +102,10 @@ class _Group:
         ranges: LazyRanges,
         captured: CapturedStates,
         rows: Sequence[Row],
+        seconds: SearchSeconds,
     ) -> None:
         self._view, self._weights, self._projector = view, weights, projector
-        self._captured, self._rows, self._ranges = captured, rows, ranges
+        self._captured, self._rows, self._ranges, self._seconds = captured, rows, ranges, seconds
         self._options = rows[0].options
         self._states = row_states(captured, rows, view.sizes.heads)
         finals = self._states.inputs[:, -1]
@@ -146,9 +149,13 @@ class _Group:
 
     def _objective_at(self, bases: Tensor) -> Objective:
         unembedding, constant = self._weights.unembedding, self._options.include_final_norm_bias
-        if self._rows[0].contrast is None:
+        contrasts = None
+        if self._rows[0].contrast is not None:
+            contrasts = torch.tensor([row.contrast for row in self._rows], device=bases.device)
+        if unembedding.cap is not None:
+            return CappedObjective(unembedding, bases, self._scale, self._targets, contrasts, include_constant=constant)
+        if contrasts is None:
             return LogProbability(unembedding, bases, self._scale, self._targets, include_constant=constant)
-        contrasts = torch.tensor([row.contrast for row in self._rows], device=bases.device)
         return LogProbabilityDifference(
             unembedding, bases, self._scale, self._targets, contrasts, include_constant=constant
         )
@@ -206,20 +213,21 @@ class _Group:
 
     def _by_method(self, method: ScoringMethod, asked: dict[Wanted, int]) -> dict[Wanted, Found]:
         if method not in FROM_INCREASE:
-            return find_static(self._weights, self._states, self._targets, method, asked)
+            with self._seconds.scoring():
+                return find_static(self._weights, self._states, self._targets, method, asked)
         objective = self._objective
         if method is ScoringMethod.LOG_PROBABILITY:
             objective = self._objective_at(torch.zeros_like(self._bases))
         return self._value_search(objective, method).find(asked)
 
     def _value_search(self, objective: Objective, method: ScoringMethod) -> ValueSearch:
-        return ValueSearch(self._weights, self._states, self._scale, objective, method, self._ranges)
+        return ValueSearch(self._weights, self._states, self._scale, objective, method, self._ranges, self._seconds)
 
     def _rankings(self, index: int) -> dict[str, NeuronRanking]:
         options = self._rows[index].options
         return {
             RANKING_FIELDS[kind, sign]: ranking(
-                self._found[Wanted(index, kind, sign, options.exhaustive)], kind, options.top_k, self._head_size
+                self._view, self._found[Wanted(index, kind, sign, options.exhaustive)], kind, options.top_k
             )
             for kind, part in PARTS.items()
             if part in options.parts
@@ -232,10 +240,10 @@ class _Group:
         queries = Queries(self._view, self._captured, row)
         of = {
             kind: sources(
+                self._view,
                 self._source[Wanted(index, kind, 1, options.exhaustive)],
                 kind,
                 options.query_sources,
-                self._head_size,
                 row.position,
             )
             for kind in source_kinds(options)
@@ -250,10 +258,6 @@ class _Group:
             found |= {QUERY_FIELDS[sign]: each for sign, each in zip(signs, rankings, strict=True)}
         return found
 
-    @property
-    def _head_size(self) -> int:
-        return self._view.sizes.head_size
-
     def _named_neurons(self, index: int) -> tuple[NeuronScore, ...]:
         """The neurons the request names, scored by the objective's increase; attention neurons over all positions."""
         neurons = self._rows[index].options.neurons
@@ -263,8 +267,9 @@ class _Group:
         vectors, factors, bases = [], [], []
         for neuron in neurons:
             kind = Kind.FFN if isinstance(neuron, FfnNeuron) else Kind.ATTENTION
-            unit = neuron.index if isinstance(neuron, FfnNeuron) else neuron.head * self._head_size + neuron.index
-            vectors.append(subvalues_of(self._weights, kind)[neuron.layer][unit].float())
+            unit = self._unit(neuron)
+            place = torch.tensor([unit], device=self._scale.device)
+            vectors.append(subvalues_of(self._weights, kind)[neuron.layer].rows(place)[0])
             bases.append(neuron.layer + (layers + 1 if kind is Kind.FFN else 0))
             activations = self._states.coefficients if kind is Kind.FFN else self._states.head_outputs.flatten(2)
             factors.append(activations[index, neuron.layer, unit])
@@ -277,6 +282,11 @@ class _Group:
             NeuronScore(neuron, score, None, coefficient, None, side(coefficient))
             for neuron, score, coefficient in triples
         )
+
+    def _unit(self, neuron: Neuron) -> int:
+        if isinstance(neuron, FfnNeuron):
+            return self._view.ffn_unit(neuron)
+        return neuron.head * self._view.sizes.head_size + neuron.index
 
 
 def _rankings_of(explanation: Explanation) -> Iterator[tuple[str, NeuronRanking]]:

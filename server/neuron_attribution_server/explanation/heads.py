@@ -14,7 +14,7 @@ from neuron_attribution_server.attribution.objectives import Objective
 from neuron_attribution_server.attribution.ranking import all_scored
 from neuron_attribution_server.attribution.states import RowStates, Weights
 from neuron_attribution_server.attribution.value_scores import position_vectors
-from neuron_attribution_server.capture import CapturedStates
+from neuron_attribution_server.captured import CapturedStates
 from neuron_attribution_server.explanation.projector import Projector
 from neuron_attribution_server.explanation.rows import Row
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from neuron_attribution.errors import FailedPreconditionError
@@ -10,19 +10,13 @@ from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
 from neuron_attribution.requests import Subkey
 from torch import Tensor
 
-from neuron_attribution_server.architectures.model_view import LayerView, ModelView
+from neuron_attribution_server.architectures.layer_view import LayerView
+from neuron_attribution_server.architectures.model_view import ModelView
 
 
 def ffn_keys(view: ModelView, neurons: Sequence[FfnNeuron], subkey: Subkey) -> Tensor:
     """Subkeys of FFN neurons times the FFN norm's weight, [K, d]."""
-    rows = _FFN_ROWS[subkey]
-    layers = [view.layers[neuron.layer] for neuron in neurons]
-    return torch.stack(
-        [
-            rows(layer)[neuron.index].float() * layer.ffn_norm.weight
-            for layer, neuron in zip(layers, neurons, strict=True)
-        ]
-    )
+    return torch.stack([view.layers[neuron.layer].ffn_key(view.ffn_unit(neuron), subkey) for neuron in neurons])
 
 
 def attention_keys(view: ModelView, neurons: Sequence[AttentionNeuron]) -> Tensor:
@@ -32,18 +26,11 @@ def attention_keys(view: ModelView, neurons: Sequence[AttentionNeuron]) -> Tenso
 
 def check_subkey(view: ModelView, subkey: Subkey) -> None:
     """Raise FailedPreconditionError where the model's FFN has no such key."""
-    if subkey is Subkey.GATE and not view.layers[0].gated:
+    if subkey is Subkey.GATE and not view.gated:
         raise FailedPreconditionError(
             f"subkey: the FFN of {view.spec.family} models has no gate; use the up subkey", reason="NO_GATE"
         )
 
 
 def _attention_key(layer: LayerView, neuron: AttentionNeuron) -> Tensor:
-    return layer.value_rows[layer.key_value_head(neuron.head), neuron.index].float() * layer.attention_norm.weight
-
-
-_FFN_ROWS: dict[Subkey, Callable[[LayerView], Tensor]] = {
-    Subkey.UP: lambda layer: layer.up_rows,
-    Subkey.GATE: lambda layer: layer.gate_rows,
-    Subkey.SUBVALUE: lambda layer: layer.ffn_subvalues,
-}
+    return layer.value_row(neuron.head, neuron.index) * layer.attention_norm.weight

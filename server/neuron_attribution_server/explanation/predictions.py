@@ -13,10 +13,7 @@ ALTERNATIVES = 10
 
 def own_log_probabilities(unembedding: Unembedding, finals: Tensor) -> Tensor:
     """The model's next-token log probabilities [E, V] at final residuals [E, d], every bias included."""
-    logits = unembedding.logits(unembedding.fold(finals) / unembedding.scale(finals)[:, None])
-    if unembedding.constant is not None:
-        logits += unembedding.constant
-    return normalised(logits)
+    return normalised(unembedding.own_logits(finals))
 
 
 def predictions(projector: Projector, log_probabilities: Tensor, tokens: Tensor) -> list[list[TokenPrediction]]:

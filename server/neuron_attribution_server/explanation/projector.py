@@ -80,8 +80,14 @@ class Projector:
     def _subvalue(self, neuron: Neuron) -> Tensor:
         layer = self._view.layers[neuron.layer]
         if isinstance(neuron, FfnNeuron):
-            return layer.ffn_subvalues[neuron.index]
-        return layer.head_subvalues(neuron.head)[neuron.index]
+            return layer.ffn_subvalues.rows(self._ids([self._view.ffn_unit(neuron)]))[0]
+        return layer.attention_subvalues.rows(self._ids([self._first(neuron.head) + neuron.index]))[0]
+
+    def _first(self, head: int) -> int:
+        return head * self._view.sizes.head_size
+
+    def _ids(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor(ids, device=self._view.device)
 
     def _subkeys(self, neurons: Sequence[Neuron], subkey: Subkey) -> Tensor:
         return torch.cat(
@@ -99,9 +105,9 @@ class Projector:
         layer = self._view.layers[through.layer]
         norm = layer.attention_norm
         subvalues = self._subvalues(neurons)
-        normed = norm.weight * norm.centre(subvalues) / norm.scale(subvalues)[:, None]
-        value_rows = layer.value_rows[layer.key_value_head(through.head)].float()
-        return through_head(normed, value_rows, layer.head_subvalues(through.head).float())
+        first = self._first(through.head)
+        output_rows = layer.attention_subvalues.rows(self._ids(range(first, first + self._view.sizes.head_size)))
+        return through_head(norm.without_bias(subvalues), layer.value_rows(through.head), output_rows)
 
 
 def _stack(vectors: list[Tensor]) -> Tensor:

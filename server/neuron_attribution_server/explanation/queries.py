@@ -26,7 +26,7 @@ from neuron_attribution_server.attribution.query_scores import (
     scaled_keys,
 )
 from neuron_attribution_server.attribution.ranking import all_scored
-from neuron_attribution_server.capture import CapturedStates
+from neuron_attribution_server.captured import CapturedStates
 from neuron_attribution_server.explanation.keys import attention_keys, ffn_keys
 from neuron_attribution_server.explanation.rows import Row, components
 from neuron_attribution_server.explanation.value_rankings import Source
@@ -55,7 +55,7 @@ class Queries:
     def ffn_neurons(self, sources: Sequence[Source], k: int, signs: Sequence[int]) -> list[NeuronRanking]:
         """The FFN neurons that activate attention value neurons most (sign 1) and least (-1)."""
         scores = self._ffn_scores(sources)
-        return [_ranking(scores, k, sign) for sign in signs]
+        return [_ranking(self._view, scores, k, sign) for sign in signs]
 
     def _layers(self, sources: Sequence[Source], keys: Tensor, visible: Sequence[int]) -> QueryLayers:
         device = keys.device
@@ -74,8 +74,13 @@ class Queries:
         scores = torch.tensor([source.score for source in sources], device=keys.device)
         scaled, _ = scaled_keys(keys, inputs, scores)
         below = int(layers.max())
-        subvalues = [layer.ffn_subvalues for layer in self._view.layers]
-        return query_ffn_scores(subvalues, self._coefficients(positions, below), scaled, which, layers)
+        return query_ffn_scores(
+            [layer.ffn_subvalues for layer in self._view.layers],
+            self._coefficients(positions, below),
+            scaled,
+            which,
+            layers,
+        )
 
     def _positions(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
         """The distinct positions of sources, and which of them each source has."""
@@ -89,18 +94,18 @@ class Queries:
         pairs = zip(layers, positions.tolist(), strict=True)
         return torch.stack([self._captured.inputs[layer][sequence, position] for layer, position in pairs]).float()
 
-    def _coefficients(self, positions: Tensor, below: int) -> Tensor:
-        """FFN coefficients of layers 0 ... below - 1 at a few positions, [P, below, N].
+    def _coefficients(self, positions: Tensor, below: int) -> list[Tensor]:
+        """FFN coefficients of layers 0 ... below - 1 at a few positions, [P, N] each.
 
         Computed again from the residual stream: keeping them for every position would double what a token costs.
         """
-        sizes = self._view.sizes
-        coefficients = torch.empty(len(positions), below, sizes.ffn_width, device=positions.device)
-        for number, layer in enumerate(self._view.layers[:below]):
-            at = (self._row.sequence, positions)
-            residual = self._captured.inputs[number][at].float() + self._captured.attention_writes[number][at].float()
-            coefficients[:, number] = layer.ffn_inputs(layer.ffn_norm.normed(residual))
-        return coefficients
+        at = (self._row.sequence, positions)
+        layers = [self._captured.ffn_coefficients(self._view, number, at) for number in range(below)]
+        if self._captured.ffn_scales:
+            layers = [
+                layer / scales[at][:, None] for layer, scales in zip(layers, self._captured.ffn_scales, strict=False)
+            ]
+        return layers
 
 
 def _query_layers(found: ComponentScores, count: int) -> QueryLayers:
@@ -119,8 +124,13 @@ def _query_layer(component: int, score: float) -> QueryLayer:
     return QueryLayer(ComponentKind.FFN if is_ffn else ComponentKind.ATTENTION, layer, score)
 
 
-def _ranking(scores: Tensor, k: int, sign: int) -> NeuronRanking:
-    ranked = all_scored(sign * scores.flatten(), k)
+def _ranking(view: ModelView, scores: Tensor, k: int, sign: int) -> NeuronRanking:
+    """Every FFN neuron ranked by its score in [L, N]; layers of fewer neurons leave gaps at the end of their rows."""
+    widths = torch.tensor([len(layer.ffn_subvalues) for layer in view.layers], device=scores.device)
+    gaps = torch.arange(scores.shape[1], device=scores.device) >= widths[:, None]
+    total = int(widths.sum())
+    ranked = all_scored((sign * scores).masked_fill(gaps, -torch.inf).flatten(), min(k, total))
     pairs = zip(ranked.ids.tolist(), (sign * ranked.scores).tolist(), strict=True)
-    neurons = tuple(NeuronScore(FfnNeuron(*divmod(neuron, scores.shape[1])), score) for neuron, score in pairs)
-    return NeuronRanking(neurons, Coverage(scores.numel(), scores.numel(), scores.numel(), exact=True))
+    named = [(view.ffn_neuron(*divmod(number, scores.shape[1])), score) for number, score in pairs]
+    neurons = tuple(NeuronScore(neuron, score) for neuron, score in named)
+    return NeuronRanking(neurons, Coverage(total, total, total, exact=True))

@@ -10,7 +10,8 @@ from neuron_attribution.requests import AttributeOptions
 from torch import Tensor
 
 from neuron_attribution_server.attribution.states import RowStates
-from neuron_attribution_server.capture import CapturedStates
+from neuron_attribution_server.attribution.subvalues import stack_layers
+from neuron_attribution_server.captured import CapturedStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +38,23 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
         sequence: torch.stack([layer[sequence] for layer in captured.values])
         for sequence in dict.fromkeys(row.sequence for row in rows)
     }
+
+    def over(states: Tensor, scales: Sequence[Tensor]) -> Tensor:
+        """States [E, L, ...] over the scales of the norms they pass through, where there are norms."""
+        if not scales:
+            return states
+        return states / at_rows(scales).view(*states.shape[:2], *(1,) * (states.dim() - 2))
+
+    attention = torch.stack([layer[indices] for layer in captured.attention_rows], 1)
+    head_outputs = torch.stack([layer[indices] for layer in captured.head_outputs], 1).float()
+    coefficients = stack_layers([layer[indices] for layer in captured.coefficients], 1).float()
     return RowStates(
         inputs=at_rows(captured.inputs),
         attention_writes=at_rows(captured.attention_writes),
-        coefficients=torch.stack([layer[indices] for layer in captured.coefficients], 1).float(),
-        head_outputs=torch.stack([layer[indices] for layer in captured.head_outputs], 1)
-        .float()
-        .unflatten(2, (heads, -1)),
-        attention=torch.stack([layer[indices] for layer in captured.attention_rows], 1),
+        coefficients=over(coefficients, captured.ffn_scales),
+        head_outputs=over(head_outputs, captured.attention_scales).unflatten(2, (heads, -1)),
+        attention=attention,
+        mixing=over(attention, captured.attention_scales),
         values=[values[row.sequence] for row in rows],
         lengths=[row.position + 1 for row in rows],
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
+from neuron_attribution.neurons import AttentionNeuron, Neuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part
 from neuron_attribution.results import Coverage, NeuronRanking, NeuronScore, PromotedSide
 
+from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attribution.value_search import Found, Kind, Wanted
 from neuron_attribution_server.explanation.rows import Row
 
@@ -57,21 +58,21 @@ def merged(first: Mapping[Wanted, int], second: Mapping[Wanted, int]) -> dict[Wa
     return {want: max(first.get(want, 0), second.get(want, 0)) for want in (*first, *second)}
 
 
-def ranking(found: Found, kind: Kind, k: int, head_size: int) -> NeuronRanking:
+def ranking(view: ModelView, found: Found, kind: Kind, k: int) -> NeuronRanking:
     """The first k found neurons, named, without projections."""
     ids = found.ranked.ids[:k]
     coefficients = found.neurons.coefficients_of(ids).tolist()
-    named = zip(_names(found, kind, k, head_size), found.ranked.scores[:k].tolist(), coefficients, strict=True)
+    named = zip(_names(view, found, kind, k), found.ranked.scores[:k].tolist(), coefficients, strict=True)
     neurons = tuple(
         NeuronScore(neuron, score, position if kind is Kind.ATTENTION else None, coefficient, None, side(coefficient))
         for (neuron, position), score, coefficient in named
     )
-    return NeuronRanking(neurons, Coverage(found.neurons.total, found.neurons.total, found.ranked.scored, exact=True))
+    return NeuronRanking(neurons, Coverage(found.neurons.total, found.neurons.total, found.ranked.scored, found.exact))
 
 
-def sources(found: Found, kind: Kind, k: int, head_size: int, explained: int) -> list[Source]:
+def sources(view: ModelView, found: Found, kind: Kind, k: int, explained: int) -> list[Source]:
     """The first k found neurons as query sources; FFN neurons read at the explained position."""
-    named = zip(_names(found, kind, k, head_size), found.ranked.scores[:k].tolist(), strict=True)
+    named = zip(_names(view, found, kind, k), found.ranked.scores[:k].tolist(), strict=True)
     return [
         Source(neuron, position if kind is Kind.ATTENTION else explained, score) for (neuron, position), score in named
     ]
@@ -84,9 +85,10 @@ def side(coefficient: float) -> PromotedSide:
     return PromotedSide.TOP if coefficient > 0 else PromotedSide.BOTTOM
 
 
-def _names(found: Found, kind: Kind, k: int, head_size: int) -> list[tuple[Neuron, int]]:
+def _names(view: ModelView, found: Found, kind: Kind, k: int) -> list[tuple[Neuron, int]]:
     columns = (column.tolist() for column in found.neurons.locate(found.ranked.ids[:k]))
+    size = view.sizes.head_size
     return [
-        (FfnNeuron(layer, unit) if kind is Kind.FFN else AttentionNeuron(layer, *divmod(unit, head_size)), position)
+        (view.ffn_neuron(layer, unit) if kind is Kind.FFN else AttentionNeuron(layer, *divmod(unit, size)), position)
         for layer, unit, position in zip(*columns, strict=True)
     ]

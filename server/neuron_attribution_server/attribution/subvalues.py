@@ -1,0 +1,106 @@
+"""The vectors that a layer's neurons write to the residual stream, read in place from the model's own weights.
+
+A neuron writes its row of an output projection. Where the model norms or scales what a block writes, every row passes
+through that: with its scale frozen (and counted in the neurons' coefficients) a norm is linear, v -> weight * c(v).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenWrite:
+    """What lies between an output projection and the residual stream: `weight` [d] or [], after centring or not."""
+
+    weight: Tensor
+    centred: bool
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """What vectors [..., d] become."""
+        return self.weight * _centre(vectors, self.centred)
+
+    def transpose(self, gradients: Tensor) -> Tensor:
+        """<apply(v), g> = <v, transpose(g)>, for gradients [..., d]."""
+        return _centre(self.weight * gradients, self.centred)
+
+
+class Subvalues:
+    """A layer's subvalues: n rows of d, in blocks that may be views of larger weights, in the model's own dtype."""
+
+    def __init__(self, blocks: Sequence[Tensor], write: FrozenWrite | None = None) -> None:
+        self._blocks = blocks
+        self._write = write
+        self._ends = list(accumulate(map(len, blocks)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Every row, in float32, block by block, [n_i, d]."""
+        for block in self._blocks:
+            yield self._written(block.float())
+
+    def all(self) -> Tensor:
+        """Every row, in float32, [n, d]."""
+        return join(list(self.chunks()), 0)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Some rows, in float32, [C, d]."""
+        if len(self._blocks) == 1:
+            return self._written(self._blocks[0][indices].float())
+        rows = torch.empty(len(indices), self._blocks[0].shape[1], device=indices.device)
+        numbers = torch.bucketize(indices, self._bounds(indices.device), right=True)
+        for number in numbers.unique().tolist():
+            mine = numbers == number
+            rows[mine] = self._blocks[number][indices[mine] - self._start(number)].float()
+        return self._written(rows)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """<vector, row> of every row, [E, n], for vectors [E, d]."""
+        read = vectors if self._write is None else self._write.transpose(vectors)
+        return join([read @ block.float().T for block in self._blocks], -1)
+
+    def _written(self, rows: Tensor) -> Tensor:
+        return rows if self._write is None else self._write.apply(rows)
+
+    def _start(self, number: int) -> int:
+        return self._ends[number] - len(self._blocks[number])
+
+    def _bounds(self, device: torch.device) -> Tensor:
+        return self._ends_tensor.to(device)
+
+    @cached_property
+    def _ends_tensor(self) -> Tensor:
+        return torch.tensor(self._ends)
+
+
+def each_chunk(subvalues: Subvalues, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a function of rows [n_i, d] gives for every row, [..., n]."""
+    return join([function(chunk) for chunk in subvalues.chunks()], -1)
+
+
+def stack_layers(layers: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors [..., n_l] of every layer, stacked; those of narrower layers are padded with zeros."""
+    width = max(layer.shape[-1] for layer in layers)
+    return torch.stack([_padded(layer, width) for layer in layers], dim)
+
+
+def join(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Parts after one another; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def _padded(layer: Tensor, width: int) -> Tensor:
+    missing = width - layer.shape[-1]
+    return torch.nn.functional.pad(layer, (0, missing)) if missing else layer
+
+
+def _centre(vectors: Tensor, centred: bool) -> Tensor:
+    return vectors - vectors.mean(-1, keepdim=True) if centred else vectors

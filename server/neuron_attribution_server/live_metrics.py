@@ -1,0 +1,151 @@
+"""Metrics that are read where they are kept, when somebody asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import psutil
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.metrics import PREFIX
+from neuron_attribution_server.reports import GpuMemory
+from neuron_attribution_server.request_queue import RequestQueue
+from neuron_attribution_server.result_cache import ResultCache
+from neuron_attribution_server.tasks import ModelFacts
+from neuron_attribution_server.worker import DeviceState, Worker
+
+_GAUGES = {
+    "ready": "1 while health says SERVING.",
+    "draining": "1 after a stop signal, while accepted calls are finished.",
+    "queue_capacity_requests": "Requests that may wait.",
+    "queue_capacity_tokens": "Tokens that may wait.",
+    "certificate_expiry_timestamp_seconds": "When the TLS certificate in use expires, in seconds since 1970.",
+    "queue_requests": "Requests that wait now.",
+    "queue_tokens": "Tokens of the requests that wait now.",
+    "cache_bytes": "Bytes of the answers that are kept to be given again.",
+    "cache_capacity_bytes": "Bytes of answers that may be kept.",
+}
+_COUNTERS = {
+    "cache_hits_total": "Requests answered from the cache.",
+    "cache_misses_total": "Requests that the cache had no answer to.",
+}
+_MODEL = ("model", "The served model; always 1.")
+_UP = ("worker_up", "1 while the worker of a device is loaded and alive, 0 until it is back.")
+_RESTARTS = ("worker_restarts_total", "Restarts of the worker of a device.")
+_RESIDENT = ("worker_resident_memory_bytes", "Resident memory of the worker process of a device.")
+_GPU = ("gpu_memory_bytes", "GPU memory after the last batch: in tensors, held by PyTorch, and in all.")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What there is to read once the model is loaded."""
+
+    facts: ModelFacts
+    queue: RequestQueue
+    cache: ResultCache
+
+
+class LiveMetrics(Collector):
+    """Reads the state of one server. It is called by a thread that serves metrics, and only reads."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        worker: Worker,
+        gpu_memory: dict[str, GpuMemory],
+        certificate_expiry: Callable[[], float] | None,
+    ) -> None:
+        self._config = config
+        self._worker = worker
+        self._gpu_memory = gpu_memory
+        self._certificate_expiry = certificate_expiry
+        self.loaded: Loaded | None = None
+        self.serving = False
+        self.draining = False
+
+    def describe(self) -> Iterable[Metric]:
+        """Every family, empty."""
+        yield from (GaugeMetricFamily(PREFIX + name, text) for name, text in _GAUGES.items())
+        yield from (CounterMetricFamily(PREFIX + name, text) for name, text in _COUNTERS.items())
+        yield _info()
+        yield from _worker_families()
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family that can be known now."""
+        for name, value in self._gauges():
+            yield GaugeMetricFamily(PREFIX + name, _GAUGES[name], value)
+        for name, count in self._counters():
+            yield CounterMetricFamily(PREFIX + name, _COUNTERS[name], count)
+        if self.loaded is not None:
+            yield _info(self.loaded.facts)
+        yield from self._workers()
+
+    def _gauges(self) -> Iterator[tuple[str, float]]:
+        yield "ready", self.serving and not self.draining
+        yield "draining", self.draining
+        yield "queue_capacity_requests", self._config.queued_requests
+        yield "queue_capacity_tokens", self._config.queued_tokens
+        if self._certificate_expiry is not None:
+            yield "certificate_expiry_timestamp_seconds", self._certificate_expiry()
+        yield "cache_capacity_bytes", self._config.cache_bytes
+        loaded = self.loaded
+        yield "queue_requests", len(loaded.queue) if loaded else 0
+        yield "queue_tokens", loaded.queue.tokens if loaded else 0
+        yield "cache_bytes", loaded.cache.bytes if loaded else 0
+
+    def _counters(self) -> Iterator[tuple[str, float]]:
+        loaded = self.loaded
+        yield "cache_hits_total", loaded.cache.hits if loaded else 0
+        yield "cache_misses_total", loaded.cache.misses if loaded else 0
+
+    def _workers(self) -> Iterator[Metric]:
+        up, restarts, resident, gpu = _worker_families()
+        for device, states in _by_device(self._worker.devices()).items():
+            up.add_metric([device], all(state.is_live for state in states))
+            restarts.add_metric([device], sum(state.restarts for state in states))
+            live = [state for state in states if state.is_live]
+            if live and live[0].pid is not None:
+                resident.add_metric([device], sum(_resident_bytes(state.pid) for state in live))
+            held = self._gpu_memory.get(device) if live else None
+            if held is not None:
+                gpu.add_metric([device, "allocated"], held.allocated)
+                gpu.add_metric([device, "reserved"], held.reserved)
+                gpu.add_metric([device, "total"], held.total)
+        yield from (family for family in (up, restarts, resident, gpu) if family.samples)
+
+
+def _by_device(states: Iterable[DeviceState]) -> dict[str, list[DeviceState]]:
+    """Two workers may share a device; their series would be the same."""
+    found: dict[str, list[DeviceState]] = {}
+    for state in states:
+        found.setdefault(state.device, []).append(state)
+    return found
+
+
+def _worker_families() -> tuple[GaugeMetricFamily, CounterMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+    return (
+        GaugeMetricFamily(PREFIX + _UP[0], _UP[1], labels=["worker"]),
+        CounterMetricFamily(PREFIX + _RESTARTS[0], _RESTARTS[1], labels=["worker"]),
+        GaugeMetricFamily(PREFIX + _RESIDENT[0], _RESIDENT[1], labels=["worker"]),
+        GaugeMetricFamily(PREFIX + _GPU[0], _GPU[1], labels=["worker", "state"]),
+    )
+
+
+def _info(facts: ModelFacts | None = None) -> InfoMetricFamily:
+    family = InfoMetricFamily(PREFIX + _MODEL[0], _MODEL[1])
+    if facts is not None:
+        identity = facts.identity
+        values = {"model": identity.name, "revision": identity.revision, "dtype": identity.dtype}
+        family.add_metric([], values | {"family": facts.family, "device": facts.device})
+    return family
+
+
+def _resident_bytes(pid: int | None) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:  # it has just died
+        return 0

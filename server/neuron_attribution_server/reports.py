@@ -1,0 +1,116 @@
+"""What a worker tells of a batch beside its answers: times, neurons, memory. The front end adds it up and shows it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from neuron_attribution.results import NeuronRanking
+
+from neuron_attribution_server.tasks import AttributeOutcome, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """One forward pass and its scoring, of which bounding and exact scoring are parts; seconds."""
+
+    started: float
+    """Seconds since 1970."""
+    forward: float
+    scoring: float
+    bound: float
+    exact: float
+
+
+@dataclass(slots=True)
+class RankingCounts:
+    """Value neurons of one part, added up over rankings, and the rankings that are not claimed to be exact."""
+
+    existing: int = 0
+    bounded: int = 0
+    scored: int = 0
+    inexact: int = 0
+
+    def add(self, ranking: NeuronRanking | None) -> None:
+        """Count one ranking, if it was asked for."""
+        if ranking is None:
+            return
+        coverage = ranking.coverage
+        self.existing += coverage.neurons
+        self.bounded += coverage.bounded
+        self.scored += coverage.scored
+        self.inexact += not coverage.exact
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """A GPU's memory as PyTorch sees it after a batch, in bytes."""
+
+    allocated: int
+    reserved: int
+    total: int
+
+
+@dataclass(slots=True)
+class BatchReport:
+    """What happened while one batch ran."""
+
+    device: str = ""
+    passes: list[PassReport] = field(default_factory=list)
+    explained_tokens: int = 0
+    ffn: RankingCounts = field(default_factory=RankingCounts)
+    attention: RankingCounts = field(default_factory=RankingCounts)
+    out_of_memory_splits: int = 0
+    out_of_memory_failures: int = 0
+    gpu_memory: GpuMemory | None = None
+
+    def ran(self, device: str, outcomes: list[Outcome]) -> None:
+        """Note what one run of the engine gave."""
+        self.device, self.gpu_memory = device, gpu_memory(device)
+        attributions = [outcome for outcome in outcomes if isinstance(outcome, AttributeOutcome)]
+        for first in attributions[:1]:  # its times are those of the whole pass
+            self.passes.append(PassReport(first.started, first.forward, first.scoring, first.bound, first.exact))
+        for explanation in (each for outcome in attributions for each in outcome.explanations):
+            self.explained_tokens += 1
+            self.ffn.add(explanation.ffn_value_neurons)
+            self.ffn.add(explanation.ffn_value_neurons_decreasing)
+            self.attention.add(explanation.attention_value_neurons)
+            self.attention.add(explanation.attention_value_neurons_decreasing)
+
+
+def gpu_memory(device: str) -> GpuMemory | None:
+    """What PyTorch, which is not imported for it, holds of a GPU; None of another device."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not device.startswith("cuda"):
+        return None
+    held = torch.cuda.memory_stats_as_nested_dict(device)
+    return GpuMemory(
+        allocated=held["allocated_bytes"]["all"]["current"],
+        reserved=held["reserved_bytes"]["all"]["current"],
+        total=torch.cuda.get_device_properties(device).total_memory,
+    )
+
+
+_collected: ContextVar[list[BatchReport] | None] = ContextVar("collected_reports", default=None)
+
+
+@contextmanager
+def collected_reports() -> Iterator[list[BatchReport]]:
+    """The list into which workers hand their reports while the current task runs a batch."""
+    reports: list[BatchReport] = []
+    token = _collected.set(reports)
+    try:
+        yield reports
+    finally:
+        _collected.reset(token)
+
+
+def hand_over(report: BatchReport) -> None:
+    """Give a report to whoever runs the batch. Nobody collects those of warming up."""
+    reports = _collected.get()
+    if reports is not None:
+        reports.append(report)

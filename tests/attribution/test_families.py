@@ -1,0 +1,233 @@
+"""Every supported family on a tiny random model: proven at load, and every part of its answers against brute force.
+
+The oracle takes each model apart by how it behaves, without the specs that the server goes by.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
+from neuron_attribution.requests import AttributeOptions, Direction, ScoringMethod, Side, Subkey
+from neuron_attribution_server.architectures.families import FAMILIES
+from neuron_attribution_server.capture import set_plain, set_recordable
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, ProjectTask
+from reference.compare import assert_no_gate, assert_projection
+from reference.compare_answers import assert_same
+from reference.compare_explanations import assert_explanation
+from reference.compare_neurons import assert_named
+from reference.compared import Compared, compare_dissected
+from reference.experts import EXPERT
+from reference.projections import project_neuron, project_through
+from reference.tiny_families import TINY_FAMILIES, tiny_family
+
+PROMPT = (45, 73, 93, 18, 59, 56)
+LONGER = (90, 10, 90, 95, 1, 34, 54, 89, 19)
+TARGET, CONTRAST = 5, 60
+SOURCES = 8
+"""Few enough that neurons which a ReLU leaves at zero are not among them."""
+OPTIONS = AttributeOptions(direction=Direction.BOTH, query_sources=SOURCES)
+CAPPED = ("gemma2", "vaultgemma", "nanochat")
+
+families = pytest.mark.parametrize("name", list(TINY_FAMILIES))
+
+
+@functools.cache
+def dissected(name: str) -> Compared:
+    """A family's tiny model in the engine and in the oracle."""
+    return compare_dissected(tiny_family(name), name)
+
+
+def test_every_supported_family_is_tested() -> None:
+    assert {family for family, _ in TINY_FAMILIES.values()} == set(FAMILIES)
+    assert len(FAMILIES) >= 35
+
+
+@families
+def test_invariants_hold_with_room(name: str) -> None:
+    for invariant in dissected(name).engine.facts.invariants:
+        assert 0 <= invariant.error < invariant.tolerance / 10, invariant.name
+
+
+@families
+def test_every_part(name: str) -> None:
+    """To 1e-5, both ends of every ranking; and scores that are worth comparing."""
+    got = dissected(name).check(PROMPT, TARGET, options=OPTIONS)
+    assert max(abs(got.layers.attention).max(), abs(got.layers.ffn).max()) > 0.1
+    assert min(got.ffn_value_neurons.neurons[0].score, got.attention_value_neurons.neurons[0].score) > 0.01
+
+
+@families
+def test_contrast_with_every_bias(name: str) -> None:
+    options = AttributeOptions(direction=Direction.BOTH, query_sources=SOURCES, include_final_norm_bias=True)
+    dissected(name).check(LONGER, TARGET, CONTRAST, options)
+
+
+@families
+def test_final_norm_bias_gives_the_models_own_log_probability(name: str) -> None:
+    compared = dissected(name)
+    got = compared.explain_last(PROMPT, TARGET, options=AttributeOptions(include_final_norm_bias=True))
+    with torch.no_grad():
+        logits = compared.model(input_ids=torch.tensor([PROMPT]), use_cache=False).logits[0, -1]
+    assert got.layers.final_log_probability == pytest.approx(torch.log_softmax(logits, 0)[TARGET].item(), abs=1e-5)
+
+
+@families
+def test_batch_and_padding_change_nothing(name: str) -> None:
+    """Alone, in a batch of other lengths before or after it, and in the batch of one that a longer sequence pads."""
+    compared = dissected(name)
+    tasks = [
+        AttributeTask(token_ids=ids, explained=(ExplainedToken(len(ids) - 1, TARGET),), options=OPTIONS)
+        for ids in (PROMPT, LONGER * 2, (17, 4), LONGER)
+    ]
+    alone = [compared.explain(task)[0] for task in tasks]
+    for order in ([0, 1, 2, 3], [3, 0, 2, 1]):
+        for place, outcome in zip(order, compared.engine.run([tasks[place] for place in order]), strict=True):
+            assert_same(outcome.explanations[0], alone[place])
+
+
+@families
+def test_attention_implementation_changes_nothing(name: str) -> None:
+    """What is recorded beside fused attention is what the oracle finds in transformers' plain attention."""
+    compared = dissected(name)
+    got = compared.explain_last(LONGER, TARGET)
+    with torch.no_grad():
+        fused = compared.model(input_ids=torch.tensor([LONGER]), use_cache=False).logits[0, -1]
+        set_plain(compared.engine._view)
+        try:
+            plain = compared.model(input_ids=torch.tensor([LONGER]), use_cache=False).logits[0, -1]
+        finally:
+            set_recordable(compared.engine._view)
+    assert torch.allclose(fused, plain, atol=1e-5 * float(plain.abs().max()))
+    assert got.target.log_probability == pytest.approx(torch.log_softmax(plain, 0)[TARGET].item(), abs=1e-5)
+
+
+@families
+def test_padding_on_the_left_changes_nothing(name: str) -> None:
+    """The model's own answer to a prompt padded on the left, where the family numbers positions by its mask."""
+    compared = dissected(name)
+    padded, mask = (0, 0, 0, *PROMPT), (0, 0, 0, *(1,) * len(PROMPT))
+    positions = torch.tensor([mask]).cumsum(1).sub(1).clamp_min(0)
+    inputs = {"input_ids": torch.tensor([padded]), "attention_mask": torch.tensor([mask])}
+    if "position_ids" in inspect.signature(compared.model.forward).parameters:
+        inputs["position_ids"] = positions
+    set_plain(compared.engine._view)
+    try:
+        with torch.no_grad():
+            logits = compared.model(**inputs, use_cache=False).logits[0, -1]
+    finally:
+        set_recordable(compared.engine._view)
+    got = compared.explain_last(PROMPT, TARGET)
+    assert got.target.log_probability == pytest.approx(torch.log_softmax(logits, 0)[TARGET].item(), abs=1e-4)
+
+
+@families
+def test_neurons_projected(name: str) -> None:
+    """Subvalues, every subkey there is, and FFN neurons through a head."""
+    compared = dissected(name)
+    neurons = (*some_ffn_neurons(compared), AttentionNeuron(0, 0, 0), AttentionNeuron(1, 3, 7))
+    for side, subkey in ((Side.SUBVALUE, Subkey.UP), (Side.SUBKEY, Subkey.UP), (Side.SUBKEY, Subkey.GATE)):
+        task = ProjectTask(neurons=neurons, side=side, subkey=subkey)
+        if subkey is Subkey.GATE and compared.weights.layers[0].gate is None:
+            assert_no_gate(compared.engine.run([task])[0])
+            continue
+        for got in compared.engine.run([task])[0].projections:
+            assert_projection(got.projection, project_neuron(compared.weights, got.neuron, side, subkey), 10)
+    head = Head(1, 2)
+    (outcome,) = compared.engine.run([ProjectTask(neurons=neurons[:-2], through=head)])
+    for got in outcome.projections:
+        assert_projection(got.projection, project_through(compared.weights, got.neuron, head), 10)
+
+
+@families
+def test_named_neurons_and_positions(name: str) -> None:
+    compared = dissected(name)
+    neurons = (*some_ffn_neurons(compared), AttentionNeuron(1, 3, 7))
+    options = AttributeOptions(neurons=neurons, query_sources=SOURCES, position_projection_top_k=3)
+    explained = tuple(ExplainedToken(position, TARGET) for position in (3, 7))
+    got = compared.explain(AttributeTask(token_ids=LONGER, explained=explained, options=options))
+    oracle = compared.oracle(LONGER)
+    for explanation in got:
+        want = oracle.explain(explanation.position, TARGET)
+        assert_explanation(explanation, want, options)
+        for entry, neuron in zip(explanation.neurons, neurons, strict=True):
+            assert_named(entry, neuron, want, 10)
+
+
+@pytest.mark.parametrize("method", list(ScoringMethod))
+@pytest.mark.parametrize("name", ["gemma3_text", "granite", "gpt_oss", "deepseek_v3", "gemma2", "falcon"])
+def test_scoring_methods(name: str, method: ScoringMethod) -> None:
+    options = AttributeOptions(scoring_method=method, direction=Direction.BOTH, top_k=15, query_sources=SOURCES)
+    dissected(name).check(PROMPT, TARGET, options=options)
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "glm4_moe", "gpt_oss", "gemma3_text"])
+def test_every_neuron_is_counted_once(name: str) -> None:
+    """Also where layers have different widths, and by brute force."""
+    compared = dissected(name)
+    total = sum(len(layer.down) for layer in compared.weights.layers)
+    for exhaustive in (False, True):
+        options = AttributeOptions(
+            top_k=10_000, direction=Direction.BOTH, query_sources=SOURCES, exhaustive=exhaustive, projection_top_k=0
+        )
+        got = compared.check(PROMPT, TARGET, options=options)
+        assert len({entry.neuron for entry in got.ffn_value_neurons.neurons}) == total
+        assert len(got.query_ffn_neurons.neurons) == got.ffn_value_neurons.coverage.neurons == total
+
+
+@pytest.mark.parametrize("name", CAPPED)
+@pytest.mark.parametrize("contrast", [None, CONTRAST])
+def test_soft_caps_claim_no_guarantee_and_are_right(name: str, contrast: int | None) -> None:
+    """Screened: right, with most neurons unscored, and not called exact. Exhaustive: exact."""
+    compared = dissected(name)
+    assert not compared.engine.facts.exactness.exact
+    assert "soft-cap" in compared.engine.facts.exactness.explanation
+    screened = AttributeOptions(top_k=3, direction=Direction.BOTH, query_sources=3)
+    got = compared.check(PROMPT, TARGET, contrast, screened)
+    coverage = got.ffn_value_neurons.coverage
+    assert not coverage.exact
+    assert coverage.scored < coverage.neurons
+    exhaustive = AttributeOptions(top_k=3, direction=Direction.BOTH, query_sources=3, exhaustive=True)
+    assert compared.check(PROMPT, TARGET, contrast, exhaustive).ffn_value_neurons.coverage.exact
+
+
+def test_other_families_claim_it() -> None:
+    for name in TINY_FAMILIES:
+        assert dissected(name).engine.facts.exactness.exact == (name not in CAPPED)
+
+
+def test_experts_that_are_not_chosen_have_no_coefficient() -> None:
+    compared = dissected("mixtral")
+    got = compared.explain_last(PROMPT, TARGET, options=AttributeOptions(top_k=10_000, projection_top_k=0))
+    by_expert = np.zeros((2, 4))
+    for entry in got.ffn_value_neurons.neurons:
+        by_expert[entry.neuron.layer, entry.neuron.expert] += abs(entry.coefficient)
+    assert ((by_expert > 0).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize("neuron", [FfnNeuron(0, 20, 0), FfnNeuron(1, 24, 0), FfnNeuron(1, 20), FfnNeuron(1, 0, 4)])
+def test_a_neuron_the_layer_does_not_have_is_refused_alone(neuron: FfnNeuron) -> None:
+    """Layer 0 of this model is dense with 40 neurons; layer 1 has four experts of 24 and a shared one of 20."""
+    engine = dissected("qwen2_moe").engine
+    good = ProjectTask(neurons=(FfnNeuron(0, 39), FfnNeuron(1, 19), FfnNeuron(1, 23, 3)))
+    refused, answered = engine.run([ProjectTask(neurons=(neuron,)), good])
+    assert str(neuron) in str(refused)
+    assert len(answered.projections) == 3
+
+
+def some_ffn_neurons(compared: Compared) -> tuple[FfnNeuron, ...]:
+    """The first and the last of each layer, an expert's where there are experts."""
+    names = [(layer, name) for layer, each in enumerate(compared.weights.layers) for name in all_names(each)]
+    return tuple(
+        FfnNeuron(layer, name) if name < EXPERT else FfnNeuron(layer, name % EXPERT, name // EXPERT - 1)
+        for layer, name in names
+    )
+
+
+def all_names(layer: object) -> tuple[int, ...]:
+    """The names of the first and the last row."""
+    return layer.name(0), layer.name(len(layer.down) - 1)

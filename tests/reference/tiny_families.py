@@ -1,0 +1,207 @@
+"""A tiny random model of every supported family: two layers, hidden size 32, 97 tokens.
+
+Weights are large enough for scores between 0.01 and 1. FFN widths differ from the hidden size, so that nothing fits by
+accident; sliding windows are shorter than the prompts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCABULARY = 97
+Facts = dict[str, Any]
+
+
+def _llama(**changes: object) -> Facts:
+    facts: Facts = {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 40,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "tie_word_embeddings": False,
+    }
+    return facts | changes
+
+
+def _gpt(**changes: object) -> Facts:
+    facts: Facts = {
+        "n_layer": 2,
+        "n_embd": 32,
+        "n_head": 4,
+        "n_inner": 40,
+        "vocab_size": VOCABULARY,
+        "n_positions": 64,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    return facts | changes
+
+
+def _moe(**changes: object) -> Facts:
+    return _llama(num_experts_per_tok=2, moe_intermediate_size=24) | changes
+
+
+WINDOW = {"sliding_window": 4}
+HEADS = {"head_dim": 8}
+HALF_ROTARY = {"partial_rotary_factor": 0.5}
+TIED = {"tie_word_embeddings": True}
+BLOOM = {"n_layer": 2, "hidden_size": 32, "n_head": 4, "vocab_size": VOCABULARY}
+GPT_NEO = {
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "intermediate_size": 40,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 4,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 64,
+}
+OPT = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "ffn_dim": 40,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 64,
+    "word_embed_proj_dim": 32,
+}
+XGLM = {
+    "num_layers": 2,
+    "d_model": 32,
+    "attention_heads": 4,
+    "ffn_dim": 40,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 64,
+}
+MPT = {"n_layers": 2, "d_model": 32, "n_heads": 4, "expansion_ratio": 2, "vocab_size": VOCABULARY, "max_seq_len": 64}
+FALCON = _llama(new_decoder_architecture=False, bias=True, alibi=False, ffn_hidden_size=40)
+LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+GRANITE = {"residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_multiplier": 0.2, "embedding_multiplier": 3.0}
+
+TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
+    "gpt2": ("gpt2", _gpt()),
+    "gpt_bigcode": ("gpt_bigcode", _gpt(multi_query=False)),
+    "gpt_bigcode, multi-query": ("gpt_bigcode", _gpt(multi_query=True)),
+    "gpt_neo": ("gpt_neo", GPT_NEO),
+    "gptj": ("gptj", _gpt(rotary_dim=4)),
+    "codegen": ("codegen", _gpt(rotary_dim=4)),
+    "gpt_neox": ("gpt_neox", _llama(rotary_pct=0.5)),
+    "gpt_neox, sequential": ("gpt_neox", _llama(rotary_pct=0.5, use_parallel_residual=False)),
+    "bloom": ("bloom", BLOOM),
+    "falcon": ("falcon", FALCON | {"multi_query": True, "parallel_attn": True}),
+    "falcon, grouped": ("falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon, ALiBi": ("falcon", FALCON | {"multi_query": False, "parallel_attn": False, "alibi": True}),
+    "mpt": ("mpt", MPT),
+    "opt": ("opt", OPT),
+    "xglm": ("xglm", XGLM),
+    "biogpt": ("biogpt", _llama()),
+    "llama": ("llama", _llama()),
+    "mistral": ("mistral", _llama(**WINDOW, **HEADS)),
+    "ministral": ("ministral", _llama(**WINDOW, **HEADS)),
+    "ministral3": ("ministral3", _llama(**HEADS)),
+    "qwen2": ("qwen2", _llama()),
+    "qwen3": ("qwen3", _llama(head_dim=12)),
+    "smollm3": ("smollm3", _llama()),
+    "arcee": ("arcee", _llama()),
+    "cwm": ("cwm", _llama(**WINDOW, bos_token_id=1, eos_token_id=2)),
+    "seed_oss": ("seed_oss", _llama(**HEADS)),
+    "helium": ("helium", _llama(**HEADS)),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", _llama(**HEADS)),
+    "ernie4_5": ("ernie4_5", _llama(**HEADS)),
+    "internlm3": ("internlm3", _llama(**HEADS)),
+    "iquestcoder": ("iquestcoder", _llama(**HEADS)),
+    "apertus": ("apertus", _llama()),
+    "exaone4": ("exaone4", _llama()),
+    "hyperclovax": ("hyperclovax", _llama(**HEADS, residual_multiplier=0.5, logits_scaling=0.5)),
+    "jais2": ("jais2", _llama()),
+    "nanochat": ("nanochat", _llama()),
+    "granite_swa": ("granite_swa", _llama(**GRANITE)),
+    "gemma": ("gemma", _llama(**HEADS, **TIED)),
+    "gemma2": (
+        "gemma2",
+        _llama(**HEADS, **TIED, **WINDOW, attn_logit_softcapping=5.0, final_logit_softcapping=10.0),
+    ),
+    "gemma3_text": ("gemma3_text", _llama(**HEADS, **TIED, **WINDOW)),
+    "vaultgemma": ("vaultgemma", _llama(**HEADS, **TIED, **WINDOW)),
+    "phi": ("phi", _llama(**HALF_ROTARY)),
+    "phi3": ("phi3", _llama()),
+    "olmo": ("olmo", _llama(clip_qkv=1.0)),
+    "olmo2": ("olmo2", _llama()),
+    "olmo3": ("olmo3", _llama(**WINDOW)),
+    "stablelm": ("stablelm", _llama(**HALF_ROTARY)),
+    "stablelm, parallel": ("stablelm", _llama(**HALF_ROTARY, use_parallel_residual=True)),
+    "starcoder2": ("starcoder2", _llama()),
+    "cohere": ("cohere", _llama(**TIED, logit_scale=0.25)),
+    "cohere2": ("cohere2", _llama(**TIED, **WINDOW, logit_scale=0.25)),
+    "granite": ("granite", _llama(**GRANITE)),
+    "glm": ("glm", _llama(**HEADS, **HALF_ROTARY)),
+    "glm4": ("glm4", _llama(**HEADS, **HALF_ROTARY)),
+    "nemotron": ("nemotron", _llama(**HEADS, **HALF_ROTARY)),
+    "persimmon": ("persimmon", _llama(**HALF_ROTARY)),
+    "mixtral": ("mixtral", _moe(num_local_experts=4)),
+    "qwen2_moe": (
+        "qwen2_moe",
+        _moe(num_experts=4, shared_expert_intermediate_size=20, decoder_sparse_step=1, mlp_only_layers=[0]),
+    ),
+    "qwen3_moe": ("qwen3_moe", _moe(num_experts=4, **HEADS, decoder_sparse_step=1)),
+    "olmoe": ("olmoe", _moe(num_experts=4)),
+    "granitemoe": ("granitemoe", _moe(num_local_experts=4, **GRANITE)),
+    "granitemoeshared": ("granitemoeshared", _moe(num_local_experts=4, shared_intermediate_size=20, **GRANITE)),
+    "phimoe": ("phimoe", _moe(num_local_experts=4)),
+    "gpt_oss": ("gpt_oss", _moe(num_local_experts=4, **HEADS, **WINDOW)),
+    "glm4_moe": ("glm4_moe", _moe(**ROUTED, **HEADS)),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        _moe(moe_num_experts=4, moe_k=2, moe_num_shared_experts=1, moe_layer_start_index=1, **HEADS),
+    ),
+    "dots1": ("dots1", _moe(**ROUTED, **HEADS)),
+    "minimax_m2": ("minimax_m2", _moe(num_local_experts=4, **HEADS)),
+    "deepseek_v2": ("deepseek_v2", _moe(**ROUTED) | LATENT),
+    "deepseek_v3": ("deepseek_v3", _moe(**ROUTED, n_group=1, topk_group=1) | LATENT),
+    "flex_olmo": ("flex_olmo", _moe(num_experts=4)),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", _moe(num_experts=4, moe_topk=2, **HEADS)),
+    "exaone_moe": ("exaone_moe", _moe(num_experts=4, **HEADS)),
+    "solar_open": ("solar_open", _moe(n_routed_experts=4, **HEADS)),
+    "cohere2_moe": ("cohere2_moe", _moe(num_experts=4, **HEADS, logit_scale=0.5)),
+    "mellum": ("mellum", _moe(num_experts=4, **HEADS)),
+}
+"""By what tests call it: the family, and its configuration."""
+
+
+def tiny_family(name: str, seed: int = 0) -> PreTrainedModel:
+    """A model with random weights, of queries and keys large enough that attention is uneven.
+
+    Norms and biases are what they are in a new model, and noise.
+    """
+    family, facts = TINY_FAMILIES[name]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **facts), dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(parameter + 0.3 * noise if parameter.dim() == 1 else _scaled(path, noise))
+    return model.eval()
+
+
+def _scaled(path: str, noise: torch.Tensor) -> torch.Tensor:
+    if any(word in path for word in ("embed", "wte", "wpe", "lm_head", "output_projection")):
+        return 0.5 * noise
+    large = any(word in path for word in ("q_", "k_", "qkv", "c_attn", "query_key_value", "router", "gate.weight"))
+    return noise * (1.5 if large else 1.0) / 32**0.5

@@ -1,0 +1,541 @@
+"""Metrics as a Prometheus would fetch them from a real server, while calls are made to it."""
+
+import ast
+import asyncio
+import hashlib
+import re
+import shutil
+import socket
+import subprocess
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import neuron_attribution_server
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from neuron_attribution import convert
+from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.requests import ProjectNeuronRequest
+from neuron_attribution.results import Coverage, NeuronRanking
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution_server.app import SERVICE, SERVICES, Application
+from neuron_attribution_server.call_interceptor import status_of
+from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.live_metrics import LiveMetrics
+from neuron_attribution_server.metrics import OTHER, REASONS, Metrics
+from neuron_attribution_server.reports import GpuMemory
+from neuron_attribution_server.rpc_metrics import RpcMetrics, code_name
+from neuron_attribution_server.tasks import AttributeOutcome
+from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.worker import DeviceState
+from service.certificates import DAY, Authority
+from service.fakes import FakeEngine
+from service.faulty_engines import HUGE, SmallEngine
+from service.scraping import PREFIX, Scrape, Watched, free_address
+from service.servers import (
+    PATIENCE,
+    RunningServer,
+    attribution,
+    eventually,
+    failure,
+    listening_address,
+    running_server,
+    server_process,
+    worker_processes,
+)
+
+RPC = {"grpc_type": "unary", "grpc_service": SERVICE, "grpc_method": "Attribute"}
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "observability.md"
+WORKER, PART = ["worker"], ["part"]
+METHOD = ["grpc_type", "grpc_service", "grpc_method"]
+CONTRACT = {
+    "grpc_server_started": ("counter", METHOD),
+    "grpc_server_handled": ("counter", [*METHOD, "grpc_code"]),
+    "grpc_server_handling_seconds": ("histogram", METHOD),
+    PREFIX + "queue_requests": ("gauge", []),
+    PREFIX + "queue_tokens": ("gauge", []),
+    PREFIX + "queue_capacity_requests": ("gauge", []),
+    PREFIX + "queue_capacity_tokens": ("gauge", []),
+    PREFIX + "queue_wait_seconds": ("histogram", []),
+    PREFIX + "rejected": ("counter", ["reason"]),
+    PREFIX + "batch_requests": ("histogram", []),
+    PREFIX + "batch_tokens": ("histogram", []),
+    PREFIX + "batch_padding_ratio": ("histogram", []),
+    PREFIX + "stage_seconds": ("histogram", ["stage"]),
+    PREFIX + "neurons": ("counter", ["part", "state"]),
+    PREFIX + "explained_tokens": ("counter", []),
+    PREFIX + "inexact_rankings": ("counter", PART),
+    PREFIX + "out_of_memory_splits": ("counter", []),
+    PREFIX + "out_of_memory_failures": ("counter", []),
+    PREFIX + "worker_up": ("gauge", WORKER),
+    PREFIX + "worker_restarts": ("counter", WORKER),
+    PREFIX + "worker_resident_memory_bytes": ("gauge", WORKER),
+    PREFIX + "gpu_memory_bytes": ("gauge", ["worker", "state"]),
+    PREFIX + "cache_hits": ("counter", []),
+    PREFIX + "cache_misses": ("counter", []),
+    PREFIX + "cache_bytes": ("gauge", []),
+    PREFIX + "cache_capacity_bytes": ("gauge", []),
+    PREFIX + "ready": ("gauge", []),
+    PREFIX + "draining": ("gauge", []),
+    PREFIX + "model_info": ("gauge", ["model", "revision", "dtype", "family", "device"]),
+    PREFIX + "build_info": ("gauge", ["version", "python", "grpcio", "torch"]),
+    PREFIX + "certificate_expiry_timestamp_seconds": ("gauge", []),
+}
+"""The names that dashboards, alerts and autoscaling rely on. The plain text format calls a counter without _total."""
+
+
+@contextmanager
+def measured(engine=None, **settings):
+    """A ready server that serves its metrics."""
+    engine = engine or FakeEngine()
+    with running_server(ThreadWorker(engine), metrics_listen="localhost:0", **settings) as server, engine:
+        assert server.loaded.wait(PATIENCE)
+        engine.batches.clear()
+        yield server
+
+
+@pytest.fixture
+def everything(tmp_path):
+    """A scrape of a server process in which as much as can be is to be seen."""
+    pair = Authority(tmp_path).issue("server")
+    address = free_address()
+    files = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
+    with server_process(metrics_listen=address, **files) as process:
+        listening_address(process)
+        assert process.stdout.readline().startswith("ready: ")
+        yield Scrape(address)
+
+
+def prompt(*ids):
+    return messages.AttributeRequest(prompt=messages.Prompt(token_ids=messages.TokenIds(ids=ids)))
+
+
+def test_the_names_types_and_labels_are_the_promised_ones(everything):
+    families = {name: family for name, family in everything.families.items() if not name.startswith("process_")}
+    hidden = {PREFIX + "gpu_memory_bytes"}
+    assert families.keys() == CONTRACT.keys() - hidden
+    for name, family in families.items():
+        kind, labels = CONTRACT[name]
+        assert family.type == kind, name
+        seen = {frozenset(sample.labels) - {"le"} for sample in family.samples}
+        assert seen == {frozenset(labels)}, name
+    assert everything.value("process_start_time_seconds") > 0
+
+
+def test_the_documentation_lists_every_metric_as_it_is():
+    metrics = Metrics()
+    RpcMetrics(metrics.registry, SERVICES)
+    live = LiveMetrics(ServerConfig(model="fake"), ThreadWorker(FakeEngine()), {}, None)
+    helps = {family.name: family.documentation for family in (*metrics.registry.collect(), *live.describe())}
+    rows = [_row(name, kind, labels, helps) for name, (kind, labels) in CONTRACT.items()]
+    documented = [
+        line for line in DOCUMENTATION.read_text().splitlines() if re.search(r" \| (counter|gauge|hist\w+) \| ", line)
+    ]
+    assert documented == rows
+
+
+def _row(name, kind, labels, helps):
+    shown = f"{name}_total" if kind == "counter" else name
+    text = helps[name.removesuffix("_info") if name.endswith("_info") else name]
+    return f"| `{shown}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {text} |"
+
+
+def test_the_documentation_lists_every_reason():
+    text = DOCUMENTATION.read_text()
+    assert [reason for reason in (*REASONS, OTHER) if f"`{reason}`" not in text] == []
+
+
+def test_gpu_memory_is_shown_by_device_while_its_worker_lives():
+    class Gpu:
+        live = True
+
+        def devices(self):
+            return [DeviceState("cuda:0", self.live), DeviceState("cuda:1", is_live=False, restarts=2)]
+
+    held = {"cuda:0": GpuMemory(1, 2, 3), "cuda:1": GpuMemory(4, 5, 6)}
+    worker, metrics = Gpu(), Metrics()
+    metrics.registry.register(LiveMetrics(ServerConfig(model="fake"), worker, held, None))
+
+    def shown(device, state):
+        return metrics.registry.get_sample_value(PREFIX + "gpu_memory_bytes", {"worker": device, "state": state})
+
+    assert [shown("cuda:0", state) for state in ("allocated", "reserved", "total")] == [1, 2, 3]
+    assert shown("cuda:1", "total") is None
+    worker.live = False
+    assert shown("cuda:0", "total") is None
+    assert metrics.registry.get_sample_value(PREFIX + "worker_restarts_total", {"worker": "cuda:1"}) == 2
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_promtool_finds_nothing_to_say(everything):
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=everything.text, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_calls_are_counted_by_method_and_status():
+    with measured() as server:
+        added = Watched(server.metrics_address)
+        server.attribute()
+        failure(lambda: server.attribute(attribution("")))
+        failure(lambda: server.channel.unary_unary("/nobody.Serves/This")(b"", timeout=PATIENCE))
+        server.health()
+        failure(lambda: server.health("nobody"))
+        health = {"grpc_type": "unary", "grpc_service": "grpc.health.v1.Health", "grpc_method": "Check"}
+        unknown = {"grpc_type": "unary", "grpc_service": "unknown", "grpc_method": "unknown"}
+        for labels, codes in (
+            (RPC, {"OK": 1, "InvalidArgument": 1}),
+            (health, {"OK": 1, "NotFound": 1}),
+            (unknown, {"Unimplemented": 1}),
+        ):
+            calls = sum(codes.values())
+            assert added("grpc_server_started_total", **labels) == calls
+            assert added.reaches(calls, "grpc_server_handling_seconds_count", **labels)
+            seen = {code: added("grpc_server_handled_total", grpc_code=code, **labels) for code in ALL_CODES}
+            assert {code: count for code, count in seen.items() if count} == codes
+
+
+ALL_CODES = [code_name(code) for code in grpc.StatusCode]
+
+
+def test_codes_are_spelt_as_go_spells_them():
+    assert set(ALL_CODES) == {
+        *("OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists"),
+        *("PermissionDenied", "Unauthenticated", "ResourceExhausted", "FailedPrecondition", "Aborted"),
+        *("Unimplemented", "Internal", "Unavailable", "DataLoss", "OutOfRange"),
+    }
+
+
+def test_cancelled_late_and_failing_calls_are_counted():
+    engine = FakeEngine()
+    with measured(engine) as server:
+        added = Watched(server.metrics_address)
+        engine.hold()
+        calls = [server.stub.Attribute.future(attribution(text), timeout=PATIENCE) for text in (" of", " Rome")]
+        assert engine.started.wait(PATIENCE)
+        assert added.reaches(2, "grpc_server_started_total", **RPC)
+        assert calls[1].cancel()
+        failure(lambda: server.stub.Attribute(attribution(" is"), timeout=1.0))
+        engine.released.set()
+        assert calls[0].result().explanations
+        failure(lambda: server.attribute(attribution(" crash")))
+        for code in ("Canceled", "DeadlineExceeded", "OK", "Internal"):
+            assert added.reaches(1, "grpc_server_handled_total", grpc_code=code, **RPC), code
+        assert added("rejected_total", reason="DEADLINE_EXCEEDED") == 1
+
+
+class Remaining:
+    """What the status of a call without one depends on."""
+
+    def __init__(self, seconds, code=None):
+        self.time_remaining = lambda: seconds
+        self.code = lambda: code
+
+
+@pytest.mark.parametrize(
+    ("error", "context", "code"),
+    [
+        (None, Remaining(None), grpc.StatusCode.OK),
+        (None, Remaining(5.0, grpc.StatusCode.NOT_FOUND), grpc.StatusCode.NOT_FOUND),
+        (asyncio.CancelledError(), Remaining(None), grpc.StatusCode.CANCELLED),
+        (asyncio.CancelledError(), Remaining(5.0), grpc.StatusCode.CANCELLED),
+        (asyncio.CancelledError(), Remaining(0.01), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (GeneratorExit(), Remaining(0), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (KeyError(), Remaining(0), grpc.StatusCode.UNKNOWN),
+    ],
+)
+def test_how_a_call_ended_is_told_from_what_is_left(error, context, code):
+    assert status_of(error, context) is code
+
+
+def test_streams_are_counted_and_watched_while_they_run():
+    with measured() as server:
+        added = Watched(server.metrics_address)
+        items = [messages.AttributeStreamRequest(key=str(n), request=attribution(" of")) for n in range(3)]
+        assert len(list(server.stub.AttributeStream(iter(items), timeout=PATIENCE))) == 3
+        stream = {"grpc_type": "bidi_stream", "grpc_service": SERVICE, "grpc_method": "AttributeStream"}
+        assert added.reaches(1, "grpc_server_handled_total", grpc_code="OK", **stream)
+        watch = {"grpc_type": "server_stream", "grpc_service": "grpc.health.v1.Health", "grpc_method": "Watch"}
+        watching = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
+        next(watching)
+        assert added("grpc_server_started_total", **watch) == 1
+        assert sum(added("grpc_server_handled_total", grpc_code=code, **watch) for code in ALL_CODES) == 0
+        watching.cancel()
+        assert added.reaches(1, "grpc_server_handled_total", grpc_code="Canceled", **watch)
+
+
+def test_calls_without_a_token_are_counted_under_their_own_method(tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"alice {'0' * 64}\n")
+    with measured(token_file=str(tokens)) as server:
+        added = Watched(server.metrics_address)
+        failure(server.attribute)
+        failure(lambda: server.attribute(metadata=(("authorization", "Bearer wrong"),)))
+        assert added.reaches(2, "grpc_server_handled_total", grpc_code="Unauthenticated", **RPC)
+        assert [added("rejected_total", reason=reason) for reason in ("TOKEN_MISSING", "TOKEN_INVALID")] == [1, 1]
+
+
+def test_the_health_port_is_counted_too():
+    with measured(health_listen="localhost:0") as server, grpc.insecure_channel(server.health_address) as channel:
+        added = Watched(server.metrics_address)
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
+        labels = {"grpc_type": "unary", "grpc_service": "grpc.health.v1.Health", "grpc_method": "Check"}
+        assert added("grpc_server_handled_total", grpc_code="OK", **labels) == 1
+
+
+def test_the_queue_its_limits_and_refusals_are_shown():
+    engine = FakeEngine()
+    limits = {"queued_requests": 2, "queued_tokens": 5000, "tenant_share": 1.0}
+    with measured(engine, cache_bytes=0, **limits) as server:
+        added = Watched(server.metrics_address)
+        engine.hold()
+        first = server.stub.Attribute.future(prompt(20), timeout=PATIENCE)
+        assert engine.started.wait(PATIENCE)
+        waiting = [server.stub.Attribute.future(prompt(20, 21, 22), timeout=PATIENCE) for _ in range(2)]
+        assert eventually(lambda: Scrape(server.metrics_address).value("queue_requests") == 2)
+        shown = Scrape(server.metrics_address)
+        names = ("queue_tokens", "queue_capacity_requests", "queue_capacity_tokens")
+        assert [shown.value(name) for name in names] == [6, 2, 5000]
+        assert failure(lambda: server.attribute(prompt(20)))[0].reason == "QUEUE_FULL"
+        assert added("rejected_total", reason="QUEUE_FULL") == 1
+        engine.released.set()
+        assert all(call.result().explanations for call in (first, *waiting))
+        assert added("queue_wait_seconds_count") == 3
+        assert added("batch_requests_sum") == 3
+        assert added("batch_requests_count") == 2
+        assert Scrape(server.metrics_address).value("queue_requests") == 0
+
+
+def test_batches_are_measured_with_and_without_padding():
+    engine = FakeEngine()
+    with measured(engine, cache_bytes=0) as server:
+        engine.hold()
+        first = server.stub.Attribute.future(prompt(20), timeout=PATIENCE)
+        assert engine.started.wait(PATIENCE)
+        added = Watched(server.metrics_address)
+        pair = [server.stub.Attribute.future(prompt(*ids), timeout=PATIENCE) for ids in ((20, 21), (20, 21, 22, 23))]
+        projection = ProjectNeuronRequest(neurons=(FfnNeuron(0, 1),))
+        third = server.stub.ProjectNeuron.future(convert.project_neuron_request_to_proto(projection), timeout=PATIENCE)
+        assert eventually(lambda: Scrape(server.metrics_address).value("queue_requests") == 3)
+        engine.released.set()
+        assert all(call.result() for call in (first, *pair, third))
+        batches = added("batch_requests_count")
+        assert added("batch_requests_sum") == 3
+        assert added("batch_tokens_sum") == 6
+        assert batches in (1, 2), "the projection may go by itself"
+        assert added("batch_padding_ratio_sum") == pytest.approx(1 - 6 / 8)
+
+
+def test_stages_are_measured_once_a_batch_and_tokenization_once_a_request():
+    with measured() as server:
+        added = Watched(server.metrics_address)
+        server.attribute()
+        server.attribute()  # from the cache
+        stages = ("tokenization", "forward", "scoring", "bound", "exact")
+        assert [added("stage_seconds_count", stage=stage) for stage in stages] == [2, 1, 1, 1, 1]
+        assert [added("stage_seconds_sum", stage=stage) for stage in ("forward", "scoring")] == [0.25, 0.5]
+        assert added("explained_tokens_total") == 1
+        assert [added(name) for name in ("cache_hits_total", "cache_misses_total")] == [1, 1]
+        assert added("cache_bytes") > 0
+
+
+class CountedEngine(FakeEngine):
+    """Its rankings say how many neurons they looked at; that of the attention neurons is not exact."""
+
+    def run(self, tasks):
+        return [self._counted(outcome) for outcome in super().run(tasks)]
+
+    def _counted(self, outcome):
+        if not isinstance(outcome, AttributeOutcome):
+            return outcome
+        ffn, decreasing, attention = (
+            NeuronRanking((), Coverage(*counts))
+            for counts in ((100, 90, 8, True), (100, 80, 7, True), (60, 50, 6, False))
+        )
+        rankings = {
+            "ffn_value_neurons": ffn,
+            "ffn_value_neurons_decreasing": decreasing,
+            "attention_value_neurons": attention,
+        }
+        return replace(outcome, explanations=tuple(replace(each, **rankings) for each in outcome.explanations))
+
+
+def test_neurons_and_inexact_rankings_are_added_up():
+    with measured(CountedEngine()) as server:
+        added = Watched(server.metrics_address)
+        server.attribute()
+        server.attribute(attribution(" Rome"))
+        states = ("existing", "bounded", "scored")
+        assert [added("neurons_total", part="ffn", state=state) for state in states] == [400, 340, 30]
+        assert [added("neurons_total", part="attention", state=state) for state in states] == [120, 100, 12]
+        assert [added("inexact_rankings_total", part=part) for part in ("ffn", "attention")] == [0, 2]
+
+
+def test_batches_without_memory_are_counted():
+    with measured(SmallEngine(), cache_bytes=0) as server:
+        added = Watched(server.metrics_address)
+        failure(lambda: server.attribute(prompt(HUGE)))
+        assert [added(f"out_of_memory_{what}_total") for what in ("splits", "failures")] == [0, 1]
+        assert added("rejected_total", reason="OUT_OF_MEMORY") == 1
+        items = [messages.AttributeStreamRequest(key=str(n), request=prompt(20 + n)) for n in range(5)]
+        items.append(messages.AttributeStreamRequest(key="huge", request=prompt(HUGE)))
+        assert len(list(server.stub.AttributeStream(iter(items), timeout=PATIENCE))) == 6
+        assert added("out_of_memory_failures_total") == 2
+        assert added("rejected_total", reason="OUT_OF_MEMORY") == 2
+
+
+def test_a_restarted_worker_is_counted_and_nothing_is_forgotten():
+    address = free_address()
+    with server_process(metrics_listen=address, cache_bytes=0) as process:
+        server = stub_server(process)
+        server.attribute()
+        before = Scrape(address)
+        [worker] = worker_processes(process.pid)
+        assert before.value("worker_up", worker="cpu") == 1
+        assert before.value("worker_restarts_total", worker="cpu") == 0
+        resident = psutil.Process(worker).memory_info().rss
+        assert before.value("worker_resident_memory_bytes", worker="cpu") == pytest.approx(resident, rel=0.2)
+        psutil.Process(worker).kill()
+        seen = []
+
+        def is_down():
+            seen.append(Scrape(address))
+            return seen[-1].value("worker_up", worker="cpu") == 0
+
+        assert eventually(is_down)
+        assert seen[-1].value("worker_resident_memory_bytes", worker="cpu") is None
+        assert eventually(lambda: Scrape(address).value("ready") == 1)
+        server.attribute()
+        server.channel.close()
+        after = Scrape(address)
+        assert after.value("worker_restarts_total", worker="cpu") == 1
+        assert after.value("explained_tokens_total") == 2
+
+
+def stub_server(process):
+    """A ready server process and a channel to it, which is to be closed."""
+    address = listening_address(process)
+    assert process.stdout.readline().startswith("ready: ")
+    return RunningServer(address, grpc.insecure_channel(address), None)
+
+
+def test_loading_and_draining_are_shown():
+    engine = FakeEngine()
+    engine.loadable.clear()
+    with running_server(ThreadWorker(engine), metrics_listen="localhost:0", drain_delay=0.0) as server, engine:
+        shown = Scrape(server.metrics_address)
+        assert [shown.value(name) for name in ("ready", "draining", "queue_requests")] == [0, 0, 0]
+        failure(lambda: server.stub.Attribute(attribution(), timeout=PATIENCE, wait_for_ready=False))
+        assert Scrape(server.metrics_address).value("rejected_total", reason="MODEL_LOADING") >= 1
+        engine.loadable.set()
+        assert server.loaded.wait(PATIENCE)
+        assert Scrape(server.metrics_address).value("ready") == 1
+
+
+def test_a_draining_server_says_so_until_its_last_call_is_answered(monkeypatch, tmp_path):
+    address = free_address()
+    monkeypatch.setenv("GATED_ENGINE", str(tmp_path))
+    (tmp_path / "open").touch()
+    settings = {"metrics_listen": address, "cache_bytes": 0, "grace": 60.0}
+    with server_process("make_gated_engine", module="faulty_engines", **settings) as process:
+        server = stub_server(process)
+        (tmp_path / "open").unlink()
+        call = server.stub.Attribute.future(attribution(), timeout=PATIENCE)
+        assert eventually(lambda: Scrape(address).value("grpc_server_started_total", **RPC) == 1)
+        process.terminate()
+        assert eventually(lambda: Scrape(address).value("draining") == 1)
+        assert Scrape(address).value("ready") == 0
+        (tmp_path / "open").touch()
+        assert call.result().explanations
+        server.channel.close()
+        assert process.wait(PATIENCE) == 0
+
+
+def test_the_certificate_in_use_tells_when_it_expires(tmp_path):
+    authority = Authority(tmp_path)
+    pair = authority.issue("server")
+    files = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
+    with measured(**files) as server:
+        added = Watched(server.metrics_address)
+        pair.replace_by(authority.issue("later", lasts=30 * DAY))
+        assert added("certificate_expiry_timestamp_seconds") == pytest.approx(29 * DAY.total_seconds(), abs=60)
+        pair.key.write_text("no key")
+        assert added("certificate_expiry_timestamp_seconds") == pytest.approx(29 * DAY.total_seconds(), abs=60)
+
+
+def test_two_servers_of_one_process_count_apart():
+    with measured() as one, measured() as other:
+        added = Watched(other.metrics_address)
+        one.attribute()
+        assert added("grpc_server_started_total", **RPC) == 0
+        assert Scrape(one.metrics_address).value("grpc_server_started_total", **RPC) == 1
+
+
+def test_no_metrics_are_served_unless_asked_for():
+    with running_server(ThreadWorker(FakeEngine())) as server:
+        assert server.metrics_address == ""
+
+
+def test_a_taken_port_is_refused_in_one_line(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        config = ServerConfig(model="fake", listen="localhost:0", metrics_listen=address)
+        assert asyncio.run(Application(config, ThreadWorker(FakeEngine())).run()) == 1
+    assert capsys.readouterr().err == (
+        f"neuron-attribution serve: cannot serve metrics on {address}: Address already in use\n"
+    )
+
+
+SECRETS = ("mallory", "request-4711", " Paris", "/evil.Service/Method0", "tenant-9")
+
+
+def test_no_call_whatever_adds_a_series_and_no_label_tells_of_callers(tmp_path):
+    """Else a caller could fill the memory of this server and of the Prometheus that fetches from it."""
+    tokens = tmp_path / "tokens"
+    names = [f"tenant-{n}" for n in range(10)]
+    tokens.write_text("".join(f"{name} {hashlib.sha256(name.encode()).hexdigest()}\n" for name in names))
+    with measured(token_file=str(tokens)) as server:
+        before = Scrape(server.metrics_address)
+        for n, name in enumerate(names):
+            metadata = (("authorization", f"Bearer {name}"), ("x-request-id", f"request-4711-{n}"))
+            server.attribute(prompt(20 + n), metadata=metadata)
+            failure(
+                lambda m=metadata, n=n: server.attribute(attribution(" Paris", target={"id": 10**6 + n}), metadata=m)
+            )
+            failure(lambda m=metadata, n=n: _raw_call(server, f"/evil.Service/Method{n}", m))
+            failure(lambda m=metadata, n=n: _raw_call(server, f"/{SERVICE}/Method{n}", m))
+            failure(lambda n=n: server.attribute(metadata=(("authorization", f"Bearer mallory-{n}"),)))
+            failure(lambda n=n: server.health(f"service-{n}"))
+        after = Scrape(server.metrics_address)
+    assert after.series.keys() == before.series.keys()
+    assert not [secret for secret in SECRETS if secret in after.text]
+
+
+def _raw_call(server, path, metadata):
+    return server.channel.unary_unary(path)(b"", timeout=PATIENCE, metadata=metadata)
+
+
+REFUSALS = {"ResourceExhaustedError", "UnavailableError", "DeadlineExceededError", "UnauthenticatedError"}
+
+
+def test_every_reason_the_server_gives_has_a_series():
+    given = {"DEADLINE_EXCEEDED"}
+    for file in Path(neuron_attribution_server.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in REFUSALS:
+                given |= {text for each in node.keywords if each.arg == "reason" for text in _texts(each.value)}
+    assert given | {"QUEUE_FULL", "TENANT_QUEUE_FULL"} == set(REASONS)
+
+
+def _texts(value):
+    return [each.value for each in ast.walk(value) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+
+
+def test_an_unknown_reason_is_counted_as_another():
+    metrics = Metrics()
+    metrics.rejected("NEVER_HEARD_OF")
+    assert metrics.registry.get_sample_value(PREFIX + "rejected_total", {"reason": OTHER}) == 1
