@@ -18,7 +18,7 @@ PIN_LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines(
 PINS = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2].partition(" ")[0] for line in PIN_LINES}
 """The exact version of every package in constraints.txt, by name."""
 EPOCH = 1_767_225_600
-"""The time of the commit that `make_release` releases."""
+"""The time of the commit that is released."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -47,12 +47,17 @@ def tracked_files():
     return sorted(name for name in listed.split("\0") if name and (ROOT / name).is_file())
 
 
-def copy_tracked(folder):
-    """Copy what git knows into a folder."""
+def commit_of_all(folder):
+    """A repository of its own in a folder: one commit, made at EPOCH, of all that git knows here."""
     for name in tracked_files():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, target)
+    at = os.environ | {"GIT_AUTHOR_DATE": f"@{EPOCH} +0000", "GIT_COMMITTER_DATE": f"@{EPOCH} +0000"}
+    run("git", "init", "--quiet", cwd=folder)
+    run("git", "add", "--all", cwd=folder)
+    who = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
+    run("git", *who, "commit", "--quiet", "--message", "all", cwd=folder, env=at)
     return folder
 
 
@@ -61,7 +66,7 @@ def make_release(tree, served, mask=0o022, **variables):
     # -o: these are up to date. PYTHON=false: nothing may be installed.
     command = ["make", "release", f"BIN={BIN}", f"SERVER_VENV={served}", "PYTHON=false"]
     command += ["-o", ".venv/release-installed", "-o", f"{served}/server-installed"]
-    environment = os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH)} | variables
+    environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"} | variables
     return subprocess.Popen(
         command, cwd=tree, env=environment, umask=mask, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -62,7 +62,7 @@ def load_engine(settings: LoadSettings) -> Engine:
         **own_code,
         **source.arguments,
     )
-    if getattr(model, "is_quantized", False):
+    if getattr(model, "is_quantized", False) and "gguf_file" not in source.arguments:
         model = _dequantized(model)
     nn.Module.to(model, device)
     tokenizer = AutoTokenizer.from_pretrained(source.location, **own_code, **source.arguments)

@@ -85,7 +85,7 @@ class BatchReport:
 def gpu_memory(device: str) -> GpuMemory | None:
     """What PyTorch, which is not imported for it, holds of a GPU; None of another device."""
     torch: Any = sys.modules.get("torch")
-    if torch is None or not device.startswith("cuda"):
+    if torch is None or not device.startswith("cuda") or not torch.cuda.is_initialized():
         return None
     held = torch.cuda.memory_stats_as_nested_dict(device)
     return GpuMemory(

@@ -17,6 +17,7 @@ from service.scraping import free_address
 from service.servers import attribution, listening_address, server_process, worker_processes
 
 HEALTHY = "healthy"
+NO_TARGETS = (None, "NeuronAttributionNoTargets")
 _LOADED = {name for name, trouble in TROUBLES.items() if trouble.loads}
 
 
@@ -71,7 +72,8 @@ def long_night(folder):
         night = Night(stack.enter_context(running_prometheus(folder, RULES, metrics)), processes, metrics, logs)
         stack.enter_context(calling(_lines(addresses, authority.certificate.read_bytes())))
         night.until_query("neuron_attribution_ready == 1", lambda samples: len(samples) == len(_LOADED) + 1)
-        night.seen.clear()  # before the first scrape there are no targets
+        night.until(lambda: NO_TARGETS not in night.prometheus.firing())  # as there were none before the first scrape
+        night.seen.clear()
         yield night
 
 

@@ -9,12 +9,11 @@ import shutil
 
 import pytest
 from alerts.documents import ALERTS, PANELS, RECORDS, ROOT, in_full
-from alerts.night import HEALTHY, long_night
+from alerts.night import HEALTHY, NO_TARGETS, long_night
 from alerts.troubles import TROUBLES
 from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
 
 NOT_ON_THIS_SERVER = {"Certificate expires in"}
-NO_TARGETS = (None, "NeuronAttributionNoTargets")
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is missing; Debian has a package of that name"
@@ -80,7 +79,7 @@ def test_nothing_else_fires(night):
     """Above all nothing on the healthy server. How long its calls take depends on the machine, so that is left out."""
     for name, trouble in TROUBLES.items():
         seen = {alert for namespace, alert in night.seen if namespace == name}
-        assert seen - trouble.by_the_way == trouble.alerts
+        assert seen - trouble.by_the_way == trouble.alerts, name
     healthy = {alert for namespace, alert in night.seen if namespace == HEALTHY}
     assert not {alert for alert in healthy if "Latency" not in alert}
     assert NO_TARGETS not in night.seen

@@ -40,7 +40,7 @@ def test_the_alerts_panels_settings_and_pages_that_a_page_names_exist(page):
     in_italics = set(re.findall(r"(?<!\*)\*([^*\n]+)\*(?!\*)", text))
     assert {words for words in in_italics - TITLES if not any(alert.endswith(words) for alert in ALERTS)} == set()
     assert set(re.findall(r"`(--[\w-]+)", text)) <= FLAGS
-    assert all((RUNBOOKS / link).exists() for link in re.findall(r"\]\(([\w-]+\.md)\)", text))
+    assert all((RUNBOOKS / link).exists() for link in re.findall(r"\]\(([^)]+\.md)\)", text))
 
 
 def test_the_table_of_alerts_is_complete():

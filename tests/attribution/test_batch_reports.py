@@ -6,13 +6,16 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
 from neuron_attribution.results import Coverage, NeuronRanking
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.reports import BatchReport, RankingCounts
+from neuron_attribution_server.models import engine_from
+from neuron_attribution_server.reports import BatchReport, RankingCounts, gpu_memory
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, PackedAttribution
 from neuron_attribution_server.worker import run_batch
 from reference.compared import Compared
+from reference.tiny_models import tiny_llama
 
 TASK = AttributeTask(
     token_ids=(3, 1, 4, 1, 5),
@@ -39,6 +42,20 @@ def test_neurons_are_those_of_the_rankings_that_are_sent(tiny: Compared) -> None
         assert counts.bounded == sum(each.bounded for each in coverages)
         assert 0 < counts.scored == sum(each.scored for each in coverages)
         assert counts.inexact == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_the_memory_of_a_gpu_is_reported() -> None:
+    report = BatchReport()
+    run_batch(engine_from(tiny_llama().to("cuda")), [TASK], report)
+    assert report.device == "cuda:0"
+    assert report.gpu_memory is not None
+    assert 0 < report.gpu_memory.allocated <= report.gpu_memory.reserved < report.gpu_memory.total
+
+
+def test_without_a_gpu_no_memory_is_reported() -> None:
+    assert gpu_memory("cpu") is None
+    assert torch.cuda.is_initialized() or gpu_memory("cuda:0") is None
 
 
 def test_an_inexact_ranking_is_counted() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from checkout import PROJECT, copy_tracked, make_release, oldest, run
+from checkout import PROJECT, commit_of_all, make_release, oldest, run
 
 RUBBISH = (
     ".venv/lib/module.py",
@@ -52,7 +52,7 @@ def oldest_environment(tmp_path_factory):
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory, oldest_environment):
     """One as it comes; one from a tree with rubbish, elsewhere, in another time zone, by a user who shares nothing."""
-    here, there = (copy_tracked(tmp_path_factory.mktemp(name)) for name in ("here", "there"))
+    here, there = (commit_of_all(tmp_path_factory.mktemp(name)) for name in ("here", "there"))
     litter(there)
     makes = make_release(here, oldest_environment), make_release(there, oldest_environment, 0o077, TZ="Asia/Tokyo")
     outputs = [make.communicate()[0] for make in makes]
@@ -67,5 +67,6 @@ def litter(tree):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("rubbish\n")
     for path in tree.rglob("*"):
-        os.utime(path, (1, 1))
-        path.chmod(path.stat().st_mode & ~0o077)
+        if ".git" not in path.parts:
+            os.utime(path, (1, 1))
+            path.chmod(path.stat().st_mode & ~0o077)

@@ -1,12 +1,14 @@
 """The documents: every relative link leads somewhere, every command they name exists."""
 
 import re
+from dataclasses import fields
 from pathlib import PurePosixPath
 from posixpath import normpath
 
 import pytest
 from checkout import PROJECT, ROOT, attempt, tracked_files
 from markdown_it import MarkdownIt
+from neuron_attribution_server.config import ServerConfig, flag_name
 
 FILES = tracked_files()
 DOCUMENTS = [name for name in FILES if name.endswith(".md")]
@@ -52,6 +54,12 @@ def test_every_command_exists(name):
     code = "\n".join(piece.content for piece in pieces(name) if piece.type in {"code_inline", "code_block", "fence"})
     for target in set(re.findall(r"^make (\w+)", code, re.MULTILINE)):
         assert attempt("make", "--dry-run", target, cwd=ROOT).returncode == 0, target
+
+
+def test_the_settings_that_the_security_rests_on_exist():
+    named = set(re.findall(r"`(--[a-z-]+)", (ROOT / "SECURITY.md").read_text()))
+    assert len(named) >= 5
+    assert named <= {flag_name(setting.name) for setting in fields(ServerConfig)}
 
 
 def test_the_changelog_tells_of_the_version():
