@@ -194,7 +194,7 @@ def test_a_worker_process_that_dies_leaves_a_batch_without_a_forward_pass(collec
 
 
 def test_a_collector_that_is_not_there_harms_neither_calls_nor_the_end(monkeypatch):
-    monkeypatch.setattr(tracing, "_FLUSH_SECONDS", 0.2)
+    monkeypatch.setattr(tracing, "FLUSH_SECONDS", 0.2)
     engine = FakeEngine()
     with running_server(ThreadWorker(engine), trace_endpoint=f"http://{free_address()}") as server, engine:
         assert server.loaded.wait(PATIENCE)
