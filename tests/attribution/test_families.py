@@ -24,6 +24,7 @@ from reference.compared import Compared, compare_dissected
 from reference.experts import EXPERT
 from reference.projections import project_neuron, project_through
 from reference.tiny_families import TINY_FAMILIES, tiny_family
+from transformers import AutoConfig, AutoModelForCausalLM
 
 PROMPT = (45, 73, 93, 18, 59, 56)
 LONGER = (90, 10, 90, 95, 1, 34, 54, 89, 19)
@@ -193,6 +194,21 @@ def test_soft_caps_claim_no_guarantee_and_are_right(name: str, contrast: int | N
     assert coverage.scored < coverage.neurons
     exhaustive = AttributeOptions(top_k=3, direction=Direction.BOTH, query_sources=3, exhaustive=True)
     assert compared.check(PROMPT, TARGET, contrast, exhaustive).ffn_value_neurons.coverage.exact
+
+
+def test_the_language_model_of_one_that_sees_pictures() -> None:
+    """Gemma 3 from 4B on: the same text model, one level down."""
+    text = TINY_FAMILIES["gemma3_text"][1]
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 8, "patch_size": 4}
+    tokens = {"image_token_index": 96, "boi_token_index": 95, "eoi_token_index": 94}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, **tokens)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    source = tiny_family("gemma3_text").model.state_dict()
+    model.model.language_model.load_state_dict(source)
+    compared = compare_dissected(model, "gemma3")
+    compared.check((3, 14, 15, 92, 65, 35), TARGET, options=OPTIONS)
+    assert compared.engine.facts.family == "gemma3_text"
 
 
 def test_other_families_claim_it() -> None:
