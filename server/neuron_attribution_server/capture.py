@@ -68,7 +68,7 @@ def set_plain(view: ModelView) -> None:
 
 def capture(view: ModelView, sequences: Sequence[Sequence[int]], rows: ExplainedRows) -> CapturedStates:
     """Run the model on token ids and return what it went through. The unembedding is left to scoring."""
-    tokens = _padded(sequences, view.device)
+    tokens = _padded(sequences, 1 if view.depends_on_length else SMALLEST_PASS, view.device)
     lengths = tuple(len(sequence) for sequence in sequences)
     states = CapturedStates(rows, lengths, tuple(tokens.shape), copies=view.spec.adds_in_place)
     wanted = {} if view.spec.uses_attention_interface else {"output_attentions": True}
@@ -78,9 +78,9 @@ def capture(view: ModelView, sequences: Sequence[Sequence[int]], rows: Explained
     return states
 
 
-def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def _padded(sequences: Sequence[Sequence[int]], smallest: int, device: torch.device) -> Tensor:
     """Token ids [B, T], padded on the right with id 0: a causal model never looks there."""
-    length = max(*map(len, sequences), -(-SMALLEST_PASS // len(sequences)))
+    length = max(*map(len, sequences), -(-smallest // len(sequences)))
     ids = torch.tensor([[*sequence, *[0] * (length - len(sequence))] for sequence in sequences])
     return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids
 

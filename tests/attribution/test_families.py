@@ -15,6 +15,7 @@ from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, ScoringMethod, Side, Subkey
 from neuron_attribution_server.architectures.families import FAMILIES
 from neuron_attribution_server.capture import set_plain, set_recordable
+from neuron_attribution_server.models import engine_from
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, ProjectTask
 from reference.compare import assert_no_gate, assert_projection
 from reference.compare_answers import assert_same
@@ -24,6 +25,7 @@ from reference.compared import Compared, compare_dissected
 from reference.experts import EXPERT
 from reference.projections import project_neuron, project_through
 from reference.tiny_families import TINY_FAMILIES, tiny_family
+from transformers import AutoConfig, AutoModelForCausalLM
 
 PROMPT = (45, 73, 93, 18, 59, 56)
 LONGER = (90, 10, 90, 95, 1, 34, 54, 89, 19)
@@ -193,6 +195,41 @@ def test_soft_caps_claim_no_guarantee_and_are_right(name: str, contrast: int | N
     assert coverage.scored < coverage.neurons
     exhaustive = AttributeOptions(top_k=3, direction=Direction.BOTH, query_sources=3, exhaustive=True)
     assert compared.check(PROMPT, TARGET, contrast, exhaustive).ffn_value_neurons.coverage.exact
+
+
+def test_the_language_model_of_one_that_sees_pictures() -> None:
+    """Gemma 3 from 4B on: the same text model, one level down."""
+    text = TINY_FAMILIES["gemma3_text"][1]
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 8, "patch_size": 4}
+    tokens = {"image_token_index": 96, "boi_token_index": 95, "eoi_token_index": 94}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, **tokens)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    source = tiny_family("gemma3_text").model.state_dict()
+    model.model.language_model.load_state_dict(source)
+    compared = compare_dissected(model, "gemma3")
+    compared.check((3, 14, 15, 92, 65, 35), TARGET, options=OPTIONS)
+    assert compared.engine.facts.family == "gemma3_text"
+
+
+def test_rotary_angles_that_depend_on_the_length_are_each_sequences_own() -> None:
+    """LongRoPE turns by other angles from nine tokens on: neither a longer neighbour nor padding may cross that."""
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 8}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0], "factor": 8.0}
+    facts = TINY_FAMILIES["phi3"][1] | {"rope_parameters": rope, "original_max_position_embeddings": 8}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("phi3", **facts), dtype=torch.float32).eval()
+    model.load_state_dict(tiny_family("phi3").state_dict())
+    engine = engine_from(model)
+    tasks = [AttributeTask(token_ids=ids, explained=(ExplainedToken(len(ids) - 1, 5),)) for ids in (PROMPT, LONGER)]
+    with torch.no_grad():
+        own = [model(input_ids=torch.tensor([t.token_ids]), use_cache=False).logits[0, -1] for t in tasks]
+    for order in ([0, 1], [1, 0], [0]):
+        for place, outcome in zip(order, engine.run([tasks[place] for place in order]), strict=True):
+            expected = torch.log_softmax(own[place], 0)[5].item()
+            assert outcome.explanations[0].target.log_probability == pytest.approx(expected, abs=1e-5)
+    with torch.no_grad():
+        padded = model(input_ids=torch.tensor([(*PROMPT, 0, 0, 0)]), use_cache=False).logits[0, len(PROMPT) - 1]
+    assert abs(torch.log_softmax(padded, 0)[5] - torch.log_softmax(own[0], 0)[5]) > 1e-3
 
 
 def test_other_families_claim_it() -> None:

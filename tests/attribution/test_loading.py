@@ -97,7 +97,10 @@ def test_layers_that_do_more_than_add_are_refused():
 
 def test_an_unknown_architecture_is_refused_by_name():
     model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1))
-    with pytest.raises(FailedPreconditionError, match=r"mamba architecture is not supported; supported: apertus.*xglm"):
+    with pytest.raises(
+        FailedPreconditionError,
+        match=r"mamba architecture is not supported: .*state spaces.*; supported: apertus.*xglm",
+    ):
         engine_from(model)
 
 

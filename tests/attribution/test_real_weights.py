@@ -39,7 +39,7 @@ FACTS = {
 }
 FFN, ATTENTION = 100, 200
 """Neurons taken away, as in the paper."""
-RANDOM_DRAWS = 5
+RANDOM_DRAWS = 3
 PARTS = frozenset({Part.LAYERS, Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
 OPTIONS = AttributeOptions(parts=PARTS, top_k=ATTENTION, projection_top_k=0)
 UNITS_AT_ONCE = 64

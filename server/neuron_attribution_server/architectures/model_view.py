@@ -29,7 +29,7 @@ class ModelView:
     def __init__(self, model: PreTrainedModel, spec: ArchitectureSpec) -> None:
         self.model = model
         self.config = model.config.get_text_config()
-        self.spec = _for_config(spec, self.config)
+        self.spec = _inside(model, _for_config(spec, self.config))
         modules = list(model.get_submodule(self.spec.layers).children())
         heads = _head_sizes(modules[0], self.spec, self.config)
         self.layers = [LayerView(module, self.spec, heads, self.config) for module in modules]
@@ -104,6 +104,16 @@ def _for_config(spec: ArchitectureSpec, config: Any) -> ArchitectureSpec:  # noq
         if getattr(config, variant.attribute, None) == variant.value:
             spec = dataclasses.replace(spec, **variant.changes)
     return spec
+
+
+def _inside(model: PreTrainedModel, spec: ArchitectureSpec) -> ArchitectureSpec:
+    """The spec with its paths where they are in a model that sees pictures too: in its language model."""
+    if not hasattr(getattr(model, "model", None), "language_model"):
+        return spec
+    layers, final_norm = (
+        f"model.language_model.{path.removeprefix('model.')}" for path in (spec.layers, spec.final_norm)
+    )
+    return dataclasses.replace(spec, layers=layers, final_norm=final_norm)
 
 
 def _head_sizes(layer: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes:  # noqa: ANN401

@@ -26,7 +26,10 @@ LAMBDA = 8.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slack:
-    """Slack of a neuron = |a| (per_norm |v| + per_folded_norm |v'|) + constant; the first two are [E, S]."""
+    """Slack of a neuron = |a| (per_norm |v| + per_folded_norm |v'|) + constant; the first two are [E, S].
+
+    Where a norm stands behind the neurons |v| is the norm of the row before it, times the norm's largest weight.
+    """
 
     per_norm: Tensor
     per_folded_norm: Tensor

@@ -17,13 +17,16 @@ class SubvalueNorms:
 
     raw: Tensor
     folded: Tensor
+    read: Tensor
+    """At least the norm of the row that slopes are multiplied with, times what that does to a slope's norm."""
 
 
 def subvalue_norms(unembedding: Unembedding, subvalues: Sequence[Subvalues]) -> SubvalueNorms:
     """The norms of each layer's subvalues, as [L, n]; n is that of the widest layer."""
     raw = [each_chunk(layer, lambda rows: rows.norm(dim=-1)) for layer in subvalues]
     folded = [each_chunk(layer, lambda rows: unembedding.fold(rows).norm(dim=-1)) for layer in subvalues]
-    return SubvalueNorms(stack_layers(raw), stack_layers(folded))
+    read = [layer.read_norms() if layer.is_written else norms for layer, norms in zip(subvalues, raw, strict=True)]
+    return SubvalueNorms(stack_layers(raw), stack_layers(folded), stack_layers(read))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -67,6 +67,19 @@ class Subvalues:
         read = vectors if self._write is None else self._write.transpose(vectors)
         return join([read @ block.float().T for block in self._blocks], -1)
 
+    @property
+    def is_written(self) -> bool:
+        """Whether anything stands between the rows and the residual stream."""
+        return self._write is not None
+
+    def read_norms(self) -> Tensor:
+        """Norms of the rows as `products` reads them, times the most that it lengthens a vector by, [n].
+
+        A product is computed of the vector transposed, so that its rounding is that of these norms.
+        """
+        lengths = join([block.float().norm(dim=-1) for block in self._blocks], 0)
+        return lengths if self._write is None else lengths * self._write.weight.abs().max()
+
     def _written(self, rows: Tensor) -> Tensor:
         return rows if self._write is None else self._write.apply(rows)
 

@@ -85,5 +85,5 @@ def subvalue_products(slopes: Tensor, subvalues: Sequence[Subvalues]) -> Tensor:
 
 def unit_slack(slack: Slack, norms: SubvalueNorms, bases: slice) -> Tensor:
     """The rounding slack of unit coefficients, [E, L, n], at the bases of one kind."""
-    raw = slack.per_norm[:, bases, None] * norms.raw
+    raw = slack.per_norm[:, bases, None] * norms.read
     return raw.addcmul_(slack.per_folded_norm[:, bases, None], norms.folded)
