@@ -10,6 +10,16 @@ def section(title, *parts):
     return "\n\n".join([f"## {title}", *(part for part in parts if part)])
 
 
+def replaced(document, section):
+    """A document with one section in the place of the one of the same title."""
+    title = section.partition("\n")[0]
+    before, found, rest = document.partition(f"{title}\n")
+    if not found:
+        raise ValueError(f"the document has no section {title!r}")
+    _, next_section, after = rest.partition("\n## ")
+    return f"{before}{section}\n{next_section}{after}"
+
+
 def chart(title, x_title, xs, y_title, ys):
     """A mermaid line chart."""
     return "\n".join(

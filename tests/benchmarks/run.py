@@ -34,6 +34,13 @@ def demo(options):
     yield curves.report_waiting(curves.by_waiting(threads, repetitions), line)
 
 
+def service(options):
+    """What gRPC adds to the demo model, alone."""
+    thing = subject.demo(options.threads)
+    _, line = _header("demo model", thing, options, 1)
+    return serving.report(serving.measure(thing, options.threads, 1 if options.quick else 2), line)
+
+
 def shape(options):
     """A shape with random weights; the tiny one also goes through the comparison."""
     repetitions = 1 if options.quick else 5

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import stages
+from benchmarks import markdown, stages
 from benchmarks.__main__ import main
 
 
@@ -29,6 +29,13 @@ def test_every_section_has_its_conditions_beside_it(document):
 def test_the_conditions_name_what_numbers_depend_on(document):
     for name in ("model", "dtype", "CPU", "versions", "prompts", "repetitions", "date", "command"):
         assert f"| {name} |" in document
+
+
+def test_one_section_can_be_written_anew(document):
+    new = markdown.replaced(document, markdown.section("Floor", "new"))
+    assert "\n\n## Floor\n\nnew\n\n## Profile by stage\n" in new
+    old = document.split("\n## ")
+    assert [part for part in new.split("\n## ") if part not in old] == ["Floor\n\nnew\n"]
 
 
 def test_our_rankings_are_those_of_the_benchmarks_own_brute_force(document):
