@@ -1,6 +1,6 @@
 """Hostile requests by the thousand against a server on a real port; then a normal one must get its right answer.
 
-python -m soak.fuzz --count 100000             a server of its own, with a fake model
+python -m soak.fuzz --count 100000             a server process of its own, with a fake model
 python -m soak.fuzz --address localhost:50051   any server
 """
 
@@ -15,9 +15,7 @@ import grpc
 from neuron_attribution import Client
 from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.thread_worker import ThreadWorker
-from service.fakes import HarmlessEngine
-from service.servers import running_server
+from service.servers import listening_address, server_process
 from unit.strategies import assert_same
 
 from soak.mutations import PROMPT, VALID, call_with, mutated
@@ -33,9 +31,10 @@ def server(address):
     if address:
         yield address
         return
-    with running_server(ThreadWorker(HarmlessEngine())) as own:
-        assert own.loaded.wait(PATIENCE)
-        yield own.address
+    with server_process("HarmlessEngine") as process:
+        own = listening_address(process)
+        assert process.stdout.readline().startswith("ready: ")
+        yield own
 
 
 def explanations(address):
