@@ -104,9 +104,9 @@ def _recording(view: ModelView, states: CapturedStates) -> Iterator[None]:
 
 def _hooks(view: ModelView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook | None, Hook | None]]:
     """Each module to record at, and what to do before and after it runs."""
-    yield view.final_norm_module, _final_to(states.inputs, len(view.layers)), None
+    yield view.final_norm_module, _final_to(states, len(view.layers)), None
     for number, layer in enumerate(view.layers):
-        yield layer.module, _input_to(states.inputs), None
+        yield layer.module, _input_to(states), None
         yield layer.attention_output, _rows_to(states.head_outputs, states), None
         yield from _write_hooks(layer.attention_write, [layer.attention_write_module], states, states.attention_writes)
         yield from _write_hooks(layer.ffn_write, layer.ffn_write_modules, states, states.ffn_writes)
@@ -132,9 +132,9 @@ def _write_hooks(
 def _scale_hooks(layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook, None]]:
     """The scales of norms between a block and the residual stream, at every position."""
     if layer.attention_write.norm is not None:
-        yield layer.attention_write_module, _scale_to(states.attention_scales, layer.attention_write.norm), None
+        yield layer.attention_write_module, _scale_to(states, states.attention_scales, layer.attention_write.norm), None
     if layer.ffn_write.norm is not None:
-        yield layer.ffn_write_modules[0], _scale_to(states.ffn_scales, layer.ffn_write.norm), None
+        yield layer.ffn_write_modules[0], _scale_to(states, states.ffn_scales, layer.ffn_write.norm), None
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -142,19 +142,19 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return states
 
 
-def _input_to(destination: list[Tensor]) -> Hook:
+def _input_to(states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination.append(_first(args, kwargs))
+        states.inputs.append(states.kept(_first(args, kwargs)))
 
     return hook
 
 
-def _final_to(inputs: list[Tensor], layers: int) -> Hook:
+def _final_to(states: CapturedStates, layers: int) -> Hook:
     """The input of the final norm after the last layer: some models norm the embedding with it as well."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if len(inputs) == layers:
-            inputs.append(_first(args, kwargs))
+        if len(states.inputs) == layers:
+            states.inputs.append(states.kept(_first(args, kwargs)))
 
     return hook
 
@@ -175,16 +175,16 @@ def _numbered_rows_to(destination: list[Tensor], number: int, states: CapturedSt
     return hook
 
 
-def _scale_to(destination: list[Tensor], norm: NormView) -> Hook:
+def _scale_to(states: CapturedStates, destination: list[Tensor], norm: NormView) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination.append(norm.scale(_first(args, kwargs).float()))
+        destination.append(states.kept(norm.scale(_first(args, kwargs).float())))
 
     return hook
 
 
 def _output_to(destination: list[Tensor], multiplier: float, states: CapturedStates, *, added: bool) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401 - a tensor, or the first
-        written: Tensor = states.by_position(output if isinstance(output, Tensor) else output[0])
+        written = states.kept(states.by_position(output if isinstance(output, Tensor) else output[0]))
         if multiplier != 1:
             written = written * multiplier
         elif states.copies:
@@ -199,15 +199,14 @@ def _output_to(destination: list[Tensor], multiplier: float, states: CapturedSta
 
 def _values_to(states: CapturedStates, layer: LayerView) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        states.values.append(layer.values_of(output))
+        states.values.append(states.kept(layer.values_of(output)))
 
     return hook
 
 
 def _weights_to(states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
-        weights = output[1].transpose(1, 2)[states.rows.sequences, states.rows.positions]
-        states.attention_rows.append(weights.float())
+        states.attention_rows.append(states.rows.of(output[1].transpose(1, 2)).float())
         return (output[0], None, *output[2:])  # or the model would keep every layer's
 
     return hook
@@ -248,7 +247,7 @@ def _recordable_experts(module: Any, hidden_states: Tensor, indices: Tensor, wei
     """The experts' own computation; where tokens go is recorded."""
     states = _RECORDING.get()
     if states is not None:
-        routing = Routing(states.by_position(indices), states.by_position(weights))
+        routing = Routing(states.kept(states.by_position(indices)), states.kept(states.by_position(weights)))
         states.routings[states.experts[module]] = routing
     if hidden_states.device.type == "cuda":
         output: Tensor = grouped_mm_experts_forward(module, hidden_states, indices, weights)

@@ -34,9 +34,21 @@ class ExplainedRows:
         flat = [position for row in positions for position in row]
         return cls(_on_device(sequences, device), _on_device(flat, device), spans)
 
+    @property
+    def device(self) -> torch.device:
+        """Where scoring happens, and everything that is captured is kept."""
+        return self.sequences.device
+
     def of(self, states: Tensor) -> Tensor:
-        """The explained rows [E, ...] of states [sequences, positions, ...]."""
-        return states[self.sequences, self.positions]
+        """The explained rows [E, ...] of states [sequences, positions, ...] on any device."""
+        sequences, positions = self.sequences.to(states.device), self.positions.to(states.device)
+        return states[sequences, positions].to(self.device)
+
+    def on(self, device: torch.device) -> ExplainedRows:
+        """The same rows, for states on another device."""
+        if device == self.device:
+            return self
+        return ExplainedRows(self.sequences.to(device), self.positions.to(device), self.spans)
 
 
 @dataclass(slots=True, eq=False)
@@ -87,13 +99,18 @@ class CapturedStates:
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Keep the values and the explained rows' attention weights."""
-        self.values.append(value)
+        self.values.append(self.kept(value))
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        self.attention_rows.append(attention_rows(self.rows, self.lengths, query, key, mask, scaling, **kwargs))
+        rows = self.rows.on(query.device)
+        self.attention_rows.append(self.kept(attention_rows(rows, self.lengths, query, key, mask, scaling, **kwargs)))
 
     def by_position(self, states: Tensor) -> Tensor:
         """States [B, T, ...], from where a module takes them with both dimensions in one."""
         return states if states.shape[:2] == self.shape else states.unflatten(0, self.shape)
+
+    def kept(self, states: Tensor) -> Tensor:
+        """States where scoring happens: the layers of a model that is spread over devices leave theirs elsewhere."""
+        return states.to(self.rows.device)
 
     def ffn_coefficients(self, view: ModelView, number: int, at: tuple[Any, Tensor]) -> Tensor:
         """What multiplies W_down's rows at a few places of a layer, [P, N], computed from the residual stream.

@@ -29,6 +29,8 @@ class LoadSettings:
     threads: int | None = None
     trust_remote_code: bool = False
     pickled_weights: bool = False
+    device_map: str | None = None
+    device_memory: str | None = None
 
 
 def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
@@ -82,6 +84,8 @@ _text = _matching("(?s).+", "a text of at least one character")
 _count = _number(int, 1, _LONGEST_MESSAGE)
 _seconds = _number(float, 0, 86_400)
 _DEVICES = r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*"
+_HOLDS = r"(cpu|cuda:\d+)=\d+(\.\d+)?[KMGT]i?B"
+_MEMORY = rf"{_HOLDS}(,{_HOLDS})*"
 _age = _number(float, 1, 86_400)
 
 
@@ -93,6 +97,16 @@ class ServerConfig:
     revision: str | None = _setting(_text, "the revision of a model from the Hub", None)
     dtype: str = _setting(_one_of("auto", "float32", "float16", "bfloat16"), "the type of the weights", "auto")
     device: str = _setting(_matching(_DEVICES, "auto, cpu, cuda, cuda:N or cuda:N,cuda:M"), "where it runs", "auto")
+    device_map: str | None = _setting(
+        _one_of("auto", "balanced", "balanced_low_0", "sequential"),
+        "how transformers spreads the layers of a model that no device holds alone over all GPUs, main memory and disk",
+        None,
+    )
+    device_memory: str | None = _setting(
+        _matching(_MEMORY, "such as cuda:0=20GiB,cuda:1=20GiB,cpu=64GiB"),
+        "the weights that each device may hold when they are spread by device_map; what fits nowhere stays on disk",
+        None,
+    )
     threads: int | None = _setting(_number(int, 1, 4096), "CPU threads of the model (default: PyTorch's choice)", None)
     trust_remote_code: bool = _setting(_switch, "whether code that comes with the model may run here", False)
     pickled_weights: bool = _setting(
@@ -191,6 +205,10 @@ class ServerConfig:
                 "the longest request could never be queued; raise the one or lower the other"
             )
 
+        if self.device_map is not None and self.device != "auto":
+            raise ConfigurationError("device_map spreads the model over all devices: leave device at auto")
+        if self.device_memory is not None and self.device_map is None:
+            raise ConfigurationError("device_memory without device_map: it limits how device_map auto spreads a model")
         if (self.tls_certificate is None) != (self.tls_key is None):
             given, missing = ("tls_certificate", "tls_key") if self.tls_certificate else ("tls_key", "tls_certificate")
             raise ConfigurationError(f"{given} without {missing}: give both for TLS, or neither")
@@ -212,6 +230,8 @@ class ServerConfig:
                 self.threads,
                 self.trust_remote_code,
                 self.pickled_weights,
+                self.device_map,
+                self.device_memory,
             )
             for each in devices
         )

@@ -125,7 +125,7 @@ def _eager_logits(view: ModelView, tokens: Tensor) -> Tensor:
     """The model's own logits by transformers' plain attention and experts, which share nothing with the recording."""
     set_plain(view)
     try:
-        logits: Tensor = view.model(input_ids=tokens, use_cache=False).logits
+        logits: Tensor = view.model(input_ids=tokens, use_cache=False).logits.to(view.device)
     finally:
         set_recordable(view)
     return logits

@@ -8,7 +8,6 @@ import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import Part
 from neuron_attribution.results import Exactness, ModelIdentity
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -23,6 +22,7 @@ from neuron_attribution_server.engine import Engine
 from neuron_attribution_server.invariants import measure
 from neuron_attribution_server.memory import memory_cost
 from neuron_attribution_server.model_source import model_source
+from neuron_attribution_server.placement import check_whole, device_of, loading_arguments, place
 from neuron_attribution_server.ranges import VocabularyRanges
 from neuron_attribution_server.tasks import ModelFacts
 from neuron_attribution_server.tokenizer import ExactTokenizer
@@ -51,20 +51,20 @@ def load_engine(settings: LoadSettings) -> Engine:
     torch.set_float32_matmul_precision("highest")  # scores are exact in float32: a GPU's TF32 has 10 bits of 23
     logging.set_verbosity_error()
     source = model_source(settings)
-    device = _device(settings.device)
     own_code = {"trust_remote_code": settings.trust_remote_code}
     if "gguf_file" not in source.arguments:
         _spec(AutoConfig.from_pretrained(source.location, **own_code, **source.arguments))
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         source.location,
-        dtype=_dtype(settings.dtype, device),
+        dtype=_dtype(settings.dtype, device_of(settings)),
         use_safetensors=None if settings.pickled_weights else True,
+        **loading_arguments(settings),
         **own_code,
         **source.arguments,
     )
     if getattr(model, "is_quantized", False) and "gguf_file" not in source.arguments:
-        model = _dequantized(model)
-    nn.Module.to(model, device)
+        model = _dequantized(model, settings)
+    place(model, settings)
     tokenizer = AutoTokenizer.from_pretrained(source.location, **own_code, **source.arguments)
     revision = source.revision()
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}.safetensors"
@@ -79,6 +79,7 @@ def engine_from(model: PreTrainedModel, tokenizer_json: str | None = None, name:
 
 
 def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ranges: Path | None) -> Engine:
+    check_whole(model)
     model.eval().requires_grad_(False)
     view = _view(model)
     prepare_model(view)
@@ -123,16 +124,16 @@ def _spec(config: PreTrainedConfig) -> ArchitectureSpec:
     return FAMILIES[family]
 
 
-def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
+def _dequantized(model: PreTrainedModel, settings: LoadSettings) -> PreTrainedModel:
     """The same numbers as plain matrices: packed weights are none that the method could read."""
+    if settings.device_map is not None:
+        raise FailedPreconditionError(
+            "model refused: a quantized checkpoint cannot be spread over devices, for its plain matrices would not fit "
+            "where its packed ones do; leave --device-map out, or serve the checkpoint it was made from",
+            reason="QUANTIZED_AND_SPREAD",
+        )
     plain: PreTrainedModel = model.dequantize()
     return plain
-
-
-def _device(setting: str) -> torch.device:
-    if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(setting)
 
 
 def _dtype(setting: str, device: torch.device) -> torch.dtype | str:

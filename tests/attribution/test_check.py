@@ -16,28 +16,11 @@ from neuron_attribution_server.architectures.refusals import REFUSED
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.invariants import INVARIANTS
 from neuron_attribution_server.models import load_engine
+from reference.saved_models import saved
 from reference.tiny_families import tiny_family
-from service.fakes import SIZES, byte_level_tokenizer
-from tokenizers import Tokenizer
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig
 
 COMMAND = (sys.executable, "-m", "neuron_attribution.cli.main")
-
-
-def saved(folder: Path, family: str = "llama") -> Path:
-    """A tiny model in a folder, with a tokenizer."""
-    model = tiny_family(family)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model.resize_token_embeddings(SIZES.vocabulary, mean_resizing=False)
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
-
-
-def save_tokenizer(folder: Path) -> None:
-    tokenizer = Tokenizer.from_str(byte_level_tokenizer())
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
 def only_a_configuration(folder: Path, family: str) -> Path:

@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM
 from verify.brute_force import BruteForce, Scores
 from verify.rankings import compare as compare_rankings
 from verify.states import States, record
+from verify.subjects import SUBJECTS
 
 LAYERS, FFN_WIDTH, HEADS, HEAD_SIZE = 30, 1536, 9, 64
 PROMPT = "The capital of France is"
@@ -89,9 +90,10 @@ def paris(demo: Compared, encode: Encode) -> Explained:
 @pytest.fixture(scope="module")
 def another(encode: Encode) -> tuple[States, dict[str, Scores]]:
     """Another prompt's states and all its neurons' scores, by the brute force of `make verify`."""
-    model = AutoModelForCausalLM.from_pretrained(demo_folder(), dtype=torch.float32, attn_implementation="eager").eval()
-    states = record(model, encode(ANOTHER_PROMPT))
-    (scores,) = BruteForce(model, [states], torch.get_num_threads()).run()
+    subject = SUBJECTS["demo"]
+    model = subject.load(attn_implementation="eager").eval()
+    states = record(subject, model, encode(ANOTHER_PROMPT))
+    (scores,) = BruteForce(subject, model, [states], torch.get_num_threads()).run()
     return states, scores
 
 

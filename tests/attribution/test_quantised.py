@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from attribution.test_check import save_tokenizer
+from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import AttributeOptions, Direction
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.models import load_engine
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
 from reference.compared import compare_dissected
+from reference.saved_models import save_tokenizer
 from service.fakes import SIZES
 from transformers import (
     AutoModelForCausalLM,
@@ -73,3 +74,9 @@ def test_packed_weights_are_served_as_what_they_stand_for(checkpoint) -> None:
     task = AttributeTask(token_ids=(5, 9, 2, 77), explained=(ExplainedToken(3, 11),))
     (outcome,) = engine.run([task])
     assert outcome.explanations[0].ffn_value_neurons.coverage.exact
+
+
+def test_packed_weights_are_not_spread(checkpoint) -> None:
+    folder, _, _ = checkpoint
+    with pytest.raises(FailedPreconditionError, match="a quantized checkpoint cannot be spread over devices"):
+        load_engine(LoadSettings(str(folder), device_map="auto"))

@@ -13,7 +13,8 @@ import pytest
 import torch
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Part
-from neuron_attribution.results import Explanation
+from neuron_attribution.results import Explanation, NeuronScore
+from neuron_attribution_server.capture import set_plain, set_recordable
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.demo import DemoUnavailableError
 from neuron_attribution_server.engine import Engine
@@ -22,6 +23,9 @@ from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
 from reference.gemma_model import UnavailableError, gemma_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from verify.brute_force import BruteForce
+from verify.states import record
+from verify.subjects import SUBJECTS
 
 FACTS = {
     "demo": {
@@ -42,7 +46,6 @@ FFN, ATTENTION = 100, 200
 RANDOM_DRAWS = 3
 PARTS = frozenset({Part.LAYERS, Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
 OPTIONS = AttributeOptions(parts=PARTS, top_k=ATTENTION, projection_top_k=0)
-UNITS_AT_ONCE = 64
 
 
 @pytest.fixture(scope="module", params=list(FACTS))
@@ -89,21 +92,20 @@ def test_layer_scores_are_complete(explained) -> None:
         assert layers.final_log_probability == pytest.approx(explanation.target.log_probability, abs=1e-4)
 
 
-def test_the_top_is_that_of_brute_force(engine: Engine, explained) -> None:
-    """Every FFN neuron of the layer that has most of the top, scored against the whole vocabulary."""
+@pytest.mark.parametrize("kind", ["ffn", "attention"])
+def test_the_top_is_that_of_brute_force(engine: Engine, name: str, explained, kind: str) -> None:
+    """Every neuron of the layer that has most of the top, at every position, scored against the whole vocabulary."""
     ids, target, explanation = explained["The author of Romeo and Juliet is William"]
-    ranked = explanation.ffn_value_neurons.neurons
+    ranked = getattr(explanation, f"{kind}_value_neurons").neurons
     layers = [entry.neuron.layer for entry in ranked]
     layer = max(set(layers), key=layers.count)
-    scores = brute_force(engine, ids, target, layer)
-    mine = {entry.neuron.index: entry.score for entry in ranked if entry.neuron.layer == layer}
+    scores = brute_force(engine, name, ids, target, kind, layer)
+    mine = {_place(entry, engine): entry.score for entry in ranked if entry.neuron.layer == layer}
     assert len(mine) >= 10
-    last = ranked[-1].score
-    for index, score in enumerate(scores.tolist()):
-        if index in mine:
-            assert mine[index] == pytest.approx(score, abs=1e-5)
-        else:
-            assert score <= last + 1e-5
+    for place, score in mine.items():
+        assert score == pytest.approx(scores[place].item(), abs=1e-5)
+        scores[place] = -torch.inf
+    assert scores.max() <= ranked[-1].score + 1e-5
 
 
 def test_taking_away_the_top_neurons_takes_the_answer_away(engine: Engine, explained) -> None:
@@ -174,43 +176,22 @@ def _without(units: list[int]):
     return hook
 
 
-def brute_force(engine: Engine, ids: Sequence[int], target: int, layer: int) -> Tensor:
-    """log p(target | base + m v) - log p(target | base) of every FFN neuron v of a layer, [N]."""
-    model, seen = engine._view.model.model, {}
-    block = model.layers[layer]
-    norm_after = getattr(block, "post_feedforward_layernorm", None)
-    hooks = {
-        "base": getattr(block, "pre_feedforward_layernorm", block.post_attention_layernorm),
-        "m": block.mlp.down_proj,
-        "final": model.norm,
-        **({"raw": norm_after} if norm_after else {}),
-    }
-    handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0][0, -1].double()}))
-        for name, module in hooks.items()
-    ]
-    with torch.inference_mode():
-        model(input_ids=torch.tensor([ids]), use_cache=False)
-    for handle in handles:
-        handle.remove()
-    vectors = seen["m"][:, None] * block.mlp.down_proj.weight.detach().double().T
-    if norm_after is not None:
-        vectors = vectors * (1 + norm_after.weight.detach().double()) / _rms(seen["raw"], norm_after.eps)
-    offset = 1 if norm_after is not None else 0
-    gamma = (model.norm.weight.detach().double() + offset) / _rms(
-        seen["final"], model.norm.eps if norm_after else model.norm.variance_epsilon
-    )
-    unembedding = engine._view.model.lm_head.weight.detach()
-    start = _log_probability(unembedding, (gamma * seen["base"])[None], target)
-    parts = (gamma * (seen["base"] + vectors)).split(UNITS_AT_ONCE)
-    return torch.cat([_log_probability(unembedding, part, target) for part in parts]) - start
+def brute_force(engine: Engine, name: str, ids: Sequence[int], target: int, kind: str, layer: int) -> Tensor:
+    """log p(target | base + m v) - log p(target | base) of every neuron v of a layer, [n, positions]."""
+    subject, model = SUBJECTS[name], engine._view.model
+    set_plain(engine._view)
+    try:
+        states = record(subject, model, ids)
+    finally:
+        set_recordable(engine._view)
+    assert states.target == target
+    (scores,) = BruteForce(subject, model, [states], threads=2).run([(kind, layer)])
+    return scores[kind].increase[layer]
 
 
-def _rms(vector: Tensor, epsilon: float) -> Tensor:
-    return (vector.square().mean() + epsilon).sqrt()
-
-
-def _log_probability(unembedding: Tensor, states: Tensor, target: int) -> Tensor:
-    """Products in float32, the rest in float64."""
-    logits = (states.float() @ unembedding.T).double()
-    return logits[:, target] - logits.logsumexp(-1)
+def _place(entry: NeuronScore, engine: Engine) -> tuple[int, int]:
+    """Where a neuron's score is among those of its layer."""
+    if isinstance(entry.neuron, FfnNeuron):
+        return entry.neuron.index, 0
+    assert entry.position is not None
+    return entry.neuron.head * engine.facts.sizes.head_size + entry.neuron.index, entry.position

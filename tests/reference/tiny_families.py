@@ -191,7 +191,9 @@ def tiny_family(name: str, seed: int = 0) -> PreTrainedModel:
     Norms and biases are what they are in a new model, and noise.
     """
     family, facts = TINY_FAMILIES[name]
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **facts), dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # some new models have random biases
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **facts), dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for path, parameter in model.named_parameters():

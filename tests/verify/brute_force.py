@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import LlamaForCausalLM
 
 from verify.states import States
+from verify.subjects import Subject
 
 NEURONS_AT_ONCE = 64
 TOKENS_AT_ONCE = 2048
@@ -48,24 +49,27 @@ class _Block:
 class BruteForce:
     """Scores all neurons of a model for all prompts, on `threads` threads."""
 
-    def __init__(self, model: LlamaForCausalLM, prompts: Sequence[States], threads: int) -> None:
+    def __init__(self, subject: Subject, model: Any, prompts: Sequence[States], threads: int) -> None:
         self._prompts = prompts
         self._threads = threads
         self._unembedding = model.lm_head.weight
-        self._gamma = model.model.norm.weight
+        self._gamma = subject.weight(model.model.norm)
         self._subvalues = {
-            "ffn": [layer.mlp.down_proj.weight.T for layer in model.model.layers],
-            "attention": [layer.self_attn.o_proj.weight.T for layer in model.model.layers],
+            "ffn": [_written(layer.mlp.down_proj, subject, subject.ffn_norm(layer)) for layer in model.model.layers],
+            "attention": [
+                _written(layer.self_attn.o_proj, subject, subject.attention_norm(layer)) for layer in model.model.layers
+            ],
         }
         self._scores = [{kind: _empty(getattr(each, f"{kind}_coefficients")) for kind in KINDS} for each in prompts]
 
-    def run(self) -> list[dict[str, Scores]]:
-        """The scores of each prompt, by kind."""
+    def run(self, layers: Sequence[tuple[str, int]] | None = None) -> list[dict[str, Scores]]:
+        """The scores of each prompt, by kind; only those of some kinds' `layers` are filled in where they are given."""
+        if layers is None:
+            layers = [(kind, layer) for kind in KINDS for layer in range(len(self._subvalues[kind]))]
         blocks = [
             _Block(kind, layer, slice(start, start + NEURONS_AT_ONCE))
-            for kind in KINDS
-            for layer, rows in enumerate(self._subvalues[kind])
-            for start in range(0, len(rows), NEURONS_AT_ONCE)
+            for kind, layer in layers
+            for start in range(0, len(self._subvalues[kind][layer]), NEURONS_AT_ONCE)
         ]
         progress = tqdm(total=len(blocks), desc="brute force", unit="block", smoothing=0.05)
         with progress, ThreadPoolExecutor(self._threads, initializer=_one_thread) as pool:
@@ -113,6 +117,12 @@ def _sums_of_exponentials(logits: Tensor, factors: list[Tensor], probabilities: 
             for position, column in enumerate(factor):
                 total[:, position] += torch.mul(tile, column, out=terms).exp_() @ weights
     return sums
+
+
+def _written(projection: nn.Module, subject: Subject, norm: nn.Module | None) -> Tensor:
+    """What the neurons of a projection write, through the norm behind it, whose scale is in the coefficients."""
+    rows = projection.weight.detach().T
+    return rows if norm is None else rows * subject.weight(norm)
 
 
 def _factors(prompt: States, block: _Block) -> Tensor:

@@ -19,7 +19,6 @@ from verify.states import States
 TOLERANCE = 1e-5
 FIELDS = {"ffn": "ffn_value_neurons", "attention": "attention_value_neurons"}
 PARTS = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
-HEAD_SIZE = 64
 DIRECTIONS = ("increase", "decrease", "contrast")
 
 
@@ -40,12 +39,13 @@ class Comparison:
 
 def compare(engine: Engine, prompt: States, scores: dict[str, Scores], top_k: int) -> Iterator[Comparison]:
     """The engine's answers for one prompt, both kinds in every direction."""
+    size = engine.facts.sizes.head_size
     plain, contrasted = _explain(engine, prompt, top_k, Direction.BOTH), _explain(engine, prompt, top_k, contrast=True)
     for kind, field in FIELDS.items():
         increase, contrast = scores[kind].increase, scores[kind].contrast
-        yield _compare(getattr(plain, field), increase, kind, "increase", top_k)
-        yield _compare(getattr(plain, f"{field}_decreasing"), increase, kind, "decrease", top_k)
-        yield _compare(getattr(contrasted, field), contrast, kind, "contrast", top_k)
+        yield _compare(getattr(plain, field), increase, kind, "increase", top_k, size)
+        yield _compare(getattr(plain, f"{field}_decreasing"), increase, kind, "decrease", top_k, size)
+        yield _compare(getattr(contrasted, field), contrast, kind, "contrast", top_k, size)
 
 
 def _explain(
@@ -69,11 +69,13 @@ def _explain(
     return outcome.explanations[0]
 
 
-def _compare(ranking: NeuronRanking, scores: Tensor, kind: str, direction: str, top_k: int) -> Comparison:
+def _compare(
+    ranking: NeuronRanking, scores: Tensor, kind: str, direction: str, top_k: int, head_size: int
+) -> Comparison:
     """Only scores closer than the tolerance may change places, within the ranking and across its end."""
     sign = -1 if direction == "decrease" else 1
     every = sign * scores.flatten()
-    ids = torch.tensor([_index(entry, scores.shape) for entry in ranking.neurons])
+    ids = torch.tensor([_index(entry, scores.shape, head_size) for entry in ranking.neurons])
     got = sign * torch.tensor([entry.score for entry in ranking.neurons], dtype=torch.float64)
     expected = every.topk(min(top_k, len(every)))
     tolerance = TOLERANCE * max(1.0, expected.values.abs().max().item())
@@ -104,12 +106,12 @@ def _same_set(ids: Tensor, every: Tensor, threshold: float, tolerance: float) ->
     return bool(missing.max() <= threshold + tolerance) and bool(every[ids].min() >= threshold - tolerance)
 
 
-def _index(entry: NeuronScore, shape: torch.Size) -> int:
+def _index(entry: NeuronScore, shape: torch.Size, head_size: int) -> int:
     """Where the neuron's score is in the flattened [L, n, positions]."""
     _, units, positions = shape
     neuron = entry.neuron
     if isinstance(neuron, FfnNeuron):
         return neuron.layer * units + neuron.index
-    unit = neuron.head * HEAD_SIZE + neuron.index
+    unit = neuron.head * head_size + neuron.index
     assert entry.position is not None
     return (neuron.layer * units + unit) * positions + entry.position

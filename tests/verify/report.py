@@ -57,6 +57,7 @@ class Run:
     brute_force: float
     total: float
     threads: int
+    command: str
 
 
 def write(run: Run, path: Path) -> None:
@@ -85,7 +86,7 @@ def _conditions(run: Run) -> dict[str, str]:
         "software": f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, numpy {numpy.__version__}",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "command": "`make verify`" + ("" if len(lengths) == 40 else f" with `--prompts {len(lengths)}`"),
+        "command": f"`{run.command}`",
         "time": f"{run.total / 60:.1f} minutes, {run.brute_force / 60:.1f} of them brute force",
     }
 

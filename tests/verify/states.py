@@ -1,21 +1,23 @@
-"""What one prompt goes through in a Llama model, recorded by plain hooks in float32."""
+"""What one prompt goes through, recorded by plain hooks in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import LlamaForCausalLM
+from torch import Tensor, nn
+
+from verify.subjects import Subject, rms
 
 
 @dataclass(frozen=True)
 class States:
     """At the last position of a prompt of T tokens. L layers, N FFN width, H heads, D head size, V vocabulary.
 
-    Coefficients are divided by the final norm's scale, so that one times its neuron's projection is what the neuron
-    adds to the logits.
+    Coefficients are divided by the final norm's scale, and by that of a norm the neuron's write passes through, so that
+    one times its neuron's projection is what the neuron adds to the logits.
     """
 
     tokens: tuple[int, ...]
@@ -34,39 +36,59 @@ class States:
 
 
 @torch.no_grad()
-def record(model: LlamaForCausalLM, tokens: Sequence[int]) -> States:
-    """Run the model, whose attention must be eager, on one prompt.
+def record(subject: Subject, model: Any, tokens: Sequence[int]) -> States:
+    """Run the subject's model, whose attention must be eager, on one prompt.
 
     All of it without gradients: the probabilities would keep the float64 unembedding they were computed with.
     """
     inputs, attention_writes, values, coefficients = [], [], [], []
+    attention_scales, ffn_scales = [], []
     layers = model.model.layers
     handles = [model.model.norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0, -1]))]
     for layer in layers:
+        attention_norm, ffn_norm = subject.attention_norm(layer), subject.ffn_norm(layer)
+        writer = attention_norm or layer.self_attn.o_proj
         handles += [
             layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0, -1])),
             layer.self_attn.v_proj.register_forward_hook(lambda _, __, output: values.append(output[0])),
-            layer.self_attn.o_proj.register_forward_hook(lambda _, __, output: attention_writes.append(output[0, -1])),
+            writer.register_forward_hook(lambda _, __, output: attention_writes.append(output[0, -1])),
             layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: coefficients.append(args[0][0, -1])),
         ]
+        for norm, scales in ((attention_norm, attention_scales), (ffn_norm, ffn_scales)):
+            if norm is not None:
+                handles.append(norm.register_forward_pre_hook(_scale_to(scales)))
     try:
         output = model(torch.tensor([tokens]), output_attentions=True, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
     stream = torch.stack(inputs).double()
-    scale = (stream[-1].square().mean() + model.model.norm.variance_epsilon).sqrt()
+    scale = rms(model.model.norm, stream[-1])
+    gamma = subject.weight(model.model.norm).double()
+    unembedding = model.lm_head.weight.double()
     attention = torch.stack([weights[0, :, -1] for weights in output.attentions]).double()
     target, contrast = output.logits[0, -1].topk(2).indices.tolist()
     return States(
         tokens=tuple(tokens),
         target=target,
         contrast=contrast,
-        ffn_coefficients=torch.stack(coefficients).double()[:, :, None] / scale,
-        attention_coefficients=_sources(attention, torch.stack(values).double(), model.config.head_dim) / scale,
-        ffn_probabilities=_probabilities(model, stream[:-1] + torch.stack(attention_writes).double(), scale),
-        attention_probabilities=_probabilities(model, stream[:-1], scale),
+        ffn_coefficients=torch.stack(coefficients).double()[:, :, None] / (scale * _column(ffn_scales)),
+        attention_coefficients=_sources(attention, torch.stack(values).double(), model.config.head_dim)
+        / (scale * _column(attention_scales)),
+        ffn_probabilities=_probabilities(
+            unembedding, gamma / scale * (stream[:-1] + torch.stack(attention_writes).double())
+        ),
+        attention_probabilities=_probabilities(unembedding, gamma / scale * stream[:-1]),
     )
+
+
+def _scale_to(scales: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda norm, args: scales.append(rms(norm, args[0][0, -1].double()))
+
+
+def _column(scales: list[Tensor]) -> Tensor | float:
+    """One number for every layer, [L, 1, 1]; one where there are no norms."""
+    return torch.stack(scales)[:, None, None] if scales else 1.0
 
 
 def _sources(attention: Tensor, values: Tensor, size: int) -> Tensor:
@@ -77,7 +99,6 @@ def _sources(attention: Tensor, values: Tensor, size: int) -> Tensor:
     return (attention[:, :, None] * shared).flatten(1, 2)
 
 
-def _probabilities(model: LlamaForCausalLM, states: Tensor, scale: Tensor) -> Tensor:
+def _probabilities(unembedding: Tensor, folded: Tensor) -> Tensor:
     """softmax(W_U (gamma * x) / s), computed in float64 and kept in float32. [L, d] -> [L, V]"""
-    folded = states * model.model.norm.weight.double() / scale
-    return torch.softmax(folded @ model.lm_head.weight.double().T, dim=-1).float()
+    return torch.softmax(folded @ unembedding.T, dim=-1).float()

@@ -14,7 +14,8 @@ import torch
 from neuron_attribution.requests import Subkey
 from torch import Tensor, nn
 
-from neuron_attribution_server.architectures.projections import HeadSizes, Projection, bias_of, floats, weight_of
+from neuron_attribution_server.architectures.parameters import required
+from neuron_attribution_server.architectures.projections import HeadSizes, Projection, bias_of, weight_of
 from neuron_attribution_server.architectures.spec import FeedForward
 from neuron_attribution_server.attribution.subvalues import FrozenWrite, Subvalues
 
@@ -63,7 +64,7 @@ class DenseFfn:
         if self._gate is None:
             activated = self._activation(self._up(normed))
         else:
-            activated = self._activation(self._gate(normed)) * self._up(normed)
+            activated = self._activation(self._gate(normed)).to(normed.device) * self._up(normed)
         return activated if self._weight is None else activated * self._share(normed)
 
     def bias(self, normed: Tensor) -> Tensor | None:
@@ -73,7 +74,7 @@ class DenseFfn:
 
     def _share(self, normed: Tensor) -> Tensor:
         assert self._weight is not None
-        return torch.sigmoid(normed @ floats(self._weight.weight).T)
+        return torch.sigmoid(normed @ weight_of(self._weight).float().T)
 
 
 class Experts:
@@ -89,7 +90,7 @@ class Experts:
     @property
     def blocks(self) -> list[Tensor]:
         """Rows of each expert's W_down, [N, d]."""
-        weight = self.module.down_proj.detach()
+        weight = required(self.module, "down_proj")
         return list(weight if self.module.is_transposed else weight.transpose(1, 2))
 
     def key(self, expert: int, index: int, subkey: Subkey) -> Tensor:
@@ -98,10 +99,10 @@ class Experts:
         if not self.gated:
             if subkey is Subkey.GATE:
                 raise LookupError("these experts have no gate")
-            return floats(rows[index])
+            return rows[index].float()
         second = subkey is not Subkey.GATE
         place = index + second * self.width if self.module.is_concatenated else 2 * index + second
-        return floats(rows[place])
+        return rows[place].float()
 
     def coefficients(self, normed: Tensor, routing: Routing) -> Tensor:
         """Coefficients [P, experts * N] from what the experts read, [P, d], and where it goes."""
@@ -117,7 +118,7 @@ class Experts:
         """What is written beside the neurons: each chosen expert's bias times its weight, [P, d]."""
         if not self.module.has_bias:
             return None
-        biases = floats(self.module.down_proj_bias)[routing.indices.clamp_max(self.count - 1)]
+        biases = required(self.module, "down_proj_bias").float()[routing.indices.clamp_max(self.count - 1)]
         chosen = routing.weights.float() * (routing.indices < self.count)
         return (chosen[..., None] * biases).sum(-2)
 
@@ -125,12 +126,12 @@ class Experts:
         projected = normed @ self._inputs(expert).float().T
         if self.module.has_bias:
             name = "gate_up_proj_bias" if self.gated else "up_proj_bias"
-            projected = projected + floats(getattr(self.module, name)[expert])
+            projected = projected + required(self.module, name)[expert].float()
         activated: Tensor = self.module._apply_gate(projected) if self.gated else self.module.act_fn(projected)
         return activated
 
     def _inputs(self, expert: int) -> Tensor:
-        weight: Tensor = (self.module.gate_up_proj if self.gated else self.module.up_proj)[expert].detach()
+        weight = required(self.module, "gate_up_proj" if self.gated else "up_proj")[expert]
         return weight.T if self.module.is_transposed else weight
 
 
@@ -151,7 +152,7 @@ class LayerFfn:
 
     def subvalues(self, write: FrozenWrite | None) -> Subvalues:
         """What the neurons write."""
-        return Subvalues([block for part in (self.dense, self.experts) if part for block in part.blocks], write)
+        return Subvalues(lambda: [block for part in (self.dense, self.experts) if part for block in part.blocks], write)
 
     def unit(self, expert: int | None, index: int) -> int:
         """The number of a neuron. Raises LookupError where the layer has none such."""

@@ -15,7 +15,6 @@ from neuron_attribution_server.architectures.projections import (
     HeadSizes,
     Projection,
     bias_of,
-    floats,
     select,
     weight_of,
 )
@@ -32,7 +31,6 @@ class LayerView:
         self.value_module = module.get_submodule(spec.value.module)
         self._spec = spec
         self._sizes = sizes
-        self._hidden_size = weight_of(self.attention_output).shape[0]
         self._multiplier = float(getattr(config, spec.residual_multiplier)) if spec.residual_multiplier else 1.0
         self._clip = _attribute(config, spec.value_clip)
         self._value = Projection(self.value_module, spec.value.layout, sizes)
@@ -73,7 +71,7 @@ class LayerView:
     @cached_property
     def attention_subvalues(self) -> Subvalues:
         """Rows of W_O, heads * head size of them."""
-        return Subvalues([weight_of(self.attention_output).T], self.attention_write.frozen)
+        return Subvalues(lambda: [weight_of(self.attention_output).T], self.attention_write.frozen)
 
     @cached_property
     def ffn_subvalues(self) -> Subvalues:
@@ -88,12 +86,12 @@ class LayerView:
     @cached_property
     def attention_norm(self) -> NormView:
         """The norm before attention."""
-        return self._optional_norm(self._spec.attention_norm) or no_norm(self._hidden_size)
+        return self._optional_norm(self._spec.attention_norm) or no_norm()
 
     @cached_property
     def ffn_norm(self) -> NormView:
         """The norm before the FFN."""
-        return self._optional_norm(self._spec.ffn_norm) or no_norm(self._hidden_size)
+        return self._optional_norm(self._spec.ffn_norm) or no_norm()
 
     def ffn_reads(self, inputs: Tensor, attention_writes: Tensor) -> Tensor:
         """What the FFN reads, after its norm, from the layer's input and attention's write, [..., d]."""
@@ -114,7 +112,7 @@ class LayerView:
         """The value vectors, [..., key/value heads * head size], from what attention reads, [..., d]."""
         if self._spec.value_latent is not None:
             projection, norm = (self.module.get_submodule(path) for path in self._spec.value_latent)
-            latent = norm_view(norm, self._spec, 0)
+            latent = norm_view(norm, self._spec)
             compressed = normed @ weight_of(projection)[: len(latent.weight)].float().T
             bias = bias_of(projection)
             normed = latent.normed(compressed if bias is None else compressed + bias[: len(latent.weight)])
@@ -142,7 +140,7 @@ class LayerView:
         if self._spec.value_latent is None:
             return rows
         projection, norm = (self.module.get_submodule(path) for path in self._spec.value_latent)
-        weight = floats(norm.weight) + self._spec.norm_offset
+        weight = norm_view(norm, self._spec).weight
         return rows * weight @ weight_of(projection)[: len(weight)].float()
 
     def _clipped(self, values: Tensor) -> Tensor:
@@ -159,7 +157,7 @@ class LayerView:
 
     def _optional_norm(self, path: str | None) -> NormView | None:
         module = self._submodule(path)
-        return None if module is None else norm_view(module, self._spec, self._hidden_size)
+        return None if module is None else norm_view(module, self._spec)
 
     def _submodule(self, path: str | None) -> nn.Module | None:
         """The module at a path, or None where this layer has none there."""

@@ -38,12 +38,12 @@ class ModelView:
         """W_U in float32, [vocabulary, d]."""
         self.unembedding_bias = bias_of(unembedding)
         self.final_norm_module = model.get_submodule(self.spec.final_norm)
-        self.final_norm = norm_view(self.final_norm_module, self.spec, self.unembedding.shape[1])
+        self.final_norm = norm_view(self.final_norm_module, self.spec)
         self.sizes = _sizes(self.layers, heads, self.unembedding)
 
     @property
     def device(self) -> torch.device:
-        """Where scoring happens: the unembedding's device."""
+        """Where scoring happens, and token ids go in."""
         return self.unembedding.device
 
     @property

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neuron_attribution_server.architectures.projections import bias_of, floats
+from neuron_attribution_server.architectures.parameters import parameter
+from neuron_attribution_server.architectures.projections import bias_of
 from neuron_attribution_server.architectures.spec import ArchitectureSpec, NormKind
 from neuron_attribution_server.attribution.subvalues import FrozenWrite
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NormView:
-    """A norm: weight [d], bias [d] or None, epsilon (None: it divides by nothing), whether it subtracts the mean."""
+    """A norm: weight [d] or [], bias [d] or None, epsilon (None: it divides by nothing), whether it centres."""
 
     weight: Tensor
     bias: Tensor | None
@@ -71,20 +72,20 @@ class WriteView:
         return own if bias is None else bias + own
 
 
-def norm_view(module: nn.Module, spec: ArchitectureSpec, size: int) -> NormView:
+def norm_view(module: nn.Module, spec: ArchitectureSpec) -> NormView:
     """Read a norm module's weight, bias and epsilon, by whichever of its usual names each goes."""
     epsilon = next((getattr(module, name) for name in ("eps", "variance_epsilon") if hasattr(module, name)), None)
     epsilon = spec.norm_epsilon if epsilon is None else epsilon
     assert epsilon is not None
-    weight = getattr(module, "weight", None)
+    weight = parameter(module, "weight")
     return NormView(
-        torch.ones(size) if weight is None else floats(weight) + spec.norm_offset,
+        torch.ones(()) if weight is None else weight.float() + spec.norm_offset,
         bias_of(module),
         float(epsilon),
         spec.norm is NormKind.LAYER,
     )
 
 
-def no_norm(size: int) -> NormView:
+def no_norm() -> NormView:
     """What stands for a norm where there is none."""
-    return NormView(torch.ones(size), None, None, centred=False)
+    return NormView(torch.ones(()), None, None, centred=False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from neuron_attribution_server.architectures.parameters import parameter, required
 from neuron_attribution_server.architectures.spec import Layout
 
 
@@ -23,21 +24,14 @@ class HeadSizes:
 
 def weight_of(module: nn.Module) -> Tensor:
     """A projection's weight as [output, input]; transformers' Conv1D stores the transpose."""
-    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
+    weight = required(module, "weight")
+    return weight.T if isinstance(module, Conv1D) else weight
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
     """A module's bias in float32, or None."""
-    bias = getattr(module, "bias", None)
-    return None if bias is None else floats(bias)
-
-
-def floats(tensor: Tensor | nn.Module) -> Tensor:
-    """A parameter in float32."""
-    assert isinstance(tensor, Tensor)
-    return tensor.detach().float()
+    bias = parameter(module, "bias")
+    return None if bias is None else bias.float()
 
 
 def key_value_heads(rows: int, layout: Layout, heads: int, head_size: int) -> int:

@@ -32,19 +32,22 @@ class FrozenWrite:
 
 
 class Subvalues:
-    """A layer's subvalues: n rows of d, in blocks that may be views of larger weights, in the model's own dtype."""
+    """A layer's subvalues: n rows of d, in blocks that may be views of larger weights, in the model's own dtype.
 
-    def __init__(self, blocks: Sequence[Tensor], write: FrozenWrite | None = None) -> None:
+    `blocks` reads them, each time they are needed: not every model has all its weights where scoring happens.
+    """
+
+    def __init__(self, blocks: Callable[[], Sequence[Tensor]], write: FrozenWrite | None = None) -> None:
         self._blocks = blocks
         self._write = write
-        self._ends = list(accumulate(map(len, blocks)))
+        self._ends = list(accumulate(map(len, blocks())))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def chunks(self) -> Iterator[Tensor]:
         """Every row, in float32, block by block, [n_i, d]."""
-        for block in self._blocks:
+        for block in self._blocks():
             yield self._written(block.float())
 
     def all(self) -> Tensor:
@@ -53,19 +56,20 @@ class Subvalues:
 
     def rows(self, indices: Tensor) -> Tensor:
         """Some rows, in float32, [C, d]."""
-        if len(self._blocks) == 1:
-            return self._written(self._blocks[0][indices].float())
-        rows = torch.empty(len(indices), self._blocks[0].shape[1], device=indices.device)
+        blocks = self._blocks()
+        if len(blocks) == 1:
+            return self._written(blocks[0][indices].float())
+        rows = torch.empty(len(indices), blocks[0].shape[1], device=blocks[0].device)
         numbers = torch.bucketize(indices, self._bounds(indices.device), right=True)
         for number in numbers.unique().tolist():
             mine = numbers == number
-            rows[mine] = self._blocks[number][indices[mine] - self._start(number)].float()
+            rows[mine] = blocks[number][indices[mine] - self._starts[number]].float()
         return self._written(rows)
 
     def products(self, vectors: Tensor) -> Tensor:
         """<vector, row> of every row, [E, n], for vectors [E, d]."""
         read = vectors if self._write is None else self._write.transpose(vectors)
-        return join([read @ block.float().T for block in self._blocks], -1)
+        return join([read @ block.float().T for block in self._blocks()], -1)
 
     @property
     def is_written(self) -> bool:
@@ -77,17 +81,18 @@ class Subvalues:
 
         A product is computed of the vector transposed, so that its rounding is that of these norms.
         """
-        lengths = join([block.float().norm(dim=-1) for block in self._blocks], 0)
+        lengths = join([block.float().norm(dim=-1) for block in self._blocks()], 0)
         return lengths if self._write is None else lengths * self._write.weight.abs().max()
 
     def _written(self, rows: Tensor) -> Tensor:
         return rows if self._write is None else self._write.apply(rows)
 
-    def _start(self, number: int) -> int:
-        return self._ends[number] - len(self._blocks[number])
-
     def _bounds(self, device: torch.device) -> Tensor:
         return self._ends_tensor.to(device)
+
+    @property
+    def _starts(self) -> list[int]:
+        return [0, *self._ends]
 
     @cached_property
     def _ends_tensor(self) -> Tensor:
