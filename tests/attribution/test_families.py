@@ -27,7 +27,7 @@ from reference.compared import Compared, compare_dissected
 from reference.experts import EXPERT
 from reference.projections import project_neuron, project_through
 from reference.tiny_families import TINY_FAMILIES, tiny_family
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 PROMPT = (45, 73, 93, 18, 59, 56)
 LONGER = (90, 10, 90, 95, 1, 34, 54, 89, 19)
@@ -285,17 +285,21 @@ def test_interventions_agree_with_an_edited_copy(name: str) -> None:
     view = compared.engine._view
     columns = ffn_columns(view.layers[layer].ffn, ffn), weight_of(view.layers[0].attention_output)
     unit = attention.head * view.sizes.head_size + attention.index
-    for result, (column, factor) in zip(outcome.results, ((columns[0], 0), (columns[1][:, unit], 2)), strict=True):
-        kept = column.clone()
-        with torch.no_grad():
-            column *= factor
-            try:
-                logits = compared.model(input_ids=torch.tensor([PROMPT]), use_cache=False).logits[0, -1]
-            finally:
-                column.copy_(kept)
-        wanted = torch.log_softmax(logits, 0)[TARGET].item()
+    for result, column, factor in zip(outcome.results, (columns[0], columns[1][:, unit]), (0, 2), strict=True):
+        wanted = torch.log_softmax(logits_with(compared.model, column, factor), 0)[TARGET].item()
         assert result.after.target.log_probability == pytest.approx(wanted, abs=2e-5)
-    assert max(result.kl_divergence for result in outcome.results) > 0
+    assert outcome.results[1].after.target.log_probability != outcome.before.target.log_probability
+
+
+def logits_with(model: PreTrainedModel, weights: torch.Tensor, factor: float) -> torch.Tensor:
+    """The model's own logits after the prompt while some of its weights are multiplied."""
+    kept = weights.clone()
+    with torch.no_grad():
+        weights *= factor
+        try:
+            return model(input_ids=torch.tensor([PROMPT]), use_cache=False).logits[0, -1]
+        finally:
+            weights.copy_(kept)
 
 
 def ffn_columns(ffn: LayerFfn, neuron: FfnNeuron) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, Scale, SetTo
 from neuron_attribution.results import Explanation
 from neuron_attribution_server.models import engine_from
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask
 from reference.compare import assert_close
 from reference.compared import Compared
 from reference.edited import edited_copy
@@ -99,9 +101,14 @@ def test_generated_tokens_are_those_of_the_intervened_model(tiny: Compared) -> N
 
 
 def test_the_explained_positions_only(tiny: Compared) -> None:
-    """At the last position of every explained prefix, as Intervene does it there."""
+    """As Intervene does it there."""
     only = Intervention(Scale(-3.0), layers=(LayerPart(0, "ffn"),), explained_position_only=True)
-    everywhere = Intervention(Scale(-3.0), layers=(LayerPart(0, "ffn"),))
-    got, other = explain(tiny.engine, (only,)), explain(tiny.engine, (everywhere,))
-    assert got[0].target.log_probability != pytest.approx(other[0].target.log_probability, abs=1e-4)
-    assert got[0].layers.ffn[0] == pytest.approx(other[0].layers.ffn[0], abs=1e-5), "the first layer sees no others"
+    options = AttributeOptions(interventions=(only,), **WIDE)
+    task = AttributeTask(token_ids=PROMPT, explained=(ExplainedToken(8, TARGET),), options=options)
+    sets = ((only,), (replace(only, explained_position_only=False),))
+    other = InterveneTask(token_ids=PROMPT, sets=sets, target=TARGET)
+    attributed, intervened = tiny.engine.run([task, other])
+    got = attributed.explanations[0].target.log_probability
+    first, second = (result.after.target.log_probability for result in intervened.results)
+    assert got == pytest.approx(first, abs=1e-5)
+    assert abs(first - second) > 1e-3
