@@ -13,11 +13,11 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
-from neuron_attribution.requests import AttributeOptions, Direction, Side
+from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, LayerPartKind, Scale, Side
 from neuron_attribution_server.architectures.parameters import read_on
 from neuron_attribution_server.config import ConfigurationError, LoadSettings, read_config
 from neuron_attribution_server.models import engine_from, load_engine
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, ProjectTask
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference.compare_answers import assert_same
 from reference.saved_models import saved
 from reference.tiny_families import TINY_FAMILIES, tiny_family
@@ -30,15 +30,23 @@ TASKS = [
     AttributeTask(token_ids=LONG, explained=(ExplainedToken(7, 5), ExplainedToken(3)), options=OPTIONS),
     AttributeTask(token_ids=SHORT, generate=2, options=OPTIONS),
 ]
+INTERVENTION = InterveneTask(
+    token_ids=LONG,
+    sets=((Intervention(Scale(2), heads=(Head(1, 0),), layers=(LayerPart(0, LayerPartKind.FFN),)),),),
+    generate=2,
+)
 
 
 def answers(engine):
-    return [explanation for outcome in engine.run(TASKS) for explanation in outcome.explanations]
+    *attributions, intervened = engine.run([*TASKS, INTERVENTION])
+    return [explanation for outcome in attributions for explanation in outcome.explanations], intervened
 
 
 def assert_same_answers(spread, whole):
-    for ours, theirs in zip(answers(spread), answers(whole), strict=True):
+    (explained, intervened), (expected, expected_intervened) = answers(spread), answers(whole)
+    for ours, theirs in zip(explained, expected, strict=True):
         assert_same(ours, theirs)
+    assert intervened.results == expected_intervened.results
 
 
 @pytest.mark.parametrize("name", list(TINY_FAMILIES))
