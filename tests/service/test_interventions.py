@@ -75,7 +75,7 @@ def test_the_call_is_counted_and_logged_without_its_prompt(caplog):
         assert server.loaded.wait(PATIENCE)
         with Client(server.address) as client, caplog.at_level(logging.INFO, CALL):
             client.intervene("France France", HEADS)
-        assert eventually(lambda: [record for record in caplog.records if record.name == CALL])
+            assert eventually(lambda: [record for record in caplog.records if record.name == CALL])
         scrape = Scrape(server.metrics_address)
     [fields] = [record.fields for record in caplog.records if record.name == CALL]
     assert fields["method"].endswith("Intervene")
