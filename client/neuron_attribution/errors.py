@@ -1,18 +1,18 @@
 """What can go wrong, one class per gRPC status.
 
-    NeuronAttributionError
-    ├── InvalidArgumentError       a field of the request is wrong: `violations` name it and the remedy
-    ├── NotFoundError              another model's name
-    ├── FailedPreconditionError    this model cannot give that part
-    ├── ResourceExhaustedError     too much is waiting, or a message is too large: `retry_after` says when to try again
-    ├── UnavailableError           loading, restarting, draining, or not reachable
-    ├── DeadlineExceededError      the time allowed ran out; the work was dropped
-    ├── CancelledError             the caller cancelled; the work was dropped
-    ├── UnauthenticatedError       no valid token
-    ├── PermissionDeniedError      the token is valid, but not for this
-    ├── AbortedError               stopped midway, by a proxy for instance; it may be tried again
-    ├── UnimplementedError         this server does not have that call
-    └── InternalError              a bug: `request_id` finds it in the server's log
+NeuronAttributionError
+├── InvalidArgumentError       a field of the request is wrong: `violations` name it and the remedy
+├── NotFoundError              another model's name
+├── FailedPreconditionError    this model cannot give that part
+├── ResourceExhaustedError     too much is waiting, or a message is too large: `retry_after` says when to try again
+├── UnavailableError           loading, restarting, draining, or not reachable
+├── DeadlineExceededError      the time allowed ran out; the work was dropped
+├── CancelledError             the caller cancelled; the work was dropped
+├── UnauthenticatedError       no valid token
+├── PermissionDeniedError      the token is valid, but not for this
+├── AbortedError               stopped midway, by a proxy for instance; it may be tried again
+├── UnimplementedError         this server does not have that call
+└── InternalError              a bug: `request_id` finds it in the server's log
 """
 
 from __future__ import annotations

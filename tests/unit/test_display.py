@@ -4,6 +4,7 @@ import builtins
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -87,6 +88,13 @@ def test_text_in_a_notebook_stays_text():
     page = Page(NeuronProjection(FfnNeuron(1, 2), SCRIPT_TAGS)._repr_html_())
     assert "script" not in page.tags
     assert """'<script>alert("&")</script>'""" in page.texts
+
+
+def test_a_notebook_is_not_filled_by_a_long_ranking():
+    ranking = replace(samples.EXPLANATION.ffn_value_neurons, neurons=(samples.FFN_SCORE,) * 300)
+    page = Page(ranking._repr_html_())
+    assert page.tags.count("tr") == 21
+    assert "… 280 more: to_dataframe() has them all" in page.texts
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=name)

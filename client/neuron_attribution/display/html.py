@@ -7,6 +7,8 @@ from html import escape
 
 from neuron_attribution.display.table import TextTable
 
+MOST_ROWS = 20
+"""Of a table; what is left out is counted below it."""
 _ALIGN = ("left", "right")
 _CELL = "white-space:nowrap"
 
@@ -35,8 +37,10 @@ def _rows(table: TextTable) -> str:
     if not table.rows:
         return ""
     head = _row("th", table.names, table.flush_right)
-    body = "".join(_row("td", row, table.flush_right) for row in table.rows)
-    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    body = "".join(_row("td", row, table.flush_right) for row in table.rows[:MOST_ROWS])
+    more = len(table.rows) - MOST_ROWS
+    note = f"<div>… {more} more: to_dataframe() has them all</div>" if more > 0 else ""
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{note}"
 
 
 def _row(kind: str, cells: Sequence[str], right: Sequence[bool]) -> str:

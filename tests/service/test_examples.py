@@ -1,10 +1,15 @@
-"""docs/notebooks.md is what its script does now: the same code, the same numbers, the same pictures."""
+"""The examples, against the demo model: docs/notebooks.md is what its script does now, and Node.js gets its answer."""
 
+import json
 import re
+import shutil
 from difflib import SequenceMatcher
 
 import numpy as np
 import pytest
+from checkout import ROOT, attempt, tracked_files
+from checkout import run as command
+from neuron_attribution import Client
 from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
 from notebook_page import IMAGES, MARKDOWN, PAGE, cells, described, page, run
 from service.demo_server import serving
@@ -20,14 +25,34 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def now(images):
-    """The script's cells with what they print now."""
+def address():
     try:
         demo_folder()
     except DemoUnavailableError as error:
         pytest.skip(f"no demo model: {error}")
     with serving() as (address, _):
-        return run(address, images)
+        yield address
+
+
+@pytest.fixture(scope="module")
+def now(address, images):
+    """The script's cells with what they print now."""
+    return run(address, images)
+
+
+@pytest.fixture(scope="module")
+def node_client(tmp_path_factory):
+    """The client for Node.js, built in a copy of what its build reads."""
+    if not shutil.which("npm"):
+        pytest.skip("npm, with Node.js, is not installed")
+    copy = tmp_path_factory.mktemp("node")
+    for name in tracked_files():
+        if name.startswith(("client/examples/node/", "protos/")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    folder = copy / "client" / "examples" / "node"
+    command("npm", "ci", "--no-audit", "--no-fund", cwd=folder)
+    return folder / "build" / "attribute.js"
 
 
 def test_every_cell_of_the_notebooks_is_there():
@@ -54,6 +79,22 @@ def test_the_pictures_show_what_a_run_gives(now, images):
         assert written.keys() == fresh.keys()
         for part, values in written.items():
             assert values == pytest.approx(fresh[part], abs=TOLERANCE)
+
+
+def test_a_client_for_node_gets_what_the_python_client_gets(address, node_client):
+    with Client(address) as client:
+        explanation = client.attribute("The capital of France is", top_k=5).explanations[0]
+    first, *lines = command("node", node_client, address).splitlines()
+    assert first == f'" Paris" {explanation.target.probability:.4f}'
+    for line, score in zip(lines, explanation.ffn_value_neurons.neurons, strict=True):
+        tokens = " ".join(json.dumps(item.token.text, ensure_ascii=False) for item in score.promoted[:3])
+        assert line == f"{score.neuron} {score.score:.4f} {tokens}"
+
+
+def test_a_client_for_node_says_what_went_wrong(address, node_client):
+    failed = attempt("node", node_client, address, "")
+    assert failed.returncode == 1
+    assert failed.stderr == "3 INVALID_ARGUMENT: prompt.text: is empty; give at least one token\n"
 
 
 def words(text):
