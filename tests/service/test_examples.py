@@ -5,10 +5,12 @@ import re
 import shutil
 from difflib import SequenceMatcher
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from checkout import ROOT, attempt, tracked_files
 from checkout import run as command
+from matplotlib import pyplot
 from neuron_attribution import Client
 from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
 from notebook_page import IMAGES, MARKDOWN, PAGE, cells, described, page, run
@@ -79,6 +81,15 @@ def test_the_pictures_show_what_a_run_gives(now, images):
         assert written.keys() == fresh.keys()
         for part, values in written.items():
             assert values == pytest.approx(fresh[part], abs=TOLERANCE)
+
+
+def test_the_code_on_the_plots_page_runs(address, tmp_path, monkeypatch):
+    mpl.use("agg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "plots.md").read_text(), re.DOTALL)
+    exec("\n".join(blocks).replace("localhost:50051", address), {})
+    pyplot.close("all")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.svg", "layers.pdf"]
 
 
 def test_a_client_for_node_gets_what_the_python_client_gets(address, node_client):
