@@ -1,7 +1,5 @@
 """The command line: what it asks, what it prints, and how it fails."""
 
-import csv
-import io
 import json
 import os
 import subprocess
@@ -276,49 +274,3 @@ def test_characters_the_terminal_lacks_are_escaped(address) -> None:
 def test_tables_count_columns_not_characters() -> None:
     lines = output.table("title", ("a", ">b"), [("緑", "1"), ("e\u0301e", "22")])
     assert lines == ["title", "  a    b", "  緑   1", "  e\u0301e  22"]
-
-
-CSV = {
-    "attribute": (18, "explanation,target,ranking,direction,rank,component,kind,layer,head,expert,index,position,"),
-    "project": (4, "component,end,rank,token_id,token,score"),
-    "tokenize": (3, "position,token_id,token,first_byte,end_byte"),
-    "model": (29, "section,name,value"),
-}
-
-
-@pytest.mark.parametrize("command", CLIENT_COMMANDS)
-def test_csv_is_one_row_a_component_and_nothing_else(run, command) -> None:
-    status, out, err = run(command, *CLIENT_COMMANDS[command][0], "--csv")
-    rows = list(csv.reader(io.StringIO(out, newline="")))
-    assert (status, err) == (0, "")
-    count, columns = CSV[command]
-    assert out.startswith(columns)
-    assert len(rows) == count
-    assert {len(row) for row in rows} == {len(rows[0])}
-
-
-def test_the_rows_of_an_attribution(run) -> None:
-    rows = list(csv.DictReader(io.StringIO(run("attribute", "The sky is", "--csv")[1], newline="")))
-    (neuron,) = (row for row in rows if row["kind"] == "attention_neuron")
-    assert neuron == {
-        "explanation": "0",
-        "target": " blue",
-        "ranking": "attention_value_neurons",
-        "direction": "increase",
-        "rank": "1",
-        "component": "0.1.2",
-        "kind": "attention_neuron",
-        "layer": "0",
-        "head": "1",
-        "expert": "",
-        "index": "2",
-        "position": "1",
-        "score": "0.25",
-        "coefficient": "0.75",
-        "promotes": json.dumps([" blue", "\x1b[31m"]),
-        "source_token": " sky",
-    }
-
-
-def test_json_and_csv_exclude_each_other(refused) -> None:
-    assert "not allowed with argument --json" in refused("model", "--json", "--csv")
