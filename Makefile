@@ -6,7 +6,7 @@ SOURCES := client server protos tests deploy
 # The server and nothing else, for the bill of materials.
 SERVER_VENV := .venv-server
 
-.PHONY: demo test benchmark verify architectures soak load format audit release clean
+.PHONY: demo test benchmark verify architectures notebooks docs soak load format audit release clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -29,6 +29,15 @@ verify: $(VENV)/server-installed
 # docs/architectures.md, from a run of every supported family
 architectures: $(VENV)/test-installed
 	PYTHONPATH=tests $(BIN)/python -m families_page
+
+# docs/notebooks.md and the pictures in docs/images, from a run of client/examples/notebooks.py
+notebooks: $(VENV)/test-installed
+	PYTHONPATH=tests $(BIN)/python -m notebook_page
+
+# site/: the documentation with the reference of the Python client, for any web server; `make docs DOCS=serve` to write it
+DOCS ?= build --strict
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(DOCS)
 
 # Long runs against a real server: make soak SOAK='mixed --minutes 20', SOAK=kill_worker, SOAK=overload or SOAK=fuzz
 SOAK ?= mixed

@@ -11,6 +11,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from neuron_attribution.display.displayed import Displayed
 from neuron_attribution.neurons import Head, Neuron
 from neuron_attribution.requests import Part
 
@@ -77,8 +78,8 @@ class Coverage:
     exact: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NeuronScore:
+@dataclass(frozen=True, slots=True, repr=False)
+class NeuronScore(Displayed):
     """One neuron in a ranking.
 
     `position` is the source position of an attention value neuron in a ranking, else None. `coefficient` is what
@@ -99,16 +100,16 @@ class NeuronScore:
         return projection.bottom if self.promoted_side is PromotedSide.BOTTOM else projection.top
 
 
-@dataclass(frozen=True, slots=True)
-class NeuronRanking:
+@dataclass(frozen=True, slots=True, repr=False)
+class NeuronRanking(Displayed):
     """Neurons, strongest first."""
 
     neurons: tuple[NeuronScore, ...]
     coverage: Coverage
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerScores:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class LayerScores(Displayed):
     """Scores of whole layers: `attention` [L], `ffn` [L], both ends, and what is left: zero but for rounding."""
 
     attention: Scores
@@ -128,8 +129,8 @@ class HeadPosition:
     value_output: Projection
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class HeadScore:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class HeadScore(Displayed):
     """One of the strongest heads: `position_scores` [T] and `attention_weights` [T]."""
 
     head: Head
@@ -148,8 +149,8 @@ class QueryLayer:
     score: float
 
 
-@dataclass(frozen=True, slots=True)
-class QueryLayers:
+@dataclass(frozen=True, slots=True, repr=False)
+class QueryLayers(Displayed):
     """Every component, highest score first; how many value neurons were sources, how many of them were skipped."""
 
     layers: tuple[QueryLayer, ...]
@@ -157,8 +158,8 @@ class QueryLayers:
     skipped_sources: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Explanation:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Explanation(Displayed):
     """The explanation of one next-token prediction. Parts that were not asked for are None or empty."""
 
     position: int
@@ -206,8 +207,8 @@ class ModelIdentity:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AttributeResult:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class AttributeResult(Displayed):
     """The attribution of one or more next-token predictions; `tokens` are the exact tokens of the pass."""
 
     model: ModelIdentity
@@ -244,16 +245,16 @@ class InterveneResult:
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True)
-class NeuronProjection:
+@dataclass(frozen=True, slots=True, repr=False)
+class NeuronProjection(Displayed):
     """What one neuron means in the vocabulary."""
 
     neuron: Neuron
     projection: Projection
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectNeuronResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class ProjectNeuronResult(Displayed):
     """What neurons mean in the vocabulary, in the request's order."""
 
     model: ModelIdentity
@@ -269,8 +270,8 @@ class TokenizedToken:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizeResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class TokenizeResult(Displayed):
     """The exact tokens of a text."""
 
     model: ModelIdentity
@@ -344,8 +345,8 @@ class Exactness:
     explanation: str
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
+@dataclass(frozen=True, slots=True, repr=False)
+class ModelInfo(Displayed):
     """What is served."""
 
     model: ModelIdentity

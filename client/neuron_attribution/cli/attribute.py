@@ -18,7 +18,9 @@ from neuron_attribution.cli.options import (
     whole_number,
 )
 from neuron_attribution.cli.output import add_output_arguments, print_result
+from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import attribute_result_to_proto
+from neuron_attribution.display.records import records
 from neuron_attribution.neurons import parse_neuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
 
@@ -34,14 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_choice_arguments(parser.add_argument_group("how it is explained"))
     _add_number_arguments(parser.add_argument_group("how much is returned"))
     add_intervention_arguments(parser)
-    add_output_arguments(parser)
+    add_output_arguments(parser, csv=True)
     add_connection_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Attribute and print."""
     _check_explained(arguments)
-    with connect(arguments) as client:
+    with waiting("attributing"), connect(arguments) as client:
         result = client.attribute(
             arguments.text,
             target=arguments.target if arguments.target_id is None else arguments.target_id,
@@ -63,7 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
             head_top_k=arguments.head_top_k,
             interventions=interventions_of(arguments),
         )
-    print_result(arguments, lambda: attribute_result_to_proto(result), lambda: attribution_lines(result))
+    print_result(
+        arguments,
+        lambda: attribute_result_to_proto(result),
+        lambda: attribution_lines(result),
+        lambda: records(result),
+    )
     return 0
 
 

@@ -10,10 +10,11 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Protocol
 
-from neuron_attribution.cli import attribute, intervene, model, project, serve, tokenize
+from neuron_attribution.cli import attribute, completion, intervene, model, project, serve, tokenize
 from neuron_attribution.cli.connection import TOKEN_VARIABLE
 from neuron_attribution.cli.options import UsageError, variable
 from neuron_attribution.cli.serve import MissingExtraError
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "intervene": intervene,
     "model": model,
     "tokenize": tokenize,
+    "completion": completion,
 }
 
 
@@ -65,14 +67,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def client_variables() -> frozenset[str]:
-    """The environment variables the commands other than `serve` read."""
+    """The environment variables the commands that call the service read."""
     flags = []
     for name, command in COMMANDS.items():
-        if name != "serve":
+        if name not in {"serve", "completion"}:
             parser = argparse.ArgumentParser(add_help=False)
             command.add_arguments(parser)
             flags += [action.option_strings[0] for action in parser._actions if action.option_strings]
     return frozenset({TOKEN_VARIABLE, *map(variable, flags)})
+
+
+def full_parser() -> argparse.ArgumentParser:
+    """The parser of every command that can run here."""
+    parser, commands = _empty_parser()
+    for name, command in COMMANDS.items():
+        command_parser = _add_command(commands, name)
+        with suppress(MissingExtraError):
+            command.add_arguments(command_parser)
+    return parser
 
 
 def _run(words: Sequence[str]) -> int:
@@ -87,14 +99,23 @@ def _run(words: Sequence[str]) -> int:
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser. Only the chosen command gets its arguments: those of `serve` need the server's package."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {version('neuron-attribution')}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    parser, commands = _empty_parser()
     for name, command in COMMANDS.items():
-        command_parser = commands.add_parser(name, help=command.HELP, description=command.HELP, allow_abbrev=False)
+        command_parser = _add_command(commands, name)
         if name == chosen:
             command.add_arguments(command_parser)
     return parser
+
+
+def _empty_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {version('neuron-attribution')}")
+    return parser, parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+
+
+def _add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> argparse.ArgumentParser:
+    text = COMMANDS[name].HELP
+    return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
 
 def _write_every_character() -> None:

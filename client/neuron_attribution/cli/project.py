@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from itertools import zip_longest
 
 from neuron_attribution.cli.connection import add_connection_arguments, connect
 from neuron_attribution.cli.options import add_option, argument_type, enum_value, positive_number
-from neuron_attribution.cli.output import (
-    Lines,
-    add_output_arguments,
-    facts,
-    model_text,
-    number,
-    print_result,
-    table,
-    token_text,
-)
+from neuron_attribution.cli.output import Lines, add_output_arguments, facts, model_text, print_result, text_tables
+from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import project_neuron_result_to_proto
+from neuron_attribution.display.records import records
+from neuron_attribution.display.tables import tables
 from neuron_attribution.neurons import parse_head, parse_neuron
 from neuron_attribution.requests import Side, Subkey
-from neuron_attribution.results import NeuronProjection, ProjectedToken, ProjectNeuronResult
+from neuron_attribution.results import ProjectNeuronResult
 
 HELP = "project neurons into the vocabulary"
 
@@ -52,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="{up,gate}",
         help="which subkey of a gated FFN",
     )
-    add_output_arguments(parser)
+    add_output_arguments(parser, csv=True)
     add_connection_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Project and print."""
-    with connect(arguments) as client:
+    with waiting("projecting"), connect(arguments) as client:
         result = client.project_neuron(
             arguments.neurons,
             side=arguments.side,
@@ -66,21 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
             top_k=arguments.top_k,
             subkey=arguments.subkey,
         )
-    print_result(arguments, lambda: project_neuron_result_to_proto(result), lambda: projection_lines(result))
+    print_result(
+        arguments,
+        lambda: project_neuron_result_to_proto(result),
+        lambda: projection_lines(result),
+        lambda: records(result),
+    )
     return 0
 
 
 def projection_lines(result: ProjectNeuronResult) -> Lines:
     """The projections for people."""
-    lines = [line for item in result.projections for line in (*_neuron_lines(item), "")]
-    return [*lines, *facts([("model", model_text(result.model))])]
-
-
-def _neuron_lines(item: NeuronProjection) -> Lines:
-    rows = zip_longest(item.projection.top, item.projection.bottom)
-    cells = [(*_cells(top), *_cells(bottom)) for top, bottom in rows]
-    return table(f"neuron {item.neuron}", ("top", ">score", "bottom", ">score"), cells)
-
-
-def _cells(token: ProjectedToken | None) -> tuple[str, str]:
-    return ("", "") if token is None else (token_text(token.token), number(token.score))
+    return [*text_tables(tables(result)), "", *facts([("model", model_text(result.model))])]

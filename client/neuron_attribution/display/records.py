@@ -1,0 +1,225 @@
+"""Results as rows of values under named columns: what data frames and CSV hold.
+
+A component (a layer, a head, a neuron) has the columns of COMPONENT; those that it does not have are None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import singledispatch
+
+import numpy as np
+
+from neuron_attribution.display.attributions import component_name
+from neuron_attribution.neurons import FfnNeuron, Head, Neuron
+from neuron_attribution.results import (
+    AttributeResult,
+    Explanation,
+    HeadScore,
+    LayerScores,
+    ModelInfo,
+    NeuronProjection,
+    NeuronRanking,
+    NeuronScore,
+    ProjectNeuronResult,
+    QueryLayers,
+    Token,
+    TokenizeResult,
+)
+
+Value = str | int | float | tuple[str, ...] | None
+Row = tuple[Value, ...]
+
+COMPONENT = (
+    "rank",
+    "component",
+    "kind",
+    "layer",
+    "head",
+    "expert",
+    "index",
+    "position",
+    "score",
+    "coefficient",
+    "promotes",
+)
+RANKING = ("ranking", "direction", *COMPONENT, "source_token")
+PROJECTION = ("component", "end", "rank", "token_id", "token", "score")
+INTEGERS = frozenset(
+    ("explanation", "rank", "layer", "head", "expert", "index", "position", "token_id", "first_byte", "end_byte")
+)
+"""The columns of whole numbers, in whatever result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Rows of values under named columns."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[Row]
+
+
+@singledispatch
+def records(result: object) -> Records:
+    """The rows of a result."""
+    raise TypeError(f"{type(result).__name__} has no rows")
+
+
+@records.register
+def _(result: AttributeResult) -> Records:
+    rows = [
+        (number, explanation.target.token.text, *row)
+        for number, explanation in enumerate(result.explanations)
+        for row in _ranked(explanation, result.tokens)
+    ]
+    return Records(("explanation", "target", *RANKING), rows)
+
+
+@records.register
+def _(explanation: Explanation) -> Records:
+    return Records(RANKING, list(_ranked(explanation, ())))
+
+
+@records.register
+def _(ranking: NeuronRanking) -> Records:
+    return Records(COMPONENT, _neurons(ranking.neurons))
+
+
+@records.register
+def _(score: NeuronScore) -> Records:
+    return Records(COMPONENT, _neurons([score]))
+
+
+@records.register
+def _(layers: LayerScores) -> Records:
+    rows = zip(range(len(layers.ffn)), layers.attention.tolist(), layers.ffn.tolist(), strict=True)
+    return Records(("layer", "attention", "ffn"), list(rows))
+
+
+@records.register
+def _(head: HeadScore) -> Records:
+    scores, weights = head.position_scores.tolist(), head.attention_weights.tolist()
+    return Records(
+        ("position", "score", "attention_weight"), list(zip(range(len(scores)), scores, weights, strict=True))
+    )
+
+
+@records.register
+def _(layers: QueryLayers) -> Records:
+    return Records(COMPONENT, _query_layers(layers))
+
+
+@records.register
+def _(result: ProjectNeuronResult) -> Records:
+    return Records(PROJECTION, [row for item in result.projections for row in records(item).rows])
+
+
+@records.register
+def _(item: NeuronProjection) -> Records:
+    ends = (("top", item.projection.top), ("bottom", item.projection.bottom))
+    rows = [
+        (str(item.neuron), end, rank, token.token.id, token.token.text, token.score)
+        for end, tokens in ends
+        for rank, token in enumerate(tokens, 1)
+    ]
+    return Records(PROJECTION, rows)
+
+
+@records.register
+def _(result: TokenizeResult) -> Records:
+    rows = [
+        (position, item.token.id, item.token.text, item.start, item.end) for position, item in enumerate(result.tokens)
+    ]
+    return Records(("position", "token_id", "token", "first_byte", "end_byte"), rows)
+
+
+@records.register
+def _(info: ModelInfo) -> Records:
+    rows: list[Row] = [("model", name, str(value)) for name, value in asdict(info.model).items()]
+    rows += [("size", name, str(value)) for name, value in asdict(info.sizes).items()]
+    rows += [("limit", name, str(value)) for name, value in asdict(info.limits).items()]
+    rows += [("invariant", item.name, str(item.error)) for item in info.invariants]
+    return Records(("section", "name", "value"), rows)
+
+
+def _ranked(explanation: Explanation, tokens: Sequence[Token]) -> Iterator[Row]:
+    rankings: Iterable[tuple[str, str, Sequence[Row]]] = (
+        ("layers", "increase", _layers(explanation.layers)),
+        ("heads", "increase", _heads(explanation.heads)),
+        ("heads", "decrease", _heads(explanation.heads_decreasing)),
+        *_neuron_rankings(explanation),
+        ("ffn_query_layers", "increase", _query_layers(explanation.ffn_query_layers)),
+        ("attention_query_layers", "increase", _query_layers(explanation.attention_query_layers)),
+        ("neurons", "", _neurons(explanation.neurons)),
+    )
+    where = COMPONENT.index("position")
+    for ranking, direction, rows in rankings:
+        for row in rows:
+            yield (ranking, direction or None, *row, _token(row[where], tokens))
+
+
+def _neuron_rankings(explanation: Explanation) -> Iterator[tuple[str, str, Sequence[Row]]]:
+    for name in ("ffn_value_neurons", "attention_value_neurons", "query_ffn_neurons"):
+        for direction, ending in (("increase", ""), ("decrease", "_decreasing")):
+            ranking: NeuronRanking | None = getattr(explanation, name + ending)
+            yield name, direction, _neurons(ranking.neurons if ranking else ())
+
+
+def _token(position: Value, tokens: Sequence[Token]) -> str | None:
+    return tokens[position].text if isinstance(position, int) and position < len(tokens) else None
+
+
+def _neurons(scores: Sequence[NeuronScore]) -> list[Row]:
+    return [
+        (
+            rank,
+            str(score.neuron),
+            *_neuron_names(score.neuron),
+            score.position,
+            score.score,
+            score.coefficient,
+            tuple(item.token.text for item in score.promoted) if score.projection else None,
+        )
+        for rank, score in enumerate(scores, 1)
+    ]
+
+
+def _neuron_names(neuron: Neuron) -> Row:
+    """Kind, layer, head, expert, index."""
+    if isinstance(neuron, FfnNeuron):
+        return "ffn_neuron", neuron.layer, None, neuron.expert, neuron.index
+    return "attention_neuron", neuron.layer, neuron.head, None, neuron.index
+
+
+def _layers(layers: LayerScores | None) -> list[Row]:
+    """Strongest first."""
+    if layers is None:
+        return []
+    scores = np.stack([layers.attention, layers.ffn])
+    kinds, numbers = np.unravel_index(np.argsort(-scores, axis=None, kind="stable"), scores.shape)
+    named = zip(kinds.tolist(), numbers.tolist(), strict=True)
+    return [
+        _component(rank, ("attention", "ffn")[kind], layer, float(scores[kind, layer]))
+        for rank, (kind, layer) in enumerate(named, 1)
+    ]
+
+
+def _query_layers(layers: QueryLayers | None) -> list[Row]:
+    return [
+        _component(rank, item.kind.value, item.layer, item.score, component_name(item))
+        for rank, item in enumerate(layers.layers if layers else (), 1)
+    ]
+
+
+def _component(rank: int, kind: str, layer: int, score: float, name: str = "") -> Row:
+    shown = name or f"{'FFN' if kind == 'ffn' else kind} {layer}"
+    return (rank, shown, kind, layer, None, None, None, None, score, None, None)
+
+
+def _heads(heads: Sequence[HeadScore]) -> list[Row]:
+    return [_head(rank, item.head, item.score) for rank, item in enumerate(heads, 1)]
+
+
+def _head(rank: int, head: Head, score: float) -> Row:
+    return (rank, str(head), "head", head.layer, head.head, None, None, None, score, None, None)

@@ -1,0 +1,120 @@
+"""The tables of each kind of result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import singledispatch
+from itertools import zip_longest
+
+from neuron_attribution.display.attributions import (
+    explanation_tables,
+    head_tables,
+    layer_tables,
+    neuron_table,
+    query_layer_table,
+    ranking_table,
+    token_table,
+)
+from neuron_attribution.display.table import TextTable
+from neuron_attribution.display.words import number, token_text
+from neuron_attribution.results import (
+    AttributeResult,
+    Explanation,
+    HeadScore,
+    LayerScores,
+    ModelInfo,
+    NeuronProjection,
+    NeuronRanking,
+    NeuronScore,
+    ProjectedToken,
+    ProjectNeuronResult,
+    QueryLayers,
+    TokenizeResult,
+)
+
+_UNITS = {"maximum_wait": " s", "maximum_age": " s"}
+
+
+@singledispatch
+def tables(result: object) -> Sequence[TextTable]:
+    """The tables of a result, one a part."""
+    raise TypeError(f"{type(result).__name__} has no tables")
+
+
+@tables.register
+def _(result: AttributeResult) -> Sequence[TextTable]:
+    explained = [table for item in result.explanations for table in explanation_tables(item, result.tokens)]
+    return [token_table(result.tokens), *explained]
+
+
+@tables.register
+def _(explanation: Explanation) -> Sequence[TextTable]:
+    return explanation_tables(explanation, ())
+
+
+@tables.register
+def _(ranking: NeuronRanking) -> Sequence[TextTable]:
+    return [ranking_table("neurons", ranking)]
+
+
+@tables.register
+def _(score: NeuronScore) -> Sequence[TextTable]:
+    return [neuron_table("neuron", [score])]
+
+
+@tables.register
+def _(layers: LayerScores) -> Sequence[TextTable]:
+    return layer_tables(layers)
+
+
+@tables.register
+def _(head: HeadScore) -> Sequence[TextTable]:
+    return head_tables("head", [head], ())
+
+
+@tables.register
+def _(layers: QueryLayers) -> Sequence[TextTable]:
+    return [query_layer_table("query layers", layers)]
+
+
+@tables.register
+def _(result: ProjectNeuronResult) -> Sequence[TextTable]:
+    return [table for item in result.projections for table in tables(item)]
+
+
+@tables.register
+def _(item: NeuronProjection) -> Sequence[TextTable]:
+    rows = zip_longest(item.projection.top, item.projection.bottom)
+    cells = [(*_projected_cells(top), *_projected_cells(bottom)) for top, bottom in rows]
+    return [TextTable(f"neuron {item.neuron}", ("top", ">score", "bottom", ">score"), cells)]
+
+
+@tables.register
+def _(result: TokenizeResult) -> Sequence[TextTable]:
+    rows = [
+        (str(position), str(item.token.id), token_text(item.token), str(item.start), str(item.end))
+        for position, item in enumerate(result.tokens)
+    ]
+    return [TextTable("tokens", (">position", ">id", "token", ">first byte", ">end byte"), rows)]
+
+
+@tables.register
+def _(info: ModelInfo) -> Sequence[TextTable]:
+    invariants = [
+        (item.name, f"{item.error:.1e}", f"{item.tolerance:.1e}", item.description) for item in info.invariants
+    ]
+    return [
+        _named_numbers("sizes", asdict(info.sizes)),
+        _named_numbers("limits", asdict(info.limits)),
+        TextTable("invariants measured at load", ("name", ">error", ">tolerance", "property"), invariants),
+    ]
+
+
+def _projected_cells(token: ProjectedToken | None) -> tuple[str, str]:
+    return ("", "") if token is None else (token_text(token.token), number(token.score))
+
+
+def _named_numbers(title: str, values: dict[str, float]) -> TextTable:
+    rows = [(name.replace("_", " "), f"{value:,}{_UNITS.get(name, '')}") for name, value in values.items()]
+    return TextTable(title, ("name", ">value"), rows)

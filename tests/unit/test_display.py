@@ -1,0 +1,179 @@
+"""How results show themselves: in a line, in a notebook, with rich, as data frames, to a type checker."""
+
+import builtins
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas
+import pytest
+from neuron_attribution import NeuronProjection, ProjectedToken, Projection, Token, results
+from neuron_attribution.display.displayed import Displayed
+from neuron_attribution.neurons import FfnNeuron
+from rich.console import Console
+from unit import fake_service as samples
+
+RESULTS = (
+    samples.ATTRIBUTION,
+    samples.EXPLANATION,
+    samples.EXPLANATION.ffn_value_neurons,
+    samples.EXPLANATION.layers,
+    samples.FFN_SCORE,
+    samples.HEAD,
+    samples.QUERY_LAYERS,
+    samples.PROJECTIONS,
+    samples.PROJECTIONS.projections[0],
+    samples.TOKENIZATION,
+    samples.INFO,
+)
+HERE = Path(__file__).parent
+SCRIPT_TAGS = Projection(top=(ProjectedToken(Token(1, '<script>alert("&")</script>'), 1.0),))
+
+
+class Page(HTMLParser):
+    """The texts of a page by tag; it must be well formed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.open.append(tag)
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def name(result):
+    return type(result).__name__
+
+
+def test_every_kind_of_result_is_here():
+    displayed = {kind for kind in vars(results).values() if isinstance(kind, type) and issubclass(kind, Displayed)}
+    assert {type(result) for result in RESULTS} == displayed - {Displayed}
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=name)
+def test_a_line_says_what_it_is(result):
+    text = repr(result)
+    assert text.startswith(f"{name(result)}(")
+    assert "\n" not in text
+    assert len(text) < 250
+
+
+def test_the_lines():
+    assert repr(samples.ATTRIBUTION) == "AttributeResult('The sky is\\n' → ' blue' 0.7500; tiny)"
+    assert repr(samples.EXPLANATION.ffn_value_neurons) == "NeuronRanking(1.17 0.5000; 1 of 64, exact)"
+    assert repr(samples.FFN_SCORE) == "NeuronScore(1.17 0.5000 promotes ' 緑')"
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=name)
+def test_a_notebook_shows_tables(result):
+    page = Page(result._repr_html_())
+    assert {"table", "th", "td"} <= set(page.tags)
+    assert not {"script", "style", "link", "img"} & set(page.tags)
+    assert repr(result) in page.texts
+
+
+def test_text_in_a_notebook_stays_text():
+    page = Page(NeuronProjection(FfnNeuron(1, 2), SCRIPT_TAGS)._repr_html_())
+    assert "script" not in page.tags
+    assert """'<script>alert("&")</script>'""" in page.texts
+
+
+def test_a_notebook_is_not_filled_by_a_long_ranking():
+    ranking = replace(samples.EXPLANATION.ffn_value_neurons, neurons=(samples.FFN_SCORE,) * 300)
+    page = Page(ranking._repr_html_())
+    assert page.tags.count("tr") == 21
+    assert "… 280 more: to_dataframe() has them all" in page.texts
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=name)
+def test_rich_shows_tables(result):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(result)
+    assert console.file.getvalue().splitlines()[0] == repr(result)
+    assert len(console.file.getvalue().splitlines()) > 3
+
+
+def test_rankings_as_data_frames():
+    frame = samples.EXPLANATION.attention_value_neurons.to_dataframe()
+    row = frame.iloc[0].to_dict()
+    assert frame.expert.isna().all()
+    del row["expert"]
+    assert row == {
+        "rank": 1,
+        "component": "0.1.2",
+        "kind": "attention_neuron",
+        "layer": 0,
+        "head": 1,
+        "index": 2,
+        "position": 1,
+        "score": 0.25,
+        "coefficient": 0.75,
+        "promotes": (" blue", "\x1b[31m"),
+    }
+    assert str(frame["index"].dtype) == "Int64"
+    empty = samples.EXPLANATION.attention_value_neurons_decreasing.to_dataframe()
+    assert list(empty.columns) == list(frame.columns)
+    assert len(empty) == 0
+
+
+def test_an_explanation_as_a_data_frame():
+    frame = samples.EXPLANATION.to_dataframe()
+    assert list(frame[frame.ranking == "layers"].component) == ["FFN 0", "attention 1", "attention 0", "FFN 1"]
+    assert list(frame[frame.ranking == "heads"].component) == ["1.0", "0.1"]
+    assert list(frame[frame.ranking == "ffn_query_layers"].kind) == ["ffn", "embedding", "attention"]
+    whole = samples.ATTRIBUTION.to_dataframe()
+    assert list(whole.columns[:2]) == ["explanation", "target"]
+    assert set(whole.target) == {" blue"}
+    assert list(whole.source_token.dropna()) == [" sky"]
+
+
+def test_layers_and_heads_as_data_frames():
+    assert samples.EXPLANATION.layers.to_dataframe().to_dict("list") == {
+        "layer": [0, 1],
+        "attention": [0.5, 1.5],
+        "ffn": [2.5, -0.5],
+    }
+    assert list(samples.HEAD.to_dataframe().columns) == ["position", "score", "attention_weight"]
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=name)
+def test_every_result_is_a_data_frame(result):
+    frame = result.to_dataframe()
+    assert len(frame) > 0
+    pandas.read_csv(io.StringIO(frame.to_csv(index=False)))
+
+
+def test_without_pandas_the_extra_is_named(monkeypatch):
+    real = builtins.__import__
+
+    def without_pandas(wanted, *arguments):
+        if wanted == "pandas":
+            raise ModuleNotFoundError("No module named 'pandas'", name="pandas")
+        return real(wanted, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without_pandas)
+    message = r"to_dataframe needs pandas, which is not installed: pip install 'neuron-attribution\[pandas\]'"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        samples.EXPLANATION.to_dataframe()
+
+
+def test_a_type_checker_knows_what_comes_back():
+    path = HERE / "typed_script.py"
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = path.read_text().splitlines()
+    wrong = {number for number, line in enumerate(lines, 1) if line.endswith("# an error")}
+    found = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error:" in line}
+    assert found == wrong, done.stdout + done.stderr
