@@ -67,6 +67,7 @@ class AttributeArguments(TypedDict, total=False):
     exhaustive: bool
     position_projection_top_k: int
     head_top_k: int
+    attention_neurons_over_positions: bool
 
 
 class ProjectArguments(TypedDict, total=False):
