@@ -13,6 +13,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from neuron_attribution.aio import AsyncClient
 from neuron_attribution.client import Client
+from neuron_attribution.comparisons import (
+    ComparedSide,
+    Comparison,
+    DifferenceRanking,
+    NeuronComparison,
+    NeuronDifference,
+)
 from neuron_attribution.errors import (
     AbortedError,
     CancelledError,
@@ -82,9 +89,12 @@ __all__ = [
     "AttributeResult",
     "CancelledError",
     "Client",
+    "ComparedSide",
+    "Comparison",
     "ComponentKind",
     "Coverage",
     "DeadlineExceededError",
+    "DifferenceRanking",
     "Direction",
     "Exactness",
     "Explanation",
@@ -104,6 +114,8 @@ __all__ = [
     "ModelSizes",
     "Neuron",
     "NeuronAttributionError",
+    "NeuronComparison",
+    "NeuronDifference",
     "NeuronProjection",
     "NeuronRanking",
     "NeuronScore",

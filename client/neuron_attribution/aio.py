@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import grpc
 
-from neuron_attribution import _calls
+from neuron_attribution import _calls, comparing
 from neuron_attribution._base import BaseClient
 from neuron_attribution._calls import AttributeArguments, NeuronLike, ProjectArguments, TextOrIds
+from neuron_attribution.comparing import CompareArguments
+from neuron_attribution.comparisons import Comparison
 from neuron_attribution.results import AttributeResult, ModelInfo, ProjectNeuronResult, TokenizeResult
 from neuron_attribution.streams import AsyncRequestStream, StreamItem, StreamResult, read_response
 
@@ -64,6 +67,32 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
             yield outcome
         if sending.failure is not None:
             raise sending.failure
+
+    async def compare(
+        self,
+        prompt: TextOrIds,
+        other_prompt: TextOrIds | None = None,
+        *,
+        other: AsyncClient | None = None,
+        timeout: float | None = None,
+        **arguments: Unpack[CompareArguments],
+    ) -> Comparison:
+        """Find the neurons whose score differs most between two predictions, exactly; and layers and heads.
+
+        The predictions are those of two prompts, or of one prompt here and on an `other` client's server. Each side
+        explains its own next token unless a `target` is given. Keyword arguments: target, contrast,
+        add_special_tokens, model, top_k (neurons of each kind and direction), projection_top_k,
+        include_final_norm_bias. `timeout` is that of each of the requests this takes.
+        """
+        steps = comparing.compare(prompt, other_prompt, one_server=other is None, **arguments)
+        clients, answers = (self, other or self), None
+        try:
+            while True:
+                questions = steps.send(answers)
+                answers = await asyncio.gather(*(clients[side]._run(call, timeout) for side, call in questions))
+        except StopIteration as end:
+            comparison: Comparison = end.value
+            return comparison
 
     async def project_neuron(
         self,

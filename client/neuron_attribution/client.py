@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
+from google.protobuf.message import Message
 
-from neuron_attribution import _calls
+from neuron_attribution import _calls, comparing
 from neuron_attribution._base import BaseClient
 from neuron_attribution._calls import AttributeArguments, NeuronLike, ProjectArguments, TextOrIds
+from neuron_attribution.comparing import CompareArguments, Question
+from neuron_attribution.comparisons import Comparison
 from neuron_attribution.results import AttributeResult, ModelInfo, ProjectNeuronResult, TokenizeResult
 from neuron_attribution.streams import RequestStream, StreamItem, StreamResult, read_response
 
@@ -64,6 +67,31 @@ class Client(BaseClient[grpc.Channel]):
         if sending.failure is not None:
             raise sending.failure
 
+    def compare(
+        self,
+        prompt: TextOrIds,
+        other_prompt: TextOrIds | None = None,
+        *,
+        other: Client | None = None,
+        timeout: float | None = None,
+        **arguments: Unpack[CompareArguments],
+    ) -> Comparison:
+        """Find the neurons whose score differs most between two predictions, exactly; and layers and heads.
+
+        The predictions are those of two prompts, or of one prompt here and on an `other` client's server. Each side
+        explains its own next token unless a `target` is given. Keyword arguments: target, contrast,
+        add_special_tokens, model, top_k (neurons of each kind and direction), projection_top_k,
+        include_final_norm_bias. `timeout` is that of each of the requests this takes.
+        """
+        steps = comparing.compare(prompt, other_prompt, one_server=other is None, **arguments)
+        clients, answers = (self, other or self), None
+        try:
+            while True:
+                answers = _ask_together(clients, steps.send(answers), timeout)
+        except StopIteration as end:
+            comparison: Comparison = end.value
+            return comparison
+
     def project_neuron(
         self,
         neurons: NeuronLike | Iterable[NeuronLike],
@@ -107,3 +135,26 @@ class Client(BaseClient[grpc.Channel]):
         except grpc.RpcError as error:
             raise self._error(error) from error
         return call.read(response)
+
+    def _start(self, call: _calls.Call[Result], timeout: float | None) -> grpc.Future[Message]:
+        method = getattr(self._stub, call.method)
+        future: grpc.Future[Message] = method.future(
+            call.request, timeout=self._deadline(timeout), metadata=self._metadata()
+        )
+        return future
+
+    def _finish(self, call: _calls.Call[Result], future: grpc.Future[Message]) -> Result:
+        try:
+            return call.read(future.result())
+        except grpc.RpcError as error:
+            raise self._error(error) from error
+
+
+def _ask_together(clients: Sequence[Client], questions: Sequence[Question], timeout: float | None) -> list[Any]:
+    """The answers to calls that run at the same time; where one fails the others are cancelled."""
+    futures = [clients[side]._start(call, timeout) for side, call in questions]
+    try:
+        return [clients[side]._finish(call, future) for (side, call), future in zip(questions, futures, strict=True)]
+    finally:
+        for future in futures:
+            future.cancel()
