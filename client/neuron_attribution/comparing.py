@@ -38,6 +38,14 @@ FIRST_DEPTH = 64
 
 SIDES = (0, 1)
 SIZES = ("layers", "heads", "head_size", "ffn_width", "experts", "expert_width")
+COMMON = {
+    "attention_neurons_over_positions": True,
+    "top_k": 1,
+    "projection_top_k": 0,
+    "query_sources": 1,
+    "head_top_k": 1,
+}
+"""Source positions of two prompts have nothing in common. What is not used stays within any server's limits."""
 PARTS = {"ffn": Part.FFN_VALUE_NEURONS, "attention": Part.ATTENTION_VALUE_NEURONS}
 
 Question = tuple[int, Call[Any]]
@@ -99,10 +107,10 @@ class _Comparing:
 
     def __init__(self, prompts: tuple[TextOrIds, TextOrIds], one_server: bool, arguments: dict[str, Any]) -> None:
         self._k = at_least_one(unsigned(arguments.pop("top_k", 10), "top_k"), "top_k")
-        self._projection_top_k = arguments.pop("projection_top_k", 10)
+        self._projection_top_k = unsigned(arguments.pop("projection_top_k", 10), "projection_top_k")
         self._model = arguments.get("model", "")
         self._one_server = one_server
-        common = {**arguments, "projection_top_k": 0, "attention_neurons_over_positions": True}
+        common = {**arguments, **COMMON}
         self._sides = tuple(_Side(prompt, dict(common)) for prompt in prompts)
         self._searches = {kind: DifferenceSearch(self._k) for kind in PARTS}
 
@@ -111,7 +119,7 @@ class _Comparing:
         models = yield [(side, _calls.get_model(self._model)) for side in SIDES]
         self._take_models(models)
         limit = min(self._limits(side).top_k for side in SIDES)
-        depth = max(self._k, min(limit, max(FIRST_DEPTH, 2 * self._k)))
+        depth = min(limit, max(FIRST_DEPTH, 2 * self._k))
         answers = yield self._rankings(depth, PARTS, Part.HEADS)
         self._take_first(answers)
         yield from self._score_missing()
@@ -132,6 +140,9 @@ class _Comparing:
                 )
         for side, model in zip(self._sides, models, strict=True):
             side.limits = model.limits
+            for name, value in (("top_k", self._k), ("projection_top_k", self._projection_top_k)):
+                if value > model.limits.top_k:
+                    raise InvalidArgumentError.of(name, f"{value} is over the limit {model.limits.top_k}")
 
     def _limits(self, side: int) -> Limits:
         limits = self._sides[side].limits

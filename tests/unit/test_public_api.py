@@ -7,12 +7,13 @@ import neuron_attribution
 
 PUBLIC = """
     AbortedError AsyncClient AttentionNeuron AttributeOptions AttributeRequest AttributeResult CancelledError Client
-    ComparedSide Comparison ComponentKind Coverage DeadlineExceededError DifferenceRanking Direction Exactness Explanation FailedPreconditionError FfnNeuron
-    FieldViolation Head HeadPosition HeadScore InternalError InvalidArgumentError Invariant LayerScores Limits
-    ModelIdentity ModelInfo ModelSizes Neuron NeuronAttributionError NeuronComparison NeuronDifference NeuronProjection NeuronRanking NeuronScore
-    NotFoundError Part PermissionDeniedError ProjectNeuronRequest ProjectNeuronResult ProjectedToken Projection
-    PromotedSide QueryLayer QueryLayers ResourceExhaustedError ScoringMethod Side StreamResult Subkey Timings Token
-    TokenPrediction TokenizeRequest TokenizeResult TokenizedToken TokenizerFacts UnauthenticatedError UnavailableError
+    ComparedSide Comparison ComponentKind Coverage DeadlineExceededError DifferenceRanking Direction Exactness
+    Explanation FailedPreconditionError FfnNeuron FieldViolation Head HeadPosition HeadScore InternalError
+    InvalidArgumentError Invariant LayerScores Limits ModelIdentity ModelInfo ModelSizes Neuron NeuronAttributionError
+    NeuronComparison NeuronDifference NeuronProjection NeuronRanking NeuronScore NotFoundError Part
+    PermissionDeniedError ProjectNeuronRequest ProjectNeuronResult ProjectedToken Projection PromotedSide QueryLayer
+    QueryLayers ResourceExhaustedError ScoringMethod Side StreamResult Subkey Timings Token TokenPrediction
+    TokenizeRequest TokenizeResult TokenizedToken TokenizerFacts UnauthenticatedError UnavailableError
     UnimplementedError parse_head parse_neuron
 """
 
