@@ -11,10 +11,11 @@ import grpc
 
 from neuron_attribution import _calls, comparing
 from neuron_attribution._base import BaseClient
-from neuron_attribution._calls import AttributeArguments, NeuronLike, ProjectArguments, TextOrIds
+from neuron_attribution._calls import AttributeArguments, InterveneArguments, NeuronLike, ProjectArguments, TextOrIds
 from neuron_attribution.comparing import CompareArguments
 from neuron_attribution.comparisons import Comparison
-from neuron_attribution.results import AttributeResult, ModelInfo, ProjectNeuronResult, TokenizeResult
+from neuron_attribution.requests import Intervention
+from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
 from neuron_attribution.streams import AsyncRequestStream, StreamItem, StreamResult, read_response
 
 Result = TypeVar("Result")
@@ -106,6 +107,20 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         Keyword arguments are the fields of ProjectNeuronRequest: side, through, top_k, subkey, model.
         """
         return await self._run(_calls.project_neuron(neurons, **arguments), timeout)
+
+    async def intervene(
+        self,
+        prompt: TextOrIds,
+        sets: Iterable[Iterable[Intervention]],
+        *,
+        timeout: float | None = None,
+        **arguments: Unpack[InterveneArguments],
+    ) -> InterveneResult:
+        """Rerun a prompt with neurons changed, once for each set of interventions; the predictions before and after.
+
+        Keyword arguments are the fields of InterveneRequest: target, generate, add_special_tokens, model.
+        """
+        return await self._run(_calls.intervene(prompt, sets, **arguments), timeout)
 
     async def tokenize(
         self, text: str, *, add_special_tokens: bool | None = None, model: str = "", timeout: float | None = None

@@ -6,6 +6,7 @@ import argparse
 
 from neuron_attribution.cli.attribution_text import attribution_lines
 from neuron_attribution.cli.connection import add_connection_arguments, connect
+from neuron_attribution.cli.interventions import add_intervention_arguments, interventions_of
 from neuron_attribution.cli.options import (
     UsageError,
     add_flag,
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_explained_arguments(parser.add_argument_group("what is explained (default: the model's own next token)"))
     _add_choice_arguments(parser.add_argument_group("how it is explained"))
     _add_number_arguments(parser.add_argument_group("how much is returned"))
+    add_intervention_arguments(parser)
     add_output_arguments(parser)
     add_connection_arguments(parser)
 
@@ -60,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             position_projection_top_k=arguments.position_projection_top_k,
             head_top_k=arguments.head_top_k,
             attention_neurons_over_positions=arguments.attention_neurons_over_positions,
+            interventions=interventions_of(arguments),
         )
     print_result(arguments, lambda: attribute_result_to_proto(result), lambda: attribution_lines(result))
     return 0
