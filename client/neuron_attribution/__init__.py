@@ -17,6 +17,7 @@ from neuron_attribution.comparisons import (
     ComparedSide,
     Comparison,
     DifferenceRanking,
+    HeadEffects,
     NeuronComparison,
     NeuronDifference,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "FfnNeuron",
     "FieldViolation",
     "Head",
+    "HeadEffects",
     "HeadPosition",
     "HeadScore",
     "InternalError",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from neuron_attribution.convert.values import at_least_one, unsigned
 from neuron_attribution.difference_search import DifferenceSearch
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron, Neuron
-from neuron_attribution.requests import Direction, Part
+from neuron_attribution.requests import Direction, Intervention, Part
 from neuron_attribution.results import (
     AttributeResult,
     LayerScores,
@@ -48,19 +48,20 @@ COMMON = {
 """Source positions of two prompts have nothing in common. What is not used stays within any server's limits."""
 PARTS = {"ffn": Part.FFN_VALUE_NEURONS, "attention": Part.ATTENTION_VALUE_NEURONS}
 
+Outcome = TypeVar("Outcome")
 Question = tuple[int, Call[Any]]
 """A call to one side."""
 
 Projections = Mapping[Neuron, Projection]
 
-Steps = Generator[Sequence[Question], Any, Comparison]
-"""Yields questions that may be asked together, is sent their answers in order, and returns the comparison."""
+Steps = Generator[Sequence[Question], Any, Outcome]
+"""Yields questions that may be asked together, is sent their answers in order, and returns what they come to."""
 
 
 class CompareArguments(TypedDict, total=False):
     """What `compare` takes besides the prompts: fields of AttributeRequest and AttributeOptions, for both sides.
 
-    `top_k` is how many neurons are returned for each direction and kind.
+    `top_k` is how many neurons are returned for each direction and kind. `interventions` are made on the second side.
     """
 
     target: str | int | None
@@ -70,6 +71,7 @@ class CompareArguments(TypedDict, total=False):
     top_k: int
     projection_top_k: int
     include_final_norm_bias: bool
+    interventions: Iterable[Intervention]
 
 
 @dataclass
@@ -94,11 +96,13 @@ class _Side:
 
 def compare(
     prompt: TextOrIds, other_prompt: TextOrIds | None, *, one_server: bool, **arguments: Unpack[CompareArguments]
-) -> Steps:
-    """The steps that compare two prompts, or one prompt on two servers."""
+) -> Steps[Comparison]:
+    """The steps that compare two prompts, one prompt on two servers, or one prompt with and without interventions."""
     second = prompt if other_prompt is None else other_prompt
-    if one_server and second == prompt:
-        raise InvalidArgumentError.of("other_prompt", "nothing differs; give another prompt, or another server")
+    if one_server and second == prompt and not arguments.get("interventions"):
+        raise InvalidArgumentError.of(
+            "other_prompt", "nothing differs; give another prompt, another server or interventions"
+        )
     return _Comparing((prompt, second), one_server, dict(arguments)).steps()
 
 
@@ -110,18 +114,19 @@ class _Comparing:
         self._projection_top_k = unsigned(arguments.pop("projection_top_k", 10), "projection_top_k")
         self._model = arguments.get("model", "")
         self._one_server = one_server
+        interventions = tuple(arguments.pop("interventions", ()))
         common = {**arguments, **COMMON}
-        self._sides = tuple(_Side(prompt, dict(common)) for prompt in prompts)
+        self._sides = (_Side(prompts[0], common), _Side(prompts[1], {**common, "interventions": interventions}))
+        self._one_target = one_server and prompts[0] == prompts[1]
         self._searches = {kind: DifferenceSearch(self._k) for kind in PARTS}
 
-    def steps(self) -> Steps:
+    def steps(self) -> Steps[Comparison]:
         """From the first question to the comparison."""
         models = yield [(side, _calls.get_model(self._model)) for side in SIDES]
         self._take_models(models)
         limit = min(self._limits(side).top_k for side in SIDES)
         depth = min(limit, max(FIRST_DEPTH, 2 * self._k))
-        answers = yield self._rankings(depth, PARTS, Part.HEADS)
-        self._take_first(answers)
+        self._take_first((yield from self._first(depth)))
         yield from self._score_missing()
         while depth < limit and (unsettled := self._unsettled()):
             depth = min(2 * depth, limit)
@@ -155,6 +160,16 @@ class _Comparing:
             (side, self._sides[side].attribute(parts=wanted, top_k=depth, direction=Direction.BOTH)) for side in SIDES
         ]
 
+    def _first(self, depth: int) -> Steps[Sequence[AttributeResult]]:
+        """The first answers. A prompt that is compared with itself has one target: that without interventions."""
+        questions = self._rankings(depth, PARTS, Part.HEADS)
+        first: list[AttributeResult] = yield questions[:1] if self._one_target else questions
+        if not self._one_target:
+            return first
+        self._sides[1].fields["target"] = first[0].explanations[0].target.token.id
+        second: list[AttributeResult] = yield self._rankings(depth, PARTS, Part.HEADS)[1:]
+        return first + second
+
     def _take_first(self, answers: Sequence[AttributeResult]) -> None:
         """Later questions are about the tokens that the first answers explain."""
         for side, answer in zip(self._sides, answers, strict=True):
@@ -183,7 +198,7 @@ class _Comparing:
     def _unsettled(self) -> list[str]:
         return [kind for kind, search in self._searches.items() if not search.settled]
 
-    def _score_missing(self) -> Generator[Sequence[Question], Sequence[AttributeResult], None]:
+    def _score_missing(self) -> Steps[None]:
         while missing := {side: named for side in SIDES if (named := self._missing(side))}:
             questions = [
                 (side, self._sides[side].attribute(parts=(Part.LAYERS,), neurons=named))
@@ -208,9 +223,7 @@ class _Comparing:
         first, second = (_compared_side(side.answer) for side in self._sides)
         return Comparison(first, second, self._searches["ffn"].result(), self._searches["attention"].result())
 
-    def _projected(
-        self, comparison: Comparison
-    ) -> Generator[Sequence[Question], Sequence[ProjectNeuronResult], Comparison]:
+    def _projected(self, comparison: Comparison) -> Steps[Comparison]:
         """The comparison with what its neurons mean: in the model, or in each side's own."""
         if not self._projection_top_k:
             return comparison

@@ -1,4 +1,4 @@
-"""What a comparison of two predictions comes to, as frozen dataclasses with numpy arrays.
+"""What comparisons of predictions come to, as frozen dataclasses with numpy arrays.
 
 A difference is the first side's value minus the second's. Shapes: L layers, H heads.
 """
@@ -6,6 +6,8 @@ A difference is the first side's value minus the second's. Shapes: L layers, H h
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
 
 from neuron_attribution.neurons import Neuron
 from neuron_attribution.results import LayerScores, ModelIdentity, NeuronScore, Scores, Token, TokenPrediction
@@ -92,3 +94,23 @@ class Comparison:
     def heads(self) -> Scores:
         """Differences of the heads' scores, [L, H]."""
         return self.first.head_scores - self.second.head_scores
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadEffects:
+    """What a prediction becomes when each head in turn is zeroed at every position, [L, H] each.
+
+    `target` is the watched token before that; `kl_divergences` are KL(before || after) in nats.
+    """
+
+    model: ModelIdentity
+    tokens: tuple[Token, ...]
+    target: TokenPrediction
+    probabilities: Scores
+    log_probabilities: Scores
+    kl_divergences: Scores
+
+    @property
+    def changes(self) -> Scores:
+        """What zeroing each head adds to the target's probability, [L, H]: negative where the head helps."""
+        return self.probabilities - np.float32(self.target.probability)

@@ -8,7 +8,7 @@ import neuron_attribution
 PUBLIC = """
     AbortedError AsyncClient AttentionNeuron AttributeOptions AttributeRequest AttributeResult CancelledError Client
     ComparedSide Comparison ComponentKind Coverage DeadlineExceededError DifferenceRanking Direction Exactness
-    Explanation FailedPreconditionError FfnNeuron FieldViolation Head HeadPosition HeadScore InternalError
+    Explanation FailedPreconditionError FfnNeuron FieldViolation Head HeadEffects HeadPosition HeadScore InternalError
     InterveneRequest InterveneResult Intervention InterventionResult InterventionSet InvalidArgumentError Invariant
     LayerPart LayerPartKind LayerScores Limits ModelIdentity ModelInfo ModelSizes Neuron NeuronAttributionError
     NeuronComparison NeuronDifference NeuronProjection NeuronRanking NeuronScore NotFoundError Operation Part
@@ -35,6 +35,7 @@ def test_the_two_clients_have_the_same_methods() -> None:
         "close",
         "compare",
         "get_model",
+        "head_effects",
         "intervene",
         "project_neuron",
         "tokenize",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 
-from neuron_attribution.cli.comparison_text import comparison_lines
+from neuron_attribution.cli.comparison_text import comparison_lines, head_effect_lines
 from neuron_attribution.cli.connection import add_connection_arguments, connect
+from neuron_attribution.cli.interventions import add_intervention_arguments, interventions_of
 from neuron_attribution.cli.options import (
     UsageError,
     add_flag,
@@ -16,7 +17,7 @@ from neuron_attribution.cli.options import (
     whole_number,
 )
 from neuron_attribution.cli.plain_json import plain_json
-from neuron_attribution.comparisons import Comparison
+from neuron_attribution.comparisons import Comparison, HeadEffects
 
 HELP = "find the neurons whose score differs most between two predictions"
 
@@ -26,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", metavar="TEXT", help="the first prompt")
     parser.add_argument("other_text", metavar="OTHER_TEXT", nargs="?", help="the second prompt; without it the first")
     _add_explained_arguments(parser.add_argument_group("what is compared (default: each side's own next token)"))
+    add_intervention_arguments(parser)
+    add_flag(parser, "--every-head", help="zero every head in turn instead, and show what that does to the prediction")
     group = parser.add_argument_group("how much is returned")
     add_option(
         group, "--top-k", kind=positive_number, default=10, metavar="N", help="neurons of each kind and direction"
@@ -46,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare and print."""
     _check(arguments)
+    if arguments.every_head:
+        effects = _effects(arguments)
+        print(plain_json(effects) if arguments.json else "\n".join(head_effect_lines(effects, arguments.top_k)))
+        return 0
     comparison = _compare(arguments)
     print(plain_json(comparison) if arguments.json else "\n".join(comparison_lines(comparison)))
     return 0
@@ -62,13 +69,27 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
             arguments.text,
             arguments.other_text,
             other=other,
-            target=arguments.target if arguments.target_id is None else arguments.target_id,
-            contrast=arguments.contrast if arguments.contrast_id is None else arguments.contrast_id,
+            target=_token(arguments, "target"),
+            contrast=_token(arguments, "contrast"),
             add_special_tokens=arguments.special_tokens,
+            interventions=interventions_of(arguments),
             top_k=arguments.top_k,
             projection_top_k=arguments.projection_top_k,
             include_final_norm_bias=arguments.include_final_norm_bias,
         )
+
+
+def _effects(arguments: argparse.Namespace) -> HeadEffects:
+    with connect(arguments) as client:
+        return client.head_effects(
+            arguments.text, target=_token(arguments, "target"), add_special_tokens=arguments.special_tokens
+        )
+
+
+def _token(arguments: argparse.Namespace, name: str) -> str | int | None:
+    text: str | None = getattr(arguments, name)
+    id: int | None = getattr(arguments, f"{name}_id")
+    return text if id is None else id
 
 
 def _add_explained_arguments(group: argparse._ArgumentGroup) -> None:
@@ -81,8 +102,12 @@ def _add_explained_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.other_text is None and arguments.other_address is None:
-        raise UsageError("nothing to compare with: give a second text, or --other-address")
+    others = [arguments.other_text, arguments.other_address, *interventions_of(arguments)]
+    given = any(other is not None for other in others)
+    if arguments.every_head and (given or _token(arguments, "contrast") is not None):
+        raise UsageError("--every-head takes one text, and no --other-address, intervention or contrast")
+    if not (arguments.every_head or given):
+        raise UsageError("nothing to compare with: give a second text, --other-address or an intervention")
     for flag in ("target", "contrast"):
         if getattr(arguments, flag) is not None and getattr(arguments, f"{flag}_id") is not None:
             raise UsageError(f"--{flag} and --{flag}-id exclude each other; give one of them")

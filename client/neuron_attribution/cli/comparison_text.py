@@ -1,16 +1,18 @@
-"""A comparison as text for people."""
+"""Comparisons as text for people."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neuron_attribution.cli.output import Lines, facts, model_text, number, table, token_list, token_text, visible
 from neuron_attribution.comparisons import (
     ComparedSide,
     Comparison,
     DifferenceRanking,
+    HeadEffects,
     NeuronComparison,
     NeuronDifference,
 )
@@ -18,6 +20,7 @@ from neuron_attribution.results import NeuronScore, Scores, TokenPrediction
 
 SHOWN = 10
 """Layers and heads."""
+PREDICTION_COLUMNS = ("", "token", ">id", ">probability", ">log probability", ">rank", "after the prompt")
 DIFFERENCE_COLUMNS = (">difference", ">first", ">second")
 
 
@@ -35,6 +38,31 @@ def comparison_lines(comparison: Comparison) -> Lines:
     return [line for part in parts for line in ("", *part)][1:]
 
 
+def head_effect_lines(effects: HeadEffects, shown: int) -> Lines:
+    """The heads whose zeroing lowers the target's probability most, and those whose zeroing raises it most."""
+    prompt = visible("".join(token.text for token in effects.tokens))
+    clean = table("prediction", PREDICTION_COLUMNS, [("explained", *_prediction_cells(effects.target), prompt)])
+    foot = facts([("model", model_text(effects.model))])
+    order = np.argsort(effects.changes, axis=None, kind="stable")
+    lowering = _effect_lines("heads that lower it most when they are zeroed", effects, order[:shown])
+    raising = _effect_lines("heads that raise it most when they are zeroed", effects, order[::-1][:shown])
+    return [*clean, "", *lowering, "", *raising, "", *foot]
+
+
+def _effect_lines(title: str, effects: HeadEffects, heads: NDArray[np.intp]) -> Lines:
+    places = [np.unravel_index(head, effects.changes.shape) for head in heads]
+    rows = [
+        (
+            f"{layer}.{head}",
+            number(float(effects.changes[layer, head])),
+            number(float(effects.probabilities[layer, head])),
+            number(float(effects.kl_divergences[layer, head])),
+        )
+        for layer, head in places
+    ]
+    return table(title, ("head", ">change", ">probability", ">KL"), rows)
+
+
 def _sides(comparison: Comparison) -> tuple[tuple[str, ComparedSide], tuple[str, ComparedSide]]:
     return ("first", comparison.first), ("second", comparison.second)
 
@@ -49,8 +77,7 @@ def _prediction_lines(comparison: Comparison) -> Lines:
         )
         if prediction is not None
     ]
-    columns = ("", "", "token", ">id", ">probability", ">log probability", ">rank", "after the prompt")
-    return table("predictions", columns, rows)
+    return table("predictions", ("", *PREDICTION_COLUMNS), rows)
 
 
 def _prediction_cells(prediction: TokenPrediction) -> tuple[str, ...]:
