@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from neuron_attribution import AsyncClient, Client, InvalidArgumentError, comparing
-from neuron_attribution.comparisons import Comparison, DifferenceRanking, NeuronComparison
-from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.comparisons import Comparison, DifferenceRanking, HeadEffects, NeuronComparison
+from neuron_attribution.head_effects import reruns_at_once
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
+from neuron_attribution.requests import Intervention, LayerPart, Scale
 from reference.compare import assert_close, assert_projection, assert_ranking
 from reference.compared import Compared, compare
-from reference.oracle import Explained
+from reference.edited import changed_logits, edited_copy
+from reference.oracle import Explained, Oracle
 from reference.projections import project_neuron
 from reference.served import served
 from reference.tiny_models import TINY_MODELS, VOCABULARY
@@ -26,6 +30,13 @@ OTHER = (90, 10, 90, 95, 1, 34, 54, 89, 19)
 TARGET, CONTRAST = 5, 60
 MORE_THAN_ALL = 900
 TOLERANCE = 1e-5
+INTERVENTIONS = {
+    "a head": (Intervention(heads=(Head(1, 2),)),),
+    "neurons": (
+        Intervention(Scale(-2.0), neurons=(FfnNeuron(0, 5), AttentionNeuron(1, 3, 1))),
+        Intervention(layers=(LayerPart(1, "ffn"),)),
+    ),
+}
 DIRECTIONS = {"fell": True, "rose": False}
 
 
@@ -105,6 +116,63 @@ def test_one_prompt_on_two_servers(llama: Compared) -> None:
     assert_comparison(got, sides, 10)
 
 
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_a_prompt_with_and_without_interventions(model: Compared, client: Client, name: str) -> None:
+    """Against a copy whose weights are edited; both sides explain what the model says without them."""
+    edited = Oracle(edited_copy(model.model, INTERVENTIONS[name]), PROMPT)
+    plain = model.oracle(PROMPT).explain()
+    got = client.compare(PROMPT, interventions=INTERVENTIONS[name], top_k=10, projection_top_k=0)
+    assert_comparison(got, (plain, edited.explain(target=plain.target)), 10, both_sides=False)
+    assert abs(got.heads).max() > 0.01
+
+
+def test_what_an_intervention_does_to_another_prompt(model: Compared, client: Client) -> None:
+    edited = Oracle(edited_copy(model.model, INTERVENTIONS["a head"]), OTHER)
+    got = client.compare(PROMPT, OTHER, interventions=INTERVENTIONS["a head"], top_k=3, projection_top_k=0)
+    assert_comparison(got, (model.oracle(PROMPT).explain(), edited.explain()), 3, both_sides=False)
+
+
+@pytest.mark.parametrize("target", [None, TARGET])
+@pytest.mark.parametrize("reruns", [1, 5, 32])
+def test_every_head_zeroed_in_turn(llama: Compared, reruns: int, target: int | None) -> None:
+    with served(llama, maximum_intervention_sets=reruns) as client:
+        got = client.head_effects(PROMPT, target=target)
+    assert_head_effects(got, llama, target)
+
+
+def test_every_head_zeroed_in_turn_asynchronously(model: Compared, client: Client) -> None:
+    async def effects() -> HeadEffects:
+        async with AsyncClient(client._connection.address) as twin:
+            return await twin.head_effects(PROMPT)
+
+    assert_head_effects(asyncio.run(effects()), model, None)
+
+
+def test_long_prompts_are_rerun_a_few_at_a_time(client: Client) -> None:
+    limits = client.get_model().limits
+    assert reruns_at_once(limits, 6) == limits.intervention_sets == 32
+    assert reruns_at_once(limits, 200) == 9
+    assert reruns_at_once(limits, 2048) == reruns_at_once(limits, 4096) == 1
+    assert reruns_at_once(replace(limits, batch_tokens=100), 20) == 4
+
+
+def assert_head_effects(got: HeadEffects, model: Compared, target: int | None) -> None:
+    """A float64 copy whose projections' inputs are changed on their way."""
+    clean = changed_logits(model.model, PROMPT, ()).softmax(0)
+    target = int(clean.argmax()) if target is None else target
+    assert (got.target.token.id, [token.id for token in got.tokens]) == (target, list(PROMPT))
+    assert_close(got.target.probability, clean[target], "probability", TOLERANCE)
+    assert got.changes.shape == got.kl_divergences.shape == (len(model.weights.layers), model.weights.heads)
+    for layer, head in np.ndindex(got.changes.shape):
+        after = changed_logits(model.model, PROMPT, (Intervention(heads=(Head(layer, head),)),)).softmax(0)
+        divergence = (clean * (clean / after).log()).sum()
+        assert_close(got.changes[layer, head], after[target] - clean[target], "change", TOLERANCE)
+        assert_close(got.probabilities[layer, head], after[target], "probability", TOLERANCE)
+        assert_close(got.log_probabilities[layer, head], after[target].log(), "log probability", TOLERANCE)
+        assert_close(got.kl_divergences[layer, head], divergence, "divergence", TOLERANCE)
+    assert abs(got.changes).max() > 1e-3
+
+
 def test_the_asynchronous_client_finds_the_same(model: Compared, client: Client) -> None:
     async def compared() -> Comparison:
         async with AsyncClient(client._connection.address) as twin:
@@ -154,7 +222,9 @@ def kinds(got: Comparison, sides: tuple[Explained, Explained]) -> list[tuple[Neu
     return [(kind, {key: one[key] - two[key] for key in one}) for kind, one, two in every]
 
 
-def assert_comparison(got: Comparison, sides: tuple[Explained, Explained], top_k: int) -> None:
+def assert_comparison(
+    got: Comparison, sides: tuple[Explained, Explained], top_k: int, *, both_sides: bool = True
+) -> None:
     """Both directions of both kinds, what both sides say of each neuron, and layers and heads."""
     for kind, differences in kinds(got, sides):
         assert kind.neurons == len(differences)
@@ -163,7 +233,8 @@ def assert_comparison(got: Comparison, sides: tuple[Explained, Explained], top_k
             keys = [neuron_key(item.neuron) for item in ranking.neurons]
             found = [item.difference for item in ranking.neurons]
             assert_ranking(keys, found, differences, top_k, increasing=increasing, tolerance=2 * TOLERANCE)
-            assert_both_sides(ranking, sides)
+            if both_sides:
+                assert_both_sides(ranking, sides)
     for side, want in zip((got.first, got.second), sides, strict=True):
         assert (side.target.token.id, side.tokens[0].id) == (want.target, want.oracle.token_ids[0])
         assert (side.contrast and side.contrast.token.id) == want.contrast
