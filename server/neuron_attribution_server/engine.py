@@ -10,13 +10,11 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
 
 import torch
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import FfnNeuron
-from neuron_attribution.requests import Intervention
 from neuron_attribution.results import (
     Explanation,
     InterventionResult,
@@ -40,11 +38,19 @@ from neuron_attribution_server.explanation.predictions import own_log_probabilit
 from neuron_attribution_server.explanation.projector import Projector
 from neuron_attribution_server.explanation.rows import Row
 from neuron_attribution_server.generation import generate, generate_several
+from neuron_attribution_server.passes import (
+    Answer,
+    PassSequence,
+    PassTask,
+    check_units,
+    outcome_of,
+    places_of,
+    rows_of,
+    sequences_of,
+)
 from neuron_attribution_server.tasks import (
-    AttributeOutcome,
     AttributeTask,
     ExplainedToken,
-    InterveneOutcome,
     InterveneTask,
     ModelFacts,
     Outcome,
@@ -65,29 +71,6 @@ def bytes_per_row(sizes: ModelSizes) -> int:
 def rows_at_once(sizes: ModelSizes) -> int:
     """How many explained tokens are scored together."""
     return max(1, SCORING_BYTES // bytes_per_row(sizes))
-
-
-PassTask = AttributeTask | InterveneTask
-_Answer = (
-    tuple[Explanation, ...] | tuple[PredictionState, tuple[InterventionResult, ...]] | NeuronAttributionError | None
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sequence:
-    """One sequence of a batch: its tokens, the positions whose states are read, and what is intervened in."""
-
-    token_ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    placed: Placed
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a task is in a batch: its first sequence, and its rows."""
-
-    sequence: int
-    rows: slice
 
 
 class Engine:
@@ -160,7 +143,7 @@ class Engine:
         continuations = [self._continuations(task) if isinstance(task, InterveneTask) else [] for task in tasks]
         began, start = time.time(), time.perf_counter()
         seconds = SearchSeconds()
-        sequences = [each for task in tasks for each in _sequences(task)]
+        sequences = [each for task in tasks for each in sequences_of(task)]
         captured = self._capture(sequences)
         self._synchronize()
         middle = time.perf_counter()
@@ -170,16 +153,16 @@ class Engine:
         tokens = sum(len(sequence.token_ids) for sequence in sequences)
         shared = {"forward": middle - start, "scoring": end - middle, "started": began}
         shared |= {"batch_requests": len(tasks), "batch_tokens": tokens}
-        return [_outcome(task, answer, shared, seconds) for task, answer in zip(tasks, answers, strict=True)]
+        return [outcome_of(task, answer, shared, seconds) for task, answer in zip(tasks, answers, strict=True)]
 
     def _continuations(self, task: InterveneTask) -> list[tuple[int, ...]]:
         """What the plain sequence and each set go on with, where that is asked for."""
-        sequences = [sequence.placed for sequence in _sequences(task)]
+        sequences = [sequence.placed for sequence in sequences_of(task)]
         if not task.generate:
             return [() for _ in sequences]
         return generate_several(self._view, task.token_ids, task.generate, sequences)
 
-    def _capture(self, sequences: Sequence[_Sequence]) -> CapturedStates:
+    def _capture(self, sequences: Sequence[PassSequence]) -> CapturedStates:
         rows = ExplainedRows.from_counts([sequence.positions for sequence in sequences], self._view.device)
         edits = Edits(self._view, [sequence.placed for sequence in sequences])
         return capture(self._view, [sequence.token_ids for sequence in sequences], rows, edits or None)
@@ -190,11 +173,11 @@ class Engine:
         tasks: Sequence[PassTask],
         continuations: Sequence[Sequence[tuple[int, ...]]],
         seconds: SearchSeconds,
-    ) -> list[_Answer]:
+    ) -> list[Answer]:
         """Each task's part of the pass; the explained tokens of all attributions are scored together."""
         finals = captured.rows.of(captured.inputs[-1]).float()
-        places = _places(tasks)
-        answers: list[_Answer] = []
+        places = places_of(tasks)
+        answers: list[Answer] = []
         for task, place, continuation in zip(tasks, places, continuations, strict=True):
             try:
                 answers.append(self._read(task, finals[place.rows], continuation))
@@ -205,7 +188,7 @@ class Engine:
             row
             for task, place, answer in zip(tasks, places, answers, strict=True)
             if isinstance(task, AttributeTask) and not isinstance(answer, NeuronAttributionError)
-            for row in _rows(task, place, own)
+            for row in rows_of(task, place, own)
         ]
         explained = iter(self._explain(captured, wanted, seconds))
         return [
@@ -242,56 +225,3 @@ class Engine:
     def _synchronize(self) -> None:
         if self._view.device.type == "cuda":
             torch.cuda.synchronize(self._view.device)
-
-
-def check_units(view: ModelView, interventions: Sequence[Intervention], field: str) -> None:
-    """Refuse FFN neurons that a layer, which may be narrower than others, does not have."""
-    for number, intervention in enumerate(interventions):
-        for place, neuron in enumerate(intervention.neurons):
-            if isinstance(neuron, FfnNeuron):
-                view.ffn_unit(neuron, f"{field}[{number}].neurons[{place}]")
-
-
-def _sequences(task: PassTask) -> list[_Sequence]:
-    """The sequences of a task: one, but for interventions."""
-    if isinstance(task, AttributeTask):
-        positions = tuple(token.position for token in task.explained)
-        return [_Sequence(task.token_ids, positions, Placed(task.options.interventions, positions))]
-    last = (len(task.token_ids) - 1,)
-    return [_Sequence(task.token_ids, last, Placed(interventions, last)) for interventions in ((), *task.sets)]
-
-
-def _places(tasks: Sequence[PassTask]) -> list[_Place]:
-    """Where each task's sequences and rows are in the batch."""
-    places, sequences, rows = [], 0, 0
-    for task in tasks:
-        places.append(_Place(sequences, slice(rows, rows + task.rows)))
-        sequences, rows = sequences + task.sequences, rows + task.rows
-    return places
-
-
-def _rows(task: AttributeTask, place: _Place, own: Sequence[int]) -> list[Row]:
-    """One row per explained token; the model's own most probable token where no target is given."""
-    return [
-        Row(
-            index,
-            place.sequence,
-            token.position,
-            own[index] if token.target is None else token.target,
-            task.contrast,
-            task.options,
-        )
-        for index, token in enumerate(task.explained, place.rows.start)
-    ]
-
-
-def _outcome(task: PassTask, answer: _Answer, shared: dict[str, Any], seconds: SearchSeconds) -> Outcome:
-    if isinstance(answer, NeuronAttributionError):
-        return answer
-    if isinstance(task, AttributeTask):
-        explanations = cast(tuple[Explanation, ...], answer)
-        return AttributeOutcome(
-            token_ids=task.token_ids, explanations=explanations, bound=seconds.bound, exact=seconds.exact, **shared
-        )
-    before, results = cast(tuple[PredictionState, tuple[InterventionResult, ...]], answer)
-    return InterveneOutcome(before=before, results=results, **shared)

@@ -113,7 +113,7 @@ def test_scaling_by_one_changes_no_bit(tiny: Compared) -> None:
 
 
 def test_others_of_the_batch_do_not_notice(tiny: Compared) -> None:
-    """To the last bit what they are beside plain sequences, wherever those stand; and the model is the same after it."""
+    """To the last bit what they are beside plain sequences, wherever those stand; the model is the same after it."""
     everything = Intervention(SetTo(2.0), layers=tuple(LayerPart(n, k) for n in range(3) for k in LayerPartKind))
     task = InterveneTask(token_ids=PROMPT, sets=((everything,),) * 3, generate=2)
     plain = [AttributeTask(token_ids=PROMPT)] * task.sequences

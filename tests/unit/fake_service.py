@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -139,7 +140,7 @@ class FakeService(services.NeuronAttributionServiceServicer):
 
     def Intervene(self, request, context):
         self._receive(convert.intervene_request_from_proto, request, context)
-        return convert.intervene_result_to_proto(INTERVENED)
+        return convert.intervene_result_to_proto(replace(INTERVENED, results=INTERVENED.results * len(request.sets)))
 
     def Tokenize(self, request, context):
         self._receive(convert.tokenize_request_from_proto, request, context)

@@ -290,7 +290,7 @@ def test_a_narrow_terminal_cuts_rows(monkeypatch) -> None:
     assert output.table("t", ("a",), [("0123456789",)])[-1] == "  0123456…"
 
 
-CHANGES = "--zero 1.17 0.1.2,0.h1 --zero 1.ffn --scale -0.5=1.e3.4 --set 2=0.attention,1.5"
+CHANGES = "--zero 1.17 0.1.2,0.h1 --zero 1.ffn --scale 1.e3.4=-0.5 --set 0.attention,1.5=2"
 
 
 def test_intervene_takes_every_option(run, service) -> None:
@@ -313,7 +313,7 @@ def test_intervene_takes_every_option(run, service) -> None:
 
 
 def test_intervene_separately(run, service) -> None:
-    run("intervene", "The sky is", "--separately", "--zero", "1.17,1.ffn", "--scale", "2=0.h1")
+    run("intervene", "The sky is", "--separately", "--zero", "1.17,1.ffn", "--scale", "0.h1=2")
     [request] = service.requests
     assert request.sets == (
         (Intervention(neurons=(FfnNeuron(1, 17),)),),
@@ -329,17 +329,17 @@ def test_attribute_takes_interventions(run, service) -> None:
 
 def test_interventions_from_the_environment(run, service, monkeypatch) -> None:
     monkeypatch.setenv("NEURON_ATTRIBUTION_ZERO", "1.17 0.h1")
-    monkeypatch.setenv("NEURON_ATTRIBUTION_SCALE", "2=1.ffn")
+    monkeypatch.setenv("NEURON_ATTRIBUTION_SCALE", "1.ffn=2")
     run("intervene", "The sky is")
     assert len(service.requests[0].sets[0]) == 2
 
 
 def test_the_interventions_for_people(run) -> None:
-    out = run("intervene", "The sky is", "--zero", "1.17", "0.h1", "--scale", "2=0.ffn")[1]
+    out = run("intervene", "The sky is", "--zero", "1.17", "0.h1", "--scale", "0.ffn=2")[1]
     for line in (
         "                                    token    probability  log probability  rank      KL",
         "  before                            ' blue'       0.7500          -0.2500     1",
-        "  zero 1.17,0.h1 scale 2=0.ffn      ' red'        0.1250          -2.0000     2  0.5000",
+        "  zero 1.17,0.h1 scale 0.ffn=2      ' red'        0.1250          -2.0000     2  0.5000",
         "most probable next tokens, before",
         "  ' blue'       0.7500",
         "  goes on ' sky is\\n'",
@@ -352,9 +352,9 @@ def test_the_interventions_for_people(run) -> None:
     [
         ([], "nothing is changed; give --zero, --scale or --set"),
         (["--zero", "17"], "'17' names nothing that can be changed: write LAYER.INDEX"),
-        (["--scale", "1.17"], "'1.17' is not NUMBER=NAME"),
-        (["--scale", "nan=1.17"], "'nan' is not a finite number"),
-        (["--set", "x=1.17"], "'x' is not a finite number"),
+        (["--scale", "1.17"], "'1.17' is not NAME=NUMBER"),
+        (["--scale", "1.17=nan"], "'nan' is not a finite number"),
+        (["--set", "1.17=x"], "'x' is not a finite number"),
         (["--zero", "1.2", "--target", "a", "--target-id", "3"], "--target and --target-id exclude each other"),
     ],
 )

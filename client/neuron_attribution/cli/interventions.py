@@ -1,4 +1,4 @@
-"""Interventions on the command line: `--zero 24.1005 10.h3 --scale 0.5=7.ffn --set 2=10.3.20`."""
+"""Interventions on the command line: `--zero 24.1005 10.h3 --scale 7.ffn=0.5 --set 10.3.20=-2`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def add_intervention_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that name what is changed, and how."""
     group = parser.add_argument_group("interventions", f"A NAME is {NAMES}.")
     for flag, kind, metavar, what in (
-        ("--zero", _zeroed, "NAME", "set the coefficients of these to zero"),
-        ("--scale", _changed(Scale), "FACTOR=NAME,...", "multiply the coefficients of these by FACTOR"),
-        ("--set", _changed(SetTo), "VALUE=NAME,...", "set the coefficients of these to VALUE"),
+        ("--zero", _zeroed, "NAME,...", "set the coefficients of these to zero"),
+        ("--scale", _changed(Scale), "NAME,...=FACTOR", "multiply the coefficients of these by FACTOR"),
+        ("--set", _changed(SetTo), "NAME,...=VALUE", "set the coefficients of these to VALUE"),
     ):
         add_option(group, flag, kind=kind, default=(), shown="none", many=True, metavar=metavar, help=what)
     add_flag(group, "--explained-position-only", help="change them at the explained position only, not at every one")
@@ -52,13 +52,13 @@ def intervention_text(intervention: Intervention) -> str:
     """An intervention for people, as it is written."""
     match intervention.operation:
         case Zero():
-            done = "zero "
+            done, number = "zero ", ""
         case Scale(factor):
-            done = f"scale {factor:g}="
+            done, number = "scale ", f"={factor:g}"
         case SetTo(value):
-            done = f"set {value:g}="
+            done, number = "set ", f"={value:g}"
     heads = [f"{head.layer}.h{head.head}" for head in intervention.heads]
-    return done + ",".join([*map(str, intervention.neurons), *heads, *map(str, intervention.layers)])
+    return done + ",".join([*map(str, intervention.neurons), *heads, *map(str, intervention.layers)]) + number
 
 
 def parse_named(text: str) -> Named:
@@ -99,9 +99,9 @@ def _zeroed(text: str) -> Changed:
 
 def _changed(kind: type[Scale] | type[SetTo]) -> Callable[[str], Changed]:
     def read(text: str) -> Changed:
-        number, separator, names = text.partition("=")
+        names, separator, number = text.partition("=")
         if not separator:
-            raise ValueError(f"{text!r} is not NUMBER=NAME")
+            raise ValueError(f"{text!r} is not NAME=NUMBER")
         return kind(_number(number)), _names(names)
 
     return read
