@@ -13,6 +13,14 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from neuron_attribution.aio import AsyncClient
 from neuron_attribution.client import Client
+from neuron_attribution.comparisons import (
+    ComparedSide,
+    Comparison,
+    DifferenceRanking,
+    HeadEffects,
+    NeuronComparison,
+    NeuronDifference,
+)
 from neuron_attribution.errors import (
     AbortedError,
     CancelledError,
@@ -94,9 +102,12 @@ __all__ = [
     "AttributeResult",
     "CancelledError",
     "Client",
+    "ComparedSide",
+    "Comparison",
     "ComponentKind",
     "Coverage",
     "DeadlineExceededError",
+    "DifferenceRanking",
     "Direction",
     "Exactness",
     "Explanation",
@@ -104,6 +115,7 @@ __all__ = [
     "FfnNeuron",
     "FieldViolation",
     "Head",
+    "HeadEffects",
     "HeadPosition",
     "HeadScore",
     "InternalError",
@@ -123,6 +135,8 @@ __all__ = [
     "ModelSizes",
     "Neuron",
     "NeuronAttributionError",
+    "NeuronComparison",
+    "NeuronDifference",
     "NeuronProjection",
     "NeuronRanking",
     "NeuronScore",

@@ -69,6 +69,7 @@ class AttributeArguments(TypedDict, total=False):
     exhaustive: bool
     position_projection_top_k: int
     head_top_k: int
+    attention_neurons_over_positions: bool
     interventions: Iterable[Intervention]
 
 

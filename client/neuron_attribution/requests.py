@@ -147,6 +147,7 @@ class AttributeOptions:
     exhaustive: bool = False
     position_projection_top_k: int = 0
     head_top_k: int = 10
+    attention_neurons_over_positions: bool = False
     interventions: InterventionSet = ()
 
 

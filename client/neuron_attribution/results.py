@@ -82,8 +82,8 @@ class Coverage:
 class NeuronScore(Displayed):
     """One neuron in a ranking.
 
-    `position` is the source position of an attention value neuron in a ranking, else None. `coefficient` is what
-    multiplies the subvalue (attention weight times value for an attention neuron), None for query FFN neurons.
+    `position` is the source position of an attention value neuron in a ranking by position, else None. `coefficient`
+    is what multiplies the subvalue (attention weight times value for an attention neuron), None for query FFN neurons.
     """
 
     neuron: Neuron

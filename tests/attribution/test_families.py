@@ -151,7 +151,13 @@ def test_neurons_projected(name: str) -> None:
 def test_named_neurons_and_positions(name: str) -> None:
     compared = dissected(name)
     neurons = (*some_ffn_neurons(compared), AttentionNeuron(1, 3, 7))
-    options = AttributeOptions(neurons=neurons, query_sources=SOURCES, position_projection_top_k=3)
+    options = AttributeOptions(
+        neurons=neurons,
+        query_sources=SOURCES,
+        position_projection_top_k=3,
+        direction=Direction.BOTH,
+        attention_neurons_over_positions=True,
+    )
     explained = tuple(ExplainedToken(position, TARGET) for position in (3, 7))
     got = compared.explain(AttributeTask(token_ids=LONGER, explained=explained, options=options))
     oracle = compared.oracle(LONGER)

@@ -109,6 +109,7 @@ OTHERS = {
     "exhaustive": True,
     "position_projection_top_k": 1,
     "head_top_k": 1,
+    "attention_neurons_over_positions": True,
     "interventions": (Intervention(heads=(Head(0, 0),)),),
 }
 

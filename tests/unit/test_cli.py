@@ -113,7 +113,7 @@ def test_the_attribution_for_people(run) -> None:
 EVERY_OPTION = """
     --contrast red --top-k 3 --direction both --method norm --parts heads,layers --projection-top-k 0
     --query-sources 5 --subkey gate --neuron 1.2 0.1.2 --neuron 1.3 --exhaustive --include-final-norm-bias
-    --no-special-tokens --position-projection-top-k 4 --head-top-k 6
+    --no-special-tokens --position-projection-top-k 4 --head-top-k 6 --attention-neurons-over-positions
 """
 
 
@@ -132,6 +132,7 @@ def test_every_option_of_attribute_is_sent(run, service) -> None:
         neurons=(FfnNeuron(1, 2), AttentionNeuron(0, 1, 2), FfnNeuron(1, 3)),
         exhaustive=True,
         position_projection_top_k=4,
+        attention_neurons_over_positions=True,
     )
     assert service.requests == [
         AttributeRequest(prompt="The sky is", target=" blue", contrast="red", add_special_tokens=False, options=options)

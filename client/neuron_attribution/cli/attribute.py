@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             exhaustive=arguments.exhaustive,
             position_projection_top_k=arguments.position_projection_top_k,
             head_top_k=arguments.head_top_k,
+            attention_neurons_over_positions=arguments.attention_neurons_over_positions,
             interventions=interventions_of(arguments),
         )
     print_result(
@@ -108,6 +109,11 @@ def _add_choice_arguments(group: argparse._ArgumentGroup) -> None:
     _add_enum_option(group, "--subkey", DEFAULTS.subkey, "the key of FFN value neurons in the query layers")
     add_flag(group, "--include-final-norm-bias", help="make the final norm's bias part of every projection")
     add_flag(group, "--exhaustive", help="score every neuron instead of bounding; slow")
+    add_flag(
+        group,
+        "--attention-neurons-over-positions",
+        help="rank attention value neurons over all source positions together",
+    )
     add_option(
         group,
         "--neuron",

@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import Protocol
 
-from neuron_attribution.cli import attribute, completion, intervene, model, project, serve, tokenize
+from neuron_attribution.cli import attribute, compare, completion, intervene, model, project, serve, tokenize
 from neuron_attribution.cli.connection import TOKEN_VARIABLE
 from neuron_attribution.cli.options import UsageError, variable
 from neuron_attribution.cli.serve import MissingExtraError
@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "serve": serve,
     "attribute": attribute,
     "project": project,
+    "compare": compare,
     "intervene": intervene,
     "model": model,
     "tokenize": tokenize,

@@ -145,6 +145,7 @@ def _options_to_proto(options: AttributeOptions) -> messages.AttributeRequest:
         exhaustive=options.exhaustive,
         position_projection_top_k=unsigned(options.position_projection_top_k, "position_projection_top_k"),
         head_top_k=unsigned(options.head_top_k, "head_top_k"),
+        attention_neurons_over_positions=options.attention_neurons_over_positions,
         interventions=interventions_to_proto(options.interventions, "interventions"),
     )
 
@@ -165,6 +166,7 @@ def _options_from_proto(message: messages.AttributeRequest) -> AttributeOptions:
         exhaustive=message.exhaustive,
         position_projection_top_k=message.position_projection_top_k,
         head_top_k=at_least_one(value_or(message, "head_top_k", ATTRIBUTION_DEFAULTS.head_top_k), "head_top_k"),
+        attention_neurons_over_positions=message.attention_neurons_over_positions,
         interventions=interventions_from_proto(message.interventions, "interventions"),
     )
 
