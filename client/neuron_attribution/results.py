@@ -215,6 +215,12 @@ class AttributeResult:
     explanations: tuple[Explanation, ...]
     timings: Timings
 
+    def to_html(self) -> str:
+        """The attribution as one self-contained HTML page with charts and tables."""
+        from neuron_attribution.report import attribution_page
+
+        return attribution_page(self)
+
 
 @dataclass(frozen=True, slots=True)
 class NeuronProjection:

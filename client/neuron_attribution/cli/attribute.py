@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from neuron_attribution.cli.attribution_text import attribution_lines
 from neuron_attribution.cli.connection import add_connection_arguments, connect
@@ -20,6 +21,7 @@ from neuron_attribution.cli.output import add_output_arguments, print_result
 from neuron_attribution.convert import attribute_result_to_proto
 from neuron_attribution.neurons import parse_neuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
+from neuron_attribution.results import AttributeResult
 
 HELP = "explain next-token predictions of a text by layers, heads and neurons"
 DEFAULTS = AttributeOptions()
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_choice_arguments(parser.add_argument_group("how it is explained"))
     _add_number_arguments(parser.add_argument_group("how much is returned"))
     add_output_arguments(parser)
+    add_option(parser, "--report", metavar="FILE", help="write an HTML page with charts there")
     add_connection_arguments(parser)
 
 
@@ -60,8 +63,17 @@ def run(arguments: argparse.Namespace) -> int:
             position_projection_top_k=arguments.position_projection_top_k,
             head_top_k=arguments.head_top_k,
         )
+    if arguments.report is not None:
+        _write_report(arguments.report, result)
     print_result(arguments, lambda: attribute_result_to_proto(result), lambda: attribution_lines(result))
     return 0
+
+
+def _write_report(path: str, result: AttributeResult) -> None:
+    try:
+        Path(path).write_text(result.to_html(), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the report cannot be written: {error}") from error
 
 
 def _add_explained_arguments(group: argparse._ArgumentGroup) -> None:

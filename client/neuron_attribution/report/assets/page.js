@@ -1,0 +1,12 @@
+// Shows the data the page holds.
+
+const VIEWS = { attribution: showAttribution };
+
+const embedded = document.getElementById("data");
+if (embedded) {
+  const page = JSON.parse(embedded.textContent);
+  VIEWS[page.view](document.getElementById("page"), page);
+  const whole = () => JSON.stringify(page.result, null, 2);
+  document.getElementById("tools").append(saveButton("JSON", "Save all of it as JSON", "attribution.json", "application/json", whole));
+  document.documentElement.dataset.ready = "";
+}
