@@ -6,7 +6,7 @@ SOURCES := client server protos tests deploy
 # The server and nothing else, for the bill of materials.
 SERVER_VENV := .venv-server
 
-.PHONY: demo test benchmark verify architectures soak load format audit release clean
+.PHONY: demo test benchmark verify architectures screenshots soak load format audit release clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -29,6 +29,10 @@ verify: $(VENV)/server-installed
 # docs/architectures.md, from a run of every supported family
 architectures: $(VENV)/test-installed
 	PYTHONPATH=tests $(BIN)/python -m families_page
+
+# docs/images, from the demo model; needs Chromium
+screenshots: $(VENV)/test-installed
+	PYTHONPATH=tests $(BIN)/python -m browser.screenshot docs/images
 
 # Long runs against a real server: make soak SOAK='mixed --minutes 20', SOAK=kill_worker, SOAK=overload or SOAK=fuzz
 SOAK ?= mixed

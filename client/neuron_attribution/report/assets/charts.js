@@ -10,6 +10,8 @@ function chart(label, draw, leastWidth = 0) {
     if (!width || !box.isConnected) return;
     const drawings = [draw(width)].flat();
     for (const drawing of drawings) {
+      // Plot names its marks, which have no role that takes a name.
+      drawing.querySelectorAll("[aria-label]").forEach((mark) => mark.removeAttribute("aria-label"));
       drawing.setAttribute("role", "img");
       drawing.setAttribute("aria-label", label);
     }

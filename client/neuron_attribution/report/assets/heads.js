@@ -87,7 +87,7 @@ function headMap(scores, selection) {
     event.preventDefault();
   };
   const pointed = (event) => {
-    const cell = event.target.closest?.("[aria-label=cell] rect");
+    const cell = event.target.closest?.("g > rect");
     return cell ? { layer: Math.floor(cell.__data__ / heads), head: cell.__data__ % heads } : undefined;
   };
   selection.listeners.push((head) => move(head, false));

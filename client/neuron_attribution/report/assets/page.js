@@ -8,5 +8,11 @@ if (embedded) {
   VIEWS[page.view](document.getElementById("page"), page);
   const whole = () => JSON.stringify(page.result, null, 2);
   document.getElementById("tools").append(saveButton("JSON", "Save all of it as JSON", "attribution.json", "application/json", whole));
-  document.documentElement.dataset.ready = "";
+  // Once the first picture stands.
+  requestAnimationFrame(() =>
+    setTimeout(() => {
+      performance.mark("ready");
+      document.documentElement.dataset.ready = "";
+    }),
+  );
 }

@@ -28,7 +28,7 @@ function promptTokens(tokens, last, taken, explainedPositions) {
       title: `position ${position}, id ${token.id}${position > last ? ", after the explained position" : `, taken ${number(amount, true)}`}`,
       style: { "--shade": `${part}%` },
     });
-    return token.text.includes("\n") ? [chip, make("br")] : [chip];
+    return [chip, make(token.text.includes("\n") ? "br" : "wbr")];
   });
 }
 

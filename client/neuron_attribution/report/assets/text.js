@@ -1,6 +1,6 @@
 // How tokens, names and numbers are written.
 
-const SHOWN_CHARACTERS = { " ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\u007f": "␡" };
+const SHOWN_CHARACTERS = { " ": "␣", "\n": "↵", "\t": "⇥" };
 
 /** A token's text, made visible: its outer spaces, and every character that draws nothing or moves others. */
 function visible(text) {
@@ -10,9 +10,9 @@ function visible(text) {
 }
 
 function shownCharacter(character) {
-  const code = character.codePointAt(0);
   if (character in SHOWN_CHARACTERS) return SHOWN_CHARACTERS[character];
-  return code < 32 ? String.fromCodePoint(0x2400 + code) : `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
+  const code = character.codePointAt(0);
+  return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
 }
 
 /** A score with four decimals, or with its exponent where it is too small for them. */
