@@ -15,6 +15,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
+    "Server": "neuron-attribution",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }

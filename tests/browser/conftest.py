@@ -3,11 +3,13 @@
 import os
 import shutil
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
 from playwright.sync_api import sync_playwright
 from service.demo_server import serving
+from service.scraping import free_address
 
 PATIENCE = 10_000
 """Milliseconds."""
@@ -52,12 +54,21 @@ def visit(browser):
     return open_page
 
 
+@dataclass(frozen=True)
+class Demo:
+    """Where a server with the demo model listens."""
+
+    address: str
+    page: str
+
+
 @pytest.fixture(scope="session")
 def demo():
-    """The address of a server with the demo model."""
+    """A server with the demo model and the web page."""
     try:
         demo_folder()
     except DemoUnavailableError as error:
         pytest.skip(f"no demo model: {error}")
-    with serving() as (address, _):
-        yield address
+    web = free_address()
+    with serving("--web-listen", web) as (address, _):
+        yield Demo(address, f"http://{web}/")

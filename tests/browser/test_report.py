@@ -21,7 +21,7 @@ def answer_and_report(demo, tmp_path_factory):
     """The answer of the command line as JSON, and the report it wrote."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     arguments = ("--generate", "2", "--direction", "both", "--position-projection-top-k", "3", "--json")
-    finished = run("attribute", "The capital of France is", *arguments, "--report", str(path), address=demo)
+    finished = run("attribute", "The capital of France is", *arguments, "--report", str(path), address=demo.address)
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout), path.as_uri()
 
