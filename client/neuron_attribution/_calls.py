@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, cast
 
@@ -17,6 +17,8 @@ from neuron_attribution.requests import (
     AttributeOptions,
     AttributeRequest,
     Direction,
+    InterveneRequest,
+    Intervention,
     Part,
     ProjectNeuronRequest,
     ScoringMethod,
@@ -24,7 +26,7 @@ from neuron_attribution.requests import (
     Subkey,
     TokenizeRequest,
 )
-from neuron_attribution.results import AttributeResult, ModelInfo, ProjectNeuronResult, TokenizeResult
+from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 
@@ -67,6 +69,17 @@ class AttributeArguments(TypedDict, total=False):
     exhaustive: bool
     position_projection_top_k: int
     head_top_k: int
+    attention_neurons_over_positions: bool
+    interventions: Iterable[Intervention]
+
+
+class InterveneArguments(TypedDict, total=False):
+    """What `intervene` takes besides the prompt and the sets: the fields of InterveneRequest."""
+
+    target: str | int | None
+    generate: int
+    add_special_tokens: bool | None
+    model: str
 
 
 class ProjectArguments(TypedDict, total=False):
@@ -95,6 +108,15 @@ def project_neuron(
     fields = _read_fields({"neurons": several, **arguments})
     message = convert.project_neuron_request_to_proto(ProjectNeuronRequest(**fields))
     return Call("ProjectNeuron", message, convert.project_neuron_result_from_proto)
+
+
+def intervene(
+    prompt: TextOrIds, sets: Iterable[Iterable[Intervention]], **arguments: Unpack[InterveneArguments]
+) -> Call[InterveneResult]:
+    """The call for reruns of a prompt with neurons changed."""
+    read = tuple(_read_interventions(each, f"sets[{index}].interventions") for index, each in enumerate(sets))
+    request = InterveneRequest(prompt=_text_or_ids(prompt), sets=read, **arguments)
+    return Call("Intervene", convert.intervene_request_to_proto(request), convert.intervene_result_from_proto)
 
 
 def tokenize(text: str, add_special_tokens: bool | None, model: str) -> Call[TokenizeResult]:
@@ -140,6 +162,23 @@ def _read_neurons(neurons: Iterable[NeuronLike], field: str) -> tuple[Neuron, ..
     )
 
 
+def _read_interventions(interventions: Iterable[Intervention], field: str) -> tuple[Intervention, ...]:
+    if isinstance(interventions, Intervention):
+        raise InvalidArgumentError.of(field, "is a single intervention; give a sequence of them")
+    return tuple(_read_intervention(each, f"{field}[{index}]") for index, each in enumerate(interventions))
+
+
+def _read_intervention(intervention: Intervention, field: str) -> Intervention:
+    """The intervention with the neurons and heads that are written as texts read."""
+    heads = [_read_head(head, f"{field}.heads[{index}]") for index, head in enumerate(intervention.heads)]
+    return replace(
+        intervention,
+        neurons=_read_neurons(intervention.neurons, f"{field}.neurons"),
+        heads=tuple(head for head in heads if head is not None),
+        layers=tuple(intervention.layers),
+    )
+
+
 def _read_head(head: Head | str | None, field: str) -> Head | None:
     return _parsed(parse_head, head, field) if isinstance(head, str) else head
 
@@ -168,4 +207,5 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "subkey": _enum_reader(Subkey),
     "side": _enum_reader(Side),
     "through": _read_head,
+    "interventions": _read_interventions,
 }

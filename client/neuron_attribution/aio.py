@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import grpc
 
-from neuron_attribution import _calls
+from neuron_attribution import _calls, comparing, head_effects
 from neuron_attribution._base import BaseClient
-from neuron_attribution._calls import AttributeArguments, NeuronLike, ProjectArguments, TextOrIds
-from neuron_attribution.results import AttributeResult, ModelInfo, ProjectNeuronResult, TokenizeResult
+from neuron_attribution._calls import AttributeArguments, InterveneArguments, NeuronLike, ProjectArguments, TextOrIds
+from neuron_attribution.comparing import CompareArguments, Steps
+from neuron_attribution.comparisons import Comparison, HeadEffects
+from neuron_attribution.head_effects import HeadEffectArguments
+from neuron_attribution.requests import Intervention
+from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
 from neuron_attribution.streams import AsyncRequestStream, StreamItem, StreamResult, read_response
 
 Result = TypeVar("Result")
@@ -65,6 +70,35 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         if sending.failure is not None:
             raise sending.failure
 
+    async def compare(
+        self,
+        prompt: TextOrIds,
+        other_prompt: TextOrIds | None = None,
+        *,
+        other: AsyncClient | None = None,
+        timeout: float | None = None,
+        **arguments: Unpack[CompareArguments],
+    ) -> Comparison:
+        """Find the neurons whose score differs most between two predictions, exactly; and layers and heads.
+
+        The predictions are those of two prompts, of one prompt here and on an `other` client's server, or of one prompt
+        with and without `interventions`, which are made on the second side. Each side explains its own next token
+        unless a `target` is given; a prompt compared with itself has one. Keyword arguments: target, contrast,
+        add_special_tokens, model, top_k (neurons of each kind and direction), projection_top_k,
+        include_final_norm_bias, interventions. `timeout` is that of each of the requests this takes.
+        """
+        steps = comparing.compare(prompt, other_prompt, one_server=other is None, **arguments)
+        return await self._follow(steps, (self, other or self), timeout)
+
+    async def head_effects(
+        self, prompt: TextOrIds, *, timeout: float | None = None, **arguments: Unpack[HeadEffectArguments]
+    ) -> HeadEffects:
+        """Zero every head of the model in turn and report what becomes of the prediction.
+
+        Keyword arguments: target, add_special_tokens, model. `timeout` is that of each of the requests this takes.
+        """
+        return await self._follow(head_effects.head_effects(prompt, **arguments), (self,), timeout)
+
     async def project_neuron(
         self,
         neurons: NeuronLike | Iterable[NeuronLike],
@@ -77,6 +111,20 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         Keyword arguments are the fields of ProjectNeuronRequest: side, through, top_k, subkey, model.
         """
         return await self._run(_calls.project_neuron(neurons, **arguments), timeout)
+
+    async def intervene(
+        self,
+        prompt: TextOrIds,
+        sets: Iterable[Iterable[Intervention]],
+        *,
+        timeout: float | None = None,
+        **arguments: Unpack[InterveneArguments],
+    ) -> InterveneResult:
+        """Rerun a prompt with neurons changed, once for each set of interventions; the predictions before and after.
+
+        Keyword arguments are the fields of InterveneRequest: target, generate, add_special_tokens, model.
+        """
+        return await self._run(_calls.intervene(prompt, sets, **arguments), timeout)
 
     async def tokenize(
         self, text: str, *, add_special_tokens: bool | None = None, model: str = "", timeout: float | None = None
@@ -99,6 +147,17 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _follow(self, steps: Steps[Result], clients: Sequence[AsyncClient], timeout: float | None) -> Result:
+        """Ask what the steps want to know of each side's client, until they are done."""
+        answers: object = None
+        try:
+            while True:
+                questions = steps.send(answers)
+                answers = await asyncio.gather(*(clients[side]._run(call, timeout) for side, call in questions))
+        except StopIteration as end:
+            outcome: Result = end.value
+            return outcome
 
     async def _run(self, call: _calls.Call[Result], timeout: float | None) -> Result:
         method = getattr(self._stub, call.method)

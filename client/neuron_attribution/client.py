@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
+from google.protobuf.message import Message
 
-from neuron_attribution import _calls
+from neuron_attribution import _calls, comparing, head_effects
 from neuron_attribution._base import BaseClient
-from neuron_attribution._calls import AttributeArguments, NeuronLike, ProjectArguments, TextOrIds
-from neuron_attribution.results import AttributeResult, ModelInfo, ProjectNeuronResult, TokenizeResult
+from neuron_attribution._calls import AttributeArguments, InterveneArguments, NeuronLike, ProjectArguments, TextOrIds
+from neuron_attribution.comparing import CompareArguments, Question, Steps
+from neuron_attribution.comparisons import Comparison, HeadEffects
+from neuron_attribution.head_effects import HeadEffectArguments
+from neuron_attribution.requests import Intervention
+from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
 from neuron_attribution.streams import RequestStream, StreamItem, StreamResult, read_response
 
 Result = TypeVar("Result")
@@ -64,6 +69,35 @@ class Client(BaseClient[grpc.Channel]):
         if sending.failure is not None:
             raise sending.failure
 
+    def compare(
+        self,
+        prompt: TextOrIds,
+        other_prompt: TextOrIds | None = None,
+        *,
+        other: Client | None = None,
+        timeout: float | None = None,
+        **arguments: Unpack[CompareArguments],
+    ) -> Comparison:
+        """Find the neurons whose score differs most between two predictions, exactly; and layers and heads.
+
+        The predictions are those of two prompts, of one prompt here and on an `other` client's server, or of one prompt
+        with and without `interventions`, which are made on the second side. Each side explains its own next token
+        unless a `target` is given; a prompt compared with itself has one. Keyword arguments: target, contrast,
+        add_special_tokens, model, top_k (neurons of each kind and direction), projection_top_k,
+        include_final_norm_bias, interventions. `timeout` is that of each of the requests this takes.
+        """
+        steps = comparing.compare(prompt, other_prompt, one_server=other is None, **arguments)
+        return self._follow(steps, (self, other or self), timeout)
+
+    def head_effects(
+        self, prompt: TextOrIds, *, timeout: float | None = None, **arguments: Unpack[HeadEffectArguments]
+    ) -> HeadEffects:
+        """Zero every head of the model in turn and report what becomes of the prediction.
+
+        Keyword arguments: target, add_special_tokens, model. `timeout` is that of each of the requests this takes.
+        """
+        return self._follow(head_effects.head_effects(prompt, **arguments), (self,), timeout)
+
     def project_neuron(
         self,
         neurons: NeuronLike | Iterable[NeuronLike],
@@ -76,6 +110,20 @@ class Client(BaseClient[grpc.Channel]):
         Keyword arguments are the fields of ProjectNeuronRequest: side, through, top_k, subkey, model.
         """
         return self._run(_calls.project_neuron(neurons, **arguments), timeout)
+
+    def intervene(
+        self,
+        prompt: TextOrIds,
+        sets: Iterable[Iterable[Intervention]],
+        *,
+        timeout: float | None = None,
+        **arguments: Unpack[InterveneArguments],
+    ) -> InterveneResult:
+        """Rerun a prompt with neurons changed, once for each set of interventions; the predictions before and after.
+
+        Keyword arguments are the fields of InterveneRequest: target, generate, add_special_tokens, model.
+        """
+        return self._run(_calls.intervene(prompt, sets, **arguments), timeout)
 
     def tokenize(
         self, text: str, *, add_special_tokens: bool | None = None, model: str = "", timeout: float | None = None
@@ -107,3 +155,36 @@ class Client(BaseClient[grpc.Channel]):
         except grpc.RpcError as error:
             raise self._error(error) from error
         return call.read(response)
+
+    def _follow(self, steps: Steps[Result], clients: Sequence[Client], timeout: float | None) -> Result:
+        """Ask what the steps want to know of each side's client, until they are done."""
+        answers: object = None
+        try:
+            while True:
+                answers = _ask_together(clients, steps.send(answers), timeout)
+        except StopIteration as end:
+            outcome: Result = end.value
+            return outcome
+
+    def _start(self, call: _calls.Call[Result], timeout: float | None) -> grpc.Future[Message]:
+        method = getattr(self._stub, call.method)
+        future: grpc.Future[Message] = method.future(
+            call.request, timeout=self._deadline(timeout), metadata=self._metadata()
+        )
+        return future
+
+    def _finish(self, call: _calls.Call[Result], future: grpc.Future[Message]) -> Result:
+        try:
+            return call.read(future.result())
+        except grpc.RpcError as error:
+            raise self._error(error) from error
+
+
+def _ask_together(clients: Sequence[Client], questions: Sequence[Question], timeout: float | None) -> list[Any]:
+    """The answers to calls that run at the same time; where one fails the others are cancelled."""
+    futures = [clients[side]._start(call, timeout) for side, call in questions]
+    try:
+        return [clients[side]._finish(call, future) for (side, call), future in zip(questions, futures, strict=True)]
+    finally:
+        for future in futures:
+            future.cancel()

@@ -67,6 +67,67 @@ class Side(Enum):
     SUBKEY = "subkey"
 
 
+class LayerPartKind(Enum):
+    """Which part of a layer is meant."""
+
+    ATTENTION = "attention"
+    FFN = "ffn"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPart:
+    """The attention or the FFN of layer `layer`; the kind is also accepted by its value ("ffn")."""
+
+    layer: int
+    kind: LayerPartKind
+
+    def __init__(self, layer: int, kind: LayerPartKind | str) -> None:
+        object.__setattr__(self, "layer", layer)
+        object.__setattr__(self, "kind", LayerPartKind(kind))
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.kind.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Zero:
+    """Set coefficients to zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Multiply coefficients by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetTo:
+    """Set coefficients to `value`."""
+
+    value: float
+
+
+Operation = Zero | Scale | SetTo
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """What to do with the coefficients of neurons: single ones, those of whole heads, those of whole layer parts.
+
+    What is named twice is changed once. At every position, or at the explained one only.
+    """
+
+    operation: Operation = Zero()
+    neurons: tuple[Neuron, ...] = ()
+    heads: tuple[Head, ...] = ()
+    layers: tuple[LayerPart, ...] = ()
+    explained_position_only: bool = False
+
+
+InterventionSet = tuple[Intervention, ...]
+"""Interventions that are made together, in their order."""
+
 ALL_PARTS: frozenset[Part] = frozenset(Part)
 
 
@@ -86,6 +147,8 @@ class AttributeOptions:
     exhaustive: bool = False
     position_projection_top_k: int = 0
     head_top_k: int = 10
+    attention_neurons_over_positions: bool = False
+    interventions: InterventionSet = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +178,21 @@ class ProjectNeuronRequest:
     through: Head | None = None
     top_k: int = 10
     subkey: Subkey = Subkey.UP
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterveneRequest:
+    """A request for reruns of a prompt with neurons changed, one rerun for each set.
+
+    `prompt` is text, or token ids used exactly as given; `target` a token's exact text or its id.
+    """
+
+    prompt: str | tuple[int, ...]
+    sets: tuple[InterventionSet, ...]
+    target: str | int | None = None
+    generate: int = 0
+    add_special_tokens: bool | None = None
     model: str = ""
 
 

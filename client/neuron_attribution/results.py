@@ -81,8 +81,8 @@ class Coverage:
 class NeuronScore:
     """One neuron in a ranking.
 
-    `position` is the source position of an attention value neuron in a ranking, else None. `coefficient` is what
-    multiplies the subvalue (attention weight times value for an attention neuron), None for query FFN neurons.
+    `position` is the source position of an attention value neuron in a ranking by position, else None. `coefficient`
+    is what multiplies the subvalue (attention weight times value for an attention neuron), None for query FFN neurons.
     """
 
     neuron: Neuron
@@ -223,6 +223,34 @@ class AttributeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictionState:
+    """A next-token prediction: the watched token, the most probable ones, and the greedy continuation if asked for."""
+
+    target: TokenPrediction
+    predictions: tuple[TokenPrediction, ...]
+    continuation: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InterventionResult:
+    """The prediction after one set of interventions, and KL(before || after) in nats."""
+
+    after: PredictionState
+    kl_divergence: float
+
+
+@dataclass(frozen=True, slots=True)
+class InterveneResult:
+    """The prediction before any intervention and after each set; `tokens` are the exact tokens of the prompt."""
+
+    model: ModelIdentity
+    tokens: tuple[Token, ...]
+    before: PredictionState
+    results: tuple[InterventionResult, ...]
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
 class NeuronProjection:
     """What one neuron means in the vocabulary."""
 
@@ -292,6 +320,7 @@ class Limits:
     request_bytes: int
     stream_window: int
     exhaustive_scores: int
+    intervention_sets: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from neuron_attribution_server.batches import padded_tokens
 from neuron_attribution_server.metrics import Metrics
 from neuron_attribution_server.reports import collected_reports
 from neuron_attribution_server.request_queue import QueuedTask
-from neuron_attribution_server.tasks import AttributeTask
+from neuron_attribution_server.tasks import ProjectTask
 
 if TYPE_CHECKING:
     from neuron_attribution_server.tracing import Tracing
@@ -41,5 +41,5 @@ class BatchObserver:
 
 def _tokens(batch: Sequence[QueuedTask]) -> tuple[int, int]:
     """The tokens that go through the model, without and with padding; projections have none."""
-    tasks = [item.task for item in batch if isinstance(item.task, AttributeTask)]
+    tasks = [item.task for item in batch if not isinstance(item.task, ProjectTask)]
     return (sum(task.tokens for task in tasks), padded_tokens(tasks)) if tasks else (0, 0)

@@ -30,8 +30,8 @@ class BatchLimits:
 
 
 def padded_tokens(tasks: Sequence[Task]) -> int:
-    """The tokens of a batch, each task padded to the longest."""
-    return len(tasks) * max(task.tokens for task in tasks)
+    """The tokens of a batch, each sequence padded to the longest."""
+    return sum(task.sequences for task in tasks) * max(task.length for task in tasks)
 
 
 def is_dense(tasks: Sequence[Task]) -> bool:

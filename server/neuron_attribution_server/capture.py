@@ -11,7 +11,7 @@ the number of rows, but for a handful of rows; fused attention does not, so that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -27,6 +27,7 @@ from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.architectures.norms import NormView, WriteView
 from neuron_attribution_server.attention import attend
 from neuron_attribution_server.captured import CapturedStates, ExplainedRows
+from neuron_attribution_server.edits import Edits, first_input
 
 ATTENTION_KEY = "neuron_attribution"
 SMALLEST_PASS = 16
@@ -66,13 +67,16 @@ def set_plain(view: ModelView) -> None:
         view.model.set_experts_implementation("eager")
 
 
-def capture(view: ModelView, sequences: Sequence[Sequence[int]], rows: ExplainedRows) -> CapturedStates:
+def capture(
+    view: ModelView, sequences: Sequence[Sequence[int]], rows: ExplainedRows, edits: Edits | None = None
+) -> CapturedStates:
     """Run the model on token ids and return what it went through. The unembedding is left to scoring."""
     tokens = _padded(sequences, 1 if view.depends_on_length else SMALLEST_PASS, view.device)
     lengths = tuple(len(sequence) for sequence in sequences)
-    states = CapturedStates(rows, lengths, tuple(tokens.shape), copies=view.spec.adds_in_place)
+    states = CapturedStates(rows, lengths, tuple(tokens.shape), copies=view.spec.adds_in_place, edits=edits)
     wanted = {} if view.spec.uses_attention_interface else {"output_attentions": True}
-    with torch.inference_mode(), _recording(view, states):
+    edited = nullcontext() if edits is None else edits.made(lengths)  # before the recording, which sees what is changed
+    with torch.inference_mode(), edited, _recording(view, states):
         view.model.base_model(input_ids=tokens, use_cache=False, **wanted)
         _add_routed_coefficients(view, states)
     return states
@@ -137,14 +141,9 @@ def _scale_hooks(layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.
         yield layer.ffn_write_modules[0], _scale_to(states.ffn_scales, layer.ffn_write.norm), None
 
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    states: Tensor = args[0] if args else kwargs["hidden_states"]
-    return states
-
-
 def _input_to(destination: list[Tensor]) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination.append(_first(args, kwargs))
+        destination.append(first_input(args, kwargs))
 
     return hook
 
@@ -154,14 +153,14 @@ def _final_to(inputs: list[Tensor], layers: int) -> Hook:
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(inputs) == layers:
-            inputs.append(_first(args, kwargs))
+            inputs.append(first_input(args, kwargs))
 
     return hook
 
 
 def _rows_to(destination: list[Tensor], states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination.append(states.rows.of(states.by_position(_first(args, kwargs))))
+        destination.append(states.rows.of(states.by_position(first_input(args, kwargs))))
 
     return hook
 
@@ -170,14 +169,14 @@ def _numbered_rows_to(destination: list[Tensor], number: int, states: CapturedSt
     destination.append(torch.empty(0))
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination[number] = states.rows.of(states.by_position(_first(args, kwargs)))
+        destination[number] = states.rows.of(states.by_position(first_input(args, kwargs)))
 
     return hook
 
 
 def _scale_to(destination: list[Tensor], norm: NormView) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination.append(norm.scale(_first(args, kwargs).float()))
+        destination.append(norm.scale(first_input(args, kwargs).float()))
 
     return hook
 
@@ -223,21 +222,22 @@ def _recordable_attention(
     **kwargs: Any,  # noqa: ANN401
 ) -> tuple[Tensor, None]:
     states = _RECORDING.get()
-    if states is None:
-        return attend(module, query, key, value, attention_mask, scaling, **kwargs), None
-    states.record_attention(query, key, value, attention_mask, scaling, **kwargs)
-    if query.device.type != "cpu" or states.lengths == (query.shape[2],):
+    lengths = [query.shape[2]] * len(query)
+    if states is not None:
+        states.record_attention(query, key, value, attention_mask, scaling, **kwargs)
+        lengths = list(states.lengths)
+    if query.device.type != "cpu" or lengths == [query.shape[2]]:
         return attend(module, query, key, value, attention_mask, scaling, **kwargs), None
     output = query.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[3])
     mask = None if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1)
-    for sequence, length in enumerate(states.lengths):
-        one = slice(sequence, sequence + 1)
+    for sequence, length in enumerate(lengths):
+        one, seen = slice(sequence, sequence + 1), key.shape[2] - query.shape[2] + length
         output[one, :length] = attend(
             module,
             query[one, :, :length],
-            key[one, :, :length],
-            value[one, :, :length],
-            None if mask is None else mask[one, :, :length, :length],
+            key[one, :, :seen],
+            value[one, :, :seen],
+            None if mask is None else mask[one, :, :length, :seen],
             scaling,
             **kwargs,
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from neuron_attribution_server.architectures.feed_forward import Routing
 from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attention import attention_rows
+from neuron_attribution_server.edits import Edits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +55,8 @@ class CapturedStates:
     """B, T."""
     copies: bool = False
     """Whether the model changes afterwards what its modules returned."""
+    edits: Edits | None = None
+    """How the pass was intervened in."""
     inputs: list[Tensor] = field(default_factory=list)
     """x_l [B, T, d], then x_L."""
     attention_writes: list[Tensor] = field(default_factory=list)
@@ -103,7 +106,8 @@ class CapturedStates:
         layer = view.layers[number]
         normed = layer.ffn_reads(self.inputs[number][at], self.attention_writes[number][at])
         routing = self.routings.get(number)
-        return layer.ffn.coefficients(normed, None if routing is None else routing.at(at))
+        found = layer.ffn.coefficients(normed, None if routing is None else routing.at(at))
+        return found if self.edits is None else self.edits.change_ffn(number, at, found)
 
 
 def _on_device(ids: Sequence[Any], device: torch.device) -> Tensor:

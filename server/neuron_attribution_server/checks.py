@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
+from neuron_attribution.requests import InterventionSet, LayerPartKind, SetTo
 from neuron_attribution.results import ModelSizes
 
 
@@ -20,11 +21,38 @@ def check_at_most(value: int, limit: int, field: str, unit: str = "") -> None:
         raise InvalidArgumentError.of(field, f"{counted} is over the limit {limit}; give at most {limit}")
 
 
-def check_neurons(neurons: tuple[Neuron, ...], sizes: ModelSizes, limit: int) -> None:
+def check_neurons(neurons: tuple[Neuron, ...], sizes: ModelSizes, limit: int, field: str = "neurons") -> None:
     """Refuse too many neurons and neurons the model does not have."""
-    check_at_most(len(neurons), limit, "neurons", "neurons")
+    check_at_most(len(neurons), limit, field, "neurons")
     for position, neuron in enumerate(neurons):
-        _check_neuron(neuron, f"neurons[{position}]", sizes)
+        _check_neuron(neuron, f"{field}[{position}]", sizes)
+
+
+def check_interventions(interventions: InterventionSet, sizes: ModelSizes, limit: int, field: str) -> None:
+    """Refuse neurons, heads and layers the model does not have."""
+    for number, intervention in enumerate(interventions):
+        place = f"{field}[{number}]"
+        check_neurons(intervention.neurons, sizes, limit, f"{place}.neurons")
+        for index, head in enumerate(intervention.heads):
+            check_head(head, f"{place}.heads[{index}]", sizes)
+        for index, part in enumerate(intervention.layers):
+            _check_index(part.layer, sizes.layers, f"{place}.layers[{index}].layer", "layer")
+
+
+def check_attributable(interventions: InterventionSet, field: str) -> None:
+    """Refuse to attribute what has no source position: an attention coefficient that is set."""
+    for number, intervention in enumerate(interventions):
+        of_attention = (
+            any(isinstance(neuron, AttentionNeuron) for neuron in intervention.neurons)
+            or intervention.heads
+            or any(part.kind is LayerPartKind.ATTENTION for part in intervention.layers)
+        )
+        if isinstance(intervention.operation, SetTo) and of_attention:
+            raise InvalidArgumentError.of(
+                f"{field}[{number}].set",
+                "sets attention neurons, whose attribution is by source position, and a set value has none; "
+                "zero or scale them, or set FFN neurons only",
+            )
 
 
 def check_head(head: Head | AttentionNeuron, field: str, sizes: ModelSizes) -> None:

@@ -108,7 +108,8 @@ class ServerConfig:
         "position, x vocabulary; they must fit into batch_timeout",
         2**34,
     )
-    maximum_neurons: int = _setting(_count, "neurons named in one request", 1000)
+    maximum_neurons: int = _setting(_count, "neurons named in one request or in one set of interventions", 1000)
+    maximum_intervention_sets: int = _setting(_count, "sets of interventions in one request", 32)
     maximum_message_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per answer", 64 * 2**20)
     maximum_request_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per request", 4 * 2**20)
     stream_window: int = _setting(_count, "items of one stream that are read and not yet answered", 64)
@@ -240,6 +241,7 @@ class ServerConfig:
             tenant_share=self.tenant_share,
             request_bytes=self.maximum_request_bytes,
             stream_window=self.stream_window,
+            intervention_sets=self.maximum_intervention_sets,
         )
 
     def __str__(self) -> str:

@@ -15,7 +15,14 @@ from dataclasses import replace
 import torch
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import FfnNeuron
-from neuron_attribution.results import Explanation, ModelSizes, NeuronProjection
+from neuron_attribution.results import (
+    Explanation,
+    InterventionResult,
+    ModelSizes,
+    NeuronProjection,
+    PredictionState,
+)
+from torch import Tensor
 
 from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attribution.search_seconds import SearchSeconds
@@ -23,16 +30,28 @@ from neuron_attribution_server.attribution.states import Weights
 from neuron_attribution_server.attribution.value_search import LazyRanges
 from neuron_attribution_server.capture import capture
 from neuron_attribution_server.captured import CapturedStates, ExplainedRows
+from neuron_attribution_server.edits import Edits, Placed
 from neuron_attribution_server.explanation.explainer import Explainer
+from neuron_attribution_server.explanation.intervening import before_and_after, check_finite
 from neuron_attribution_server.explanation.keys import check_subkey
 from neuron_attribution_server.explanation.predictions import own_log_probabilities
 from neuron_attribution_server.explanation.projector import Projector
 from neuron_attribution_server.explanation.rows import Row
-from neuron_attribution_server.generation import generate
+from neuron_attribution_server.generation import generate, generate_several
+from neuron_attribution_server.passes import (
+    Answer,
+    PassSequence,
+    PassTask,
+    check_units,
+    outcome_of,
+    places_of,
+    rows_of,
+    sequences_of,
+)
 from neuron_attribution_server.tasks import (
-    AttributeOutcome,
     AttributeTask,
     ExplainedToken,
+    InterveneTask,
     ModelFacts,
     Outcome,
     ProjectOutcome,
@@ -70,18 +89,18 @@ class Engine:
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
         """Run one batch; a failed task's error stands in its place."""
         outcomes: dict[int, Outcome] = {}
-        batch: dict[int, AttributeTask] = {}
+        batch: dict[int, PassTask] = {}
         for index, task in enumerate(tasks):
             try:
                 self._check(task)
                 if isinstance(task, ProjectTask):
                     outcomes[index] = self._project(task)
                 else:
-                    batch[index] = self._with_generation(task)
+                    batch[index] = self._with_generation(task) if isinstance(task, AttributeTask) else task
             except NeuronAttributionError as error:
                 outcomes[index] = error
         for together in self._batches(batch):
-            found = self._attribute([batch[index] for index in together])
+            found = self._run([batch[index] for index in together])
             outcomes |= dict(zip(together, found, strict=True))
         return [outcomes[index] for index in range(len(tasks))]
 
@@ -93,11 +112,17 @@ class Engine:
 
     def _check(self, task: Task) -> None:
         """Refuse what only the model itself knows to be impossible, before it shares a batch."""
+        if isinstance(task, InterveneTask):
+            for number, interventions in enumerate(task.sets):
+                check_units(self._view, interventions, f"sets[{number}].interventions")
+            return
         options = task.options if isinstance(task, AttributeTask) else task
         check_subkey(self._view, options.subkey)
         for neuron in options.neurons:
             if isinstance(neuron, FfnNeuron):
                 self._view.ffn_unit(neuron)
+        if isinstance(task, AttributeTask):
+            check_units(self._view, task.options.interventions, "interventions")
 
     def _project(self, task: ProjectTask) -> ProjectOutcome:
         found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)
@@ -107,63 +132,81 @@ class Engine:
         """The task with its generated tokens as the completion to explain."""
         if not task.generate:
             return task
-        generated = generate(self._view, task.token_ids, task.generate)
         first = len(task.token_ids) - 1
+        placed = Placed(task.options.interventions, tuple(range(first, first + task.generate)))
+        generated = generate(self._view, task.token_ids, task.generate, placed)
         explained = tuple(ExplainedToken(first + offset, token) for offset, token in enumerate(generated))
         return replace(task, token_ids=(*task.token_ids, *generated), explained=explained, generate=0)
 
-    def _attribute(self, tasks: Sequence[AttributeTask]) -> list[AttributeOutcome]:
+    def _run(self, tasks: Sequence[PassTask]) -> list[Outcome]:
+        """One forward pass, and what each task reads of it."""
+        continuations = [self._continuations(task) if isinstance(task, InterveneTask) else [] for task in tasks]
         began, start = time.time(), time.perf_counter()
         seconds = SearchSeconds()
-        captured = self._capture(tasks)
+        sequences = [each for task in tasks for each in sequences_of(task)]
+        captured = self._capture(sequences)
         self._synchronize()
         middle = time.perf_counter()
-        explanations = self._explain(captured, self._rows(captured, tasks), seconds)
+        answers = self._answers(captured, tasks, continuations, seconds)
         self._synchronize()
         end = time.perf_counter()
-        parts = iter(explanations)
-        tokens = sum(len(task.token_ids) for task in tasks)
-        return [
-            AttributeOutcome(
-                task.token_ids,
-                tuple(next(parts) for _ in task.explained),
-                middle - start,
-                end - middle,
-                len(tasks),
-                tokens,
-                began,
-                seconds.bound,
-                seconds.exact,
-            )
-            for task in tasks
-        ]
+        tokens = sum(len(sequence.token_ids) for sequence in sequences)
+        shared = {"forward": middle - start, "scoring": end - middle, "started": began}
+        shared |= {"batch_requests": len(tasks), "batch_tokens": tokens}
+        return [outcome_of(task, answer, shared, seconds) for task, answer in zip(tasks, answers, strict=True)]
 
-    def _capture(self, tasks: Sequence[AttributeTask]) -> CapturedStates:
-        device = self._view.device
-        positions = [[token.position for token in task.explained] for task in tasks]
-        rows = ExplainedRows.from_counts(positions, device)
-        return capture(self._view, [task.token_ids for task in tasks], rows)
+    def _continuations(self, task: InterveneTask) -> list[tuple[int, ...]]:
+        """What the plain sequence and each set go on with, where that is asked for."""
+        sequences = [sequence.placed for sequence in sequences_of(task)]
+        if not task.generate:
+            return [() for _ in sequences]
+        return generate_several(self._view, task.token_ids, task.generate, sequences)
 
-    def _rows(self, captured: CapturedStates, tasks: Sequence[AttributeTask]) -> list[Row]:
-        """One row per explained token; the model's own most probable token where no target is given."""
-        own = self._own_tokens(captured)
-        explained = [(sequence, task, token) for sequence, task in enumerate(tasks) for token in task.explained]
-        return [
-            Row(
-                index,
-                sequence,
-                token.position,
-                own[index] if token.target is None else token.target,
-                task.contrast,
-                task.options,
-            )
-            for index, (sequence, task, token) in enumerate(explained)
-        ]
+    def _capture(self, sequences: Sequence[PassSequence]) -> CapturedStates:
+        rows = ExplainedRows.from_counts([sequence.positions for sequence in sequences], self._view.device)
+        edits = Edits(self._view, [sequence.placed for sequence in sequences])
+        return capture(self._view, [sequence.token_ids for sequence in sequences], rows, edits or None)
 
-    def _own_tokens(self, captured: CapturedStates) -> list[int]:
+    def _answers(
+        self,
+        captured: CapturedStates,
+        tasks: Sequence[PassTask],
+        continuations: Sequence[Sequence[tuple[int, ...]]],
+        seconds: SearchSeconds,
+    ) -> list[Answer]:
+        """Each task's part of the pass; the explained tokens of all attributions are scored together."""
         finals = captured.rows.of(captured.inputs[-1]).float()
-        found: list[int] = own_log_probabilities(self._unembedding, finals).argmax(-1).tolist()
-        return found
+        places = places_of(tasks)
+        answers: list[Answer] = []
+        for task, place, continuation in zip(tasks, places, continuations, strict=True):
+            try:
+                answers.append(self._read(task, finals[place.rows], continuation))
+            except NeuronAttributionError as error:
+                answers.append(error)
+        own = own_log_probabilities(self._unembedding, finals).argmax(-1).tolist()
+        wanted = [
+            row
+            for task, place, answer in zip(tasks, places, answers, strict=True)
+            if isinstance(task, AttributeTask) and not isinstance(answer, NeuronAttributionError)
+            for row in rows_of(task, place, own)
+        ]
+        explained = iter(self._explain(captured, wanted, seconds))
+        return [
+            tuple(next(explained) for _ in task.explained)
+            if isinstance(task, AttributeTask) and answer is None
+            else answer
+            for task, answer in zip(tasks, answers, strict=True)
+        ]
+
+    def _read(
+        self, task: PassTask, finals: Tensor, continuation: Sequence[tuple[int, ...]]
+    ) -> tuple[PredictionState, tuple[InterventionResult, ...]] | None:
+        """The predictions of interventions; an attribution's explanations come later, together."""
+        if isinstance(task, InterveneTask):
+            return before_and_after(self._projector, self._unembedding, finals, task.target, continuation)
+        if task.options.interventions:
+            check_finite(finals, "interventions")
+        return None
 
     def _explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
         groups: dict[object, list[Row]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Greedy generation with the served model."""
+"""Greedy generation with the served model, as it is or with interventions."""
 
 from __future__ import annotations
 
@@ -7,19 +7,50 @@ from collections.abc import Sequence
 import torch
 
 from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.edits import Edits, Placed
+from neuron_attribution_server.tasks import generated_at_once
 
 
-def generate(view: ModelView, token_ids: Sequence[int], count: int) -> tuple[int, ...]:
+def generate(view: ModelView, token_ids: Sequence[int], count: int, placed: Placed | None = None) -> tuple[int, ...]:
     """The `count` most probable tokens one after another; fewer where the model ends its text."""
-    prompt = torch.tensor([token_ids], device=view.device)
+    return _generate(view, token_ids, count, [placed or Placed()])[0]
+
+
+def generate_several(
+    view: ModelView, token_ids: Sequence[int], count: int, sequences: Sequence[Placed]
+) -> list[tuple[int, ...]]:
+    """The same for several sequences of interventions, always so many at once that none depends on how many there are.
+
+    Matrix products of a handful of rows round otherwise than larger ones.
+    """
+    together = generated_at_once(len(token_ids) + count)
+    found = []
+    for start in range(0, len(sequences), together):
+        some = sequences[start : start + together]
+        found += _generate(view, token_ids, count, [*some, *[Placed()] * (together - len(some))])[: len(some)]
+    return found
+
+
+def _generate(
+    view: ModelView, token_ids: Sequence[int], count: int, sequences: Sequence[Placed]
+) -> list[tuple[int, ...]]:
+    prompts = torch.tensor([token_ids] * len(sequences), device=view.device)
     ends = view.model.generation_config.eos_token_id
-    generated = view.model.generate(  # type: ignore[operator]
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=count,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=ends[0] if isinstance(ends, list) else ends,
-    )
-    tokens: list[int] = generated[0, len(token_ids) :].tolist()
-    return tuple(tokens)
+    ending = ends if isinstance(ends, list) else [ends]
+    with Edits(view, sequences).made():
+        generated = view.model.generate(  # type: ignore[operator]
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=count,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,  # else every step would begin at position 0 again
+            pad_token_id=ending[0],
+        )
+    return [_until_end(row, ending) for row in generated[:, len(token_ids) :].tolist()]
+
+
+def _until_end(tokens: list[int], ends: Sequence[int | None]) -> tuple[int, ...]:
+    """The tokens up to the first that ends a text: what follows it only fills the batch."""
+    last = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tuple(tokens[: last + 1])

@@ -11,7 +11,7 @@ from typing import Any
 
 from neuron_attribution.results import NeuronRanking
 
-from neuron_attribution_server.tasks import AttributeOutcome, Outcome
+from neuron_attribution_server.tasks import AttributeOutcome, InterveneOutcome, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,10 @@ class BatchReport:
         """Note what one run of the engine gave."""
         self.device, self.gpu_memory = device, gpu_memory(device)
         attributions = [outcome for outcome in outcomes if isinstance(outcome, AttributeOutcome)]
-        for first in attributions[:1]:  # its times are those of the whole pass
-            self.passes.append(PassReport(first.started, first.forward, first.scoring, first.bound, first.exact))
+        passed = [outcome for outcome in outcomes if isinstance(outcome, AttributeOutcome | InterveneOutcome)]
+        for first in attributions[:1] or passed[:1]:  # its times are those of the whole pass
+            bound, exact = (first.bound, first.exact) if isinstance(first, AttributeOutcome) else (0.0, 0.0)
+            self.passes.append(PassReport(first.started, first.forward, first.scoring, bound, exact))
         for explanation in (each for outcome in attributions for each in outcome.explanations):
             self.explained_tokens += 1
             self.ffn.add(explanation.ffn_value_neurons)

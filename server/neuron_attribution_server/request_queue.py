@@ -190,8 +190,8 @@ class RequestQueue:
             if not self._batch.allow([*(each.task for each in batch), item.task]):
                 return
             yield item
-        length = leader.task.tokens
-        for item in sorted(items[len(old) :], key=lambda item: abs(item.task.tokens - length)):
+        length = leader.task.length
+        for item in sorted(items[len(old) :], key=lambda item: abs(item.task.length - length)):
             tasks = [*(each.task for each in batch), item.task]
             if is_dense(tasks) and self._batch.allow(tasks):
                 yield item

@@ -7,11 +7,19 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from neuron_attribution import convert
-from neuron_attribution.results import Limits, ModelInfo, ProjectNeuronResult, Timings, TokenizeResult
+from neuron_attribution.results import InterveneResult, Limits, ModelInfo, ProjectNeuronResult, Timings, TokenizeResult
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 from neuron_attribution_server.request_queue import Delivery
-from neuron_attribution_server.tasks import AttributeTask, ModelFacts, PackedAttribution, ProjectOutcome, ProjectTask
+from neuron_attribution_server.tasks import (
+    AttributeTask,
+    InterveneOutcome,
+    InterveneTask,
+    ModelFacts,
+    PackedAttribution,
+    ProjectOutcome,
+    ProjectTask,
+)
 from neuron_attribution_server.tokenizer import ExactTokenizer
 from neuron_attribution_server.validate import RequestValidator
 
@@ -21,6 +29,14 @@ class PreparedAttribution:
     """An attribution ready for the queue, and the seconds that reading and tokenizing it took."""
 
     task: AttributeTask
+    tokenization: float
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedIntervention:
+    """Interventions ready for the queue, and the seconds that reading and tokenizing them took."""
+
+    task: InterveneTask
     tokenization: float
 
 
@@ -61,6 +77,13 @@ class ServedModel:
         task = self._validator.attribute(convert.attribute_request_from_proto(message))
         return PreparedAttribution(task, time.perf_counter() - started)
 
+    def prepare_intervention(self, message: messages.InterveneRequest) -> PreparedIntervention:
+        """Read, check and tokenize a request for interventions."""
+        started = time.perf_counter()
+        self._validator.check_set_counts(message)
+        task = self._validator.intervene(convert.intervene_request_from_proto(message))
+        return PreparedIntervention(task, time.perf_counter() - started)
+
     def prepare_projection(self, message: messages.ProjectNeuronRequest) -> ProjectTask:
         """Read and check a request for projections."""
         self._validator.check_counts(message)
@@ -70,6 +93,23 @@ class ServedModel:
         """Write the answer to an attribution, serialized."""
         tokens = tuple(map(self._tokenizer.token, answer.token_ids))
         return convert.completed_attribution(answer.response, tokens, timings)
+
+    def finish_intervention(self, prepared: PreparedIntervention, delivery: Delivery) -> messages.InterveneResponse:
+        """Write the answer to interventions."""
+        outcome = delivery.outcome
+        assert isinstance(outcome, InterveneOutcome)
+        timings = Timings(
+            queue=delivery.queue,
+            tokenization=prepared.tokenization,
+            forward=outcome.forward,
+            scoring=outcome.scoring,
+            batch_requests=outcome.batch_requests,
+            batch_tokens=outcome.batch_tokens,
+        )
+        tokens = tuple(map(self._tokenizer.token, prepared.task.token_ids))
+        return convert.intervene_result_to_proto(
+            InterveneResult(self.identity, tokens, outcome.before, outcome.results, timings)
+        )
 
     def finish_projection(self, delivery: Delivery) -> messages.ProjectNeuronResponse:
         """Write the answer to a projection."""

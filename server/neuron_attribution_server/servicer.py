@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from neuron_attribution.errors import ResourceExhaustedError, UnavailableError, UnimplementedError
+from neuron_attribution.errors import ResourceExhaustedError, UnavailableError
 from neuron_attribution.results import Timings
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
@@ -96,8 +96,16 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         return self._within_size(await self._apart(partial(backend.model.finish_projection, delivery)))
 
     async def Intervene(self, request: messages.InterveneRequest, context: Context) -> messages.InterveneResponse:
-        """Not implemented."""
-        raise UnimplementedError("this server does not implement Intervene")
+        """Rerun a prompt with neurons changed."""
+        backend = self._ready()
+        backend.scheduler.check_room()
+        with backend.scheduler.expecting():
+            prepared = await self._apart(
+                partial(backend.model.prepare_intervention, request), unless=_is_short(request)
+            )
+        current_call.get().prepared(prepared.task.token_ids, prepared.tokenization)
+        delivery = await backend.scheduler.submit(prepared.task, _deadline(context))
+        return self._within_size(await self._apart(partial(backend.model.finish_intervention, prepared, delivery)))
 
     async def Tokenize(self, request: messages.TokenizeRequest, context: Context) -> messages.TokenizeResponse:
         """Show the exact tokens of a text."""
@@ -154,7 +162,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         if size > self._message_bytes:
             raise ResourceExhaustedError(
                 f"the answer has {size} bytes, over the limit {self._message_bytes}; ask for fewer explained tokens, "
-                "parts, neurons or projected tokens",
+                "parts, neurons, sets or projected tokens",
                 reason="RESPONSE_TOO_LARGE",
             )
 

@@ -8,14 +8,16 @@ from typing import Protocol
 
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import Head, Neuron
-from neuron_attribution.requests import AttributeOptions, Direction, Part, Side, Subkey
+from neuron_attribution.requests import AttributeOptions, Direction, InterventionSet, Part, Side, Subkey
 from neuron_attribution.results import (
     Exactness,
     Explanation,
+    InterventionResult,
     Invariant,
     ModelIdentity,
     ModelSizes,
     NeuronProjection,
+    PredictionState,
     Timings,
 )
 
@@ -39,14 +41,29 @@ class AttributeTask:
     options: AttributeOptions = field(default_factory=AttributeOptions)
 
     @property
+    def length(self) -> int:
+        """The tokens of its longest sequence."""
+        return len(self.token_ids) + self.generate
+
+    @property
+    def sequences(self) -> int:
+        """The sequences this task puts into the batch."""
+        return 1
+
+    @property
     def tokens(self) -> int:
         """The tokens this task puts into the batch."""
-        return len(self.token_ids) + self.generate
+        return self.length
 
     @property
     def rows(self) -> int:
         """The explained tokens this task puts into the batch."""
         return len(self.explained) + self.generate
+
+    @property
+    def scored_rows(self) -> int:
+        """Those of them whose base states are scored."""
+        return self.rows
 
     @property
     def detailed_heads(self) -> int:
@@ -57,6 +74,61 @@ class AttributeTask:
     def runs_alone(self) -> bool:
         """Whether it takes so long that no other task should wait for it in one batch."""
         return self.options.exhaustive
+
+
+def generated_at_once(length: int) -> int:
+    """How many sequences of a task generate together: by their length alone, so that their number changes nothing."""
+    return 16 if 16 * length <= 4096 else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterveneTask:
+    """Reruns of one prompt with neurons changed, each beside the others; `target` None means the model's own token."""
+
+    token_ids: tuple[int, ...]
+    sets: tuple[InterventionSet, ...]
+    target: int | None = None
+    generate: int = 0
+
+    @property
+    def length(self) -> int:
+        """The tokens of each of its sequences."""
+        return len(self.token_ids) + self.generate
+
+    @property
+    def sequences(self) -> int:
+        """The plain sequence and one for each set."""
+        return 1 + len(self.sets)
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of all its sequences."""
+        return self.length * self.sequences
+
+    @property
+    def rows(self) -> int:
+        """The last position of each sequence."""
+        return self.sequences
+
+    @property
+    def scored_rows(self) -> int:
+        """Only predictions are read."""
+        return 0
+
+    @property
+    def detailed_heads(self) -> int:
+        """Nothing is explained."""
+        return 0
+
+    @property
+    def runs_alone(self) -> bool:
+        """A forward pass."""
+        return False
+
+    @property
+    def generating_tokens(self) -> int:
+        """The tokens that are in memory at once while it generates."""
+        return self.length * generated_at_once(self.length) if self.generate else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +147,22 @@ class ProjectTask:
         return 1
 
     @property
+    def length(self) -> int:
+        """As many as there are tokens."""
+        return 1
+
+    @property
+    def sequences(self) -> int:
+        """Counted as one."""
+        return 1
+
+    @property
     def rows(self) -> int:
+        """Nothing is explained."""
+        return 0
+
+    @property
+    def scored_rows(self) -> int:
         """Nothing is explained."""
         return 0
 
@@ -90,7 +177,7 @@ class ProjectTask:
         return False
 
 
-Task = AttributeTask | ProjectTask
+Task = AttributeTask | InterveneTask | ProjectTask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +205,20 @@ class ProjectOutcome:
     projections: tuple[NeuronProjection, ...]
 
 
-Outcome = AttributeOutcome | ProjectOutcome | NeuronAttributionError
+@dataclass(frozen=True, slots=True, eq=False)
+class InterveneOutcome:
+    """What the interventions did, and the batch they were part of; times in seconds."""
+
+    before: PredictionState
+    results: tuple[InterventionResult, ...]
+    forward: float
+    scoring: float
+    batch_requests: int
+    batch_tokens: int
+    started: float = 0.0
+
+
+Outcome = AttributeOutcome | InterveneOutcome | ProjectOutcome | NeuronAttributionError
 """What the engine gives for one task."""
 
 
@@ -135,7 +235,7 @@ class PackedAttribution:
     timings: Timings
 
 
-Answer = PackedAttribution | ProjectOutcome | NeuronAttributionError
+Answer = PackedAttribution | InterveneOutcome | ProjectOutcome | NeuronAttributionError
 """What the worker gives for one task."""
 
 
@@ -157,12 +257,13 @@ class MemoryCost:
 
     def batch(self, tasks: Sequence[Task]) -> int:
         """The bytes that a batch of tasks takes."""
-        longest = max(task.tokens for task in tasks)
+        longest = max(task.length for task in tasks)
         rows = sum(task.rows for task in tasks)
+        generating = max((task.generating_tokens for task in tasks if isinstance(task, InterveneTask)), default=0)
         return (
             self.fixed
-            + self.per_token * longest * len(tasks)
-            + self.per_row * min(rows, self.rows_at_once)
+            + self.per_token * max(longest * sum(task.sequences for task in tasks), generating)
+            + self.per_row * min(sum(task.scored_rows for task in tasks), self.rows_at_once)
             + self.per_row_token * longest * rows
             + self.per_head_position * longest * sum(task.detailed_heads for task in tasks)
         )

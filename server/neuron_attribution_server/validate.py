@@ -5,6 +5,7 @@ What can be checked without the model (empty, unset, contradictory fields) is re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from neuron_attribution.convert.values import unicode_text
@@ -13,6 +14,7 @@ from neuron_attribution.requests import (
     ALL_PARTS,
     AttributeOptions,
     AttributeRequest,
+    InterveneRequest,
     Part,
     ProjectNeuronRequest,
     ScoringMethod,
@@ -22,8 +24,15 @@ from neuron_attribution.requests import (
 from neuron_attribution.results import Limits, TokenizedToken
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
-from neuron_attribution_server.checks import check_at_least_one, check_at_most, check_head, check_neurons
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, ModelFacts, ProjectTask
+from neuron_attribution_server.checks import (
+    check_at_least_one,
+    check_at_most,
+    check_attributable,
+    check_head,
+    check_interventions,
+    check_neurons,
+)
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ModelFacts, ProjectTask
 from neuron_attribution_server.tokenizer import ExactTokenizer
 
 
@@ -46,6 +55,13 @@ class RequestValidator:
         check_at_most(len(message.neurons), self.limits.neurons, "neurons", "neurons")
         if isinstance(message, messages.AttributeRequest):
             check_at_most(len(message.parts), len(Part), "parts", "parts")
+            self._check_set_size(message.interventions, "interventions")
+
+    def check_set_counts(self, message: messages.InterveneRequest) -> None:
+        """The same for interventions."""
+        check_at_most(len(message.sets), self.limits.intervention_sets, "sets", "sets")
+        for index, each in enumerate(message.sets):
+            self._check_set_size(each.interventions, f"sets[{index}].interventions")
 
     def attribute(self, request: AttributeRequest) -> AttributeTask:
         """Make an attribution a task."""
@@ -65,6 +81,22 @@ class RequestValidator:
         )
         self._check_memory(task)
         self._check_exhaustive(task)
+        return task
+
+    def intervene(self, request: InterveneRequest) -> InterveneTask:
+        """Make interventions a task."""
+        self.check_model(request.model)
+        for index, each in enumerate(request.sets):
+            check_interventions(each, self.facts.sizes, self.limits.neurons, f"sets[{index}].interventions")
+        prompt = self._prompt(request)
+        self._check_length(len(prompt), 0, request.generate or None)
+        task = InterveneTask(
+            token_ids=prompt,
+            sets=request.sets,
+            target=self._token(request.target, "target"),
+            generate=request.generate,
+        )
+        self._check_batch(task)
         return task
 
     def project(self, request: ProjectNeuronRequest) -> ProjectTask:
@@ -98,6 +130,8 @@ class RequestValidator:
         for name in ("top_k", "head_top_k", "projection_top_k", "query_sources", "position_projection_top_k"):
             self._check_count(getattr(options, name), name)
         check_neurons(options.neurons, self.facts.sizes, self.limits.neurons)
+        check_interventions(options.interventions, self.facts.sizes, self.limits.neurons, "interventions")
+        check_attributable(options.interventions, "interventions")
         return replace(options, parts=self._parts(options.parts))
 
     def _parts(self, parts: frozenset[Part]) -> frozenset[Part]:
@@ -116,7 +150,7 @@ class RequestValidator:
     def _check_count(self, value: int, field: str) -> None:
         check_at_most(value, self.limits.top_k, field)
 
-    def _prompt(self, request: AttributeRequest) -> tuple[int, ...]:
+    def _prompt(self, request: AttributeRequest | InterveneRequest) -> tuple[int, ...]:
         if not isinstance(request.prompt, str):
             return self._given_ids(request.prompt, "prompt")
         self._check_text(request.prompt, "prompt.text")
@@ -190,6 +224,29 @@ class RequestValidator:
                 f"scoring every neuron for {task.rows} of {task.tokens} tokens takes {scores:.1e} vocabulary scores, "
                 f"over the limit {limit:.1e}; leave it unset, or explain fewer tokens of a shorter prompt",
                 reason="TOO_EXHAUSTIVE",
+            )
+
+    def _check_set_size(self, interventions: Sequence[messages.Intervention], field: str) -> None:
+        """Neurons, heads and layers of a set count together: each intervention names at least one."""
+        check_at_most(len(interventions), self.limits.neurons, field, "interventions")
+        named = sum(len(each.neurons) + len(each.heads) + len(each.layers) for each in interventions)
+        check_at_most(named, self.limits.neurons, field, "neurons, heads and layers")
+
+    def _check_batch(self, task: InterveneTask) -> None:
+        """Refuse sets whose sequences could not run as one batch."""
+        tokens = min(self.limits.batch_tokens, self.limits.queued_tokens)
+        needed, available = self.facts.memory.batch([task]), self.facts.memory.available
+        most = f"{len(task.sets)} sets and the plain prompt make {task.sequences} sequences of {task.length} tokens"
+        if task.tokens > tokens:
+            raise InvalidArgumentError.of(
+                "sets", f"{most}, {task.tokens} together, over the limit {tokens}; send fewer sets at a time"
+            )
+        if needed > available:
+            raise InvalidArgumentError.of(
+                "sets",
+                f"{most}, which take about {needed >> 20} MiB, and {available >> 20} MiB are free for a batch; send "
+                "fewer sets at a time, or shorten the prompt",
+                reason="NEEDS_TOO_MUCH_MEMORY",
             )
 
     def _check_memory(self, task: AttributeTask) -> None:

@@ -2,8 +2,8 @@
 
 Brute force covers every part of one explanation, both directions: all 46,080 FFN value neurons and all 17,280
 attention value neurons at each of the five positions, in float64 against the whole vocabulary. It takes about 100
-seconds on two idle CPU cores, once for the module. The value neurons of a second prompt are scored by the faster brute
-force of `make verify`.
+seconds on two idle CPU cores, once for the module. The value neurons of a second prompt, and what differs between two,
+are scored by the faster brute force of `make verify`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,12 +19,13 @@ from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Part, Side
 from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
 from neuron_attribution_server.tasks import ProjectTask
-from reference.compare import assert_close, assert_projection
+from reference.compare import assert_close, assert_projection, assert_ranking
 from reference.compare_explanations import assert_explanation, assert_scores_absolutely
 from reference.compare_neurons import assert_named, ranking_key
 from reference.compared import Compared, compare
 from reference.oracle import Explained
 from reference.projections import project_neuron, project_through
+from reference.served import served
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 from verify.brute_force import BruteForce, Scores
@@ -87,12 +89,20 @@ def paris(demo: Compared, encode: Encode) -> Explained:
 
 
 @pytest.fixture(scope="module")
-def another(encode: Encode) -> tuple[States, dict[str, Scores]]:
-    """Another prompt's states and all its neurons' scores, by the brute force of `make verify`."""
+def forced(encode: Encode) -> list[tuple[States, dict[str, Scores]]]:
+    """States and all neurons' scores by the brute force of `make verify`, which projects each neuron once for all.
+
+    Another prompt; and both prompts with attention neurons over all source positions.
+    """
     model = AutoModelForCausalLM.from_pretrained(demo_folder(), dtype=torch.float32, attn_implementation="eager").eval()
-    states = record(model, encode(ANOTHER_PROMPT))
-    (scores,) = BruteForce(model, [states], torch.get_num_threads()).run()
-    return states, scores
+    paris, another = (record(model, encode(prompt)) for prompt in (PROMPT, ANOTHER_PROMPT))
+    states = [another, *(over_positions(each) for each in (paris, another))]
+    return list(zip(states, BruteForce(model, states, torch.get_num_threads()).run(), strict=True))
+
+
+def over_positions(states: States) -> States:
+    """The same, its attention neurons over all source positions together."""
+    return replace(states, attention_coefficients=states.attention_coefficients.sum(-1, keepdim=True))
 
 
 def test_prediction(demo: Compared, encode: Encode, paris: Explained) -> None:
@@ -125,10 +135,39 @@ def test_value_neurons_are_those_of_brute_force(demo: Compared, encode: Encode, 
 
 
 @pytest.mark.parametrize("top_k", [10, 300])
-def test_value_neurons_of_another_prompt(demo: Compared, another: tuple[States, dict[str, Scores]], top_k: int) -> None:
+def test_value_neurons_of_another_prompt(
+    demo: Compared, forced: list[tuple[States, dict[str, Scores]]], top_k: int
+) -> None:
     """Increase, decrease and contrast of both kinds."""
-    for comparison in compare_rankings(demo.engine, *another, top_k):
+    for comparison in compare_rankings(demo.engine, *forced[0], top_k):
         assert not comparison.mistakes, comparison
+
+
+def test_two_prompts_compared(demo: Compared, forced: list[tuple[States, dict[str, Scores]]]) -> None:
+    """The hundred neurons of each kind that differ most, both ways, of all that differ."""
+    (first, first_scores), (second, second_scores) = forced[1:]
+    with served(demo) as client:
+        got = client.compare(first.tokens, second.tokens, top_k=100, projection_top_k=0, timeout=300)
+    for kind, found in (("ffn", got.ffn_neurons), ("attention", got.attention_neurons)):
+        differences = (first_scores[kind].increase - second_scores[kind].increase)[:, :, 0]
+        every = {
+            (layer, unit): difference
+            for layer, row in enumerate(differences.tolist())
+            for unit, difference in enumerate(row)
+        }
+        assert found.neurons == len(every)
+        assert found.scored < len(every) / 5
+        for ranking, increasing in ((found.fell, True), (found.rose, False)):
+            assert ranking.exact
+            keys = [grid_key(item.neuron) for item in ranking.neurons]
+            assert_ranking(keys, [item.difference for item in ranking.neurons], every, 100, increasing=increasing)
+
+
+def grid_key(neuron: FfnNeuron | AttentionNeuron) -> tuple[int, int]:
+    """The layer, and the neuron's place within it."""
+    if isinstance(neuron, FfnNeuron):
+        return neuron.layer, neuron.index
+    return neuron.layer, neuron.head * HEAD_SIZE + neuron.index
 
 
 def test_named_neurons(demo: Compared, encode: Encode, paris: Explained) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,39 @@ def test_generated_tokens_are_explained(tiny: Compared) -> None:
         token = outcome.token_ids[explanation.position + 1]
         assert token == oracle.top_token(explanation.position)
         assert_explanation(explanation, oracle.explain(explanation.position, token), AttributeOptions())
+
+
+OVER_POSITIONS = AttributeOptions(direction=Direction.BOTH, top_k=25, attention_neurons_over_positions=True)
+
+
+@pytest.mark.parametrize(("target", "contrast"), [(None, None), (5, None), (5, 60)])
+def test_attention_neurons_over_positions(tiny: Compared, target: int | None, contrast: int | None) -> None:
+    """One entry a neuron; what activates value neurons is still looked for position by position."""
+    got = tiny.check(OTHER, target, contrast, OVER_POSITIONS)
+    layers, heads, size = len(tiny.weights.layers), tiny.weights.heads, tiny.weights.head_size
+    assert got.attention_value_neurons.coverage.neurons == layers * heads * size
+    assert all(entry.position is None for entry in got.attention_value_neurons.neurons)
+    assert all(entry.position is not None for entry in tiny.explain_last(OTHER).attention_value_neurons.neurons)
+
+
+@pytest.mark.parametrize("method", list(ScoringMethod))
+def test_attention_neurons_over_positions_by_every_method(tiny: Compared, method: ScoringMethod) -> None:
+    tiny.check(OTHER, 5, options=replace(OVER_POSITIONS, scoring_method=method))
+
+
+def test_attention_neurons_over_positions_exhaustively(tiny: Compared) -> None:
+    got = tiny.check(OTHER, 5, options=replace(OVER_POSITIONS, exhaustive=True))
+    bounded = tiny.explain_last(OTHER, 5, options=OVER_POSITIONS)
+    assert bounded.attention_value_neurons.coverage.scored < got.attention_value_neurons.coverage.scored
+
+
+def test_rows_with_and_without_positions_share_a_batch(tiny: Compared) -> None:
+    tasks = [
+        AttributeTask(token_ids=OTHER, explained=(ExplainedToken(len(OTHER) - 1, 5),), options=options)
+        for options in (OVER_POSITIONS, replace(OVER_POSITIONS, attention_neurons_over_positions=False))
+    ]
+    for task, outcome in zip(tasks, tiny.engine.run(tasks), strict=True):
+        assert_explanation(outcome.explanations[0], tiny.oracle(OTHER).explain(target=5), task.options)
 
 
 @pytest.mark.parametrize("contrast", [None, 60])

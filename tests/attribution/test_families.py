@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
-from neuron_attribution.requests import AttributeOptions, Direction, ScoringMethod, Side, Subkey
+from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Scale, ScoringMethod, Side, Subkey
 from neuron_attribution_server.architectures.families import FAMILIES
+from neuron_attribution_server.architectures.feed_forward import LayerFfn
+from neuron_attribution_server.architectures.projections import weight_of
 from neuron_attribution_server.capture import set_plain, set_recordable
 from neuron_attribution_server.models import engine_from
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, ProjectTask
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference.compare import assert_no_gate, assert_projection
 from reference.compare_answers import assert_same
 from reference.compare_explanations import assert_explanation
@@ -25,7 +27,7 @@ from reference.compared import Compared, compare_dissected
 from reference.experts import EXPERT
 from reference.projections import project_neuron, project_through
 from reference.tiny_families import TINY_FAMILIES, tiny_family
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 PROMPT = (45, 73, 93, 18, 59, 56)
 LONGER = (90, 10, 90, 95, 1, 34, 54, 89, 19)
@@ -149,7 +151,13 @@ def test_neurons_projected(name: str) -> None:
 def test_named_neurons_and_positions(name: str) -> None:
     compared = dissected(name)
     neurons = (*some_ffn_neurons(compared), AttentionNeuron(1, 3, 7))
-    options = AttributeOptions(neurons=neurons, query_sources=SOURCES, position_projection_top_k=3)
+    options = AttributeOptions(
+        neurons=neurons,
+        query_sources=SOURCES,
+        position_projection_top_k=3,
+        direction=Direction.BOTH,
+        attention_neurons_over_positions=True,
+    )
     explained = tuple(ExplainedToken(position, TARGET) for position in (3, 7))
     got = compared.explain(AttributeTask(token_ids=LONGER, explained=explained, options=options))
     oracle = compared.oracle(LONGER)
@@ -268,3 +276,40 @@ def some_ffn_neurons(compared: Compared) -> tuple[FfnNeuron, ...]:
 def all_names(layer: object) -> tuple[int, ...]:
     """The names of the first and the last row."""
     return layer.name(0), layer.name(len(layer.down) - 1)
+
+
+@families
+def test_interventions_agree_with_an_edited_copy(name: str) -> None:
+    """An FFN neuron of the layer's last network zeroed, an attention neuron doubled: the weights of a copy say what."""
+    compared = dissected(name)
+    layer = len(compared.weights.layers) - 1
+    ffn, attention = some_ffn_neurons(compared)[-1], AttentionNeuron(0, 3, 5)
+    sets = ((Intervention(neurons=(ffn,)),), (Intervention(Scale(2.0), neurons=(attention,)),))
+    task = InterveneTask(token_ids=PROMPT, sets=sets, target=TARGET)
+    other = AttributeTask(token_ids=LONGER, explained=(ExplainedToken(3),))
+    outcome = compared.engine.run([other, task])[1]
+    view = compared.engine._view
+    columns = ffn_columns(view.layers[layer].ffn, ffn), weight_of(view.layers[0].attention_output)
+    unit = attention.head * view.sizes.head_size + attention.index
+    for result, column, factor in zip(outcome.results, (columns[0], columns[1][:, unit]), (0, 2), strict=True):
+        wanted = torch.log_softmax(logits_with(compared.model, column, factor), 0)[TARGET].item()
+        assert result.after.target.log_probability == pytest.approx(wanted, abs=2e-5)
+    assert outcome.results[1].after.target.log_probability != outcome.before.target.log_probability
+
+
+def logits_with(model: PreTrainedModel, weights: torch.Tensor, factor: float) -> torch.Tensor:
+    """The model's own logits after the prompt while some of its weights are multiplied."""
+    kept = weights.clone()
+    with torch.no_grad():
+        weights *= factor
+        try:
+            return model(input_ids=torch.tensor([PROMPT]), use_cache=False).logits[0, -1]
+        finally:
+            weights.copy_(kept)
+
+
+def ffn_columns(ffn: LayerFfn, neuron: FfnNeuron) -> torch.Tensor:
+    """The weights that what an FFN neuron writes is made of; changing them changes the model."""
+    if neuron.expert is None:
+        return weight_of(ffn.dense.output)[:, neuron.index]
+    return ffn.experts.block(neuron.expert)[neuron.index]

@@ -23,11 +23,12 @@ DECREASING = (Direction.DECREASE, Direction.BOTH)
 
 
 def ranking_key(entry: NeuronScore) -> tuple[int, ...]:
-    """(layer, index), or (layer, head, index, position)."""
+    """(layer, index), or (layer, head, index, position), without the position where a ranking has none."""
     if isinstance(entry.neuron, FfnNeuron):
         assert entry.position is None
         return entry.neuron.layer, ffn_name(entry.neuron)
-    return entry.neuron.layer, entry.neuron.head, entry.neuron.index, entry.position
+    place = () if entry.position is None else (entry.position,)
+    return entry.neuron.layer, entry.neuron.head, entry.neuron.index, *place
 
 
 def assert_neurons(
@@ -66,7 +67,8 @@ def assert_value_neurons(got: Explanation, want: Explained, options: AttributeOp
     if Part.FFN_VALUE_NEURONS in options.parts:
         pairs.append((got.ffn_value_neurons, got.ffn_value_neurons_decreasing, want.ffn_neuron_scores(method)))
     if Part.ATTENTION_VALUE_NEURONS in options.parts:
-        scores = want.attention_neuron_scores(method)
+        whole = options.attention_neurons_over_positions
+        scores = want.whole_attention_neuron_scores(method) if whole else want.attention_neuron_scores(method)
         pairs.append((got.attention_value_neurons, got.attention_value_neurons_decreasing, scores))
     for increasing, decreasing, scores in pairs:
         assert (increasing is not None) == (options.direction in INCREASING)

@@ -198,6 +198,19 @@ class Explained:
         """Every attention value neuron of the model at every source position."""
         return {key: s for i in range(len(self.layers)) for key, s in self.attention_layer_scores(i, method).items()}
 
+    def whole_attention_neuron_scores(
+        self, method: ScoringMethod = ScoringMethod.LOG_PROBABILITY_INCREASE
+    ) -> dict[tuple[int, int, int], float]:
+        """Every attention value neuron with all its source positions together, by layer, head and dimension."""
+        found = {}
+        for layer in range(len(self.layers)):
+            for head in self._heads:
+                sums = self.attention_coefficients(layer, head).sum(0)[:, None]
+                rows = self.weights.output_rows(layer, head)
+                scores = score_vectors(self, self.attention_base(layer), rows, sums, method)[:, 0]
+                found |= {(layer, head, k): score for k, score in enumerate(scores.tolist())}
+        return found
+
     def ffn_coefficient(self, layer: int, neuron: int) -> float:
         """m_l[n] at the explained position."""
         unit = self.weights.layers[layer].unit(neuron)

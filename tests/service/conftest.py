@@ -23,6 +23,7 @@ def server(engine):
 @pytest.fixture(scope="module")
 def shared_server():
     """A ready server for a whole module."""
-    with running_server(ThreadWorker(FakeEngine()), maximum_neurons=3, maximum_explained_tokens=4) as server:
+    limits = {"maximum_neurons": 3, "maximum_explained_tokens": 4, "maximum_intervention_sets": 2}
+    with running_server(ThreadWorker(FakeEngine()), **limits) as server:
         assert server.loaded.wait(30)
         yield server

@@ -10,16 +10,26 @@ from neuron_attribution.requests import Part
 from neuron_attribution.results import (
     Exactness,
     Explanation,
+    InterventionResult,
     Invariant,
     ModelIdentity,
     ModelSizes,
     NeuronProjection,
+    PredictionState,
     ProjectedToken,
     Projection,
     Token,
     TokenPrediction,
 )
-from neuron_attribution_server.tasks import AttributeOutcome, AttributeTask, MemoryCost, ModelFacts, ProjectOutcome
+from neuron_attribution_server.tasks import (
+    AttributeOutcome,
+    AttributeTask,
+    InterveneOutcome,
+    MemoryCost,
+    ModelFacts,
+    ProjectOutcome,
+    ProjectTask,
+)
 from neuron_attribution_server.tokenizer import ExactTokenizer
 from neuron_attribution_server.worker import WARM_UP
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -102,7 +112,7 @@ class FakeEngine:
 
 
 def _outcome(task, tasks):
-    if not isinstance(task, AttributeTask):
+    if isinstance(task, ProjectTask):
         projection = Projection((ProjectedToken(Token(1, "!"), 2.0),), ())
         return ProjectOutcome(tuple(NeuronProjection(neuron, projection) for neuron in task.neurons))
     if DIE in task.token_ids:
@@ -111,16 +121,17 @@ def _outcome(task, tasks):
         raise KeyError("a secret of the engine")
     if REFUSE in task.token_ids:
         return FailedPreconditionError("this model cannot")
+    shared = {"forward": 0.25, "scoring": 0.5, "started": time.time()}
+    shared |= {"batch_requests": len(tasks), "batch_tokens": sum(task.tokens for task in tasks)}
+    if not isinstance(task, AttributeTask):
+        state = PredictionState(TokenPrediction(TOKENIZER.token(task.target or 0), 0.5, -0.6931472, 1), ())
+        return InterveneOutcome(state, tuple(InterventionResult(state, 0.25) for _ in task.sets), **shared)
     return AttributeOutcome(
         token_ids=task.token_ids,
         explanations=tuple(_explanation(explained.position, explained.target or 0) for explained in task.explained),
-        forward=0.25,
-        scoring=0.5,
-        batch_requests=len(tasks),
-        batch_tokens=sum(task.tokens for task in tasks),
-        started=time.time(),
         bound=0.125,
         exact=0.0625,
+        **shared,
     )
 
 
@@ -181,6 +192,6 @@ class HarmlessEngine(FakeEngine):
 
 
 def _without_magic(task):
-    if not isinstance(task, AttributeTask):
+    if isinstance(task, ProjectTask):
         return task
     return replace(task, token_ids=tuple(0 if id in (CRASH, REFUSE, DIE) else id for id in task.token_ids))

@@ -77,6 +77,37 @@ INVALID_PROJECTIONS = {
 }
 
 
+def intervention(*changes, text=PROMPT, **fields):
+    """One set of interventions that zero things."""
+    together = messages.InterventionSet(interventions=[messages.Intervention(zero=True, **each) for each in changes])
+    return messages.InterveneRequest(prompt=messages.Prompt(text=text), sets=[together], **fields)
+
+
+HEAD = {"heads": [messages.Head(layer=0, head=0)]}
+FIRST = "sets[0].interventions[0]"
+INVALID_INTERVENTIONS = {
+    "prompt.source": messages.InterveneRequest(sets=intervention(HEAD).sets),
+    "prompt.text": intervention(HEAD, text=""),
+    "prompt": intervention(HEAD, text="x" * 62, generate=4),
+    "target.text": intervention(HEAD, target=choice(" Parisian")),
+    "generate": intervention(HEAD, generate=5),
+    "sets": messages.InterveneRequest(prompt=messages.Prompt(text=PROMPT)),
+    "sets[0].interventions": intervention(),
+    f"{FIRST}.neurons": intervention({}),
+    f"{FIRST}.neurons[1].ffn.layer": intervention({"neurons": [ffn(1, 0), ffn(2, 0)]}),
+    f"{FIRST}.neurons[0].ffn.index": intervention({"neurons": [ffn(0, 64)]}),
+    f"{FIRST}.neurons[0].ffn.expert": intervention(
+        {"neurons": [messages.Neuron(ffn=messages.FfnNeuron(layer=0, index=0, expert=0))]}
+    ),
+    f"{FIRST}.neurons[0].attention.index": intervention({"neurons": [attention(0, 0, 8)]}),
+    "sets[0].interventions[1].heads[0].head": intervention(HEAD, {"heads": [messages.Head(layer=0, head=4)]}),
+    f"{FIRST}.layers[0].layer": intervention(
+        {"layers": [messages.LayerPart(layer=2, kind=messages.LAYER_PART_KIND_FFN)]}
+    ),
+    f"{FIRST}.layers[0].kind": intervention({"layers": [messages.LayerPart(layer=1)]}),
+}
+
+
 def check_invalid(server, call, request, field):
     error, status = failure(lambda: call(request, timeout=PATIENCE))
     assert status.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -93,6 +124,71 @@ def test_an_invalid_attribution_names_the_field(shared_server, field):
 @pytest.mark.parametrize("field", INVALID_PROJECTIONS)
 def test_an_invalid_projection_names_the_field(shared_server, field):
     check_invalid(shared_server, shared_server.stub.ProjectNeuron, INVALID_PROJECTIONS[field], field)
+
+
+@pytest.mark.parametrize("field", INVALID_INTERVENTIONS)
+def test_an_invalid_intervention_names_the_field(shared_server, field):
+    check_invalid(shared_server, shared_server.stub.Intervene, INVALID_INTERVENTIONS[field], field)
+
+
+def test_too_many_interventions_are_refused_by_name(shared_server):
+    """Three names in one set, counted together, and two sets, are the limits here."""
+    both = {**HEAD, "neurons": [ffn(0, 0), ffn(0, 1)]}
+    assert shared_server.stub.Intervene(intervention(both), timeout=PATIENCE).results
+    for request, field, words in (
+        (intervention(both, HEAD), "sets[0].interventions", "4 neurons, heads and layers is over the limit 3"),
+        (intervention(*[HEAD] * 4), "sets[0].interventions", "4 interventions is over the limit 3"),
+        (
+            messages.InterveneRequest(prompt=messages.Prompt(text=PROMPT), sets=intervention(HEAD).sets[:] * 3),
+            "sets",
+            "3 sets is over the limit 2",
+        ),
+        (attribution(interventions=[messages.Intervention(zero=True, **HEAD)] * 4), "interventions", "the limit 3"),
+    ):
+        call = shared_server.stub.Intervene if hasattr(request, "sets") else shared_server.stub.Attribute
+        check_invalid(shared_server, call, request, field)
+        error, _ = failure(lambda call=call, request=request: call(request, timeout=PATIENCE))
+        assert words in error.message
+
+
+def test_sets_that_cannot_fit_one_batch_are_refused():
+    """Two sequences of six tokens are in the limit, three are not."""
+    with running_server(ThreadWorker(FakeEngine()), batch_tokens=12) as server:
+        assert server.loaded.wait(PATIENCE)
+        request = intervention(HEAD)
+        assert server.stub.Intervene(request, timeout=PATIENCE).results
+        request.sets.extend(request.sets[:])
+        error, _ = failure(lambda: server.stub.Intervene(request, timeout=PATIENCE))
+        assert "3 sequences of 6 tokens, 18 together, over the limit 12; send fewer sets" in error.message
+        assert [violation.field for violation in error.violations] == ["sets"]
+
+
+def test_sets_that_cannot_fit_in_memory_are_refused():
+    """Of 1,000 bytes, nine sequences of 35 tokens take 9 * 35 + 9 * 35 * 8."""
+    with running_server(ThreadWorker(FakeEngine())) as server:
+        assert server.loaded.wait(PATIENCE)
+        request = intervention(HEAD, text="x" * 34)
+        request.sets.extend(request.sets[:] * 7)
+        error, _ = failure(lambda: server.stub.Intervene(request, timeout=PATIENCE))
+        assert error.reason == "NEEDS_TOO_MUCH_MEMORY"
+        assert [violation.field for violation in error.violations] == ["sets"]
+
+
+def test_setting_attention_neurons_cannot_be_attributed(shared_server):
+    set_head = messages.Intervention(set=1.0, **HEAD)
+    request = messages.InterveneRequest(prompt=messages.Prompt(text=PROMPT))
+    request.sets.add(interventions=[set_head])
+    assert shared_server.stub.Intervene(request, timeout=PATIENCE).results
+    check_invalid(
+        shared_server, shared_server.stub.Attribute, attribution(interventions=[set_head]), "interventions[0].set"
+    )
+
+
+def test_another_models_interventions_are_not_found(shared_server):
+    request = intervention(HEAD, model="other")
+    assert (
+        failure(lambda: shared_server.stub.Intervene(request, timeout=PATIENCE))[1].code() is grpc.StatusCode.NOT_FOUND
+    )
 
 
 def test_an_empty_text_has_no_tokens_to_show(shared_server):
@@ -165,10 +261,10 @@ def test_internal_carries_a_request_id_and_nothing_else(shared_server, caplog):
 
 
 def test_calls_without_an_implementation_say_so(shared_server):
-    error, status = failure(lambda: shared_server.stub.Intervene(messages.InterveneRequest(), timeout=PATIENCE))
+    call = shared_server.channel.unary_unary("/neuron_attribution.v1.NeuronAttributionService/Improvise")
+    error, status = failure(lambda: call(b"", timeout=PATIENCE))
     assert status.code() is grpc.StatusCode.UNIMPLEMENTED
     assert error.reason == "UNIMPLEMENTED"
-    assert dict(status.trailing_metadata())["x-request-id"]
 
 
 def test_bytes_that_are_no_message_are_an_invalid_argument(shared_server):

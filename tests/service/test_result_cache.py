@@ -1,7 +1,8 @@
 """The cache: what counts as the same request, what is dropped, and that answers are the same."""
 
 import pytest
-from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
+from neuron_attribution.neurons import Head
+from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Part, ScoringMethod, Subkey
 from neuron_attribution.results import ModelIdentity, Timings
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.result_cache import ResultCache
@@ -108,6 +109,8 @@ OTHERS = {
     "exhaustive": True,
     "position_projection_top_k": 1,
     "head_top_k": 1,
+    "attention_neurons_over_positions": True,
+    "interventions": (Intervention(heads=(Head(0, 0),)),),
 }
 
 

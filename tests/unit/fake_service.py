@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -19,6 +20,8 @@ from neuron_attribution.results import (
     Explanation,
     HeadPosition,
     HeadScore,
+    InterveneResult,
+    InterventionResult,
     Invariant,
     LayerScores,
     Limits,
@@ -28,6 +31,7 @@ from neuron_attribution.results import (
     NeuronProjection,
     NeuronRanking,
     NeuronScore,
+    PredictionState,
     ProjectedToken,
     Projection,
     ProjectNeuronResult,
@@ -92,6 +96,14 @@ EXPLANATION = Explanation(
 )
 ATTRIBUTION = AttributeResult(IDENTITY, TOKENS, (EXPLANATION,), Timings(0.001, 0.002, 0.003, 0.004, 2, 7))
 PROJECTIONS = ProjectNeuronResult(IDENTITY, (NeuronProjection(FfnNeuron(1, 17), PROJECTION),))
+STATE = PredictionState(EXPLANATION.target, EXPLANATION.predictions, (TOKENS[1], TOKENS[2]))
+INTERVENED = InterveneResult(
+    IDENTITY,
+    TOKENS,
+    STATE,
+    (InterventionResult(PredictionState(EXPLANATION.contrast, EXPLANATION.predictions), 0.5),),
+    Timings(0.001, 0.002, 0.003, 0.004, 2, 12),
+)
 TOKENIZATION = TokenizeResult(IDENTITY, (TokenizedToken(TOKENS[0], 0, 3), TokenizedToken(TOKENS[1], 3, 7)))
 INFO = ModelInfo(
     model=IDENTITY,
@@ -99,7 +111,7 @@ INFO = ModelInfo(
     device="cpu",
     sizes=ModelSizes(2, 2, 1, 8, 32, 16, 1000),
     limits=Limits(
-        2048, 1000, 64, 1000, 64 * 1024 * 1024, 256, 65536, 8192, 32, 0.25, 5.0, 0.5, 4 * 1024 * 1024, 64, 2**34
+        2048, 1000, 64, 1000, 64 * 1024 * 1024, 256, 65536, 8192, 32, 0.25, 5.0, 0.5, 4 * 1024 * 1024, 64, 2**34, 32
     ),
     supported_parts=tuple(Part),
     exactness=Exactness(True, "bounds hold"),
@@ -125,6 +137,10 @@ class FakeService(services.NeuronAttributionServiceServicer):
     def ProjectNeuron(self, request, context):
         self._receive(convert.project_neuron_request_from_proto, request, context)
         return convert.project_neuron_result_to_proto(PROJECTIONS)
+
+    def Intervene(self, request, context):
+        self._receive(convert.intervene_request_from_proto, request, context)
+        return convert.intervene_result_to_proto(replace(INTERVENED, results=INTERVENED.results * len(request.sets)))
 
     def Tokenize(self, request, context):
         self._receive(convert.tokenize_request_from_proto, request, context)

@@ -9,7 +9,16 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from neuron_attribution.requests import AttributeOptions, AttributeRequest, Part, ProjectNeuronRequest, Subkey
+from neuron_attribution.neurons import Head
+from neuron_attribution.requests import (
+    AttributeOptions,
+    AttributeRequest,
+    InterveneRequest,
+    Intervention,
+    Part,
+    ProjectNeuronRequest,
+    Subkey,
+)
 
 COUNTS = st.integers(1, 2**32 - 1)
 TEXTS = st.text(min_size=1, max_size=8)
@@ -25,6 +34,7 @@ SCALARS = {
 }
 FIELDS = {
     "head_scores": st.none() | arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=4)),
+    **dict.fromkeys(("factor", "value"), st.floats(-3e38, 3e38)),
     **dict.fromkeys(("queue", "tokenization", "forward", "scoring", "maximum_wait", "maximum_age"), SECONDS),
 }
 
@@ -43,6 +53,7 @@ def attribute_requests() -> st.SearchStrategy:
         query_sources=COUNTS,
         head_top_k=COUNTS,
         parts=st.frozensets(st.sampled_from(Part), min_size=1),
+        interventions=st.just(()) | interventions(),
     )
     token = st.none() | TEXTS | SCALARS[int]
     common = {"contrast": token, "options": options, "target": st.none(), "completion": st.none()}
@@ -53,6 +64,21 @@ def attribute_requests() -> st.SearchStrategy:
         instances(AttributeRequest, **{**common, **explanation, **prompt})
         for explanation in explained
         for prompt in prompts
+    )
+
+
+def interventions() -> st.SearchStrategy:
+    """Sets of interventions the service accepts: each names something."""
+    some = st.lists(instances(Head), min_size=1, max_size=2).map(tuple)
+    return st.lists(instances(Intervention, heads=some), min_size=1, max_size=2).map(tuple)
+
+
+def intervene_requests() -> st.SearchStrategy:
+    """Requests the service accepts: special tokens with text only."""
+    common = {"sets": st.lists(interventions(), min_size=1, max_size=2).map(tuple)}
+    common |= {"target": st.none() | TEXTS | SCALARS[int]}
+    return instances(InterveneRequest, prompt=TEXTS, **common) | instances(
+        InterveneRequest, prompt=IDS, add_special_tokens=st.none(), **common
     )
 
 

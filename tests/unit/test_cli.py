@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,17 +18,23 @@ from neuron_attribution.requests import (
     AttributeOptions,
     AttributeRequest,
     Direction,
+    InterveneRequest,
+    Intervention,
+    LayerPart,
     Part,
     ProjectNeuronRequest,
+    Scale,
     ScoringMethod,
+    SetTo,
     Side,
     Subkey,
     TokenizeRequest,
 )
-from unit.fake_service import ATTRIBUTION, INFO, PROJECTIONS, TOKENIZATION
+from unit.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKENIZATION
 
 CLIENT_COMMANDS = {
     "attribute": (["The sky is"], convert.attribute_result_to_proto(ATTRIBUTION)),
+    "intervene": (["The sky is", "--zero", "1.17"], convert.intervene_result_to_proto(INTERVENED)),
     "project": (["1.17"], convert.project_neuron_result_to_proto(PROJECTIONS)),
     "tokenize": (["The sky"], convert.tokenize_result_to_proto(TOKENIZATION)),
     "model": ([], convert.model_info_to_proto(INFO)),
@@ -106,7 +113,7 @@ def test_the_attribution_for_people(run) -> None:
 EVERY_OPTION = """
     --contrast red --top-k 3 --direction both --method norm --parts heads,layers --projection-top-k 0
     --query-sources 5 --subkey gate --neuron 1.2 0.1.2 --neuron 1.3 --exhaustive --include-final-norm-bias
-    --no-special-tokens --position-projection-top-k 4 --head-top-k 6
+    --no-special-tokens --position-projection-top-k 4 --head-top-k 6 --attention-neurons-over-positions
 """
 
 
@@ -125,6 +132,7 @@ def test_every_option_of_attribute_is_sent(run, service) -> None:
         neurons=(FfnNeuron(1, 2), AttentionNeuron(0, 1, 2), FfnNeuron(1, 3)),
         exhaustive=True,
         position_projection_top_k=4,
+        attention_neurons_over_positions=True,
     )
     assert service.requests == [
         AttributeRequest(prompt="The sky is", target=" blue", contrast="red", add_special_tokens=False, options=options)
@@ -280,3 +288,75 @@ def test_a_narrow_terminal_cuts_rows(monkeypatch) -> None:
     monkeypatch.setattr(output.sys, "stdout", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setenv("COLUMNS", "10")
     assert output.table("t", ("a",), [("0123456789",)])[-1] == "  0123456…"
+
+
+CHANGES = "--zero 1.17 0.1.2,0.h1 --zero 1.ffn --scale 1.e3.4=-0.5 --set 0.attention,1.5=2"
+
+
+def test_intervene_takes_every_option(run, service) -> None:
+    """Whatever the order of names, one intervention for each operation; all of them together."""
+    run(
+        "intervene",
+        "The sky is",
+        *CHANGES.split(),
+        *["--target", "red", "--generate", "3", "--explained-position-only"],
+    )
+    sets = (
+        Intervention(
+            neurons=(FfnNeuron(1, 17), AttentionNeuron(0, 1, 2)), heads=(Head(0, 1),), layers=(LayerPart(1, "ffn"),)
+        ),
+        Intervention(Scale(-0.5), neurons=(FfnNeuron(1, 4, 3),)),
+        Intervention(SetTo(2.0), neurons=(FfnNeuron(1, 5),), layers=(LayerPart(0, "attention"),)),
+    )
+    sets = (tuple(replace(each, explained_position_only=True) for each in sets),)
+    assert service.requests == [InterveneRequest(prompt="The sky is", sets=sets, target="red", generate=3)]
+
+
+def test_intervene_separately(run, service) -> None:
+    run("intervene", "The sky is", "--separately", "--zero", "1.17,1.ffn", "--scale", "0.h1=2")
+    [request] = service.requests
+    assert request.sets == (
+        (Intervention(neurons=(FfnNeuron(1, 17),)),),
+        (Intervention(layers=(LayerPart(1, "ffn"),)),),
+        (Intervention(Scale(2.0), heads=(Head(0, 1),)),),
+    )
+
+
+def test_attribute_takes_interventions(run, service) -> None:
+    run("attribute", "The sky is", "--zero", "0.h1")
+    assert service.requests[0].options.interventions == (Intervention(heads=(Head(0, 1),)),)
+
+
+def test_interventions_from_the_environment(run, service, monkeypatch) -> None:
+    monkeypatch.setenv("NEURON_ATTRIBUTION_ZERO", "1.17 0.h1")
+    monkeypatch.setenv("NEURON_ATTRIBUTION_SCALE", "1.ffn=2")
+    run("intervene", "The sky is")
+    assert len(service.requests[0].sets[0]) == 2
+
+
+def test_the_interventions_for_people(run) -> None:
+    out = run("intervene", "The sky is", "--zero", "1.17", "0.h1", "--scale", "0.ffn=2")[1]
+    for line in (
+        "                                    token    probability  log probability  rank      KL",
+        "  before                            ' blue'       0.7500          -0.2500     1",
+        "  zero 1.17,0.h1 scale 0.ffn=2      ' red'        0.1250          -2.0000     2  0.5000",
+        "most probable next tokens, before",
+        "  ' blue'       0.7500",
+        "  goes on ' sky is\\n'",
+    ):
+        assert line.split() in [found.split() for found in out.splitlines()], f"{line!r} is missing from:\n{out}"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "nothing is changed; give --zero, --scale or --set"),
+        (["--zero", "17"], "'17' names nothing that can be changed: write LAYER.INDEX"),
+        (["--scale", "1.17"], "'1.17' is not NAME=NUMBER"),
+        (["--scale", "1.17=nan"], "'nan' is not a finite number"),
+        (["--set", "1.17=x"], "'x' is not a finite number"),
+        (["--zero", "1.2", "--target", "a", "--target-id", "3"], "--target and --target-id exclude each other"),
+    ],
+)
+def test_interventions_that_make_no_sense(refused, words, complaint) -> None:
+    assert complaint in refused("intervene", "The sky is", *words)

@@ -18,17 +18,21 @@ from neuron_attribution import (
     FfnNeuron,
     Head,
     InternalError,
+    InterveneRequest,
+    Intervention,
     InvalidArgumentError,
+    LayerPart,
     Part,
     ProjectNeuronRequest,
     ResourceExhaustedError,
+    Scale,
     ScoringMethod,
     Side,
     TokenizeRequest,
     UnavailableError,
 )
 from neuron_attribution.channel import Connection
-from unit.fake_service import ATTRIBUTION, INFO, PROJECTIONS, TOKENIZATION, serving
+from unit.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKENIZATION, serving
 from unit.strategies import assert_same
 
 
@@ -56,6 +60,29 @@ def test_attribute(call, service, address) -> None:
     assert service.requests == [AttributeRequest(prompt="The sky is")]
 
 
+def test_intervene(call, service, address) -> None:
+    """Lists for tuples and texts for neurons and heads will do."""
+    changes = [Intervention(neurons=["1.2"], heads=[Head(0, 1), "1.1"])]
+    changes += [Intervention(Scale(2), layers=[LayerPart(1, "ffn")])]
+    result = call({"address": address}, "intervene", [1, 2], [changes], target=" blue", generate=2)
+    assert_same(result, INTERVENED)
+    first = Intervention(neurons=(FfnNeuron(1, 2),), heads=(Head(0, 1), Head(1, 1)))
+    second = Intervention(Scale(2.0), layers=(LayerPart(1, "ffn"),))
+    assert service.requests == [InterveneRequest(prompt=(1, 2), sets=((first, second),), target=" blue", generate=2)]
+
+
+def test_interventions_that_are_no_sets_are_refused_before_they_are_sent(call, service, address) -> None:
+    for sets, field in (
+        ([Intervention(heads=(Head(0, 0),))], "sets[0].interventions"),
+        ([[Intervention(heads=("x",))]], "sets[0].interventions[0].heads[0]"),
+        ([[Intervention(neurons=(FfnNeuron(-1, 0),))]], "sets[0].interventions[0].neurons[0].layer"),
+    ):
+        with pytest.raises(InvalidArgumentError) as caught:
+            call({"address": address}, "intervene", "The sky is", sets)
+        assert caught.value.violations[0].field == field
+    assert service.requests == []
+
+
 def test_attribute_takes_every_option(call, service, address) -> None:
     call(
         {"address": address},
@@ -70,6 +97,7 @@ def test_attribute_takes_every_option(call, service, address) -> None:
         scoring_method=ScoringMethod.NORM,
         neurons=["1.2", FfnNeuron(0, 0)],
         exhaustive=True,
+        interventions=[Intervention(heads=["1.0"])],
     )
     options = AttributeOptions(
         parts=frozenset({Part.HEADS, Part.LAYERS}),
@@ -78,6 +106,7 @@ def test_attribute_takes_every_option(call, service, address) -> None:
         scoring_method=ScoringMethod.NORM,
         neurons=(FfnNeuron(1, 2), FfnNeuron(0, 0)),
         exhaustive=True,
+        interventions=(Intervention(heads=(Head(1, 0),)),),
     )
     expected = AttributeRequest(prompt=(1, 2), completion=(3,), contrast=" red", options=options, model="tiny")
     assert service.requests == [expected]

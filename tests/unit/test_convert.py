@@ -14,9 +14,15 @@ from neuron_attribution.requests import (
     AttributeOptions,
     AttributeRequest,
     Direction,
+    InterveneRequest,
+    Intervention,
+    LayerPart,
+    LayerPartKind,
     Part,
     ProjectNeuronRequest,
+    Scale,
     ScoringMethod,
+    SetTo,
     Side,
     Subkey,
     TokenizeRequest,
@@ -24,6 +30,7 @@ from neuron_attribution.requests import (
 from neuron_attribution.results import (
     AttributeResult,
     ComponentKind,
+    InterveneResult,
     ModelInfo,
     ProjectNeuronResult,
     PromotedSide,
@@ -36,6 +43,7 @@ from unit.strategies import (
     assert_same,
     attribute_requests,
     instances,
+    intervene_requests,
     project_neuron_requests,
 )
 
@@ -49,6 +57,7 @@ TABLES = [
     (enums.SIDES, Side, messages.NeuronSide),
     (enums.PROMOTED_SIDES, PromotedSide, messages.PromotedSide),
     (enums.COMPONENT_KINDS, ComponentKind, messages.ComponentKind),
+    (enums.LAYER_PART_KINDS, LayerPartKind, messages.LayerPartKind),
 ]
 
 
@@ -69,6 +78,68 @@ def test_attribute_request_round_trip(request_: AttributeRequest) -> None:
 def test_project_neuron_request_round_trip(request_: ProjectNeuronRequest) -> None:
     message = over_the_wire(convert.project_neuron_request_to_proto(request_))
     assert convert.project_neuron_request_from_proto(message) == request_
+
+
+@RELAXED
+@given(intervene_requests())
+def test_intervene_request_round_trip(request_: InterveneRequest) -> None:
+    message = over_the_wire(convert.intervene_request_to_proto(request_))
+    assert convert.intervene_request_from_proto(message) == request_
+
+
+@RELAXED
+@given(instances(InterveneResult))
+def test_intervene_result_round_trip(result: InterveneResult) -> None:
+    message = over_the_wire(convert.intervene_result_to_proto(result))
+    assert_same(convert.intervene_result_from_proto(message), result)
+
+
+NEURONS = [messages.Neuron(ffn=messages.FfnNeuron(layer=1))]
+
+
+@pytest.mark.parametrize(
+    ("sets", "field", "remedy"),
+    [
+        ([], "sets", "at least one set"),
+        ([{}], "sets[0].interventions", "at least one intervention"),
+        ([{"interventions": [{"zero": True}]}], "sets[0].interventions[0].neurons", "at least one neuron"),
+        ([{"interventions": [{"neurons": NEURONS}]}], "sets[0].interventions[0].operation", "one of zero, scale"),
+        ([{"interventions": [{"neurons": NEURONS, "zero": False}]}], "sets[0].interventions[0].zero", "set it to true"),
+        (
+            [{"interventions": [{"neurons": NEURONS, "scale": float("nan")}]}],
+            "sets[0].interventions[0].scale",
+            "finite",
+        ),
+        ([{"interventions": [{"neurons": NEURONS, "set": float("inf")}]}], "sets[0].interventions[0].set", "finite"),
+        ([{"interventions": [{"neurons": NEURONS, "set": -1e39}]}], "sets[0].interventions[0].set", "finite"),
+        (
+            [{"interventions": [{"neurons": [messages.Neuron()], "zero": True}]}],
+            "sets[0].interventions[0].neurons[0]",
+            "either ffn or attention",
+        ),
+        (
+            [{"interventions": [{"layers": [messages.LayerPart(layer=1)], "zero": True}]}],
+            "sets[0].interventions[0].layers[0].kind",
+            "LAYER_PART_KIND_ATTENTION, LAYER_PART_KIND_FFN",
+        ),
+    ],
+)
+def test_interventions_that_make_no_sense(sets: list, field: str, remedy: str) -> None:
+    message = messages.InterveneRequest(prompt=messages.Prompt(text="a"))
+    message.sets.extend(
+        messages.InterventionSet(interventions=[messages.Intervention(**one) for one in each.get("interventions", [])])
+        for each in sets
+    )
+    with pytest.raises(InvalidArgumentError, match=remedy) as caught:
+        convert.intervene_request_from_proto(over_the_wire(message))
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+@pytest.mark.parametrize("operation", [Scale(float("nan")), SetTo(float("-inf")), SetTo(1e39)])
+def test_numbers_no_activation_can_have_are_refused_before_they_are_sent(operation: Scale | SetTo) -> None:
+    request = InterveneRequest(prompt="a", sets=((Intervention(operation, layers=(LayerPart(0, "ffn"),)),),))
+    with pytest.raises(InvalidArgumentError, match=r"sets\[0\].interventions\[0\].s.*finite"):
+        convert.intervene_request_to_proto(request)
 
 
 def test_project_neuron_request_through_a_head_round_trip() -> None:

@@ -7,13 +7,15 @@ import neuron_attribution
 
 PUBLIC = """
     AbortedError AsyncClient AttentionNeuron AttributeOptions AttributeRequest AttributeResult CancelledError Client
-    ComponentKind Coverage DeadlineExceededError Direction Exactness Explanation FailedPreconditionError FfnNeuron
-    FieldViolation Head HeadPosition HeadScore InternalError InvalidArgumentError Invariant LayerScores Limits
-    ModelIdentity ModelInfo ModelSizes Neuron NeuronAttributionError NeuronProjection NeuronRanking NeuronScore
-    NotFoundError Part PermissionDeniedError ProjectNeuronRequest ProjectNeuronResult ProjectedToken Projection
-    PromotedSide QueryLayer QueryLayers ResourceExhaustedError ScoringMethod Side StreamResult Subkey Timings Token
-    TokenPrediction TokenizeRequest TokenizeResult TokenizedToken TokenizerFacts UnauthenticatedError UnavailableError
-    UnimplementedError parse_head parse_neuron
+    ComparedSide Comparison ComponentKind Coverage DeadlineExceededError DifferenceRanking Direction Exactness
+    Explanation FailedPreconditionError FfnNeuron FieldViolation Head HeadEffects HeadPosition HeadScore InternalError
+    InterveneRequest InterveneResult Intervention InterventionResult InterventionSet InvalidArgumentError Invariant
+    LayerPart LayerPartKind LayerScores Limits ModelIdentity ModelInfo ModelSizes Neuron NeuronAttributionError
+    NeuronComparison NeuronDifference NeuronProjection NeuronRanking NeuronScore NotFoundError Operation Part
+    PermissionDeniedError PredictionState ProjectNeuronRequest ProjectNeuronResult ProjectedToken Projection
+    PromotedSide QueryLayer QueryLayers ResourceExhaustedError Scale ScoringMethod SetTo Side StreamResult Subkey
+    Timings Token TokenPrediction TokenizeRequest TokenizeResult TokenizedToken TokenizerFacts UnauthenticatedError
+    UnavailableError UnimplementedError Zero parse_head parse_neuron
 """
 
 
@@ -27,7 +29,18 @@ def test_the_two_clients_have_the_same_methods() -> None:
         {name for name in vars(client) if not name.startswith("_")}
         for client in (neuron_attribution.Client, neuron_attribution.AsyncClient)
     ]
-    assert names[0] == names[1] == {"attribute", "attribute_stream", "close", "get_model", "project_neuron", "tokenize"}
+    methods = {
+        "attribute",
+        "attribute_stream",
+        "close",
+        "compare",
+        "get_model",
+        "head_effects",
+        "intervene",
+        "project_neuron",
+        "tokenize",
+    }
+    assert names[0] == names[1] == methods
 
 
 def test_the_client_imports_neither_model_libraries_nor_the_server() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from neuron_attribution.cli.attribution_text import attribution_lines
 from neuron_attribution.cli.connection import add_connection_arguments, connect
+from neuron_attribution.cli.interventions import add_intervention_arguments, interventions_of
 from neuron_attribution.cli.options import (
     UsageError,
     add_flag,
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_explained_arguments(parser.add_argument_group("what is explained (default: the model's own next token)"))
     _add_choice_arguments(parser.add_argument_group("how it is explained"))
     _add_number_arguments(parser.add_argument_group("how much is returned"))
+    add_intervention_arguments(parser)
     add_output_arguments(parser)
     add_option(parser, "--report", metavar="FILE", help="write an HTML page with charts there")
     add_connection_arguments(parser)
@@ -62,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
             exhaustive=arguments.exhaustive,
             position_projection_top_k=arguments.position_projection_top_k,
             head_top_k=arguments.head_top_k,
+            attention_neurons_over_positions=arguments.attention_neurons_over_positions,
+            interventions=interventions_of(arguments),
         )
     if arguments.report is not None:
         _write_report(arguments.report, result)
@@ -110,6 +114,11 @@ def _add_choice_arguments(group: argparse._ArgumentGroup) -> None:
     _add_enum_option(group, "--subkey", DEFAULTS.subkey, "the key of FFN value neurons in the query layers")
     add_flag(group, "--include-final-norm-bias", help="make the final norm's bias part of every projection")
     add_flag(group, "--exhaustive", help="score every neuron instead of bounding; slow")
+    add_flag(
+        group,
+        "--attention-neurons-over-positions",
+        help="rank attention value neurons over all source positions together",
+    )
     add_option(
         group,
         "--neuron",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Protocol
 
-from neuron_attribution.cli import attribute, model, project, serve, tokenize
+from neuron_attribution.cli import attribute, compare, intervene, model, project, serve, tokenize
 from neuron_attribution.cli.connection import TOKEN_VARIABLE
 from neuron_attribution.cli.options import UsageError, variable
 from neuron_attribution.cli.serve import MissingExtraError
@@ -40,6 +40,8 @@ COMMANDS: dict[str, Command] = {
     "serve": serve,
     "attribute": attribute,
     "project": project,
+    "compare": compare,
+    "intervene": intervene,
     "model": model,
     "tokenize": tokenize,
 }

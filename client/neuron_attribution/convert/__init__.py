@@ -9,6 +9,12 @@ from neuron_attribution.convert.attributions import (
     completed_attribution,
     explanations_to_proto,
 )
+from neuron_attribution.convert.interventions import (
+    intervene_request_from_proto,
+    intervene_request_to_proto,
+    intervene_result_from_proto,
+    intervene_result_to_proto,
+)
 from neuron_attribution.convert.models import model_info_from_proto, model_info_to_proto
 from neuron_attribution.convert.neurons import neuron_from_proto, neuron_to_proto
 from neuron_attribution.convert.projections import project_neuron_result_from_proto, project_neuron_result_to_proto
@@ -29,6 +35,10 @@ __all__ = [
     "attribute_result_to_proto",
     "completed_attribution",
     "explanations_to_proto",
+    "intervene_request_from_proto",
+    "intervene_request_to_proto",
+    "intervene_result_from_proto",
+    "intervene_result_to_proto",
     "model_info_from_proto",
     "model_info_to_proto",
     "neuron_from_proto",

@@ -31,14 +31,14 @@ def neuron_from_proto(message: messages.Neuron, field: str = "neuron") -> Neuron
     raise InvalidArgumentError.of(field, "names no neuron; set either ffn or attention")
 
 
-def neurons_to_proto(neurons: Sequence[Neuron]) -> list[messages.Neuron]:
+def neurons_to_proto(neurons: Sequence[Neuron], field: str = "neurons") -> list[messages.Neuron]:
     """Write a request's neurons."""
-    return [neuron_to_proto(neuron, f"neurons[{index}]") for index, neuron in enumerate(neurons)]
+    return [neuron_to_proto(neuron, f"{field}[{index}]") for index, neuron in enumerate(neurons)]
 
 
-def neurons_from_proto(neurons: Iterable[messages.Neuron]) -> tuple[Neuron, ...]:
+def neurons_from_proto(neurons: Iterable[messages.Neuron], field: str = "neurons") -> tuple[Neuron, ...]:
     """Read a request's neurons."""
-    return tuple(neuron_from_proto(neuron, f"neurons[{index}]") for index, neuron in enumerate(neurons))
+    return tuple(neuron_from_proto(neuron, f"{field}[{index}]") for index, neuron in enumerate(neurons))
 
 
 def head_to_proto(head: Head, field: str = "head") -> messages.Head:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from neuron_attribution.convert.enums import DIRECTIONS, PARTS, SCORING_METHODS, SIDES, SUBKEYS
+from neuron_attribution.convert.interventions import interventions_from_proto, interventions_to_proto
 from neuron_attribution.convert.neurons import head_from_proto, head_to_proto, neurons_from_proto, neurons_to_proto
 from neuron_attribution.convert.prompts import (
     TextOrIds,
@@ -144,6 +145,8 @@ def _options_to_proto(options: AttributeOptions) -> messages.AttributeRequest:
         exhaustive=options.exhaustive,
         position_projection_top_k=unsigned(options.position_projection_top_k, "position_projection_top_k"),
         head_top_k=unsigned(options.head_top_k, "head_top_k"),
+        attention_neurons_over_positions=options.attention_neurons_over_positions,
+        interventions=interventions_to_proto(options.interventions, "interventions"),
     )
 
 
@@ -163,6 +166,8 @@ def _options_from_proto(message: messages.AttributeRequest) -> AttributeOptions:
         exhaustive=message.exhaustive,
         position_projection_top_k=message.position_projection_top_k,
         head_top_k=at_least_one(value_or(message, "head_top_k", ATTRIBUTION_DEFAULTS.head_top_k), "head_top_k"),
+        attention_neurons_over_positions=message.attention_neurons_over_positions,
+        interventions=interventions_from_proto(message.interventions, "interventions"),
     )
 
 

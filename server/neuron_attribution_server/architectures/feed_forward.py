@@ -43,7 +43,9 @@ class DenseFfn:
         self._gate: Projection | None = None
         if paths.gate is not None:
             self._gate = Projection(layer.get_submodule(paths.gate.module), paths.gate.layout, sizes)
-        self._weight = None if paths.weight is None else layer.get_submodule(paths.weight)
+        self.reads = layer.get_submodule(paths.up.module)
+        """The module that what the network reads goes into."""
+        self.weight = None if paths.weight is None else layer.get_submodule(paths.weight)
 
     @property
     def blocks(self) -> list[Tensor]:
@@ -64,16 +66,17 @@ class DenseFfn:
             activated = self._activation(self._up(normed))
         else:
             activated = self._activation(self._gate(normed)) * self._up(normed)
-        return activated if self._weight is None else activated * self._share(normed)
+        share = self.share(normed)
+        return activated if share is None else activated * share
 
     def bias(self, normed: Tensor) -> Tensor | None:
         """What is written beside the neurons, [d] or [..., d]."""
-        bias = bias_of(self.output)
-        return bias if bias is None or self._weight is None else bias * self._share(normed)
+        bias, share = bias_of(self.output), self.share(normed)
+        return bias if bias is None or share is None else bias * share
 
-    def _share(self, normed: Tensor) -> Tensor:
-        assert self._weight is not None
-        return torch.sigmoid(normed @ floats(self._weight.weight).T)
+    def share(self, normed: Tensor) -> Tensor | None:
+        """What everything this network writes is multiplied by, [..., 1], where there is such a thing."""
+        return None if self.weight is None else torch.sigmoid(normed @ floats(self.weight.weight).T)
 
 
 class Experts:
@@ -89,8 +92,12 @@ class Experts:
     @property
     def blocks(self) -> list[Tensor]:
         """Rows of each expert's W_down, [N, d]."""
-        weight = self.module.down_proj.detach()
-        return list(weight if self.module.is_transposed else weight.transpose(1, 2))
+        return [self.block(expert) for expert in range(self.count)]
+
+    def block(self, expert: int) -> Tensor:
+        """Rows of one expert's W_down, [N, d]."""
+        weight: Tensor = self.module.down_proj[expert].detach()
+        return weight if self.module.is_transposed else weight.T
 
     def key(self, expert: int, index: int, subkey: Subkey) -> Tensor:
         """A neuron's row of its expert's up or gate projection, [d]."""
@@ -108,10 +115,18 @@ class Experts:
         found = normed.new_zeros(len(normed), self.count, self.width)
         for expert in routing.indices.unique().tolist():
             if expert < self.count:
-                share = (routing.weights.float() * (routing.indices == expert)).sum(-1)
-                tokens = (routing.indices == expert).any(-1).nonzero().squeeze(1)
-                found[tokens, expert] = self._activated(normed[tokens], expert) * share[tokens, None]
+                found[:, expert] = self.expert_coefficients(normed, routing, expert)
         return found.flatten(1)
+
+    def expert_coefficients(self, normed: Tensor, routing: Routing, expert: int) -> Tensor:
+        """Coefficients [P, N] of one expert's neurons, zero where it is not chosen."""
+        chosen = routing.indices == expert
+        tokens = chosen.any(-1).nonzero().squeeze(1)
+        share = (routing.weights.float() * chosen).sum(-1)
+        found = normed.new_zeros(len(normed), self.width)
+        if len(tokens):
+            found[tokens] = self._activated(normed[tokens], expert) * share[tokens, None]
+        return found
 
     def bias(self, routing: Routing) -> Tensor | None:
         """What is written beside the neurons: each chosen expert's bias times its weight, [P, d]."""

@@ -84,13 +84,13 @@ class ModelView:
         nested = [kinds, *(kind for kind in kinds.values() if isinstance(kind, dict))]
         return any(kind.get("rope_type") in LENGTH_DEPENDENT for kind in nested)
 
-    def ffn_unit(self, neuron: FfnNeuron) -> int:
+    def ffn_unit(self, neuron: FfnNeuron, field: str = "neurons") -> int:
         """The number of an FFN neuron in its layer. Raises InvalidArgumentError where there is none such."""
         try:
             return self.layers[neuron.layer].ffn.unit(neuron.expert, neuron.index)
         except LookupError as error:
             raise InvalidArgumentError.of(
-                "neurons", f"{neuron} does not exist; layer {neuron.layer} has {error}", reason="OUT_OF_RANGE"
+                field, f"{neuron} does not exist; layer {neuron.layer} has {error}", reason="OUT_OF_RANGE"
             ) from None
 
     def ffn_neuron(self, layer: int, unit: int) -> FfnNeuron:

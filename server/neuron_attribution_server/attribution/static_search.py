@@ -52,7 +52,7 @@ class StaticSearch:
 
     def find(self, want: Wanted, k: int) -> Found:
         """The k best neurons of one end."""
-        neurons = value_neurons(self._weights, self._states, want.kind, want.row)
+        neurons = value_neurons(self._weights, self._states, want)
         if self._method not in NEEDS_RANKS:
             return Found(neurons.rank(self._scores(want.kind, neurons, None), k, want.sign), neurons)
         if want.sign < 0 or want.exhaustive:

@@ -1,8 +1,9 @@
 """The value neurons of one explained row: their ids, subvalues, coefficients and first-order bounds.
 
 Ids count in the order of a ranking's ties: FFN neurons by (layer, index), attention neurons by (layer, head, index,
-source position). Every kind is a grid of layers x units x positions; FFN neurons have one position. Layers of fewer
-units than the widest leave gaps in the grid, which no ranking returns.
+source position). Every kind is a grid of layers x units x positions; FFN neurons, and attention neurons that are taken
+over all source positions together, have one position. Layers of fewer units than the widest leave gaps in the grid,
+which no ranking returns.
 """
 
 from __future__ import annotations
@@ -131,19 +132,19 @@ class ValueNeurons(ABC):
         return values.masked_fill(gaps[:, :, None], -torch.inf)
 
 
-class FfnValueNeurons(ValueNeurons):
-    """The FFN neurons: one position, the explained one."""
+class WholeValueNeurons(ValueNeurons):
+    """Neurons of one coefficient each, [L, n]: one position, the explained one."""
 
-    def __init__(self, subvalues: Sequence[Subvalues], states: RowStates, row: int) -> None:
-        super().__init__(subvalues, 1, first_base=len(subvalues) + 1)
-        self._coefficients = states.coefficients[row]
+    def __init__(self, subvalues: Sequence[Subvalues], coefficients: Tensor, first_base: int) -> None:
+        super().__init__(subvalues, 1, first_base)
+        self._coefficients = coefficients
 
     def coefficients(self, layers: slice) -> Tensor:
-        """m, [layers, N, 1]."""
+        """[layers, n, 1]"""
         return self._coefficients[layers, :, None]
 
     def coefficients_of(self, ids: Tensor) -> Tensor:
-        """m, [C]."""
+        """[C]"""
         return self._coefficients.flatten()[ids]
 
 

@@ -20,9 +20,9 @@ from neuron_attribution_server.attribution.states import RowStates, SubvalueNorm
 from neuron_attribution_server.attribution.subvalues import Subvalues
 from neuron_attribution_server.attribution.value_neurons import (
     AttentionValueNeurons,
-    FfnValueNeurons,
     FirstOrder,
     ValueNeurons,
+    WholeValueNeurons,
 )
 from neuron_attribution_server.attribution.value_scores import subvalue_products, unit_slack
 
@@ -48,6 +48,8 @@ class Wanted:
     kind: Kind
     sign: int
     exhaustive: bool
+    over_positions: bool = False
+    """Attention neurons only: over all source positions together, instead of one entry for each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +119,7 @@ class ValueSearch:
         return slice(self._layers + 1, None) if kind is Kind.FFN else slice(0, self._layers)
 
     def _job(self, want: Wanted, k: int) -> _Job:
-        neurons = value_neurons(self._weights, self._states, want.kind, want.row)
+        neurons = value_neurons(self._weights, self._states, want)
         bounds = self._first_order(want)
 
         def candidates(count: int) -> tuple[Tensor, Tensor]:
@@ -176,18 +178,20 @@ class ValueSearch:
         return Ranked(ranked.ids, job.wanted.sign * ranked.scores, scored)
 
     def _every(self, want: Wanted, k: int) -> Found:
-        neurons = value_neurons(self._weights, self._states, want.kind, want.row)
+        neurons = value_neurons(self._weights, self._states, want)
         increases = self.increases(want.row, want.kind, neurons)
         bases = self._objective.values[want.row, neurons.bases(torch.arange(len(increases), device=increases.device))]
         return Found(neurons.rank(self._score(increases, bases), k, want.sign), neurons)
 
 
-def value_neurons(weights: Weights, states: RowStates, kind: Kind, row: int) -> ValueNeurons:
-    """The neurons of one kind at one row."""
-    subvalues = subvalues_of(weights, kind)
-    if kind is Kind.FFN:
-        return FfnValueNeurons(subvalues, states, row)
-    return AttentionValueNeurons(subvalues, states, row)
+def value_neurons(weights: Weights, states: RowStates, want: Wanted) -> ValueNeurons:
+    """The neurons of the wanted kind at its row."""
+    subvalues = subvalues_of(weights, want.kind)
+    if want.kind is Kind.FFN:
+        return WholeValueNeurons(subvalues, states.coefficients[want.row], first_base=len(subvalues) + 1)
+    if want.over_positions:
+        return WholeValueNeurons(subvalues, states.head_outputs[want.row].flatten(1), first_base=0)
+    return AttentionValueNeurons(subvalues, states, want.row)
 
 
 def subvalues_of(weights: Weights, kind: Kind) -> Sequence[Subvalues]:

@@ -55,6 +55,7 @@ from neuron_attribution_server.explanation.value_rankings import (
     side,
     source_kinds,
     sources,
+    wanted_ranking,
     wanted_rankings,
     wanted_sources,
 )
@@ -225,13 +226,15 @@ class _Group:
 
     def _rankings(self, index: int) -> dict[str, NeuronRanking]:
         options = self._rows[index].options
-        return {
-            RANKING_FIELDS[kind, sign]: ranking(
-                self._view, self._found[Wanted(index, kind, sign, options.exhaustive)], kind, options.top_k
-            )
+        wanted = [
+            wanted_ranking(index, kind, sign, options)
             for kind, part in PARTS.items()
             if part in options.parts
             for sign in SIGNS[options.direction]
+        ]
+        return {
+            RANKING_FIELDS[want.kind, want.sign]: ranking(self._view, self._found[want], want, options.top_k)
+            for want in wanted
         }
 
     def _query_parts(self, index: int) -> dict[str, Any]:

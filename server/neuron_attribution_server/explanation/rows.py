@@ -55,9 +55,17 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
         head_outputs=over(head_outputs, captured.attention_scales).unflatten(2, (heads, -1)),
         attention=attention,
         mixing=over(attention, captured.attention_scales),
-        values=[values[row.sequence] for row in rows],
+        values=[_edited(captured, values[row.sequence], row) for row in rows],
         lengths=[row.position + 1 for row in rows],
     )
+
+
+def _edited(captured: CapturedStates, values: Tensor, row: Row) -> Tensor:
+    """Value vectors [L, K, T, D], or where heads are intervened in, what is left of them for each head [L, H, T, D]."""
+    factors = None if captured.edits is None else captured.edits.attention_factors(row.sequence, row.position)
+    if factors is None:
+        return values
+    return values.repeat_interleave(factors.shape[1] // values.shape[1], 1) * factors[:, :, None]
 
 
 def components(captured: CapturedStates, sequence: int, positions: Tensor) -> Tensor:

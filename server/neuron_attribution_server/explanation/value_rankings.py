@@ -29,7 +29,7 @@ class Source:
 def wanted_rankings(rows: Sequence[Row]) -> dict[Wanted, int]:
     """The ends of rankings that the rows' parts ask for, and how many neurons of each."""
     return {
-        Wanted(index, kind, sign, row.options.exhaustive): row.options.top_k
+        wanted_ranking(index, kind, sign, row.options): row.options.top_k
         for index, row in enumerate(rows)
         for kind, part in PARTS.items()
         if part in row.options.parts
@@ -37,8 +37,17 @@ def wanted_rankings(rows: Sequence[Row]) -> dict[Wanted, int]:
     }
 
 
+def wanted_ranking(index: int, kind: Kind, sign: int, options: AttributeOptions) -> Wanted:
+    """One end of one kind's ranking, as a row's options have it."""
+    over_positions = kind is Kind.ATTENTION and options.attention_neurons_over_positions
+    return Wanted(index, kind, sign, options.exhaustive, over_positions)
+
+
 def wanted_sources(rows: Sequence[Row]) -> dict[Wanted, int]:
-    """The value neurons that the rows' query parts start from: always the highest by log probability increase."""
+    """The value neurons that the rows' query parts start from: always the highest by log probability increase.
+
+    Attention neurons at one source position each, where their keys read the residual stream.
+    """
     return {
         Wanted(index, kind, 1, row.options.exhaustive): row.options.query_sources
         for index, row in enumerate(rows)
@@ -58,13 +67,14 @@ def merged(first: Mapping[Wanted, int], second: Mapping[Wanted, int]) -> dict[Wa
     return {want: max(first.get(want, 0), second.get(want, 0)) for want in (*first, *second)}
 
 
-def ranking(view: ModelView, found: Found, kind: Kind, k: int) -> NeuronRanking:
+def ranking(view: ModelView, found: Found, wanted: Wanted, k: int) -> NeuronRanking:
     """The first k found neurons, named, without projections."""
+    placed = wanted.kind is Kind.ATTENTION and not wanted.over_positions
     ids = found.ranked.ids[:k]
     coefficients = found.neurons.coefficients_of(ids).tolist()
-    named = zip(_names(view, found, kind, k), found.ranked.scores[:k].tolist(), coefficients, strict=True)
+    named = zip(_names(view, found, wanted.kind, k), found.ranked.scores[:k].tolist(), coefficients, strict=True)
     neurons = tuple(
-        NeuronScore(neuron, score, position if kind is Kind.ATTENTION else None, coefficient, None, side(coefficient))
+        NeuronScore(neuron, score, position if placed else None, coefficient, None, side(coefficient))
         for (neuron, position), score, coefficient in named
     )
     return NeuronRanking(neurons, Coverage(found.neurons.total, found.neurons.total, found.ranked.scored, found.exact))

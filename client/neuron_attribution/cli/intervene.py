@@ -1,0 +1,101 @@
+"""`neuron-attribution intervene`: what a prediction becomes when neurons are changed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from neuron_attribution.cli.attribution_text import timings_text
+from neuron_attribution.cli.connection import add_connection_arguments, connect
+from neuron_attribution.cli.interventions import (
+    add_intervention_arguments,
+    intervention_text,
+    interventions_of,
+    separate_interventions_of,
+)
+from neuron_attribution.cli.options import UsageError, add_flag, add_option, add_switch, whole_number
+from neuron_attribution.cli.output import (
+    Lines,
+    add_output_arguments,
+    facts,
+    model_text,
+    number,
+    print_result,
+    table,
+    token_text,
+    visible,
+)
+from neuron_attribution.convert import intervene_result_to_proto
+from neuron_attribution.requests import Intervention, InterventionSet
+from neuron_attribution.results import InterveneResult, PredictionState
+
+HELP = "rerun a text with neurons, heads or layers changed, and compare the predictions"
+COLUMNS = ("", "token", ">probability", ">log probability", ">rank", ">KL")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("text", metavar="TEXT", help="the prompt")
+    add_intervention_arguments(parser)
+    add_flag(parser, "--separately", help="rerun once for each NAME, instead of once with all of them changed")
+    add_option(parser, "--target", metavar="TEXT", help="the next token to watch (default: the model's own)")
+    add_option(parser, "--target-id", kind=whole_number, metavar="ID", help="the same by its id")
+    add_option(
+        parser, "--generate", kind=whole_number, default=0, metavar="N", help="greedily generated tokens to compare"
+    )
+    add_switch(parser, "--special-tokens", help="add the tokenizer's special tokens, or not (default: its own way)")
+    add_output_arguments(parser)
+    add_connection_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Intervene and print."""
+    sets = _sets(arguments)
+    if arguments.target is not None and arguments.target_id is not None:
+        raise UsageError("--target and --target-id exclude each other; give one of them")
+    with connect(arguments) as client:
+        result = client.intervene(
+            arguments.text,
+            sets,
+            target=arguments.target if arguments.target_id is None else arguments.target_id,
+            generate=arguments.generate,
+            add_special_tokens=arguments.special_tokens,
+        )
+    print_result(arguments, lambda: intervene_result_to_proto(result), lambda: intervention_lines(result, sets))
+    return 0
+
+
+def intervention_lines(result: InterveneResult, sets: Sequence[Sequence[Intervention]]) -> Lines:
+    """The predictions before and after, for people."""
+    names = ["before", *(" ".join(map(intervention_text, each)) for each in sets)]
+    states = [result.before, *(each.after for each in result.results)]
+    distances = ["", *(number(each.kl_divergence) for each in result.results)]
+    rows = [
+        (name, *_target_cells(state), distance) for name, state, distance in zip(names, states, distances, strict=True)
+    ]
+    lines = table("the watched token", COLUMNS, rows)
+    for name, state in zip(names, states, strict=True):
+        lines += ["", *_prediction_lines(name, state)]
+    return [*lines, "", *facts([("model", model_text(result.model)), ("time", timings_text(result.timings))])]
+
+
+def _sets(arguments: argparse.Namespace) -> tuple[InterventionSet, ...]:
+    together = interventions_of(arguments)
+    if not together:
+        raise UsageError("nothing is changed; give --zero, --scale or --set")
+    if arguments.separately:
+        return tuple((each,) for each in separate_interventions_of(arguments))
+    return (together,)
+
+
+def _target_cells(state: PredictionState) -> tuple[str, ...]:
+    target = state.target
+    return token_text(target.token), number(target.probability), number(target.log_probability), str(target.rank)
+
+
+def _prediction_lines(name: str, state: PredictionState) -> Lines:
+    rows = [(token_text(item.token), number(item.probability)) for item in state.predictions]
+    lines = table(f"most probable next tokens, {name}", ("token", ">probability"), rows)
+    if state.continuation:
+        lines.append(f"  goes on {visible(''.join(token.text for token in state.continuation))}")
+    return lines

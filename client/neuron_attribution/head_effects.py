@@ -1,0 +1,74 @@
+"""What a prediction loses when each head in turn is zeroed: which requests find that, and what their answers come to.
+
+The first request zeroes the first heads and tells the prompt's length and the token to watch; the others, of bounded
+size, are sent a few at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict, Unpack
+
+import numpy as np
+
+from neuron_attribution import _calls
+from neuron_attribution._calls import TextOrIds
+from neuron_attribution.comparing import Steps
+from neuron_attribution.comparisons import HeadEffects
+from neuron_attribution.neurons import Head
+from neuron_attribution.requests import Intervention
+from neuron_attribution.results import InterveneResult, InterventionResult, Limits
+
+TOKENS_AT_ONCE = 2048
+"""Tokens of all reruns in one request, where the server's own limits are not lower."""
+REQUESTS_AT_ONCE = 4
+
+
+class HeadEffectArguments(TypedDict, total=False):
+    """What `head_effects` takes besides the prompt: fields of InterveneRequest."""
+
+    target: str | int | None
+    add_special_tokens: bool | None
+    model: str
+
+
+def head_effects(prompt: TextOrIds, **arguments: Unpack[HeadEffectArguments]) -> Steps[HeadEffects]:
+    """The steps that zero every head of the model in turn."""
+    (info,) = yield [(0, _calls.get_model(arguments.get("model", "")))]
+    shape = (info.sizes.layers, info.sizes.heads)
+    heads = [Head(*place) for place in np.ndindex(shape)]
+    (first,) = yield [(0, _calls.intervene(prompt, _zeroed(heads[:1]), **arguments))]
+    arguments["target"] = first.before.target.token.id
+    others = _in_requests(heads[1:], reruns_at_once(info.limits, len(first.tokens)))
+    results = list(first.results)
+    for start in range(0, len(others), REQUESTS_AT_ONCE):
+        together = others[start : start + REQUESTS_AT_ONCE]
+        answers = yield [(0, _calls.intervene(prompt, _zeroed(some), **arguments)) for some in together]
+        results += [result for answer in answers for result in answer.results]
+    return _effects(first, results, shape)
+
+
+def reruns_at_once(limits: Limits, length: int) -> int:
+    """How many heads of a prompt of this many tokens one request may name, beside the plain prompt."""
+    tokens = min(TOKENS_AT_ONCE, limits.batch_tokens, limits.queued_tokens)
+    return max(1, min(limits.intervention_sets, tokens // length - 1))
+
+
+def _zeroed(heads: Sequence[Head]) -> list[tuple[Intervention]]:
+    return [(Intervention(heads=(head,)),) for head in heads]
+
+
+def _in_requests(heads: Sequence[Head], count: int) -> list[Sequence[Head]]:
+    return [heads[start : start + count] for start in range(0, len(heads), count)]
+
+
+def _effects(first: InterveneResult, results: Sequence[InterventionResult], shape: tuple[int, int]) -> HeadEffects:
+    targets = [result.after.target for result in results]
+    return HeadEffects(
+        model=first.model,
+        tokens=first.tokens,
+        target=first.before.target,
+        probabilities=np.array([target.probability for target in targets], np.float32).reshape(shape),
+        log_probabilities=np.array([target.log_probability for target in targets], np.float32).reshape(shape),
+        kl_divergences=np.array([result.kl_divergence for result in results], np.float32).reshape(shape),
+    )

@@ -1,0 +1,77 @@
+"""The example scripts, as their readers run them: against a server with the demo model."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from neuron_attribution import AsyncClient, Client, Intervention, LayerPart
+from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
+from service.demo_server import run, serving
+
+EXAMPLES = Path(__file__).parents[2] / "client" / "examples"
+NUMBER = re.compile(r"-?\d+\.\d+(?![\d.])")
+PROMPT = "The capital of France is"
+
+
+@pytest.fixture(scope="module")
+def address():
+    try:
+        demo_folder()
+    except DemoUnavailableError as error:
+        pytest.skip(f"no demo model: {error}")
+    with serving() as (address, _):
+        yield address
+
+
+def example(name, *arguments):
+    """What an example prints."""
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def assert_shown(lines, page):
+    """The lines stand on a page of the documentation one after another, but for the last digits of numbers."""
+    shown = [line.strip() for line in (EXAMPLES.parents[1] / "docs" / page).read_text().splitlines()]
+    first = [_words(line) for line in shown].index(_words(lines[0]))
+    for line, other in zip(lines, shown[first:], strict=False):
+        assert _words(line) == _words(other)
+        assert [float(number) for number in NUMBER.findall(line)] == pytest.approx(
+            [float(number) for number in NUMBER.findall(other)], abs=2e-3
+        )
+
+
+def _words(line):
+    return NUMBER.sub("#", line).split()
+
+
+def test_intervene(address):
+    lines = example("intervene", address).splitlines()
+    assert len(lines) == 7
+    assert_shown(lines, "intervening.md")
+
+
+def test_the_command_prints_what_the_page_shows(address):
+    words = ["intervene", PROMPT, "--zero", "24.1005", "23.h4", "--generate", "5"]
+    lines = run(*words, address=address).stdout.splitlines()
+    assert lines[-2].startswith("model")
+    assert_shown(lines[:-2], "intervening.md")
+
+
+def test_both_clients_and_a_rerun_agree(address):
+    sets = [[Intervention(layers=(LayerPart(20, "ffn"),))], [Intervention(heads=("23.4",))]]
+    with Client(address) as client:
+        first, again = (client.intervene(PROMPT, sets, target=" Paris", generate=3) for _ in range(2))
+
+    async def asynchronously():
+        async with AsyncClient(address) as client:
+            return await client.intervene(PROMPT, sets, target=" Paris", generate=3)
+
+    for other in (again, asyncio.run(asynchronously())):
+        assert (other.before, other.results) == (first.before, first.results)
+    assert first.before.target.rank == 1
+    assert first.results[1].after.target.probability < first.before.target.probability / 2
