@@ -129,6 +129,31 @@ def test_the_whole_answer_is_saved_as_protobuf_json(report, answer_and_report):
         )
 
 
+@pytest.fixture(scope="module")
+def comparison(demo, tmp_path_factory):
+    """The comparison of the command line as JSON, and the report it wrote."""
+    path = tmp_path_factory.mktemp("comparison") / "report.html"
+    prompts = ("The capital of France is", "The capital of Italy is")
+    finished = run("compare", *prompts, "--json", "--report", str(path), address=demo.address)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout), path.as_uri()
+
+
+def test_a_comparison_shows_both_sides_and_the_neurons_that_differ(visit, comparison):
+    answer, address = comparison
+    with visit(address) as page:
+        page.wait_for_selector(READY)
+        assert page.get_by_role("heading", level=1).inner_text() == "Why ␣Paris here and ␣Rome there?"
+        page.locator(".head-map g > rect").nth(23 * 9 + 4).click()
+        assert page.get_by_text("Head 23.4: +2.97").is_visible()
+        rows = saved_csv(page, "FFN neurons that gave the first side more")
+        fell = answer["ffn_neurons"]["fell"]["neurons"]
+        assert [float(row["difference"]) for row in rows] == [neuron["difference"] for neuron in fell]
+        assert [float(row["score, second"]) for row in rows] == [neuron["second"]["score"] for neuron in fell]
+        page.get_by_role("button", name=fell[0]["neuron"], exact=True).first.click()
+        assert serious_faults(page) == []
+
+
 def test_hostile_tokens_are_shown_and_do_nothing(visit, written):
     with visit(written(made_up(2, 2, len(HOSTILE), HOSTILE))) as page:
         page.wait_for_selector(READY)

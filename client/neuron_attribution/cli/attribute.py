@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from neuron_attribution.cli.attribution_text import attribution_lines
 from neuron_attribution.cli.connection import add_connection_arguments, connect
@@ -19,10 +18,10 @@ from neuron_attribution.cli.options import (
     whole_number,
 )
 from neuron_attribution.cli.output import add_output_arguments, print_result
+from neuron_attribution.cli.report import add_report_argument, write_report
 from neuron_attribution.convert import attribute_result_to_proto
 from neuron_attribution.neurons import parse_neuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
-from neuron_attribution.results import AttributeResult
 
 HELP = "explain next-token predictions of a text by layers, heads and neurons"
 DEFAULTS = AttributeOptions()
@@ -37,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_number_arguments(parser.add_argument_group("how much is returned"))
     add_intervention_arguments(parser)
     add_output_arguments(parser)
-    add_option(parser, "--report", metavar="FILE", help="write an HTML page with charts there")
+    add_report_argument(parser)
     add_connection_arguments(parser)
 
 
@@ -68,16 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
             interventions=interventions_of(arguments),
         )
     if arguments.report is not None:
-        _write_report(arguments.report, result)
+        write_report(arguments.report, result.to_html())
     print_result(arguments, lambda: attribute_result_to_proto(result), lambda: attribution_lines(result))
     return 0
-
-
-def _write_report(path: str, result: AttributeResult) -> None:
-    try:
-        Path(path).write_text(result.to_html(), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"the report cannot be written: {error}") from error
 
 
 def _add_explained_arguments(group: argparse._ArgumentGroup) -> None:

@@ -5,5 +5,6 @@ the embedded data, which is the canonical protobuf JSON of the answer. `tables` 
 """
 
 from neuron_attribution.report.attribution import attribution_page
+from neuron_attribution.report.comparison import comparison_page
 
-__all__ = ["attribution_page"]
+__all__ = ["attribution_page", "comparison_page"]

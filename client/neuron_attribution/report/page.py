@@ -25,6 +25,7 @@ MODULES = (
     "queries.js",
     "conditions.js",
     "attribution.js",
+    "comparison.js",
     "page.js",
 )
 
