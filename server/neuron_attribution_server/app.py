@@ -188,8 +188,8 @@ class Application:
         _log.info("health without TLS on %s", self.health_address)
 
     async def _start_web(self, gateway: type[WebGateway], listen: str) -> None:
-        self._web = gateway(self._config, self._build_server())
         try:
+            self._web = gateway(self._config, self._build_server())
             await self._web.start(listen)
         except OSError as error:
             raise _ListenError(f"cannot serve the web page on {listen}: {error.strerror}") from None

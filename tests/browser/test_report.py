@@ -2,11 +2,13 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from browser.accessibility import serious_faults
 from browser.samples import HOSTILE, made_up
 from google.protobuf import json_format
+from neuron_attribution.results import Explanation
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from service.demo_server import run
 
@@ -152,6 +154,28 @@ def test_a_comparison_shows_both_sides_and_the_neurons_that_differ(visit, compar
         assert [float(row["score, second"]) for row in rows] == [neuron["second"]["score"] for neuron in fell]
         page.get_by_role("button", name=fell[0]["neuron"], exact=True).first.click()
         assert serious_faults(page) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "titles"),
+    [
+        ([], []),
+        (["layers"], ["Layers"]),
+        (["head_scores"], ["Heads"]),
+        (["heads"], ["Heads"]),
+        (["ffn_value_neurons"], ["Value neurons"]),
+        (["attention_query_layers"], ["What activates them"]),
+        (["query_ffn_neurons"], ["What activates them"]),
+    ],
+    ids=str,
+)
+def test_an_answer_of_some_parts_is_shown_without_the_others(visit, written, parts, titles):
+    (whole,) = made_up(3, 4, 6).explanations
+    some = Explanation(whole.position, whole.target, **{part: getattr(whole, part) for part in parts})
+    with visit(written(replace(made_up(3, 4, 6), explanations=(some,)))) as page:
+        page.wait_for_selector(READY)
+        shown = page.get_by_role("heading", level=2).all_inner_texts()
+        assert shown == ["Prompt", "Prediction", *titles, "Conditions"]
 
 
 def test_hostile_tokens_are_shown_and_do_nothing(visit, written):
