@@ -6,7 +6,7 @@ SOURCES := client server protos tests deploy
 # The server and nothing else, for the bill of materials.
 SERVER_VENV := .venv-server
 
-.PHONY: demo test benchmark verify architectures notebooks docs soak load format audit release clean
+.PHONY: demo test benchmark verify architectures notebooks screenshots docs soak load format audit release clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -38,6 +38,10 @@ notebooks: $(VENV)/test-installed
 DOCS ?= build --strict
 docs: $(VENV)/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(DOCS)
+
+# docs/images, from the demo model; needs Chromium
+screenshots: $(VENV)/test-installed
+	PYTHONPATH=tests $(BIN)/python -m browser.screenshot docs/images
 
 # Long runs against a real server: make soak SOAK='mixed --minutes 20', SOAK=kill_worker, SOAK=overload or SOAK=fuzz
 SOAK ?= mixed

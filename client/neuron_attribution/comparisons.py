@@ -95,6 +95,12 @@ class Comparison:
         """Differences of the heads' scores, [L, H]."""
         return self.first.head_scores - self.second.head_scores
 
+    def to_html(self) -> str:
+        """The comparison as one self-contained HTML page with charts and tables."""
+        from neuron_attribution.report import comparison_page
+
+        return comparison_page(self)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadEffects:

@@ -216,6 +216,12 @@ class AttributeResult(Displayed):
     explanations: tuple[Explanation, ...]
     timings: Timings
 
+    def to_html(self) -> str:
+        """The attribution as one self-contained HTML page with charts and tables."""
+        from neuron_attribution.report import attribution_page
+
+        return attribution_page(self)
+
 
 @dataclass(frozen=True, slots=True)
 class PredictionState:

@@ -33,6 +33,7 @@ from neuron_attribution_server.worker import ModelLoadError, Worker
 
 if TYPE_CHECKING:
     from neuron_attribution_server.tracing import Tracing
+    from neuron_attribution_server.web_gateway import WebGateway
 
 SERVICES = (
     neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"],
@@ -73,12 +74,16 @@ class Application:
         self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry)
         self._metrics.registry.register(self._live)
         self._metrics_endpoint: MetricsEndpoint | None = None
+        self._web_gateway = _web_gateway(config)
+        self._web: WebGateway | None = None
         self.address = ""
         """HOST:PORT that is listened on, once started."""
         self.health_address = ""
         """HOST:PORT of the health port, once started, if there is one."""
         self.metrics_address = ""
         """HOST:PORT of the metrics, once started, if they are served."""
+        self.web_address = ""
+        """HOST:PORT of the web page, once started, if it is served."""
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; return the exit status: 0 after a signal, 1 after a failure."""
@@ -102,11 +107,15 @@ class Application:
         if self._tokens is not None and self._credentials is None:
             _log.warning("tokens are asked for without TLS: they cross the network for anyone on it to read")
         self._server = self._build_server()
+        if self._config.reflection:
+            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.address = _listen(self._server, self._config.listen, self._credentials)
         if self._config.metrics_listen is not None:
             self._serve_metrics(self._config.metrics_listen)
         if self._config.health_listen is not None:
             await self._start_health_server(self._config.health_listen)
+        if self._web_gateway is not None and self._config.web_listen is not None:
+            await self._start_web(self._web_gateway, self._config.web_listen)
         await self._server.start()
 
     async def load(self) -> None:
@@ -123,8 +132,9 @@ class Application:
     async def stop(self) -> None:
         """Refuse new calls, let running ones finish within the grace, and end the worker."""
         await self._drain()
-        if self._server is not None:
-            await self._server.stop(self._config.grace)
+        web = [] if self._web is None else [self._web.stop()]
+        server = [] if self._server is None else [self._server.stop(self._config.grace)]
+        await asyncio.gather(*web, *server)
         if self._health_server is not None:
             await self._health_server.stop(None)
         for task in self._running:
@@ -168,8 +178,6 @@ class Application:
         add_service: Any = neuron_attribution_pb2_grpc.add_NeuronAttributionServiceServicer_to_server
         add_service(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        if self._config.reflection:
-            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
 
     async def _start_health_server(self, listen: str) -> None:
@@ -178,6 +186,16 @@ class Application:
         self.health_address = _listen(self._health_server, listen, None)
         await self._health_server.start()
         _log.info("health without TLS on %s", self.health_address)
+
+    async def _start_web(self, gateway: type[WebGateway], listen: str) -> None:
+        try:
+            self._web = gateway(self._config, self._build_server())
+            await self._web.start(listen)
+        except OSError as error:
+            raise _ListenError(f"cannot serve the web page on {listen}: {error.strerror}") from None
+        self.web_address = self._web.address
+        scheme = "http" if self._credentials is None else "https"
+        _log.info("web page on %s://%s", scheme, self.web_address)
 
     def _serve_metrics(self, listen: str) -> None:
         try:
@@ -249,6 +267,19 @@ def _tracing(config: ServerConfig) -> Tracing | None:
             "pip install 'neuron-attribution[server,tracing]'"
         ) from None
     return Tracing(config.trace_endpoint, config.trace_ratio)
+
+
+def _web_gateway(config: ServerConfig) -> type[WebGateway] | None:
+    """What serves the web page, if it is asked for; its HTTP library is an extra."""
+    if config.web_listen is None:
+        return None
+    try:
+        from neuron_attribution_server.web_gateway import WebGateway
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"web_listen needs {error.name}, which is not installed: pip install 'neuron-attribution[server,web]'"
+        ) from None
+    return WebGateway
 
 
 class _ListenError(Exception):

@@ -185,6 +185,12 @@ class ServerConfig:
     metrics_listen: str | None = _setting(
         _listen_address, "HOST:PORT where metrics are served over HTTP, without TLS and tokens, for Prometheus", None
     )
+    web_listen: str | None = _setting(
+        _listen_address,
+        "HOST:PORT where the web page, and the calls as JSON, are served over HTTP, with the certificate and tokens "
+        "that the service has",
+        None,
+    )
     trace_endpoint: str | None = _setting(
         _matching(r"https?://[^\s/]+/?", "http://HOST:PORT, or https://HOST:PORT for TLS"),
         "URL of the OpenTelemetry collector (OTLP over gRPC) that traces are sent to, such as http://localhost:4317; "

@@ -1,9 +1,12 @@
 """What is built and installed: the wheel, the thin client in an environment of its own, the protocol's lint."""
 
+import hashlib
+import re
 import venv
 import zipfile
 
 from checkout import BIN, ROOT, run
+from neuron_attribution.report.page import LIBRARIES
 from neuron_attribution_server.thread_worker import ThreadWorker
 from service.fakes import PROMPT, FakeEngine
 from service.servers import running_server
@@ -21,6 +24,8 @@ def test_the_wheel_holds_both_packages_the_generated_code_the_type_markers_and_t
     names = set(zipfile.ZipFile(releases[0].wheel).namelist())
     for name in (
         "neuron_attribution/py.typed",
+        "neuron_attribution/report/assets/page.html",
+        "neuron_attribution/report/vendor/d3.LICENSE",
         "neuron_attribution/v1/neuron_attribution_pb2.py",
         "neuron_attribution/v1/neuron_attribution_pb2.pyi",
         "neuron_attribution/v1/neuron_attribution_pb2_grpc.py",
@@ -31,6 +36,13 @@ def test_the_wheel_holds_both_packages_the_generated_code_the_type_markers_and_t
         assert name in names
     packages = {"neuron_attribution", "neuron_attribution_server"}
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == packages
+
+
+def test_the_vendored_libraries_are_what_their_page_says():
+    folder = ROOT / "client" / "neuron_attribution" / "report" / "vendor"
+    named = dict(re.findall(r"^\| (\S+) \|.* ([0-9a-f]{64}) \|$", (folder / "README.md").read_text(), re.MULTILINE))
+    assert named == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.js")}
+    assert set(named) == set(LIBRARIES)
 
 
 def test_the_wheel_alone_is_a_client_without_torch(releases, tmp_path):

@@ -30,6 +30,7 @@ class RunningServer:
     loaded: threading.Event
     health_address: str = ""
     metrics_address: str = ""
+    web_address: str = ""
 
     @property
     def stub(self):
@@ -77,7 +78,8 @@ def running_server(worker, **settings):
     try:
         with grpc.insecure_channel(life.application.address) as channel:
             served = life.application
-            yield RunningServer(served.address, channel, life.loaded, served.health_address, served.metrics_address)
+            others = (served.health_address, served.metrics_address, served.web_address)
+            yield RunningServer(served.address, channel, life.loaded, *others)
     finally:
         life.loop.call_soon_threadsafe(life.ending.set)
         thread.join()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from neuron_attribution.cli.comparison_text import comparison_lines, head_effect_lines
 from neuron_attribution.cli.main import main
-from neuron_attribution.cli.plain_json import plain, plain_json
 from neuron_attribution.comparisons import (
     ComparedSide,
     Comparison,
@@ -16,6 +15,7 @@ from neuron_attribution.comparisons import (
     NeuronDifference,
 )
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
+from neuron_attribution.plain_json import plain, plain_json
 from neuron_attribution.results import LayerScores, ModelIdentity, NeuronScore, PromotedSide, Token, TokenPrediction
 from unit.fake_service import IDENTITY, PROJECTION, TOKENS
 

@@ -18,6 +18,7 @@ from neuron_attribution.cli.options import (
     whole_number,
 )
 from neuron_attribution.cli.output import add_output_arguments, print_result
+from neuron_attribution.cli.report import add_report_argument, write_report
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import attribute_result_to_proto
 from neuron_attribution.display.records import records
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_number_arguments(parser.add_argument_group("how much is returned"))
     add_intervention_arguments(parser)
     add_output_arguments(parser, csv=True)
+    add_report_argument(parser)
     add_connection_arguments(parser)
 
 
@@ -66,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
             attention_neurons_over_positions=arguments.attention_neurons_over_positions,
             interventions=interventions_of(arguments),
         )
+    if arguments.report is not None:
+        write_report(arguments.report, result.to_html())
     print_result(
         arguments,
         lambda: attribute_result_to_proto(result),

@@ -16,8 +16,9 @@ from neuron_attribution.cli.options import (
     positive_number,
     whole_number,
 )
-from neuron_attribution.cli.plain_json import plain_json
+from neuron_attribution.cli.report import add_report_argument, write_report
 from neuron_attribution.comparisons import Comparison, HeadEffects
+from neuron_attribution.plain_json import plain_json
 
 HELP = "find the neurons whose score differs most between two predictions"
 
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="vocabulary tokens for each neuron",
     )
     add_flag(parser, "--json", help="print the comparison as JSON, and nothing else")
+    add_report_argument(parser)
     add_connection_arguments(parser)
     add_option(parser, "--other-address", metavar="HOST:PORT", help="the service that answers for the second side")
 
@@ -54,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(plain_json(effects) if arguments.json else "\n".join(head_effect_lines(effects, arguments.top_k)))
         return 0
     comparison = _compare(arguments)
+    if arguments.report is not None:
+        write_report(arguments.report, comparison.to_html())
     print(plain_json(comparison) if arguments.json else "\n".join(comparison_lines(comparison)))
     return 0
 
@@ -106,6 +110,8 @@ def _check(arguments: argparse.Namespace) -> None:
     given = any(other is not None for other in others)
     if arguments.every_head and (given or _token(arguments, "contrast") is not None):
         raise UsageError("--every-head takes one text, and no --other-address, intervention or contrast")
+    if arguments.every_head and arguments.report is not None:
+        raise UsageError("--report shows two sides; leave --every-head or --report out")
     if not (arguments.every_head or given):
         raise UsageError("nothing to compare with: give a second text, --other-address or an intervention")
     for flag in ("target", "contrast"):

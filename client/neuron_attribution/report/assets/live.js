@@ -1,0 +1,127 @@
+// The page as a server shows it: ask, and fetch what is clicked on.
+
+const PROJECTED = 10;
+const field = (id) => document.getElementById(id);
+
+/** An answer that is an error: google.rpc.Status as JSON, or what a proxy says. */
+class CallError extends Error {
+  constructor(status, answer) {
+    super(answer?.message ?? `the server answered ${status}`);
+    this.unauthenticated = status === 401;
+    const details = answer?.details ?? [];
+    this.violations = details.flatMap((detail) => detail.fieldViolations ?? []);
+    this.requestId = details.map((detail) => detail.metadata?.request_id).find(Boolean);
+  }
+}
+
+/** One call of the service; the token is kept in its field alone. */
+async function callService(method, message, signal) {
+  const headers = { "Content-Type": "application/json" };
+  const token = field("access-token").value.trim();
+  if (token) headers.Authorization = `Bearer ${token}`;
+  const response = await fetch(`/v1/${method}`, { method: "POST", headers, body: JSON.stringify(message), signal });
+  const text = await response.text();
+  const answer = parsed(text);
+  if (!response.ok || !answer) throw new CallError(response.status, answer ?? { message: text.trim() || undefined });
+  return answer;
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+function asked() {
+  const request = { prompt: { text: field("prompt-text").value }, direction: field("direction").value };
+  const [target, contrast] = [field("target-text").value, field("contrast-text").value];
+  if (target) request.target = { text: target };
+  if (contrast) request.contrast = { text: contrast };
+  return request;
+}
+
+let running;
+
+async function explain(event) {
+  event.preventDefault();
+  if (running) return running.abort();
+  running = new AbortController();
+  begin();
+  try {
+    const request = asked();
+    const started = performance.now();
+    const result = await callService("attribute", { ...request, position_projection_top_k: 5 }, running.signal);
+    showAnswer(request, result);
+    return say(`Answered in ${((performance.now() - started) / 1000).toFixed(2)} s.`);
+  } catch (error) {
+    return error.name === "AbortError" ? say("Cancelled.") : complain(error);
+  } finally {
+    running = undefined;
+    field("explain").textContent = "Explain";
+  }
+}
+
+function begin() {
+  field("explain").textContent = "Cancel";
+  field("problem").hidden = true;
+  say("Asking …");
+}
+
+function showAnswer(request, result) {
+  const live = { fetchHead: (head, index, explanation) => fetchHead(request, head, index, explanation), fetchProjection };
+  showAttribution(field("page"), { result }, live);
+  const whole = () => JSON.stringify(result, null, 2);
+  field("tools").replaceChildren(saveButton("JSON", "Save all of it as JSON", "attribution.json", "application/json", whole));
+}
+
+/** Heads come strongest first: one is reached by asking for as many as stand before it, from the nearer end. */
+async function fetchHead(request, head, index, explanation) {
+  const score = headScoreOf(head, explanation.head_scores);
+  const scores = explanation.head_scores.values;
+  const ranks = { INCREASE: d3.count(scores, (other) => (other >= score ? 1 : NaN)), DECREASE: d3.count(scores, (other) => (other <= score ? 1 : NaN)) };
+  const end = ranks.INCREASE <= ranks.DECREASE ? "INCREASE" : "DECREASE";
+  const message = { ...request, direction: `DIRECTION_${end}`, head_top_k: ranks[end], parts: ["PART_HEADS", "PART_HEAD_POSITIONS"] };
+  const answer = await callService("attribute", message);
+  const { heads, heads_decreasing: lowering } = answer.explanations[index];
+  return [...heads, ...lowering].find((other) => headName(other.head) === headName(head)) ?? Promise.reject(new Error("The server did not return this head."));
+}
+
+async function fetchProjection(neuron) {
+  const answer = await callService("project_neuron", { neurons: [neuron], top_k: 3 * PROJECTED });
+  return answer.projections[0].projection;
+}
+
+function say(text) {
+  field("status").textContent = text;
+}
+
+function complain(error) {
+  say("");
+  if (error.unauthenticated) {
+    field("token-label").hidden = false;
+    field("access-token").focus();
+  }
+  const fields = error.violations?.map(({ field: name, description }) => make("li", {}, make("code", {}, name), `: ${description}`)) ?? [];
+  const trace = error.requestId ? [make("p", { class: "note" }, `Request ${error.requestId}`)] : [];
+  const said = fields.length ? make("ul", {}, fields) : make("p", {}, error.message);
+  field("problem").replaceChildren(make("strong", {}, error.unauthenticated ? "A token is needed" : "That did not work"), said, ...trace);
+  field("problem").hidden = false;
+}
+
+async function introduce() {
+  try {
+    const { model, sizes } = await callService("get_model", {});
+    say(`${model.name}, ${sizes.layers} layers of ${sizes.heads} heads, ${model.dtype}.`);
+  } catch (error) {
+    complain(error);
+  }
+}
+
+field("ask").addEventListener("submit", explain);
+field("prompt-text").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) field("ask").requestSubmit();
+});
+field("access-token").addEventListener("change", () => field("page").childElementCount || introduce());
+introduce();

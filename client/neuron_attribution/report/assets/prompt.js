@@ -1,0 +1,78 @@
+// The prompt, shaded by what attention took from each of its tokens, and what the model predicts after it.
+
+/** What the returned heads take from each position, together. */
+function takenByHeads(heads, count) {
+  const taken = new Array(count).fill(0);
+  for (const head of heads) head.position_scores.forEach((score, position) => (taken[position] += score));
+  return taken;
+}
+
+function promptSection(view) {
+  const { result, explanation } = view;
+  const heads = [...explanation.heads, ...explanation.heads_decreasing];
+  const taken = takenByHeads(heads, explanation.position + 1);
+  const text = make("p", { class: "prompt" }, promptTokens(result.tokens, explanation.position, taken, view.explainedPositions));
+  const shading = heads.length
+    ? note(`Shaded by what the ${heads.length} returned heads take from each token: `, shadeKey("positive", "raises the target"), " ", shadeKey("negative", "lowers it"), ".")
+    : note("Not shaded: no head positions were asked for.");
+  return section("prompt", "Prompt", scrolling("Prompt", text, "tall"), shading, folded(`Tokens as a table (${result.tokens.length})`, () => tokenTable(result.tokens, taken, view)));
+}
+
+function promptTokens(tokens, last, taken, explainedPositions) {
+  const largest = d3.max(taken, Math.abs) || 1;
+  return tokens.flatMap((token, position) => {
+    const amount = taken[position] ?? 0;
+    const part = Math.round((60 * Math.abs(amount)) / largest);
+    const chip = tokenChip(token, {
+      class: `${amount < 0 ? "negative" : "positive"} ${position > last ? "later" : ""} ${explainedPositions.has(position) ? "explained" : ""}`,
+      title: `position ${position}, id ${token.id}${position > last ? ", after the explained position" : `, taken ${number(amount, true)}`}`,
+      style: { "--shade": `${part}%` },
+    });
+    return [chip, make(token.text.includes("\n") ? "br" : "wbr")];
+  });
+}
+
+function shadeKey(kind, text) {
+  return make("span", { class: `token ${kind} key`, style: { "--shade": "50%" } }, text);
+}
+
+function tokenTable(tokens, taken, view) {
+  const rows = tokens.map((token, position) => ({ token, position, taken: taken[position] }));
+  return dataTable({
+    file: view.file("tokens"),
+    caption: "Tokens of the pass",
+    rows,
+    columns: [
+      { title: "position", numeric: true, cell: (row) => String(row.position), csv: (row) => row.position },
+      { title: "id", numeric: true, cell: (row) => String(row.token.id), csv: (row) => row.token.id },
+      { title: "token", cell: (row) => tokenChip(row.token), csv: (row) => csvText(row.token.text) },
+      { title: "taken by the returned heads", numeric: true, cell: (row) => number(row.taken), csv: (row) => row.taken },
+    ],
+  });
+}
+
+function predictionSection(view) {
+  const { explanation } = view;
+  const { target, contrast } = explanation;
+  const same = (prediction) => prediction.token.id === target.token.id;
+  const rows = explanation.predictions.map((prediction) => ({ ...prediction, explained: same(prediction) }));
+  if (!rows.some(same)) rows.push({ ...target, explained: true });
+  if (contrast && !rows.some((row) => row.token.id === contrast.token.id)) rows.push(contrast);
+  const role = (row) => (row.explained ? "explained" : row.token.id === contrast?.token.id ? "contrast" : "alternative");
+  const table = dataTable({
+    file: view.file("predictions"),
+    caption: "Predictions",
+    rows,
+    columns: [
+      { title: "token", cell: (row) => tokenChip(row.token), csv: (row) => csvText(row.token.text) },
+      { title: "", cell: role },
+      { title: "role", csv: role },
+      { title: "id", numeric: true, cell: (row) => String(row.token.id), csv: (row) => row.token.id },
+      { title: "probability", numeric: true, cell: (row) => number(row.probability), csv: (row) => row.probability },
+      { title: "log probability", numeric: true, cell: (row) => number(row.log_probability), csv: (row) => row.log_probability },
+      { title: "rank", numeric: true, cell: (row) => String(row.rank), csv: (row) => row.rank },
+    ],
+  });
+  const drawing = chart("The most probable next tokens; the table beneath holds the numbers", (width) => predictionChart(rows, width));
+  return section("prediction", "Prediction", drawing, folded("As a table", () => table));
+}

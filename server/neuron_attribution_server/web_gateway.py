@@ -1,0 +1,90 @@
+"""The web page, and the calls as JSON over HTTP, in front of the same servicer."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.web_calls import JsonCalls
+from neuron_attribution_server.web_page import HEADERS, page_files
+from neuron_attribution_server.web_tls import web_context
+
+_CLOSE_SECONDS = 1.0
+
+
+class WebGateway:
+    """Serves HTTP and asks `server`, which no other process reaches: interceptors see its calls like any other.
+
+    `server` listens on a Unix socket in a folder of this process's own. Raises OSError where `listen` cannot be used.
+    """
+
+    def __init__(self, config: ServerConfig, server: grpc.aio.Server) -> None:
+        self._config = config
+        self._server = server
+        self._folder = Path(tempfile.mkdtemp(prefix="neuron-attribution-"))
+        self._channel: grpc.aio.Channel | None = None
+        self._runner: web.AppRunner | None = None
+        self.address = ""
+        """HOST:PORT that is listened on, once started."""
+
+    async def start(self, listen: str) -> None:
+        """Listen."""
+        target = f"unix:{self._folder}/calls"
+        self._server.add_insecure_port(target)
+        await self._server.start()
+        options = (("grpc.max_receive_message_length", self._config.maximum_message_bytes),)
+        self._channel = grpc.aio.insecure_channel(target, options)
+        application = _application(JsonCalls(self._channel), self._config.maximum_request_bytes)
+        self._runner = web.AppRunner(
+            application, access_log=None, handler_cancellation=True, shutdown_timeout=self._config.grace
+        )
+        await self._runner.setup()
+        await self._listen(self._runner, listen, web_context(self._config))
+
+    async def stop(self) -> None:
+        """Refuse new calls, and let running ones finish within the grace."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._channel is not None:
+            await self._channel.close(None)
+        await self._server.stop(_CLOSE_SECONDS)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _listen(self, runner: web.AppRunner, listen: str, context: ssl.SSLContext | None) -> None:
+        host, _, port = listen.rpartition(":")
+        site = web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=context)
+        await site.start()
+        self.address = f"{host}:{runner.addresses[0][1]}"
+
+
+def _application(calls: JsonCalls, largest_request: int) -> web.Application:
+    application = web.Application(client_max_size=largest_request, middlewares=[_secured])
+    for path, file in page_files().items():
+        application.router.add_get(path, _serving(file.content, file.kind))
+    application.router.add_post("/v1/{method}", calls.answer)
+    return application
+
+
+def _serving(content: bytes, kind: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def serve(_: web.Request) -> web.Response:
+        return web.Response(body=content, content_type=kind, charset="utf-8", headers={"Cache-Control": "no-cache"})
+
+    return serve
+
+
+@web.middleware
+async def _secured(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        response = await handler(request)
+    except web.HTTPException as error:
+        response = web.Response(status=error.status, text=f"{error.status} {error.reason}\n")
+    response.headers.update(HEADERS)
+    return response

@@ -1,0 +1,36 @@
+"""TLS of the web page: the same files as for gRPC, looked at before each handshake."""
+
+from __future__ import annotations
+
+import ssl
+
+from neuron_attribution_server.config import ConfigurationError, ServerConfig
+from neuron_attribution_server.reloading import Reloaded
+
+
+def web_context(config: ServerConfig) -> ssl.SSLContext | None:
+    """A context that follows its files, or None where there is no TLS."""
+    certificate, key, authority = config.tls_certificate, config.tls_key, config.tls_client_authority
+    if certificate is None or key is None:
+        return None
+
+    def read() -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(certificate, key, password="")
+            if authority is not None:
+                context.load_verify_locations(authority)
+                context.verify_mode = ssl.CERT_REQUIRED
+        except OSError as error:
+            raise ConfigurationError(f"the web page's certificate cannot be read: {error}") from None
+        return context
+
+    files = Reloaded([path for path in (certificate, key, authority) if path is not None], read)
+
+    def follow(handshake: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        files.refresh()
+        handshake.context = files.value
+
+    first = files.value
+    first.sni_callback = follow  # called for every handshake, with or without a name
+    return first

@@ -1,0 +1,36 @@
+"""`make screenshots`: the pictures of the documents, from the demo model."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from neuron_attribution import Client
+from playwright.sync_api import sync_playwright
+from service.demo_server import serving
+from service.scraping import free_address
+
+PROMPT = "Tim's dad lent him a bicycle, and Anna's mother gave her a piano.\nIn the evening she liked to play the"
+REPORT_SIZE = {"width": 1180, "height": 1500}
+WEB_SIZE = {"width": 1180, "height": 900}
+
+
+def main(folder):
+    """Write the pictures there."""
+    web = free_address()
+    with sync_playwright() as playwright, serving("--web-listen", web) as (address, _), Client(address) as client:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport=REPORT_SIZE)
+        page.set_content(client.attribute(PROMPT).to_html())
+        page.wait_for_selector("html[data-ready]")
+        page.screenshot(path=folder / "report.png")
+        page = browser.new_page(viewport=WEB_SIZE, color_scheme="dark")
+        page.goto(f"http://{web}/")
+        page.get_by_role("button", name="Explain").click()
+        page.get_by_role("heading", level=1).wait_for()
+        page.wait_for_timeout(500)
+        page.screenshot(path=folder / "web.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

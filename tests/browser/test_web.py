@@ -1,0 +1,94 @@
+"""The live page in a real browser, asking a real server."""
+
+import hashlib
+
+import pytest
+from browser.accessibility import serious_faults
+from neuron_attribution_server.thread_worker import ThreadWorker
+from service.fakes import FakeEngine
+from service.servers import running_server
+
+TOKEN = "alices-token"
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> is"
+
+
+@pytest.fixture
+def page(demo, visit):
+    with visit(demo.page) as page:
+        page.get_by_text("SmolLM2-135M-Instruct, 30 layers").wait_for()
+        yield page
+
+
+def explain(page, prompt, **fields):
+    page.get_by_label("Prompt").fill(prompt)
+    for label, text in fields.items():
+        page.get_by_label(label.replace("_", " ")).fill(text)
+    page.get_by_role("button", name="Explain").click()
+
+
+def test_a_prompt_becomes_an_explanation_whose_heads_and_neurons_can_be_opened(page):
+    explain(page, "The capital of France is")
+    page.get_by_role("heading", name="Why ␣Paris?").wait_for()
+    page.locator(".head-map g > rect").nth(5).click()
+    page.get_by_text("Positions of head 0.5 as a table").wait_for()
+    page.get_by_role("button", name="24.1005", exact=True).first.click()
+    page.locator(".projection tbody tr").nth(59).wait_for()
+    assert "␣capitals" in page.locator(".projection").inner_text()
+
+
+def test_another_token_can_be_explained(page):
+    explain(page, "The capital of France is", Token_to_explain=" London", Rather_than=" Paris")
+    page.get_by_role("heading", name="Why ␣London rather than ␣Paris?").wait_for()
+
+
+def test_a_hostile_prompt_is_text(page):
+    explain(page, HOSTILE)
+    page.get_by_role("heading", level=1).wait_for()
+    assert page.locator(".prompt").inner_text().replace("\n", "") == HOSTILE.replace(" ", "␣")
+    assert page.locator("main img, main script").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_serious_bars_anybody(visit, demo, scheme):
+    with visit(demo.page, errors="400", color_scheme=scheme) as page:
+        explain(page, "The capital of France is", Token_to_explain=" Parisianly")
+        page.get_by_role("alert").get_by_text("target").wait_for()
+        assert serious_faults(page) == []
+
+
+def test_a_wrong_request_is_told_with_its_field_and_the_remedy(demo, visit):
+    with visit(demo.page, errors="400") as page:
+        explain(page, "The capital of France is", Token_to_explain=" Parisianly")
+        problem = page.get_by_role("alert")
+        problem.get_by_text("target").wait_for()
+        assert "tokens" in problem.inner_text()
+        page.get_by_label("Token to explain").fill("")
+        page.get_by_role("button", name="Explain").click()
+        page.get_by_role("heading", name="Why ␣Paris?").wait_for()
+        assert not problem.is_visible()
+
+
+def test_a_token_is_asked_for_and_kept_nowhere(visit, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"alice {hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
+    settings = {"web_listen": "localhost:0", "token_file": str(tokens)}
+    with running_server(ThreadWorker(FakeEngine()), **settings) as server:
+        assert server.loaded.wait(30)
+        with visit(f"http://{server.web_address}/", errors="401") as page:
+            page.get_by_role("alert").get_by_text("A token is needed").wait_for()
+            page.get_by_label("Access token").fill(TOKEN)
+            explain(page, "The capital of France is")
+            page.get_by_role("heading", level=1).wait_for()
+            assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+            assert TOKEN not in page.url
+
+
+def test_a_question_can_be_withdrawn(visit):
+    engine = FakeEngine()
+    with running_server(ThreadWorker(engine), web_listen="localhost:0") as server, engine:
+        assert server.loaded.wait(30)
+        engine.hold()
+        with visit(f"http://{server.web_address}/") as page:
+            explain(page, "The capital of France is")
+            page.get_by_role("button", name="Cancel").click()
+            page.get_by_text("Cancelled.").wait_for()

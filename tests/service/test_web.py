@@ -1,0 +1,228 @@
+"""The calls as JSON over HTTP: what gRPC callers may rely on holds here, too."""
+
+import hashlib
+import http.client
+import json
+import ssl
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+
+import pytest
+from google.protobuf import json_format
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.web_calls import HTTP_STATUSES
+from service.certificates import Authority, serial_number
+from service.fakes import PROMPT, FakeEngine
+from service.scraping import Scrape, free_address
+from service.servers import PATIENCE, eventually, listening_address, running_server, server_process
+
+ASKED = {"prompt": {"text": PROMPT}}
+TOKEN = "alices-token"
+
+
+@contextmanager
+def served(engine=None, **settings):
+    with running_server(ThreadWorker(engine or FakeEngine()), web_listen="localhost:0", **settings) as server:
+        assert server.loaded.wait(PATIENCE)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server():
+    with served(maximum_request_bytes=4096) as server:
+        yield server
+
+
+def connection(address, context=None):
+    if context is None:
+        return http.client.HTTPConnection(address, timeout=PATIENCE)
+    return http.client.HTTPSConnection(address, timeout=PATIENCE, context=context)
+
+
+def ask(address, method="attribute", message=ASKED, context=None, **headers):
+    """Status, headers and JSON of one call."""
+    body = message if isinstance(message, bytes) else json.dumps(message)
+    fields = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    with closing(connection(address, context)) as link:
+        link.request("POST", f"/v1/{method}", body, fields)
+        answer = link.getresponse()
+        data = answer.read()
+    is_json = answer.headers.get_content_type() == "application/json"
+    return answer.status, answer.headers, json.loads(data) if is_json else data
+
+
+def reasons(answer):
+    return [detail["reason"] for detail in answer["details"] if "reason" in detail]
+
+
+def test_an_attribution_is_that_of_grpc_as_protobuf_json(server):
+    status, headers, answer = ask(server.web_address, x_request_id="mine-1")
+    assert (status, headers["X-Request-Id"], headers["Cache-Control"]) == (200, "mine-1", "no-store")
+    message = json_format.ParseDict(answer, messages.AttributeResponse())
+    expected = server.attribute()
+    assert message.explanations == expected.explanations
+    assert message.tokens == expected.tokens
+
+
+@pytest.mark.parametrize(
+    ("method", "message", "field"),
+    [
+        ("project_neuron", {"neurons": [{"ffn": {"layer": 1, "index": 2}}]}, "projections"),
+        ("tokenize", {"text": " Paris"}, "tokens"),
+        ("get_model", {}, "sizes"),
+    ],
+)
+def test_every_call_but_the_stream_is_there(server, method, message, field):
+    status, _, answer = ask(server.web_address, method, message)
+    assert status == 200
+    assert answer[field]
+
+
+@pytest.mark.parametrize(
+    ("message", "headers", "status", "reason"),
+    [
+        ({"prompt": {"text": ""}}, {}, 400, "INVALID_ARGUMENT"),
+        ({"model": "gpt-5", **ASKED}, {}, 404, "MODEL_NOT_FOUND"),
+        ({"promt": {}}, {}, 400, "MALFORMED_MESSAGE"),
+        (b'{"prompt": {"text": "\\ud800"}}', {}, 400, "MALFORMED_MESSAGE"),
+        (b"\xff", {}, 400, "MALFORMED_MESSAGE"),
+        (b"[" * 4000, {}, 400, "MALFORMED_MESSAGE"),
+        (ASKED, {"Content_Type": "text/plain"}, 400, "INVALID_ARGUMENT"),
+        (ASKED, {"Grpc_Timeout": "soon"}, 400, "INVALID_ARGUMENT"),
+    ],
+)
+def test_what_is_wrong_is_told_as_a_status(server, message, headers, status, reason):
+    got, _, answer = ask(server.web_address, message=message, **headers)
+    assert (got, reasons(answer)) == (status, [reason])
+    assert ask(server.web_address)[0] == 200
+
+
+def test_a_wrong_field_is_named(server):
+    *_, answer = ask(server.web_address, message={"prompt": {"text": ""}})
+    violations = [each for detail in answer["details"] for each in detail.get("fieldViolations", ())]
+    assert [violation["field"] for violation in violations] == ["prompt.text"]
+
+
+def test_no_such_call(server):
+    status, _, answer = ask(server.web_address, "attribute_stream")
+    assert status == 501
+    assert "/v1/attribute," in answer["message"]
+
+
+def test_a_request_that_is_too_large_is_refused_unread(server):
+    status, headers, _ = ask(server.web_address, message=b" " * 5000)
+    assert status == 413
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/page.css", "/nothing", "/v1/attribute"])
+def test_every_answer_carries_the_security_headers(server, path):
+    link = connection(server.web_address)
+    link.request("GET", path)
+    headers = link.getresponse().headers
+    link.close()
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert (headers["X-Frame-Options"], headers["Referrer-Policy"]) == ("DENY", "no-referrer")
+
+
+def test_every_status_of_ours_has_an_http_status():
+    from neuron_attribution.status import STATUS_CODES
+
+    assert set(HTTP_STATUSES) == set(STATUS_CODES.values())
+
+
+def test_without_a_right_token_nothing_is_answered(tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"alice {hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
+    with served(token_file=str(tokens)) as server:
+        for headers, reason in (({}, "TOKEN_MISSING"), ({"Authorization": "Bearer wrong"}, "TOKEN_INVALID")):
+            status, answered, answer = ask(server.web_address, **headers)
+            assert (status, reasons(answer), answered["WWW-Authenticate"]) == (401, [reason], "Bearer")
+        assert ask(server.web_address, Authorization=f"Bearer {TOKEN}")[0] == 200
+
+
+def test_deadlines_and_callers_who_leave_end_what_waits():
+    engine = FakeEngine()
+    with served(engine, cache_bytes=0, metrics_listen="localhost:0") as server, engine:
+        engine.hold()
+        first = connection(server.web_address)
+        first.request("POST", "/v1/attribute", json.dumps(ASKED), {"Content-Type": "application/json"})
+        assert engine.started.wait(PATIENCE)
+        status, _, answer = ask(server.web_address, Grpc_Timeout="200m")
+        assert (status, reasons(answer)) == (504, ["DEADLINE_EXCEEDED"])
+        leaving = connection(server.web_address)
+        leaving.request("POST", "/v1/attribute", json.dumps(ASKED), {"Content-Type": "application/json"})
+        scraped = lambda: Scrape(server.metrics_address)  # noqa: E731
+        rpc = {"grpc_method": "Attribute", "grpc_service": "neuron_attribution.v1.NeuronAttributionService"}
+        assert eventually(lambda: scraped().value("grpc_server_started_total", grpc_type="unary", **rpc) == 3)
+        leaving.close()
+        labels = {"grpc_type": "unary", "grpc_code": "Canceled", **rpc}
+        assert eventually(lambda: scraped().value("grpc_server_handled_total", **labels) == 1)
+        engine.released.set()
+        assert first.getresponse().status == 200
+        first.close()
+
+
+def test_the_page_has_the_services_certificate_and_follows_its_files(tmp_path):
+    authority = Authority(tmp_path)
+    pair = authority.issue("server")
+    settings = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
+    context = ssl.create_default_context(cafile=authority.certificate)
+    with served(**settings) as server:
+        assert ask(server.web_address, context=context)[0] == 200
+        other = authority.issue("other")
+        pair.replace_by(other)
+        port = int(server.web_address.rpartition(":")[2])
+        shown = ssl.get_server_certificate(("localhost", port), ca_certs=authority.certificate)
+        assert serial_number(shown.encode()) == serial_number(other.certificate.read_bytes())
+
+
+def test_with_an_authority_the_page_asks_for_certificates(tmp_path):
+    authority = Authority(tmp_path)
+    pair, client = authority.issue("server"), authority.issue("client")
+    settings = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
+    context = ssl.create_default_context(cafile=authority.certificate)
+    with served(tls_client_authority=str(authority.certificate), **settings) as server:
+        with pytest.raises(OSError, match=r"certificate required|reset|closed"):
+            ask(server.web_address, context=context)
+        context.load_cert_chain(client.certificate, client.key)
+        assert ask(server.web_address, context=context)[0] == 200
+
+
+def test_a_stopping_server_answers_what_it_has_taken(monkeypatch, tmp_path):
+    web, metrics = free_address(), free_address()
+    monkeypatch.setenv("GATED_ENGINE", str(tmp_path))
+    (tmp_path / "open").touch()
+    settings = {"web_listen": web, "metrics_listen": metrics, "cache_bytes": 0, "grace": 60.0}
+    with server_process("make_gated_engine", module="faulty_engines", **settings) as process:
+        assert listening_address(process)
+        assert process.stdout.readline().startswith("ready")
+        (tmp_path / "open").unlink()
+        link = connection(web)
+        link.request("POST", "/v1/attribute", json.dumps(ASKED), {"Content-Type": "application/json"})
+        rpc = {"grpc_method": "Attribute", "grpc_service": "neuron_attribution.v1.NeuronAttributionService"}
+        count = lambda: Scrape(metrics).value("grpc_server_started_total", grpc_type="unary", **rpc)  # noqa: E731
+        assert eventually(lambda: count() == 1)
+        process.terminate()
+        assert eventually(lambda: Scrape(metrics).value("draining") == 1)
+        (tmp_path / "open").touch()
+        answer = link.getresponse()
+        assert json.loads(answer.read())["explanations"]
+        link.close()
+        assert process.wait(PATIENCE) == 0
+
+
+def test_an_address_in_use_and_a_missing_library_are_told_by_name(server):
+    arguments = ["--model", "demo", "--listen", "localhost:0", "--web-listen", server.web_address]
+    command = [sys.executable, "-c", "import sys; from neuron_attribution.cli.main import main; sys.exit(main())"]
+    taken = subprocess.run([*command, "serve", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert (taken.returncode, "cannot serve the web page on" in taken.stderr) == (1, True)
+    command[2] = "import sys; sys.modules['aiohttp'] = None; " + command[2]
+    missing = subprocess.run([*command, "serve", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert missing.returncode == 2
+    assert "web_listen needs aiohttp" in missing.stderr
+    assert "neuron-attribution[server,web]" in missing.stderr
