@@ -146,7 +146,7 @@ class Engine:
 
     def _rows(self, captured: CapturedStates, tasks: Sequence[AttributeTask]) -> list[Row]:
         """One row per explained token; the model's own most probable token where no target is given."""
-        own = self._own_tokens(captured)
+        own = self._own_tokens(captured, one_by_one=any(task.reproducible for task in tasks))
         explained = [(sequence, task, token) for sequence, task in enumerate(tasks) for token in task.explained]
         return [
             Row(
@@ -156,20 +156,22 @@ class Engine:
                 own[index] if token.target is None else token.target,
                 task.contrast,
                 task.options,
+                task.reproducible,
             )
             for index, (sequence, task, token) in enumerate(explained)
         ]
 
-    def _own_tokens(self, captured: CapturedStates) -> list[int]:
+    def _own_tokens(self, captured: CapturedStates, *, one_by_one: bool) -> list[int]:
         finals = captured.rows.of(captured.inputs[-1]).float()
-        found: list[int] = own_log_probabilities(self._unembedding, finals).argmax(-1).tolist()
-        return found
+        parts = finals.split(1) if one_by_one else (finals,)
+        return [int(token) for part in parts for token in own_log_probabilities(self._unembedding, part).argmax(-1)]
 
     def _explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
         groups: dict[object, list[Row]] = defaultdict(list)
         for row in rows:
             options = row.options
-            groups[row.contrast is None, options.scoring_method, options.include_final_norm_bias].append(row)
+            alone = row.index if row.alone else None
+            groups[row.contrast is None, options.scoring_method, options.include_final_norm_bias, alone].append(row)
         together = rows_at_once(self._view.sizes)
         explained: dict[int, Explanation] = {}
         for group in groups.values():

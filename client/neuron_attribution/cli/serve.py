@@ -23,10 +23,10 @@ SERVER_MODULES = (
 
 
 class MissingExtraError(Exception):
-    """The server's extra is not installed."""
+    """An extra that a command needs is not installed."""
 
-    def __init__(self, module: str | None) -> None:
-        super().__init__(f"serve needs {module}, which is not installed: pip install 'neuron-attribution[server]'")
+    def __init__(self, module: str | None, command: str = "serve", extra: str = "server") -> None:
+        super().__init__(f"{command} needs {module}, which is not installed: pip install 'neuron-attribution[{extra}]'")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

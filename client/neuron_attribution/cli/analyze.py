@@ -1,0 +1,174 @@
+"""`neuron-attribution analyze`: study a whole corpus of prompts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from neuron_attribution.analysis.corpus import Corpus
+from neuron_attribution.cli.connection import add_connection_arguments, connect
+from neuron_attribution.cli.options import (
+    UsageError,
+    add_flag,
+    add_option,
+    comma_separated,
+    enum_value,
+    positive_number,
+    whole_number,
+)
+from neuron_attribution.cli.serve import MissingExtraError, server_module
+from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
+
+HELP = "study a whole corpus of prompts: a Parquet data set of explained predictions, and what they have in common"
+SOME_FAILED = 3
+"""Exit status: the study is complete, but some prompts have failed."""
+DEFAULTS = AttributeOptions(top_k=300, projection_top_k=5)
+_SHARD_PROMPTS = 32
+_NUMBERS = {
+    "--top-k": "neurons in each ranking",
+    "--head-top-k": "heads counted as the strongest",
+    "--projection-top-k": "vocabulary tokens for each neuron",
+    "--query-sources": "value neurons whose activation is traced",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "prompts", metavar="PROMPTS", type=Path, help="the corpus: JSON lines (.jsonl), .parquet, or .txt, a prompt a line"
+    )
+    parser.epilog = f"The exit status is {SOME_FAILED} where all was done but some prompts have failed."
+    add_option(parser, "--output", kind=Path, metavar="FOLDER", required=True, help="the data set, begun or continued")
+    add_flag(parser, "--retry-failed", help="explain the prompts again that have failed")
+    add_flag(parser, "--own-predictions", help="explain the model's own next token, whatever the corpus names")
+    _add_explanation_arguments(parser.add_argument_group("how prompts are explained"))
+    _add_ray_arguments(parser.add_argument_group("on a Ray cluster instead of a running service"))
+    add_connection_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Study, and say where it is."""
+    study_module = _analysis_module("study")
+    try:
+        corpus = Corpus(arguments.prompts, _options(arguments), arguments.own_predictions)
+    except InvalidArgumentError as error:
+        raise UsageError(str(error)) from error
+    study = study_module.Study(
+        corpus=corpus,
+        folder=arguments.output,
+        shard_prompts=arguments.shard_prompts,
+        retry_failed=arguments.retry_failed,
+    )
+    failed: int = _on_ray(arguments, study) if arguments.ray is not None else _through_the_service(arguments, study)
+    print(f"{arguments.output / 'summary.md'}")
+    if failed:
+        print(f"{failed} prompts have failed; --retry-failed tries them again", file=sys.stderr)
+    return SOME_FAILED if failed else 0
+
+
+def _through_the_service(arguments: argparse.Namespace, study: Any) -> int:  # noqa: ANN401 - a Study, of an extra
+    service = _analysis_module("service")
+    with connect(arguments) as client:
+        backend = service.ServiceBackend(client)
+        info = backend.describe()
+        failed: int = study.run(backend, info.model, {"server": info.version})
+    return failed
+
+
+def _on_ray(arguments: argparse.Namespace, study: Any) -> int:  # noqa: ANN401 - a Study, of an extra
+    if arguments.model is None:
+        raise UsageError("--ray needs --model")
+    try:
+        ray_corpus = server_module("ray_corpus")
+        backend = ray_corpus.ray_backend(
+            arguments.ray,
+            actors=arguments.actors,
+            batch_prompts=arguments.batch_prompts,
+            model=arguments.model,
+            revision=arguments.revision,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            threads=arguments.threads,
+        )
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name, "analyze --ray", "ray") from error
+    with backend:
+        failed: int = study.run(backend, None, {"ray": backend.version})
+    return failed
+
+
+def _analysis_module(name: str) -> ModuleType:
+    try:
+        return import_module(f"neuron_attribution.analysis.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("neuron_attribution"):
+            raise
+        raise MissingExtraError(error.name, "analyze", "analysis") from error
+
+
+def _add_explanation_arguments(group: argparse._ArgumentGroup) -> None:
+    for flag, help in _NUMBERS.items():
+        default = getattr(DEFAULTS, flag.lstrip("-").replace("-", "_"))
+        kind = whole_number if flag == "--projection-top-k" else positive_number
+        add_option(group, flag, kind=kind, default=default, metavar="N", help=help)
+    names = ", ".join(part.value for part in Part)
+    add_option(
+        group,
+        "--parts",
+        kind=comma_separated(enum_value(Part)),
+        default=DEFAULTS.parts,
+        shown="all",
+        metavar="PART,...",
+        help=f"the parts to compute, of {names}",
+    )
+    for flag, default, help in (
+        ("--direction", DEFAULTS.direction, "the end of the rankings to keep"),
+        ("--method", DEFAULTS.scoring_method, "the score of value neurons"),
+    ):
+        kind: type[Direction] | type[ScoringMethod] = type(default)
+        choices = ", ".join(member.value for member in kind)
+        add_option(group, flag, kind=enum_value(kind), default=default, metavar="NAME", help=f"{help}: {choices}")
+    add_option(
+        group,
+        "--shard-prompts",
+        kind=positive_number,
+        default=_SHARD_PROMPTS,
+        metavar="N",
+        help="prompts written together; what is not yet written is lost when the study is killed",
+    )
+
+
+def _add_ray_arguments(group: argparse._ArgumentGroup) -> None:
+    add_option(group, "--ray", metavar="ADDRESS", help="local, auto (the cluster this machine is part of), or an address")
+    add_option(group, "--model", metavar="MODEL", help="demo, a Hub id, a folder, or a GGUF file, seen by every node")
+    add_option(group, "--revision", metavar="REVISION", help="the revision of a model from the Hub")
+    add_option(group, "--dtype", default="auto", metavar="TYPE", help="auto, float32, float16 or bfloat16")
+    add_option(group, "--device", default="auto", metavar="DEVICE", help="auto, cpu, or cuda: one GPU for each actor")
+    add_option(group, "--threads", kind=positive_number, metavar="N", help="CPU threads of each actor")
+    add_option(
+        group,
+        "--actors",
+        kind=positive_number,
+        metavar="N",
+        help="processes that hold the model (default: one for each GPU of the cluster, or one)",
+    )
+    add_option(group, "--batch-prompts", kind=positive_number, default=32, metavar="N", help="prompts of one batch")
+
+
+def _options(arguments: argparse.Namespace) -> AttributeOptions:
+    return replace(
+        DEFAULTS,
+        parts=frozenset(arguments.parts),
+        top_k=arguments.top_k,
+        head_top_k=arguments.head_top_k,
+        projection_top_k=arguments.projection_top_k,
+        query_sources=arguments.query_sources,
+        direction=arguments.direction,
+        scoring_method=arguments.method,
+    )
