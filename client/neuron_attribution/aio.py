@@ -50,8 +50,9 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         An item is a prompt's text or an AttributeRequest, alone or as (key, item). An item that fails has an error in
         its outcome and the stream goes on; a full queue is waited out. At most READ_AHEAD items are taken ahead of
         the outcomes. `timeout` is for the whole stream, and there is none by default. Closing the iterator cancels
-        what is not answered. `reproducible` asks for answers whose bits do not depend on what shares their batch, which
-        a CPU gives, in about a quarter more time. What the items' iterable raises is raised once all before it is answered.
+        what is not answered. What the items' iterable raises is raised once all before it is answered. `reproducible`
+        asks for answers whose bits do not depend on what shares their batch: a CPU gives them in about a quarter more
+        time.
         """
         sending = AsyncRequestStream(requests, reproducible=reproducible)
         call = self._stub.AttributeStream(aiter(sending), timeout=timeout, metadata=self._metadata())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -63,7 +62,7 @@ class RayBackend:
 
         The prompts lie in the cluster's object store, their rows in this process: neither grows with the other.
         """
-        batches = []
+        batches: list[Any] = []
         while batch := list(islice(items, self.batch_prompts)):
             batches.append(ray.put(packed(batch)))
         if not batches:
@@ -83,7 +82,7 @@ class RayBackend:
 
     def _resources(self) -> dict[str, Any]:
         """What each actor takes. Without GPUs the actors share the CPUs."""
-        cluster = ray.cluster_resources()
+        cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = 0 if self.load.device == "cpu" else int(cluster.get("GPU", 0))
         actors = self.actors or max(1, gpus)
         compute = ray.data.ActorPoolStrategy(size=actors)
@@ -93,7 +92,12 @@ class RayBackend:
 
 
 def ray_backend(
-    address: str, *, actors: int | None, batch_prompts: int, threads: int | None, **load: Any  # noqa: ANN401 - texts
+    address: str,
+    *,
+    actors: int | None,
+    batch_prompts: int,
+    threads: int | None,
+    **load: Any,  # noqa: ANN401 - texts
 ) -> RayBackend:
     """The backend that the command line describes."""
     return RayBackend(
@@ -103,8 +107,7 @@ def ray_backend(
 
 def _cause(error: BaseException) -> str:
     """What the actor itself failed with, in one line; Ray tells it at the end of a long story."""
-    with suppress(AttributeError):
-        while error.cause is not None:  # type: ignore[attr-defined]
-            error = error.cause
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"an actor failed: {lines[-1] if lines else type(error).__name__}"

@@ -80,6 +80,8 @@ def _plain(options: AttributeOptions) -> Facts:
 def _value(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, tuple):
+        return [str(each) for each in value]
     return sorted(part.value for part in value) if isinstance(value, frozenset) else value
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from neuron_attribution.analysis.corpus import CorpusItem
 from neuron_attribution.analysis.tables import SCHEMAS, Tables
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError
-from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
 from neuron_attribution.results import (
     AttributeResult,
     Coverage,
@@ -21,6 +21,7 @@ from neuron_attribution.results import (
     NeuronRanking,
     NeuronScore,
     ProjectedToken,
+    Projection,
     Scores,
 )
 
@@ -158,21 +159,20 @@ def _neuron_rows(key: Row, explanation: Explanation) -> Iterable[Row]:
 
 
 def _neuron_row(score: NeuronScore) -> Row:
-    neuron = score.neuron
-    is_ffn = isinstance(neuron, FfnNeuron)
+    neuron, projection = score.neuron, score.projection or Projection()
     return {
         "layer": neuron.layer,
-        "head": None if is_ffn else neuron.head,
-        "expert": neuron.expert if is_ffn else None,
+        "head": neuron.head if isinstance(neuron, AttentionNeuron) else None,
+        "expert": neuron.expert if isinstance(neuron, FfnNeuron) else None,
         "index": neuron.index,
         "position": score.position,
         "score": score.score,
         "coefficient": score.coefficient,
         "promoted_side": score.promoted_side.value,
-        "top_tokens": _texts(score.projection and score.projection.top),
-        "bottom_tokens": _texts(score.projection and score.projection.bottom),
+        "top_tokens": _texts(projection.top),
+        "bottom_tokens": _texts(projection.bottom),
     }
 
 
-def _texts(tokens: Sequence[ProjectedToken] | None) -> list[str]:
-    return [each.token.text for each in tokens or ()]
+def _texts(tokens: Sequence[ProjectedToken]) -> list[str]:
+    return [each.token.text for each in tokens]

@@ -6,6 +6,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 
 from neuron_attribution.analysis.corpus import CorpusItem
 from neuron_attribution.analysis.rows import ItemRows, failed_rows, result_rows, unreadable
@@ -85,12 +87,9 @@ class Feed:
             yield self._problems.popleft()
 
     def _requests(self, stream: int, again: list[CorpusItem]) -> Iterator[tuple[str, AttributeRequest]]:
-        for item in again:
-            assert item.request is not None
-            yield str(item.index), item.request
-        while (item := self._next(stream)) is not None:
-            assert item.request is not None
-            yield str(item.index), item.request
+        for item in chain(again, iter(partial(self._next, stream), None)):
+            if item is not None and item.request is not None:
+                yield str(item.index), item.request
 
     def _next(self, stream: int) -> CorpusItem | None:
         with self._changed:

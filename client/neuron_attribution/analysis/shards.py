@@ -102,6 +102,6 @@ class Shards:
             return pa.concat_tables(new).combine_chunks()
         again = pa.array(sorted(self._retried[shard]), pa.int64())
         kept = self._store.read(name, shard).filter(~pc.field("prompt").isin(again))
-        joined = pa.concat_tables([kept, *new])
+        joined = pa.concat_tables([kept.cast(SCHEMAS[name]), *new])
         # Sorting is stable: a prompt's rows keep their order.
         return joined.sort_by("prompt").combine_chunks()

@@ -79,9 +79,7 @@ class Study:
         conditions.write()
         return conditions
 
-    def _explain(
-        self, found: Iterator[ItemRows], shards: Shards, conditions: Conditions, progress: tqdm[Any]
-    ) -> None:
+    def _explain(self, found: Iterator[ItemRows], shards: Shards, conditions: Conditions, progress: tqdm[Any]) -> None:
         failed = 0
         for rows in found:
             if rows.model is not None:

@@ -59,10 +59,10 @@ def _layers(layers: pa.Table, neurons: pa.Table) -> Lines:
         for row in neurons.to_pylist()
         if row["type"] is None and row["direction"] == "increase"
     }
-    rows = [
-        (row["layer"], row["attention_score"], row["ffn_score"], *(counts.get((kind, row["layer"]), 0.0) for kind in _KINDS))
-        for row in layers.filter(pc.is_null(layers["type"])).to_pylist()
-    ]
+    rows = []
+    for row in layers.filter(pc.is_null(layers["type"])).to_pylist():
+        found = [counts.get((kind, row["layer"]), 0.0) for kind in _KINDS]
+        rows.append((row["layer"], row["attention_score"], row["ffn_score"], *found))
     columns = (">layer", ">attention score", ">FFN score", ">FFN neurons", ">attention neurons", ">query neurons")
     text = "Mean scores, and neurons in the rankings of highest scores, for each explained token."
     return ["## Layers", "", text, "", *_table(columns, rows)]
@@ -104,8 +104,9 @@ def _shared(shared: pa.Table, top_k: int) -> Lines:
     rows = shared.filter((pc.field("direction") == "increase") & (pc.field("kind") != "query"))
     if not len(rows):
         return []
-    ordered = rows.sort_by([("kind", "ascending"), ("share", "descending"), ("type_a", "ascending"), ("type_b", "ascending")])
-    lines = ["## Neurons that types share", "", f"Of the {top_k} strongest neurons of each type ({TYPES_COMPARED} types at most)."]
+    ordered = rows.sort_by([("share", "descending"), ("type_a", "ascending"), ("type_b", "ascending")])
+    text = f"Of the {top_k} strongest neurons of each type ({TYPES_COMPARED} types at most)."
+    lines = ["## Neurons that types share", "", text]
     for kind in sorted(set(ordered["kind"].to_pylist())):
         chosen = ordered.filter(pc.field("kind") == kind).slice(0, ROWS)
         columns = ("type", "and type", ">shared", ">share")
@@ -127,9 +128,8 @@ def _promoted(row: Facts) -> str:
 
 def _inert(token: str) -> str:
     """A token's text, which may hold anything, as a piece of code in a table."""
-    return ascii(token)[1:-1].replace("|", "\\|").replace("`", "'") if not token.isprintable() else (
-        token.replace("|", "\\|").replace("`", "'")
-    )
+    shown = token if token.isprintable() else ascii(token)[1:-1]
+    return shown.replace("|", "\\|").replace("`", "'")
 
 
 def _rows(table: pa.Table, *columns: str) -> list[tuple[Any, ...]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -41,7 +43,10 @@ _NUMBERS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "prompts", metavar="PROMPTS", type=Path, help="the corpus: JSON lines (.jsonl), .parquet, or .txt, a prompt a line"
+        "prompts",
+        metavar="PROMPTS",
+        type=Path,
+        help="the corpus: .jsonl, .parquet, or .txt with a prompt a line",
     )
     parser.epilog = f"The exit status is {SOME_FAILED} where all was done but some prompts have failed."
     add_option(parser, "--output", kind=Path, metavar="FOLDER", required=True, help="the data set, begun or continued")
@@ -57,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     study_module = _analysis_module("study")
     try:
         corpus = Corpus(arguments.prompts, _options(arguments), arguments.own_predictions)
-    except InvalidArgumentError as error:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except (InvalidArgumentError, OSError) as error:
         raise UsageError(str(error)) from error
     study = study_module.Study(
         corpus=corpus,
@@ -115,25 +121,13 @@ def _analysis_module(name: str) -> ModuleType:
 def _add_explanation_arguments(group: argparse._ArgumentGroup) -> None:
     for flag, help in _NUMBERS.items():
         default = getattr(DEFAULTS, flag.lstrip("-").replace("-", "_"))
-        kind = whole_number if flag == "--projection-top-k" else positive_number
-        add_option(group, flag, kind=kind, default=default, metavar="N", help=help)
-    names = ", ".join(part.value for part in Part)
-    add_option(
-        group,
-        "--parts",
-        kind=comma_separated(enum_value(Part)),
-        default=DEFAULTS.parts,
-        shown="all",
-        metavar="PART,...",
-        help=f"the parts to compute, of {names}",
-    )
-    for flag, default, help in (
-        ("--direction", DEFAULTS.direction, "the end of the rankings to keep"),
-        ("--method", DEFAULTS.scoring_method, "the score of value neurons"),
-    ):
-        kind: type[Direction] | type[ScoringMethod] = type(default)
-        choices = ", ".join(member.value for member in kind)
-        add_option(group, flag, kind=enum_value(kind), default=default, metavar="NAME", help=f"{help}: {choices}")
+        reader = whole_number if flag == "--projection-top-k" else positive_number
+        add_option(group, flag, kind=reader, default=default, metavar="N", help=help)
+    parts = comma_separated(enum_value(Part))
+    _add_names(group, "--parts", parts, DEFAULTS.parts, Part, "the parts to compute, of", shown="all")
+    direction, method = DEFAULTS.direction, DEFAULTS.scoring_method
+    _add_names(group, "--direction", enum_value(Direction), direction, Direction, "the end of the rankings to keep:")
+    _add_names(group, "--method", enum_value(ScoringMethod), method, ScoringMethod, "the score of value neurons:")
     add_option(
         group,
         "--shard-prompts",
@@ -144,8 +138,21 @@ def _add_explanation_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_names(
+    group: argparse._ArgumentGroup,
+    flag: str,
+    reader: Callable[[str], object],
+    default: object,
+    names: type[Enum],
+    help: str,
+    shown: str | None = None,
+) -> None:
+    text = f"{help} {', '.join(str(member.value) for member in names)}"
+    add_option(group, flag, kind=reader, default=default, shown=shown, metavar="NAME", help=text)
+
+
 def _add_ray_arguments(group: argparse._ArgumentGroup) -> None:
-    add_option(group, "--ray", metavar="ADDRESS", help="local, auto (the cluster this machine is part of), or an address")
+    add_option(group, "--ray", metavar="ADDRESS", help="local, auto (this machine's cluster), or an address")
     add_option(group, "--model", metavar="MODEL", help="demo, a Hub id, a folder, or a GGUF file, seen by every node")
     add_option(group, "--revision", metavar="REVISION", help="the revision of a model from the Hub")
     add_option(group, "--dtype", default="auto", metavar="TYPE", help="auto, float32, float16 or bfloat16")
