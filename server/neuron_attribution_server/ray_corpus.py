@@ -47,6 +47,7 @@ class RayBackend:
             ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UnavailableError(f"no Ray cluster at {self.address}: {error}", reason="NO_RAY_CLUSTER") from error
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False

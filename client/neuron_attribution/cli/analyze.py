@@ -90,20 +90,16 @@ def _through_the_service(arguments: argparse.Namespace, study: Any) -> int:  # n
 def _on_ray(arguments: argparse.Namespace, study: Any) -> int:  # noqa: ANN401 - a Study, of an extra
     if arguments.model is None:
         raise UsageError("--ray needs --model")
-    try:
-        ray_corpus = server_module("ray_corpus")
-        backend = ray_corpus.ray_backend(
-            arguments.ray,
-            actors=arguments.actors,
-            batch_prompts=arguments.batch_prompts,
-            model=arguments.model,
-            revision=arguments.revision,
-            dtype=arguments.dtype,
-            device=arguments.device,
-            threads=arguments.threads,
-        )
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name, "analyze --ray", "ray") from error
+    backend = server_module("ray_corpus", "analyze", "ray").ray_backend(
+        arguments.ray,
+        actors=arguments.actors,
+        batch_prompts=arguments.batch_prompts,
+        model=arguments.model,
+        revision=arguments.revision,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
     with backend:
         failed: int = study.run(backend, None, {"ray": backend.version})
     return failed
