@@ -96,7 +96,8 @@ def _neurons(neurons: pa.Table, kind: str, title: str, top_k: int) -> Lines:
         (_name(row), row["share"], row["types"], row["mean_score"], row["mean_rank"], _promoted(row))
         for row in chosen.to_pylist()
     ]
-    columns = ("neuron", f">in the top {top_k} of", ">types", ">mean score", ">mean rank", "promotes")
+    tokens = "top / bottom tokens" if kind == "query" else "promotes"
+    columns = ("neuron", f">in the top {top_k} of", ">types", ">mean score", ">mean rank", tokens)
     return [f"## {title}", "", *_table(columns, rows)]
 
 
@@ -121,9 +122,15 @@ def _name(row: Facts) -> str:
 
 
 def _promoted(row: Facts) -> str:
-    """The tokens of the side that it promotes more often."""
-    tokens = row["top_tokens" if row["promotes_top_share"] >= 0.5 else "bottom_tokens"]
-    return " ".join(f"`{_inert(token)}`" for token in tokens[:_TOKENS_SHOWN])
+    """The tokens of the side that it promotes more often; of a query neuron, whose side is unknown, both."""
+    top, bottom = row["top_tokens"], row["bottom_tokens"]
+    if row["kind"] == "query":
+        return f"{_codes(top[: _TOKENS_SHOWN // 2])} / {_codes(bottom[: _TOKENS_SHOWN // 2])}"
+    return _codes((top if row["promotes_top_share"] >= 0.5 else bottom)[:_TOKENS_SHOWN])
+
+
+def _codes(tokens: Sequence[str]) -> str:
+    return " ".join(f"`{_inert(token)}`" for token in tokens)
 
 
 def _inert(token: str) -> str:
