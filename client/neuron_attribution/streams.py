@@ -42,7 +42,8 @@ def read_response(message: messages.AttributeStreamResponse) -> StreamResult:
 class Outbox:
     """What becomes of the caller's items: messages to send, and the outcomes of those that cannot be sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reproducible: bool) -> None:
+        self._reproducible = reproducible
         self._refused: deque[StreamResult] = deque()
         self._count = 0
         self.failure: Exception | None = None
@@ -56,7 +57,9 @@ class Outbox:
             request = AttributeRequest(prompt=request)
         try:
             return messages.AttributeStreamRequest(
-                key=unicode_text(key, "key"), request=convert.attribute_request_to_proto(request)
+                key=unicode_text(key, "key"),
+                request=convert.attribute_request_to_proto(request),
+                reproducible=self._reproducible,
             )
         except InvalidArgumentError as error:
             self._refused.append(StreamResult(key, error=error))
@@ -71,8 +74,8 @@ class Outbox:
 class RequestStream(Outbox):
     """The messages of a synchronous stream. gRPC reads them in a thread of its own."""
 
-    def __init__(self, items: Iterable[StreamItem]) -> None:
-        super().__init__()
+    def __init__(self, items: Iterable[StreamItem], *, reproducible: bool) -> None:
+        super().__init__(reproducible=reproducible)
         self._items = items
         self._room = threading.Semaphore(READ_AHEAD)
         self._closed = False
@@ -102,8 +105,8 @@ class RequestStream(Outbox):
 class AsyncRequestStream(Outbox):
     """The messages of an asynchronous stream."""
 
-    def __init__(self, items: AsyncIterable[StreamItem] | Iterable[StreamItem]) -> None:
-        super().__init__()
+    def __init__(self, items: AsyncIterable[StreamItem] | Iterable[StreamItem], *, reproducible: bool) -> None:
+        super().__init__(reproducible=reproducible)
         self._items = items if isinstance(items, AsyncIterable) else _asynchronous(items)
         self._room = asyncio.Semaphore(READ_AHEAD)
 

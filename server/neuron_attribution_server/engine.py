@@ -183,7 +183,7 @@ class Engine:
                 answers.append(self._read(task, finals[place.rows], continuation))
             except NeuronAttributionError as error:
                 answers.append(error)
-        own = own_log_probabilities(self._unembedding, finals).argmax(-1).tolist()
+        own = self._own_tokens(finals, one_by_one=any(isinstance(t, AttributeTask) and t.reproducible for t in tasks))
         wanted = [
             row
             for task, place, answer in zip(tasks, places, answers, strict=True)
@@ -208,11 +208,16 @@ class Engine:
             check_finite(finals, "interventions")
         return None
 
+    def _own_tokens(self, finals: Tensor, *, one_by_one: bool) -> list[int]:
+        parts = finals.split(1) if one_by_one else (finals,)
+        return [int(token) for part in parts for token in own_log_probabilities(self._unembedding, part).argmax(-1)]
+
     def _explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
         groups: dict[object, list[Row]] = defaultdict(list)
         for row in rows:
             options = row.options
-            groups[row.contrast is None, options.scoring_method, options.include_final_norm_bias].append(row)
+            alone = row.index if row.alone else None
+            groups[row.contrast is None, options.scoring_method, options.include_final_norm_bias, alone].append(row)
         together = rows_at_once(self._view.sizes)
         explained: dict[int, Explanation] = {}
         for group in groups.values():

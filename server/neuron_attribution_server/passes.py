@@ -76,6 +76,7 @@ def rows_of(task: AttributeTask, place: Place, own: Sequence[int]) -> list[Row]:
             own[index] if token.target is None else token.target,
             task.contrast,
             task.options,
+            task.reproducible,
         )
         for index, token in enumerate(task.explained, place.rows.start)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from neuron_attribution import convert
@@ -70,12 +70,14 @@ class ServedModel:
         tokens = self._validator.tokenize(convert.tokenize_request_from_proto(message))
         return convert.tokenize_result_to_proto(TokenizeResult(self.identity, tokens))
 
-    def prepare_attribution(self, message: messages.AttributeRequest) -> PreparedAttribution:
+    def prepare_attribution(
+        self, message: messages.AttributeRequest, *, reproducible: bool = False
+    ) -> PreparedAttribution:
         """Read, check and tokenize a request for an attribution."""
         started = time.perf_counter()
         self._validator.check_counts(message)
         task = self._validator.attribute(convert.attribute_request_from_proto(message))
-        return PreparedAttribution(task, time.perf_counter() - started)
+        return PreparedAttribution(replace(task, reproducible=reproducible), time.perf_counter() - started)
 
     def prepare_intervention(self, message: messages.InterveneRequest) -> PreparedIntervention:
         """Read, check and tokenize a request for interventions."""

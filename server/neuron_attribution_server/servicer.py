@@ -73,12 +73,13 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         self._ready()
         deadline = _deadline(context)
 
-        async def answer(request: messages.AttributeRequest) -> messages.AttributeResponse:
+        async def answer(item: messages.AttributeStreamRequest) -> messages.AttributeResponse:
             backend = self._ready()
             response = await self._attribute(
                 backend,
-                request,
+                item.request,
                 lambda task: patiently(partial(backend.scheduler.submit, task, deadline), deadline),
+                reproducible=item.reproducible,
             )
             return messages.AttributeResponse.FromString(response)
 
@@ -123,11 +124,14 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         backend: Backend,
         request: messages.AttributeRequest,
         submit: Callable[[AttributeTask], Awaitable[Delivery]],
+        *,
+        reproducible: bool = False,
     ) -> bytes:
         """Tokenize, look into the cache or `submit`, and write."""
         model = backend.model
+        prepare = partial(model.prepare_attribution, request, reproducible=reproducible)
         with backend.scheduler.expecting():
-            prepared = await self._apart(partial(model.prepare_attribution, request), unless=_is_short(request))
+            prepared = await self._apart(prepare, unless=_is_short(request))
         current_call.get().prepared(prepared.task.token_ids, prepared.tokenization)
         answer = backend.cache.get(model.identity, prepared.task)
         if answer is not None:

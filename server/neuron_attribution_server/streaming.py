@@ -22,7 +22,7 @@ class ItemStream:
     def __init__(
         self,
         window: int,
-        answer: Callable[[messages.AttributeRequest], Awaitable[messages.AttributeResponse]],
+        answer: Callable[[messages.AttributeStreamRequest], Awaitable[messages.AttributeResponse]],
         public: Callable[[Exception], NeuronAttributionError],
     ) -> None:
         self._room = asyncio.Semaphore(window)
@@ -57,7 +57,7 @@ class ItemStream:
 
     async def _outcome(self, item: messages.AttributeStreamRequest) -> messages.AttributeStreamResponse:
         try:
-            return messages.AttributeStreamResponse(key=item.key, response=await self._answer(item.request))
+            return messages.AttributeStreamResponse(key=item.key, response=await self._answer(item))
         except DeadlineExceededError:  # it is the whole stream's
             raise
         except Exception as error:

@@ -39,6 +39,8 @@ class AttributeTask:
     generate: int = 0
     contrast: int | None = None
     options: AttributeOptions = field(default_factory=AttributeOptions)
+    reproducible: bool = False
+    """Whether each explained token is scored by itself: products of several rows round otherwise than those of one."""
 
     @property
     def length(self) -> int:

@@ -15,10 +15,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from neuron_attribution.convert import explanations_to_proto
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Part, Side
+from neuron_attribution.results import ModelIdentity
 from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
-from neuron_attribution_server.tasks import ProjectTask
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, ProjectTask
 from reference.compare import assert_close, assert_projection, assert_ranking
 from reference.compare_explanations import assert_explanation, assert_scores_absolutely
 from reference.compare_neurons import assert_named, ranking_key
@@ -37,6 +39,7 @@ LAYERS, FFN_WIDTH, HEADS, HEAD_SIZE = 30, 1536, 9, 64
 PROMPT = "The capital of France is"
 ANOTHER_PROMPT = "Monday, Tuesday, Wednesday,"
 TOLERANCE = 1e-5
+IDENTITY = ModelIdentity("demo", "", "float32")
 FACTS = (
     ("The capital of France is", " Paris"),
     ("The capital of Italy is", " Rome"),
@@ -240,3 +243,17 @@ def zeroed(demo: Compared, neurons: list[tuple[int, int]]) -> Iterator[None]:
     finally:
         for column, values in zip(columns, kept, strict=True):
             column.copy_(values)
+
+
+def test_reproducible_answers_do_not_depend_on_their_batch(demo: Compared, encode: Encode) -> None:
+    options = AttributeOptions(top_k=30)
+    prompts = [encode(text) for text, _ in FACTS[4:9]]
+    tasks = [
+        AttributeTask(token_ids=ids, explained=(ExplainedToken(len(ids) - 1),), options=options, reproducible=True)
+        for ids in prompts
+    ]
+    together, (apart,) = demo.engine.run(tasks), demo.engine.run(tasks[2:3])
+    pair = demo.engine.run([replace(tasks[0], reproducible=False), tasks[2]])
+    [got] = explanations_to_proto(IDENTITY, together[2].explanations).explanations
+    for other in (apart, pair[1]):
+        assert got == explanations_to_proto(IDENTITY, other.explanations).explanations[0]

@@ -63,6 +63,12 @@ def test_every_item_is_answered_under_its_key(stream, server):
     assert all(outcome.error is None for outcome in outcomes.values())
 
 
+def test_reproducible_answers_are_asked_for(stream, server, engine):
+    stream(server.address, [PROMPT], reproducible=True)
+    stream(server.address, [PROMPT])
+    assert [task.reproducible for task in tasks(engine)] == [True, False]
+
+
 def test_an_empty_stream_has_no_answers(stream, server):
     assert stream(server.address, []) == []
 

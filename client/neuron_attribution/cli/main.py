@@ -1,6 +1,7 @@
 """The command `neuron-attribution`.
 
-Exit status: 0; 2 for wrong usage; 1 with one line on standard error for a failed call; 130 when interrupted.
+Exit status: 0; 2 for wrong usage; 1 with one line on standard error for a failed call; 3 where `analyze` is done but
+some prompts have failed; 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import Protocol
 
-from neuron_attribution.cli import attribute, compare, completion, intervene, model, project, serve, tokenize
+from neuron_attribution.cli import analyze, attribute, compare, completion, intervene, model, project, serve, tokenize
 from neuron_attribution.cli.connection import TOKEN_VARIABLE
 from neuron_attribution.cli.options import UsageError, variable
 from neuron_attribution.cli.serve import MissingExtraError
@@ -40,6 +41,7 @@ class Command(Protocol):
 COMMANDS: dict[str, Command] = {
     "serve": serve,
     "attribute": attribute,
+    "analyze": analyze,
     "project": project,
     "compare": compare,
     "intervene": intervene,

@@ -23,10 +23,10 @@ SERVER_MODULES = (
 
 
 class MissingExtraError(Exception):
-    """The server's extra is not installed."""
+    """An extra that a command needs is not installed."""
 
-    def __init__(self, module: str | None) -> None:
-        super().__init__(f"serve needs {module}, which is not installed: pip install 'neuron-attribution[server]'")
+    def __init__(self, module: str | None, command: str = "serve", extra: str = "server") -> None:
+        super().__init__(f"{command} needs {module}, which is not installed: pip install 'neuron-attribution[{extra}]'")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,18 +40,18 @@ def run(arguments: argparse.Namespace) -> int:
     return status
 
 
-def server_module(name: str) -> ModuleType:
+def server_module(name: str, command: str = "serve", extra: str = "server") -> ModuleType:
     """A module of the server's package. Raises MissingExtraError where something that it needs is missing."""
     missing = next((module for module in SERVER_MODULES if find_spec(module) is None), None)
     if missing is not None:
-        raise MissingExtraError(missing)
-    return _module(name)
+        raise MissingExtraError(missing, command, extra)
+    return _module(name, command, extra)
 
 
-def _module(name: str) -> ModuleType:
+def _module(name: str, command: str = "serve", extra: str = "server") -> ModuleType:
     try:
         return import_module(f"neuron_attribution_server.{name}")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("neuron_attribution_server."):
             raise  # A module of our own is never part of an extra: this is a broken installation.
-        raise MissingExtraError(error.name) from error
+        raise MissingExtraError(error.name, command, extra) from error

@@ -24,6 +24,8 @@ class Row:
     target: int
     contrast: int | None
     options: AttributeOptions
+    alone: bool = False
+    """Whether it is scored by itself."""
 
 
 def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> RowStates:
