@@ -139,6 +139,7 @@ axes = plots.neuron_layers({"attention value": many.attention_value_neurons}, la
 show(axes, "attention-value-layers")
 
 # %% Cell 13: the layers that activate the 100 strongest FFN value neurons
+# The published Llama notebook takes the subvalue for the key, against the paper; `subkey="subvalue"` does the same.
 print(", ".join(f"{item.kind.value} {item.layer} {item.score:.4f}" for item in many.ffn_query_layers.layers[:10]))
 show(plots.query_layers(many.ffn_query_layers), "ffn-query-layers")
 
