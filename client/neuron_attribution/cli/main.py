@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Protocol
 
-from neuron_attribution.cli import attribute, intervene, model, project, serve, tokenize
+from neuron_attribution.cli import attribute, evaluate, intervene, model, project, serve, tokenize
 from neuron_attribution.cli.connection import TOKEN_VARIABLE
 from neuron_attribution.cli.options import UsageError, variable
 from neuron_attribution.cli.serve import MissingExtraError
@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "attribute": attribute,
     "project": project,
     "intervene": intervene,
+    "evaluate": evaluate,
     "model": model,
     "tokenize": tokenize,
 }
