@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Protocol
 
-from neuron_attribution.cli import attribute, compare, intervene, model, project, serve, tokenize
+from neuron_attribution.cli import attribute, compare, evaluate, intervene, model, project, serve, tokenize
 from neuron_attribution.cli.connection import TOKEN_VARIABLE
 from neuron_attribution.cli.options import UsageError, variable
 from neuron_attribution.cli.serve import MissingExtraError
@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "project": project,
     "compare": compare,
     "intervene": intervene,
+    "evaluate": evaluate,
     "model": model,
     "tokenize": tokenize,
 }
