@@ -15,6 +15,7 @@ from neuron_attribution.comparisons import Comparison, DifferenceRanking, HeadEf
 from neuron_attribution.head_effects import reruns_at_once
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import Intervention, LayerPart, Scale
+from neuron_attribution.results import AttributeResult
 from reference.compare import assert_close, assert_projection, assert_ranking
 from reference.compared import Compared, compare
 from reference.edited import changed_logits, edited_copy
@@ -105,6 +106,36 @@ def test_where_the_servers_limit_ends_the_search_the_gap_is_told(llama: Compared
         assert kind.depth == 5
         assert kind.scored <= 20
         assert_stopped(kind, differences)
+
+
+def test_passes_that_disagree_are_not_called_exact(client: Client) -> None:
+    """As on a device where the batch decides the last digits: what the layers' scores differ by is allowed for."""
+    plain, shaken = (followed(client, distance) for distance in (0.0, 0.5))
+    for before, after in ((plain.ffn_neurons, shaken.ffn_neurons), (plain.attention_neurons, shaken.attention_neurons)):
+        assert before.scored < after.scored
+        assert after.fell.bound == -np.inf or after.fell.bound > 0.5
+
+
+def followed(client: Client, distance: float) -> Comparison:
+    """A comparison that begins with one neuron of each end, the answers after the first ones moved."""
+    with patch.object(comparing, "FIRST_DEPTH", 1):
+        steps = comparing.compare(PROMPT, OTHER, one_server=True, top_k=2, projection_top_k=0)
+        answers: Any = None
+        number = 0
+        try:
+            while True:
+                answers = [client._run(call, None) for _, call in steps.send(answers)]
+                answers = [moved(answer, distance) for answer in answers] if number > 1 else answers
+                number += 1
+        except StopIteration as end:
+            return end.value
+
+
+def moved(answer: AttributeResult, distance: float) -> AttributeResult:
+    """An answer whose layers were scored differently."""
+    (explanation,) = answer.explanations
+    layers = replace(explanation.layers, ffn=explanation.layers.ffn + np.float32(distance))
+    return replace(answer, explanations=(replace(explanation, layers=layers),))
 
 
 def test_one_prompt_on_two_servers(llama: Compared) -> None:

@@ -6,7 +6,7 @@ Every example is a random model, request and number of neurons. Hypothesis draws
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import pytest
@@ -101,6 +101,16 @@ def test_plain_models(case: Case) -> None:
 @given(cases(tuple(ScoringMethod), PLAIN | TWISTED))
 def test_every_method(case: Case) -> None:
     check(case)
+
+
+@settings(FIXED, max_examples=50)
+@given(cases(FROM_INCREASE, PLAIN | TWISTED))
+def test_attention_neurons_over_positions(case: Case) -> None:
+    case = replace(case, options=replace(case.options, attention_neurons_over_positions=True))
+    compared = kitchen(case.recipe)
+    want = CapturedPrediction(compared, case.tokens, case.target, case.contrast, case.options.include_final_norm_bias)
+    scores = want.whole_attention(case.options.scoring_method)
+    assert_rankings(explain(compared, case), "attention_value_neurons", scores, case)
 
 
 @settings(FIXED, max_examples=60)

@@ -51,6 +51,7 @@ class CapturedPrediction:
         self._coefficients = [state.flatten(0, -2)[-1].double() for state in states.coefficients]
         self._patterns = [state[0, :, : last + 1].double() for state in states.attention_rows]
         self._values = [state[0, :, : last + 1].double() for state in states.values]
+        self._outputs = [state.flatten(0, -2)[-1].double() for state in states.head_outputs]
         self.unembedding = FrozenUnembedding(self.weights, self._inputs[-1].double(), include_bias)
 
     def ffn(self, method: ScoringMethod) -> NeuronScores:
@@ -74,6 +75,17 @@ class CapturedPrediction:
                 for k, of_neuron in enumerate(zip(scores.tolist(), rounding.tolist(), strict=True)):
                     for position, pair in enumerate(zip(*of_neuron, strict=True)):
                         found[number, head, k, position] = pair
+        return found
+
+    def whole_attention(self, method: ScoringMethod) -> NeuronScores:
+        """By (layer, head, dimension), over all source positions together."""
+        found: NeuronScores = {}
+        for number, output in enumerate(self._outputs):
+            for head, coefficients in enumerate(output.view(self.weights.heads, -1)):
+                rows = self.weights.output_rows(number, head)
+                scores, rounding = self._scored(self._inputs[number], rows, coefficients[:, None], method)
+                for k, pair in enumerate(zip(scores[:, 0].tolist(), rounding[:, 0].tolist(), strict=True)):
+                    found[number, head, k] = pair
         return found
 
     def _scored(

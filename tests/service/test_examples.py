@@ -75,3 +75,12 @@ def test_both_clients_and_a_rerun_agree(address):
         assert (other.before, other.results) == (first.before, first.results)
     assert first.before.target.rank == 1
     assert first.results[1].after.target.probability < first.before.target.probability / 2
+
+
+def test_evaluate(address):
+    """Taking away what the paper's method names lowers the right word more than ten random neurons."""
+    lines = example("evaluate", address).splitlines()
+    found = dict(line.removeprefix("without ").rsplit(": ", 1) for line in lines[1:])
+    assert len(found) == 13
+    assert float(found["a"]) < float(found["random 10"]) - 1
+    assert float(found["300 value neurons"]) < float(found["300 random neurons"]) - 2

@@ -8,6 +8,11 @@ NEURONS = [
     messages.Neuron(ffn=messages.FfnNeuron(layer=1, index=3)),
     messages.Neuron(attention=messages.AttentionNeuron(layer=0, head=1, index=2)),
 ]
+INTERVENTIONS = [
+    messages.Intervention(zero=True, neurons=NEURONS, heads=[messages.Head(layer=1, head=2)]),
+    messages.Intervention(scale=-0.5, layers=[messages.LayerPart(layer=1, kind=messages.LAYER_PART_KIND_FFN)]),
+    messages.Intervention(set=2, neurons=NEURONS[:1], explained_position_only=True),
+]
 ATTRIBUTIONS = [
     messages.AttributeRequest(prompt=messages.Prompt(text=PROMPT)),
     messages.AttributeRequest(
@@ -20,6 +25,7 @@ ATTRIBUTIONS = [
         direction=messages.DIRECTION_BOTH,
         neurons=NEURONS,
         exhaustive=True,
+        interventions=INTERVENTIONS,
     ),
     messages.AttributeRequest(
         prompt=messages.Prompt(token_ids=messages.TokenIds(ids=[1, 2, 300])),
@@ -35,6 +41,14 @@ VALID = {
     "ProjectNeuron": [
         messages.ProjectNeuronRequest(neurons=NEURONS, top_k=3),
         messages.ProjectNeuronRequest(neurons=NEURONS[:1], through=messages.Head(layer=1, head=2), side=2, subkey=2),
+    ],
+    "Intervene": [
+        messages.InterveneRequest(
+            prompt=messages.Prompt(text=PROMPT),
+            target=messages.TokenChoice(text=" Paris"),
+            sets=[messages.InterventionSet(interventions=each) for each in (INTERVENTIONS[:1], INTERVENTIONS)],
+            generate=2,
+        )
     ],
     "Tokenize": [messages.TokenizeRequest(text=PROMPT, add_special_tokens=True)],
     "GetModel": [messages.GetModelRequest(model="fake")],

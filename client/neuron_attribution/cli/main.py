@@ -15,7 +15,18 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import Protocol
 
-from neuron_attribution.cli import analyze, attribute, compare, completion, intervene, model, project, serve, tokenize
+from neuron_attribution.cli import (
+    analyze,
+    attribute,
+    compare,
+    completion,
+    evaluate,
+    intervene,
+    model,
+    project,
+    serve,
+    tokenize,
+)
 from neuron_attribution.cli.connection import TOKEN_VARIABLE
 from neuron_attribution.cli.options import UsageError, variable
 from neuron_attribution.cli.serve import MissingExtraError
@@ -45,6 +56,7 @@ COMMANDS: dict[str, Command] = {
     "project": project,
     "compare": compare,
     "intervene": intervene,
+    "evaluate": evaluate,
     "model": model,
     "tokenize": tokenize,
     "completion": completion,

@@ -1,0 +1,173 @@
+"""One fact: is it eligible, which neurons does each method name, and what is predicted without them."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from neuron_attribution.client import Client
+from neuron_attribution.errors import NeuronAttributionError
+from neuron_attribution.evaluation.facts import Fact
+from neuron_attribution.evaluation.rows import Measured, Row
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
+from neuron_attribution.requests import Intervention, Part, ScoringMethod
+from neuron_attribution.results import Explanation, ModelSizes, TokenPrediction
+
+HIGHEST_RANK = 10
+METHOD_NEURONS = 10
+ATTENTION_VALUES, FFN_VALUES, QUERIES = 200, 100, 1000
+QUERY_SOURCES = 30
+METHODS = dict(zip("abcdefgh", ScoringMethod, strict=True))
+"""The paper's letters."""
+RANDOM, VALUES, RANDOM_VALUES = "random 10", "300 value neurons", "300 random neurons"
+QUERY, RANDOM_QUERY = "1,000 query FFN neurons", "1,000 random FFN neurons"
+VALUE_PARTS = (Part.LAYERS, Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Evaluates facts on one service. `words` holds the words of each type; random neurons come from the seed."""
+
+    client: Client
+    sizes: ModelSizes
+    words: Mapping[str, frozenset[str]]
+    seed: int = 0
+
+    def evaluate(self, fact: Fact) -> Row:
+        """What is measured of a fact; an error of the service is part of it."""
+        try:
+            return self._evaluate(fact)
+        except NeuronAttributionError as error:
+            return _row(fact, "failed", f"{error.reason}: {error.message}")
+
+    def _evaluate(self, fact: Fact) -> Row:
+        target = self._first_token(fact.answer)
+        reason = self._ineligible(fact, self._explained(fact, target, [Part.LAYERS]))
+        if reason:
+            return _row(fact, "ineligible", reason)
+        values = self._explained(fact, target, VALUE_PARTS, 2 * ATTENTION_VALUES)
+        queries = self._explained(fact, target, [Part.QUERY_FFN_NEURONS], QUERIES)
+        taken = self._taken(fact, target, values, queries)
+        sets = [[Intervention(neurons=neurons)] for neurons in taken.values()]
+        result = self.client.intervene(fact.prompt, sets, target=target)
+        assert values.layers is not None
+        without = dict(zip(taken, (_measured(each.after.target) for each in result.results), strict=True))
+        return Row(
+            **_named(fact),
+            status="eligible",
+            original=_measured(result.before.target),
+            without=without,
+            attention_sum=float(values.layers.attention.sum()),
+            ffn_sum=float(values.layers.ffn.sum()),
+            layers=_layers(taken),
+        )
+
+    def _ineligible(self, fact: Fact, explanation: Explanation) -> str:
+        """Why a fact does not count, or nothing: in the top 10, whatever is above the target is among the answers."""
+        rank = explanation.target.rank
+        if rank > HIGHEST_RANK:
+            return f"the right token has rank {rank}"
+        others = {self._first_token(word) for word in self.words[fact.type]} - {explanation.target.token.id}
+        above = [item.token for item in explanation.predictions if item.rank < rank and item.token.id in others]
+        return f"{above[0].text!r} of its type is above the right token" if above else ""
+
+    def _first_token(self, word: str) -> int:
+        """The id of a word's first token where it follows a text."""
+        if word not in self._known:
+            tokens = self.client.tokenize(f" {word}", add_special_tokens=False).tokens
+            self._known[word] = tokens[0].token.id
+        return self._known[word]
+
+    def __post_init__(self) -> None:
+        self._known: dict[str, int]
+        object.__setattr__(self, "_known", {})
+
+    def _explained(
+        self,
+        fact: Fact,
+        target: int,
+        parts: Iterable[Part],
+        top_k: int = METHOD_NEURONS,
+        method: ScoringMethod = ScoringMethod.LOG_PROBABILITY_INCREASE,
+    ) -> Explanation:
+        return self.client.attribute(
+            fact.prompt,
+            target=target,
+            parts=parts,
+            top_k=top_k,
+            scoring_method=method,
+            projection_top_k=0,
+            query_sources=QUERY_SOURCES,
+        ).explanations[0]
+
+    def _taken(
+        self, fact: Fact, target: int, values: Explanation, queries: Explanation
+    ) -> dict[str, tuple[Neuron, ...]]:
+        """The neurons that are taken away, by what they are called."""
+        choice = random.Random(f"{self.seed} {fact.key}")
+        found = {letter: self._best(fact, target, values, method) for letter, method in METHODS.items()}
+        assert values.attention_value_neurons is not None
+        assert values.ffn_value_neurons is not None
+        assert queries.query_ffn_neurons is not None
+        attention = _distinct((each.neuron for each in values.attention_value_neurons.neurons), ATTENTION_VALUES)
+        ffn = _distinct((each.neuron for each in values.ffn_value_neurons.neurons), FFN_VALUES)
+        random_attention = self._random_attention(choice, len(attention))
+        return {
+            **found,
+            RANDOM: self._random_ffn(choice, METHOD_NEURONS),
+            VALUES: attention + ffn,
+            RANDOM_VALUES: random_attention + self._random_ffn(choice, len(ffn)),
+            QUERY: _distinct((each.neuron for each in queries.query_ffn_neurons.neurons), QUERIES),
+            RANDOM_QUERY: self._random_ffn(choice, QUERIES),
+        }
+
+    def _best(self, fact: Fact, target: int, values: Explanation, method: ScoringMethod) -> tuple[Neuron, ...]:
+        if method is not ScoringMethod.LOG_PROBABILITY_INCREASE:
+            values = self._explained(fact, target, [Part.FFN_VALUE_NEURONS], METHOD_NEURONS, method)
+        assert values.ffn_value_neurons is not None
+        return _distinct((each.neuron for each in values.ffn_value_neurons.neurons), METHOD_NEURONS)
+
+    def _random_ffn(self, choice: random.Random, count: int) -> tuple[Neuron, ...]:
+        sizes = self.sizes
+        width = sizes.ffn_width + sizes.experts * sizes.expert_width
+        numbers = choice.sample(range(sizes.layers * width), min(count, sizes.layers * width))
+        return tuple(self._ffn_neuron(*divmod(number, width)) for number in numbers)
+
+    def _ffn_neuron(self, layer: int, number: int) -> FfnNeuron:
+        if number < self.sizes.ffn_width:
+            return FfnNeuron(layer, number)
+        expert, index = divmod(number - self.sizes.ffn_width, self.sizes.expert_width)
+        return FfnNeuron(layer, index, expert)
+
+    def _random_attention(self, choice: random.Random, count: int) -> tuple[Neuron, ...]:
+        sizes = self.sizes
+        total = sizes.layers * sizes.heads * sizes.head_size
+        places = (divmod(number, sizes.head_size) for number in choice.sample(range(total), min(count, total)))
+        return tuple(AttentionNeuron(*divmod(head, sizes.heads), index) for head, index in places)
+
+
+def _row(fact: Fact, status: str, reason: str) -> Row:
+    return Row(**_named(fact), status=status, reason=reason)
+
+
+def _named(fact: Fact) -> dict[str, Any]:
+    return {"key": fact.key, "prompt": fact.prompt, "answer": fact.answer, "type": fact.type}
+
+
+def _measured(prediction: TokenPrediction) -> Measured:
+    return Measured(prediction.probability, prediction.log_probability, prediction.rank)
+
+
+def _distinct(neurons: Iterable[Neuron], count: int) -> tuple[Neuron, ...]:
+    """The first neurons, each once: an attention neuron is ranked at each source position."""
+    return tuple(dict.fromkeys(neurons))[:count]
+
+
+def _layers(taken: Mapping[str, Sequence[Neuron]]) -> dict[str, dict[int, int]]:
+    attention = [each.layer for each in taken[VALUES] if isinstance(each, AttentionNeuron)]
+    ffn = [each.layer for each in taken[VALUES] if isinstance(each, FfnNeuron)]
+    kinds = {"attention value": attention, "FFN value": ffn, "query FFN": [each.layer for each in taken[QUERY]]}
+    return {name: dict(sorted(Counter(layers).items())) for name, layers in kinds.items()}

@@ -1,0 +1,204 @@
+"""The evaluation but for its numbers: facts, eligibility, results that survive an interruption, and the report."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+from neuron_attribution import Client, FfnNeuron, ScoringMethod, UnavailableError
+from neuron_attribution.cli.main import main
+from neuron_attribution.evaluation import protocol
+from neuron_attribution.evaluation.facts import Fact, FactsError, read_facts
+from neuron_attribution.evaluation.report import TABLES, markdown, report_of
+from neuron_attribution.evaluation.rows import Measured, Row, RowFile
+from neuron_attribution.evaluation.run import chosen_facts, evaluate
+from unit import fake_service
+from unit.fake_service import EXPLANATION, INFO
+
+ELIGIBLE, LOW, BEATEN = (
+    Fact("The sky is", "blue", "color"),
+    Fact("low", "blue", "color"),
+    Fact("beaten", "red", "color"),
+)
+
+
+@pytest.fixture
+def facts_file(tmp_path):
+    def write(*lines):
+        path = tmp_path / "facts.jsonl"
+        path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+        return path
+
+    return write
+
+
+def test_both_kinds_of_files_are_read_each_fact_once(facts_file):
+    rome = {"known_id": 3, "relation_id": "P449", "subject": "CSI", "attribute": "CBS", "prompt": "CSI premieres on"}
+    ours = {"type": "language", "subject": "Mexico", "answer": " Spanish", "prompt": "People in Mexico speak"}
+    assert read_facts(facts_file(rome, "", ours, rome)) == [
+        Fact("CSI premieres on", "CBS", "P449"),
+        Fact("People in Mexico speak", "Spanish", "language"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ((), "holds no facts"),
+        (({"prompt": "a", "answer": "b"}, "{"), "line 2"),
+        (({"prompt": "a"},), "line 1: needs a text as prompt, and one as answer or attribute"),
+        ((["prompt"],), "line 1"),
+        (({"prompt": "", "answer": "b"},), "line 1: needs"),
+    ],
+)
+def test_what_is_no_fact_is_named(facts_file, lines, complaint):
+    with pytest.raises(FactsError, match=complaint):
+        read_facts(facts_file(*lines))
+
+
+def test_a_larger_sample_contains_a_smaller_one():
+    facts = [Fact(str(number), "x", "y") for number in range(30)]
+    small, large = chosen_facts(facts, 5, 7), chosen_facts(facts, 12, 7)
+    assert large[:5] == small
+    assert chosen_facts(facts, None, 7) == facts
+    assert chosen_facts(facts, 5, 8) != small
+
+
+def test_random_neurons_exist_and_repeat():
+    sizes = replace(INFO.sizes, experts=3, expert_width=4)
+    evaluated = protocol.Protocol(None, sizes, {}, seed=1)
+    every = evaluated._random_ffn(random.Random(1), 10_000)
+    assert len(set(every)) == len(every) == sizes.layers * (sizes.ffn_width + 12)
+    assert {neuron.layer for neuron in every} == {0, 1}
+    assert {neuron.index for neuron in every if neuron.expert is None} == set(range(sizes.ffn_width))
+    assert {(neuron.expert, neuron.index) for neuron in every if neuron.expert is not None} == {
+        (expert, index) for expert in range(3) for index in range(4)
+    }
+    attention = evaluated._random_attention(random.Random(1), 10_000)
+    assert len(set(attention)) == sizes.layers * sizes.heads * sizes.head_size
+    assert evaluated._random_ffn(random.Random(3), 5) == evaluated._random_ffn(random.Random(3), 5)
+    assert all(isinstance(neuron, FfnNeuron) for neuron in every)
+
+
+class AnsweringService(fake_service.FakeService):
+    """Knows the word of one fact, and of another a word of its type better; the third has a low rank."""
+
+    def Attribute(self, request, context):
+        answer = super().Attribute(request, context)
+        if request.prompt.text == "low":
+            answer.explanations[0].target.rank = 11
+        if request.prompt.text == "beaten":
+            answer.explanations[0].target.rank = 2
+            answer.explanations[0].target.token.id = 99
+        return answer
+
+    def Tokenize(self, request, context):
+        """The first token of every answer is the one that is predicted, but for that of `beaten`."""
+        answer = super().Tokenize(request, context)
+        answer.tokens[0].token.id = 99 if request.text == " red" else EXPLANATION.target.token.id
+        return answer
+
+
+@pytest.fixture
+def service():
+    return AnsweringService()
+
+
+def rows(folder):
+    return {row.prompt: row for row in RowFile(folder / "results.jsonl").rows}
+
+
+def test_facts_are_eligible_by_rank_and_by_the_words_of_their_type(address, service, tmp_path):
+    with Client(address) as client:
+        report = evaluate(client, [ELIGIBLE, LOW, BEATEN], tmp_path)
+    assert report["facts"] == {"all": 3, "eligible": 1, "ineligible": 2}
+    found = rows(tmp_path)
+    assert {prompt: row.reason for prompt, row in found.items() if row.status != "eligible"} == {
+        "low": "the right token has rank 11",
+        "beaten": "' blue' of its type is above the right token",
+    }
+    asked = [request for request in service.requests if getattr(request, "prompt", "") == "The sky is"]
+    methods = {request.options.scoring_method for request in asked if hasattr(request, "options")}
+    assert methods == set(ScoringMethod)
+    [intervened] = [request for request in asked if hasattr(request, "sets")]
+    assert len(intervened.sets) == len(found["The sky is"].without) == 8 + 1 + 2 + 2
+
+
+def test_it_goes_on_where_it_stopped(address, service, tmp_path):
+    """What is done is not asked again; a line that was cut off is dropped."""
+    with Client(address) as client:
+        evaluate(client, [LOW], tmp_path)
+        before = len(service.requests)
+        with (tmp_path / "results.jsonl").open("a") as file:
+            file.write('{"key": "cut o')
+        report = evaluate(client, [LOW, ELIGIBLE], tmp_path)
+        assert report["facts"] == {"all": 2, "ineligible": 1, "eligible": 1}
+        assert "low" not in {getattr(request, "prompt", "") for request in service.requests[before:]}
+        after = len(service.requests)
+        assert evaluate(client, [LOW, ELIGIBLE], tmp_path) == report
+        assert len(service.requests) == after + 1, "the model is asked for, and nothing else"
+
+
+def test_a_failure_is_recorded_and_tried_again(address, service, tmp_path, monkeypatch):
+    with Client(address) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(client, "intervene", lambda *_, **__: _fail())
+            report = evaluate(client, [ELIGIBLE], tmp_path)
+        assert report["facts"] == {"all": 1, "failed": 1}
+        assert "0 eligible" in (tmp_path / "report.md").read_text()
+        assert rows(tmp_path)["The sky is"].reason == "OUT_OF_MEMORY: too much"
+        assert evaluate(client, [ELIGIBLE], tmp_path)["facts"] == {"all": 1, "eligible": 1}
+
+
+def _fail():
+    raise UnavailableError("too much", reason="OUT_OF_MEMORY")
+
+
+def test_another_evaluations_folder_is_left_alone(address, tmp_path):
+    with Client(address) as client:
+        evaluate(client, [LOW], tmp_path)
+        with pytest.raises(FactsError, match="another evaluation"):
+            evaluate(client, [LOW], tmp_path, seed=1)
+
+
+def measured_row(number, rank, probability):
+    original = Measured(probability, -1.0, rank)
+    names = [name for table in TABLES.values() for name in table]
+    without = {name: Measured(probability / 2, -2.0, 2 * rank) for name in names}
+    layers = {"FFN value": {0: 1, 1: 3}}
+    facts = (str(number), "p", "a", f"type {number % 2}", "eligible", "")
+    return Row(*facts, original, without, 1.0 + number, 2.0, layers)
+
+
+def test_the_report_has_means_intervals_and_changes():
+    eligible = [measured_row(0, 1, 0.5), measured_row(1, 4, 0.1)]
+    report = report_of([*eligible, Row("x", "", "", "", "ineligible")], {"seed": 0})
+    assert report["facts"] == {"all": 3, "eligible": 2, "ineligible": 1}
+    assert report["original"]["mrr"] == {"mean": 0.625, "low": 0.25, "high": 1.0}
+    assert report["original"]["probability"]["mean"] == pytest.approx(30)
+    assert report["without"]["a"]["mrr"]["mean"] == pytest.approx(0.3125)
+    assert report["sums"]["all"] == {"facts": 2, "attention": 1.5, "ffn": 2.0}
+    assert report["sums"]["type 1"]["attention"] == 2.0
+    assert report["layers"] == {"FFN value": {0: 25.0, 1: 75.0}}
+    page = markdown(report)
+    assert "| original | 0.625 (0.250 to 1.000) | 30.0 (10.0 to 50.0) | -1.00 (-1.00 to -1.00) | +0.0 % |" in page
+    assert "| h coefficient-reciprocal-rank | 0.312" in page
+    assert "-50.0 %" in page
+    assert "- FFN value: layer 1 75.0, layer 0 25.0" in page
+
+
+def test_the_command(address, facts_file, tmp_path, capsys):
+    path = facts_file({"prompt": "The sky is", "answer": "blue", "type": "color"})
+    folder = tmp_path / "results"
+    words = ["evaluate", str(path), "--output", str(folder), "--address", address]
+    assert main([*words, "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == json.loads((folder / "report.json").read_text())
+    assert "1/1" in output.err
+    assert main(words) == 0
+    assert capsys.readouterr().out.strip() == (folder / "report.md").read_text().strip()
+    path.write_text("{}")
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "line 1: needs a text as prompt" in capsys.readouterr().err
