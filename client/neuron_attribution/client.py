@@ -52,7 +52,7 @@ class Client(BaseClient[grpc.Channel]):
         its outcome and the stream goes on; a full queue is waited out. At most READ_AHEAD items are taken ahead of
         the outcomes. `timeout` is for the whole stream, and there is none by default. Closing the iterator cancels
         what is not answered. What the items' iterable raises is raised once all before it is answered. `reproducible`
-        asks for answers whose bits do not depend on what shares their batch: a CPU gives them in about a quarter more
+        asks for answers whose bits do not depend on what shares their batch: a CPU gives them, in up to a quarter more
         time.
         """
         sending = RequestStream(requests, reproducible=reproducible)

@@ -12,7 +12,6 @@ from typing import Any, Self
 
 # Before Ray is imported: it reports nothing about its use to anybody.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 import ray.data
