@@ -106,7 +106,8 @@ function complain(error) {
   const fields = error.violations?.map(({ field: name, description }) => make("li", {}, make("code", {}, name), `: ${description}`)) ?? [];
   const trace = error.requestId ? [make("p", { class: "note" }, `Request ${error.requestId}`)] : [];
   const said = fields.length ? make("ul", {}, fields) : make("p", {}, error.message);
-  field("problem").replaceChildren(make("strong", {}, error.unauthenticated ? "A token is needed" : "That did not work"), said, ...trace);
+  const remedy = error.unauthenticated ? [make("p", {}, "Type it into the field Access token above.")] : [];
+  field("problem").replaceChildren(make("strong", {}, error.unauthenticated ? "A token is needed" : "That did not work"), said, ...remedy, ...trace);
   field("problem").hidden = false;
 }
 
