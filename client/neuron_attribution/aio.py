@@ -48,6 +48,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         requests: AsyncIterable[StreamItem] | Iterable[StreamItem],
         *,
         reproducible: bool = False,
+        each_token: bool = False,
         timeout: float | None = None,
     ) -> AsyncGenerator[StreamResult, None]:
         """Explain a corpus: outcomes come as they finish, each under its item's key, in no order.
@@ -57,13 +58,14 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         the outcomes. `timeout` is for the whole stream, and there is none by default. Closing the iterator cancels
         what is not answered. What the items' iterable raises is raised once all before it is answered. `reproducible`
         asks for answers whose bits do not depend on what shares their batch: a CPU gives them, in up to a quarter more
-        time.
+        time. With `each_token` the tokens of a completion come as outcomes of their own, in order, each an answer with
+        one explanation.
         """
-        sending = AsyncRequestStream(requests, reproducible=reproducible)
+        sending = AsyncRequestStream(requests, reproducible=reproducible, each_token=each_token)
         call = self._stub.AttributeStream(aiter(sending), timeout=timeout, metadata=self._metadata())
         try:
             async for response in call:
-                sending.answered()
+                sending.answered(response)
                 for outcome in sending.refused():
                     yield outcome
                 yield read_response(response)

@@ -44,7 +44,12 @@ class Client(BaseClient[grpc.Channel]):
         return self._run(_calls.attribute(prompt, **arguments), timeout)
 
     def attribute_stream(
-        self, requests: Iterable[StreamItem], *, reproducible: bool = False, timeout: float | None = None
+        self,
+        requests: Iterable[StreamItem],
+        *,
+        reproducible: bool = False,
+        each_token: bool = False,
+        timeout: float | None = None,
     ) -> Generator[StreamResult, None, None]:
         """Explain a corpus: outcomes come as they finish, each under its item's key, in no order.
 
@@ -53,13 +58,14 @@ class Client(BaseClient[grpc.Channel]):
         the outcomes. `timeout` is for the whole stream, and there is none by default. Closing the iterator cancels
         what is not answered. What the items' iterable raises is raised once all before it is answered. `reproducible`
         asks for answers whose bits do not depend on what shares their batch: a CPU gives them, in up to a quarter more
-        time.
+        time. With `each_token` the tokens of a completion come as outcomes of their own, in order, each an answer with
+        one explanation.
         """
-        sending = RequestStream(requests, reproducible=reproducible)
+        sending = RequestStream(requests, reproducible=reproducible, each_token=each_token)
         call = self._stub.AttributeStream(iter(sending), timeout=timeout, metadata=self._metadata())
         try:
             for response in call:
-                sending.answered()
+                sending.answered(response)
                 yield from sending.refused()
                 yield read_response(response)
         except grpc.RpcError as error:

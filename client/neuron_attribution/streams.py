@@ -25,25 +25,31 @@ StreamItem = str | AttributeRequest | tuple[str, str | AttributeRequest]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamResult:
-    """The outcome of one item of a stream: its key, and either the attribution or the error it failed with."""
+    """The outcome of one item of a stream: its key, and either the attribution or the error it failed with.
+
+    An item that is answered token by token has several outcomes, in order; `remaining` of them are still to come.
+    """
 
     key: str
     result: AttributeResult | None = None
     error: NeuronAttributionError | None = None
+    remaining: int = 0
 
 
 def read_response(message: messages.AttributeStreamResponse) -> StreamResult:
     """The outcome of one item."""
     if message.WhichOneof("outcome") == "error":
         return StreamResult(message.key, error=from_item_error(message.error))
-    return StreamResult(message.key, result=convert.attribute_result_from_proto(message.response))
+    result = convert.attribute_result_from_proto(message.response)
+    return StreamResult(message.key, result=result, remaining=message.remaining)
 
 
 class Outbox:
     """What becomes of the caller's items: messages to send, and the outcomes of those that cannot be sent."""
 
-    def __init__(self, *, reproducible: bool) -> None:
+    def __init__(self, *, reproducible: bool, each_token: bool) -> None:
         self._reproducible = reproducible
+        self._each_token = each_token
         self._refused: deque[StreamResult] = deque()
         self._count = 0
         self.failure: Exception | None = None
@@ -60,6 +66,7 @@ class Outbox:
                 key=unicode_text(key, "key"),
                 request=convert.attribute_request_to_proto(request),
                 reproducible=self._reproducible,
+                each_token=self._each_token,
             )
         except InvalidArgumentError as error:
             self._refused.append(StreamResult(key, error=error))
@@ -74,8 +81,8 @@ class Outbox:
 class RequestStream(Outbox):
     """The messages of a synchronous stream. gRPC reads them in a thread of its own."""
 
-    def __init__(self, items: Iterable[StreamItem], *, reproducible: bool) -> None:
-        super().__init__(reproducible=reproducible)
+    def __init__(self, items: Iterable[StreamItem], *, reproducible: bool, each_token: bool) -> None:
+        super().__init__(reproducible=reproducible, each_token=each_token)
         self._items = items
         self._room = threading.Semaphore(READ_AHEAD)
         self._closed = False
@@ -92,9 +99,10 @@ class RequestStream(Outbox):
         except Exception as error:
             self.failure = error
 
-    def answered(self) -> None:
-        """Make room for one more request."""
-        self._room.release()
+    def answered(self, response: messages.AttributeStreamResponse) -> None:
+        """Make room for one more request after an item's last answer."""
+        if not response.remaining:
+            self._room.release()
 
     def close(self) -> None:
         """Let the reading thread end."""
@@ -105,8 +113,10 @@ class RequestStream(Outbox):
 class AsyncRequestStream(Outbox):
     """The messages of an asynchronous stream."""
 
-    def __init__(self, items: AsyncIterable[StreamItem] | Iterable[StreamItem], *, reproducible: bool) -> None:
-        super().__init__(reproducible=reproducible)
+    def __init__(
+        self, items: AsyncIterable[StreamItem] | Iterable[StreamItem], *, reproducible: bool, each_token: bool
+    ) -> None:
+        super().__init__(reproducible=reproducible, each_token=each_token)
         self._items = items if isinstance(items, AsyncIterable) else _asynchronous(items)
         self._room = asyncio.Semaphore(READ_AHEAD)
 
@@ -120,9 +130,10 @@ class AsyncRequestStream(Outbox):
         except Exception as error:
             self.failure = error
 
-    def answered(self) -> None:
-        """Make room for one more request."""
-        self._room.release()
+    def answered(self, response: messages.AttributeStreamResponse) -> None:
+        """Make room for one more request after an item's last answer."""
+        if not response.remaining:
+            self._room.release()
 
 
 async def _asynchronous(items: Iterable[StreamItem]) -> AsyncIterator[StreamItem]:

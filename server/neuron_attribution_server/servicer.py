@@ -21,7 +21,7 @@ from neuron_attribution_server.request_queue import Delivery
 from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import ServedModel
-from neuron_attribution_server.streaming import ItemStream, patiently
+from neuron_attribution_server.streaming import ItemStream, patiently, token_by_token
 from neuron_attribution_server.tasks import AttributeTask, PackedAttribution
 
 Value = TypeVar("Value")
@@ -66,22 +66,26 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         backend = self._ready()
         backend.scheduler.check_room()  # before work is done on a request that cannot be taken
         deadline = _deadline(context)
-        return await self._attribute(backend, request, lambda task: backend.scheduler.submit(task, deadline))
+        response = await self._attribute(backend, request, lambda task: backend.scheduler.submit(task, deadline))
+        self._check_size(len(response))
+        return response
 
     async def AttributeStream(self, requests: AsyncIterable[messages.AttributeStreamRequest], context: Context) -> None:
         """Explain a corpus. Each item is answered by the model that is ready then."""
         self._ready()
         deadline = _deadline(context)
 
-        async def answer(item: messages.AttributeStreamRequest) -> messages.AttributeResponse:
+        async def answer(item: messages.AttributeStreamRequest) -> list[messages.AttributeResponse]:
             backend = self._ready()
-            response = await self._attribute(
+            serialized = await self._attribute(
                 backend,
                 item.request,
                 lambda task: patiently(partial(backend.scheduler.submit, task, deadline), deadline),
                 reproducible=item.reproducible,
             )
-            return messages.AttributeResponse.FromString(response)
+            response = messages.AttributeResponse.FromString(serialized)
+            answers = token_by_token(response) if item.each_token else [response]
+            return [self._within_size(each) for each in answers]
 
         await ItemStream(self._stream_window, answer, current_call.get().public).run(requests, context.write)
 
@@ -142,9 +146,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
             answer = delivery.outcome
             backend.cache.put(model.identity, prepared.task, answer)
             timings = replace(answer.timings, queue=delivery.queue, tokenization=prepared.tokenization)
-        response = model.finish_attribution(answer, timings)
-        self._check_size(len(response))
-        return response
+        return model.finish_attribution(answer, timings)
 
     def _ready(self) -> Backend:
         if self._backend is None:

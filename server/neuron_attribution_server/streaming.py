@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from neuron_attribution.errors import DeadlineExceededError, NeuronAttributionError, ResourceExhaustedError
@@ -16,13 +16,13 @@ Value = TypeVar("Value")
 class ItemStream:
     """Answers the items of one stream, at most `window` of them at a time: while it is full, nothing more is read.
 
-    `answer` gives an item's answer or raises; `public` makes what it raises an error that callers may see.
+    `answer` gives an item's answers or raises; `public` makes what it raises an error that callers may see.
     """
 
     def __init__(
         self,
         window: int,
-        answer: Callable[[messages.AttributeStreamRequest], Awaitable[messages.AttributeResponse]],
+        answer: Callable[[messages.AttributeStreamRequest], Awaitable[Sequence[messages.AttributeResponse]]],
         public: Callable[[Exception], NeuronAttributionError],
     ) -> None:
         self._room = asyncio.Semaphore(window)
@@ -50,18 +50,33 @@ class ItemStream:
         item: messages.AttributeStreamRequest,
         write: Callable[[messages.AttributeStreamResponse], Awaitable[None]],
     ) -> None:
-        outcome = await self._outcome(item)
-        async with self._writing:
-            await write(outcome)
+        for outcome in await self._outcomes(item):
+            async with self._writing:
+                await write(outcome)
         self._room.release()  # not before: a caller that does not read its answers is sent no more of them
 
-    async def _outcome(self, item: messages.AttributeStreamRequest) -> messages.AttributeStreamResponse:
+    async def _outcomes(self, item: messages.AttributeStreamRequest) -> list[messages.AttributeStreamResponse]:
         try:
-            return messages.AttributeStreamResponse(key=item.key, response=await self._answer(item))
+            answers = await self._answer(item)
         except DeadlineExceededError:  # it is the whole stream's
             raise
         except Exception as error:
-            return messages.AttributeStreamResponse(key=item.key, error=to_item_error(self._public(error)))
+            return [messages.AttributeStreamResponse(key=item.key, error=to_item_error(self._public(error)))]
+        return [
+            messages.AttributeStreamResponse(key=item.key, response=answer, remaining=remaining)
+            for remaining, answer in zip(reversed(range(len(answers))), answers, strict=True)
+        ]
+
+
+def token_by_token(response: messages.AttributeResponse) -> list[messages.AttributeResponse]:
+    """One answer for each explanation, with all that they share; the only one where there is none to part."""
+    answers = []
+    for explanation in response.explanations:
+        answer = messages.AttributeResponse(
+            model=response.model, tokens=response.tokens, explanations=[explanation], timings=response.timings
+        )
+        answers.append(answer)
+    return answers or [response]
 
 
 async def patiently(attempt: Callable[[], Awaitable[Value]], deadline: float | None) -> Value:

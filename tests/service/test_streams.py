@@ -69,6 +69,21 @@ def test_reproducible_answers_are_asked_for(stream, server, engine):
     assert [task.reproducible for task in tasks(engine)] == [True, False]
 
 
+def test_a_completion_is_answered_token_by_token(stream, server):
+    """In order, each token as an answer of its own, between the answers of other items."""
+    items = [("three", AttributeRequest(prompt=PROMPT, completion=(3, 1, 2))), ("one", PROMPT), ("bad", "")]
+    outcomes = {key: [] for key, _ in items}
+    for outcome in stream(server.address, items, each_token=True):
+        outcomes[outcome.key].append(outcome)
+    (whole,) = stream(server.address, items[:1])
+    assert [each.remaining for each in outcomes["three"]] == [2, 1, 0]
+    for part, explanation in zip(outcomes["three"], whole.result.explanations, strict=True):
+        assert [each.position for each in part.result.explanations] == [explanation.position]
+        assert part.result.tokens == whole.result.tokens
+    assert [each.remaining for each in outcomes["one"] + outcomes["bad"]] == [0, 0]
+    assert isinstance(outcomes["bad"][0].error, InvalidArgumentError)
+
+
 def test_an_empty_stream_has_no_answers(stream, server):
     assert stream(server.address, []) == []
 
