@@ -22,7 +22,7 @@ test: $(VENV)/test-installed
 benchmark: $(VENV)/benchmark-installed
 	PYTHONPATH=tests $(BIN)/python -m benchmarks $(BENCHMARK)
 
-# The bounded top-k against brute force, about ten minutes; VERIFY takes options: make verify VERIFY='--prompts 2'
+# The bounded top-k against brute force, about ten minutes; VERIFY takes options: make verify VERIFY='--model gemma --prompts 4'
 verify: $(VENV)/server-installed
 	PYTHONPATH=tests $(BIN)/python -m verify $(VERIFY)
 
