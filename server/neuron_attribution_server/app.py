@@ -114,8 +114,8 @@ class Application:
             self._serve_metrics(self._config.metrics_listen)
         if self._config.health_listen is not None:
             await self._start_health_server(self._config.health_listen)
-        if self._web_gateway is not None and self._config.web_listen is not None:
-            await self._start_web(self._web_gateway, self._config.web_listen)
+        if self._web_gateway is not None and self._config.web is not None:
+            await self._start_web(self._web_gateway, self._config.web)
         await self._server.start()
 
     async def load(self) -> None:
@@ -271,13 +271,13 @@ def _tracing(config: ServerConfig) -> Tracing | None:
 
 def _web_gateway(config: ServerConfig) -> type[WebGateway] | None:
     """What serves the web page, if it is asked for; its HTTP library is an extra."""
-    if config.web_listen is None:
+    if config.web is None:
         return None
     try:
         from neuron_attribution_server.web_gateway import WebGateway
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"web_listen needs {error.name}, which is not installed: pip install 'neuron-attribution[server,web]'"
+            f"web needs {error.name}, which is not installed: pip install 'neuron-attribution[server,web]'"
         ) from None
     return WebGateway
 

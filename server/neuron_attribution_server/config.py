@@ -185,7 +185,7 @@ class ServerConfig:
     metrics_listen: str | None = _setting(
         _listen_address, "HOST:PORT where metrics are served over HTTP, without TLS and tokens, for Prometheus", None
     )
-    web_listen: str | None = _setting(
+    web: str | None = _setting(
         _listen_address,
         "HOST:PORT where the web page, and the calls as JSON, are served over HTTP, with the certificate and tokens "
         "that the service has",

@@ -70,5 +70,5 @@ def demo():
     except DemoUnavailableError as error:
         pytest.skip(f"no demo model: {error}")
     web = free_address()
-    with serving("--web-listen", web) as (address, _):
+    with serving("--web", web) as (address, _):
         yield Demo(address, f"http://{web}/")

@@ -17,7 +17,7 @@ WEB_SIZE = {"width": 1180, "height": 900}
 def main(folder):
     """Write the pictures there."""
     web = free_address()
-    with sync_playwright() as playwright, serving("--web-listen", web) as (address, _), Client(address) as client:
+    with sync_playwright() as playwright, serving("--web", web) as (address, _), Client(address) as client:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport=REPORT_SIZE)
         page.set_content(client.attribute(PROMPT).to_html())

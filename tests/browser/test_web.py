@@ -71,7 +71,7 @@ def test_a_wrong_request_is_told_with_its_field_and_the_remedy(demo, visit):
 def test_a_token_is_asked_for_and_kept_nowhere(visit, tmp_path):
     tokens = tmp_path / "tokens"
     tokens.write_text(f"alice {hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
-    settings = {"web_listen": "localhost:0", "token_file": str(tokens)}
+    settings = {"web": "localhost:0", "token_file": str(tokens)}
     with running_server(ThreadWorker(FakeEngine()), **settings) as server:
         assert server.loaded.wait(30)
         with visit(f"http://{server.web_address}/", errors="401") as page:
@@ -85,7 +85,7 @@ def test_a_token_is_asked_for_and_kept_nowhere(visit, tmp_path):
 
 def test_a_question_can_be_withdrawn(visit):
     engine = FakeEngine()
-    with running_server(ThreadWorker(engine), web_listen="localhost:0") as server, engine:
+    with running_server(ThreadWorker(engine), web="localhost:0") as server, engine:
         assert server.loaded.wait(30)
         engine.hold()
         with visit(f"http://{server.web_address}/") as page:

@@ -24,7 +24,7 @@ TOKEN = "alices-token"
 
 @contextmanager
 def served(engine=None, **settings):
-    with running_server(ThreadWorker(engine or FakeEngine()), web_listen="localhost:0", **settings) as server:
+    with running_server(ThreadWorker(engine or FakeEngine()), web="localhost:0", **settings) as server:
         assert server.loaded.wait(PATIENCE)
         yield server
 
@@ -197,7 +197,7 @@ def test_a_stopping_server_answers_what_it_has_taken(monkeypatch, tmp_path):
     web, metrics = free_address(), free_address()
     monkeypatch.setenv("GATED_ENGINE", str(tmp_path))
     (tmp_path / "open").touch()
-    settings = {"web_listen": web, "metrics_listen": metrics, "cache_bytes": 0, "grace": 60.0}
+    settings = {"web": web, "metrics_listen": metrics, "cache_bytes": 0, "grace": 60.0}
     with server_process("make_gated_engine", module="faulty_engines", **settings) as process:
         assert listening_address(process)
         assert process.stdout.readline().startswith("ready")
@@ -217,12 +217,12 @@ def test_a_stopping_server_answers_what_it_has_taken(monkeypatch, tmp_path):
 
 
 def test_an_address_in_use_and_a_missing_library_are_told_by_name(server):
-    arguments = ["--model", "demo", "--listen", "localhost:0", "--web-listen", server.web_address]
+    arguments = ["--model", "demo", "--listen", "localhost:0", "--web", server.web_address]
     command = [sys.executable, "-c", "import sys; from neuron_attribution.cli.main import main; sys.exit(main())"]
     taken = subprocess.run([*command, "serve", *arguments], capture_output=True, text=True, check=False, timeout=60)
     assert (taken.returncode, "cannot serve the web page on" in taken.stderr) == (1, True)
     command[2] = "import sys; sys.modules['aiohttp'] = None; " + command[2]
     missing = subprocess.run([*command, "serve", *arguments], capture_output=True, text=True, check=False, timeout=60)
     assert missing.returncode == 2
-    assert "web_listen needs aiohttp" in missing.stderr
+    assert "web needs aiohttp" in missing.stderr
     assert "neuron-attribution[server,web]" in missing.stderr
