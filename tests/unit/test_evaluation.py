@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -152,6 +153,24 @@ def test_a_failure_is_recorded_and_tried_again(address, service, tmp_path, monke
 
 def _fail():
     raise UnavailableError("too much", reason="OUT_OF_MEMORY")
+
+
+def test_an_interruption_ends_it_at_once_and_keeps_what_is_done(address, service, tmp_path):
+    """Of the second fact one call is under way, and is not waited for."""
+
+    def interrupt():
+        service.delay = 20
+        raise KeyboardInterrupt
+
+    before = time.monotonic()
+    service.delay = 0.1
+    with Client(address) as client, pytest.raises(KeyboardInterrupt):
+        evaluate(client, [LOW, ELIGIBLE], tmp_path, progressed=interrupt)
+    assert time.monotonic() - before < 15
+    assert list(rows(tmp_path)) == ["low"]
+    service.delay = 0
+    with Client(address) as client:
+        assert evaluate(client, [LOW, ELIGIBLE], tmp_path)["facts"] == {"all": 2, "ineligible": 1, "eligible": 1}
 
 
 def test_another_evaluations_folder_is_left_alone(address, tmp_path):

@@ -58,6 +58,7 @@ def evaluate(
                 progressed()
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
+            client.close()  # ends the calls that are under way: a fact takes many
             raise
     return _written(folder, file, {fact.key for fact in chosen}, settings)
 
