@@ -21,7 +21,7 @@ from deploy.security_checks import security_problems
 from neuron_attribution.cli.main import _parser
 
 ROOT = Path(__file__).parents[2]
-JOB, CLAIM = yaml.safe_load_all((ROOT / "deploy" / "kuberay" / "rayjob.yaml").read_text())
+JOB, CLAIM, POLICY = yaml.safe_load_all((ROOT / "deploy" / "kuberay" / "rayjob.yaml").read_text())
 SPEC = JOB["spec"]
 CLUSTER = SPEC["rayClusterSpec"]
 HEAD, WORKERS = CLUSTER["headGroupSpec"], CLUSTER["workerGroupSpecs"]
@@ -52,6 +52,17 @@ def test_every_field_is_known_and_of_its_type(document, fields):
     assert {name: type(value) for name, value in document.items()} == {name: fields[name] for name in document}
 
 
+def test_nobody_else_reaches_the_cluster():
+    """Every pod of the job is one that the policy selects, and its port has the name that the head's has."""
+    labels = POLICY["spec"]["podSelector"]["matchLabels"]
+    for group in GROUPS:
+        assert labels.items() <= group["template"]["metadata"]["labels"].items()
+    own, operator = POLICY["spec"]["ingress"]
+    assert own["from"] == [{"podSelector": {"matchLabels": labels}}]
+    assert [port["port"] for port in operator["ports"]] == ["dashboard"]
+    assert "dashboard" in {port["name"] for port in CONTAINERS[0]["ports"]}
+
+
 def test_the_job_is_one_of_kuberay():
     assert (JOB["apiVersion"], JOB["kind"]) == ("ray.io/v1", "RayJob")
     assert SPEC["submissionMode"] in {"K8sJobMode", "HTTPMode", "InteractiveMode"}
@@ -62,7 +73,7 @@ def test_the_job_is_one_of_kuberay():
 @pytest.mark.parametrize("version", VERSIONS)
 def test_pods_and_the_claim_are_valid(version):
     pods = [{"apiVersion": "v1", "kind": "Pod"} | group["template"] for group in GROUPS]
-    for document in [*pods, CLAIM]:
+    for document in [*pods, CLAIM, POLICY]:
         kubernetes_validate.validate(json.loads(json.dumps(document)), version, strict=True)
 
 
