@@ -30,7 +30,8 @@ from neuron_attribution_server.weights import weights_of
 
 EXACT = Exactness(
     exact=True,
-    explanation="every ranking is the one that scoring every neuron gives: what was not scored is bounded below it",
+    explanation="every ranking is the one that scoring every neuron gives: what was not scored is bounded below it; "
+    "where no bound can tell neurons apart, the search ends and its coverage says that it is not exact",
 )
 
 CAPPED = Exactness(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuron_attribution_server.attribution.ranking import BoundedSearch, Ranked, settle
+from neuron_attribution_server.attribution.ranking import SPARE, BoundedSearch, Ranked, settle
 from torch import Tensor
 
 FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=150)
@@ -70,6 +70,17 @@ def test_useless_bounds_score_everything() -> None:
     scores = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     (found,) = solve([Problem(scores, torch.full_like(scores, torch.inf), 10)])
     assert found.scored == 1000
+
+
+def test_a_search_that_is_given_up_says_so() -> None:
+    """The one whose bounds are tight is settled beside it."""
+    scores = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    problems = [Problem(scores, torch.full_like(scores, torch.inf), 10), Problem(scores, scores + 1e-3, 10)]
+    searches = [problem.search() for problem in problems]
+    settle(searches, lambda proposals: [scores[ids] for ids in proposals], more=200)
+    assert [search.settled for search in searches] == [False, True]
+    assert searches[0].result().scored <= 10 + SPARE + 200
+    assert_best(problems[1], searches[1].result())
 
 
 def test_a_bound_below_the_best_score_hides_it() -> None:

@@ -8,6 +8,7 @@ import pytest
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, Scale, SetTo
 from neuron_attribution.results import Explanation
+from neuron_attribution_server.attribution import value_search
 from neuron_attribution_server.models import engine_from
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask
 from reference.compare import assert_close
@@ -112,3 +113,20 @@ def test_the_explained_positions_only(tiny: Compared) -> None:
     first, second = (result.after.target.log_probability for result in intervened.results)
     assert got == pytest.approx(first, abs=1e-5)
     assert abs(first - second) > 1e-3
+
+
+def test_a_model_in_which_no_neuron_matters_ends_the_search_and_says_so(tiny: Compared, monkeypatch) -> None:
+    """Without it every neuron would be scored; others of the batch keep their guarantee."""
+    monkeypatch.setattr(value_search, "MORE_PRODUCTS", 40 * tiny.engine._unembedding.weight.numel())
+    layers = tuple(LayerPart(number, "attention") for number in range(tiny.engine.facts.sizes.layers))
+    silenced = AttributeOptions(interventions=(Intervention(layers=layers),), top_k=20, projection_top_k=0)
+    tasks = [
+        AttributeTask(token_ids=PROMPT, explained=(ExplainedToken(len(PROMPT) - 1, TARGET),), options=options)
+        for options in (silenced, replace(silenced, interventions=()))
+    ]
+    given_up, plain = (outcome.explanations[0] for outcome in tiny.engine.run(tasks))
+    coverage = given_up.attention_value_neurons.coverage
+    assert not coverage.exact
+    assert coverage.scored < coverage.neurons
+    assert plain.attention_value_neurons.coverage.exact
+    assert plain.ffn_value_neurons.coverage.exact

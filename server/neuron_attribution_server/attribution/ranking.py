@@ -9,6 +9,7 @@ Searches propose blocks instead of scoring them, so that the survivors of many s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,11 +43,18 @@ class BoundedSearch:
         self._ids, self._bounds = candidates(self._listed)
         self._scored = torch.empty(0, dtype=torch.long, device=self._ids.device)
         self._scores = torch.empty(0, device=self._ids.device)
+        self.settled = False
+        """Whether the k best are known to be the k best."""
 
     def proposal(self) -> Tensor:
         """The ids to score next; empty when the search is settled."""
         if not len(self._scored):
             return self._ids[: self._k + SPARE]
+        proposed = self._unscored_rivals()
+        self.settled = not len(proposed)
+        return proposed
+
+    def _unscored_rivals(self) -> Tensor:
         threshold = self.result().scores[-1]
         while self._bounds[-1] >= threshold and self._listed < self._total:
             self._listed = min(self._total, 4 * self._listed)
@@ -66,13 +74,22 @@ class BoundedSearch:
         return Ranked(ids, scores, len(self._scored))
 
 
-def settle(searches: Sequence[BoundedSearch], score: Callable[[list[Tensor]], list[Tensor]]) -> None:
-    """Run searches to their end, scoring the proposals of all of them at once."""
+def settle(
+    searches: Sequence[BoundedSearch], score: Callable[[list[Tensor]], list[Tensor]], more: int = sys.maxsize
+) -> None:
+    """Run searches to their end, scoring the proposals of all of them at once.
+
+    What is left when `more` neurons have been scored after the first proposals is given up, and not settled: bounds do
+    not tell apart neurons of which hardly any changes anything. Most searches end long before.
+    """
     proposals = [search.proposal() for search in searches]
     while any(len(proposal) for proposal in proposals):
         for search, ids, scores in zip(searches, proposals, score(proposals), strict=True):
             search.accept(ids, scores)
         proposals = [search.proposal() for search in searches]
+        more -= sum(map(len, proposals))
+        if more < 0:
+            return
 
 
 def best(ids: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,12 @@ from neuron_attribution_server.attribution.value_neurons import (
 )
 from neuron_attribution_server.attribution.value_scores import subvalue_products, unit_slack
 
+MORE_PRODUCTS = 1 << 41
+"""Multiplications that a batch's searches may take after their first proposals, about a minute on two CPU cores.
+
+Interventions can make a model of which no neuron adds anything to the answer; its rankings end without a guarantee.
+"""
+
 
 class Kind(Enum):
     """A kind of value neuron."""
@@ -97,7 +103,8 @@ class ValueSearch:
         """The k best neurons of each wanted end; scores are signed as they are, best first in the end's own order."""
         with self._seconds.bounding():
             jobs = [self._job(want, k) for want, k in wanted.items() if not want.exhaustive]
-            settle([job.search for job in jobs], lambda proposals: self._exact(jobs, proposals))
+            more = MORE_PRODUCTS // self._weights.unembedding.weight.numel()
+            settle([job.search for job in jobs], lambda proposals: self._exact(jobs, proposals), more)
         found = {job.wanted: self._found(job) for job in jobs}
         with self._seconds.scoring():
             return found | {want: self._every(want, k) for want, k in wanted.items() if want.exhaustive}
@@ -170,7 +177,8 @@ class ValueSearch:
 
     def _found(self, job: _Job) -> Found:
         ranked = self._finish(job)
-        return Found(ranked, job.neurons, not self._objective.curvature or ranked.scored == job.neurons.total)
+        exact = job.search.settled and (not self._objective.curvature or ranked.scored == job.neurons.total)
+        return Found(ranked, job.neurons, exact)
 
     def _finish(self, job: _Job) -> Ranked:
         ranked = job.search.result()
