@@ -1,6 +1,9 @@
 """A served fake model, shared by the tests that leave it as they found it."""
 
+import json
+
 import pytest
+from neuron_attribution import channel
 from neuron_attribution_server.thread_worker import ThreadWorker
 from service.fakes import FakeEngine
 from service.servers import running_server
@@ -18,6 +21,17 @@ def server(engine):
         assert server.loaded.wait(30)
         engine.batches.clear()
         yield server
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Clients that try again at once what is refused for good: the waits between tries are another test's."""
+    policy = channel.RETRY_POLICY | {"initialBackoff": "0.01s", "maxBackoff": "0.01s"}
+    config = channel.SERVICE_CONFIG | {
+        "methodConfig": [{"name": [{"service": channel.SERVICE}], "retryPolicy": policy}]
+    }
+    options = dict(channel.CHANNEL_OPTIONS) | {"grpc.service_config": json.dumps(config)}
+    monkeypatch.setattr(channel, "CHANNEL_OPTIONS", tuple(options.items()))
 
 
 @pytest.fixture(scope="module")

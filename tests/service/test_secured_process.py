@@ -8,6 +8,7 @@ from neuron_attribution import Client, UnauthenticatedError, UnavailableError
 from service.certificates import Authority
 from service.servers import PATIENCE, eventually, listening_address, server_process
 
+pytestmark = pytest.mark.usefixtures("hasty")
 ALICE, BOB = "alices-token", "bobs-token"
 EXPIRED = -datetime.timedelta(hours=1)
 

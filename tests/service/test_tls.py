@@ -22,6 +22,7 @@ from service.certificates import Authority, encrypted_key, serial_number
 from service.fakes import FakeEngine
 from service.servers import PATIENCE, RunningServer, eventually, failure, running_server
 
+pytestmark = pytest.mark.usefixtures("hasty")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 EXPIRED = -datetime.timedelta(hours=1)
 
