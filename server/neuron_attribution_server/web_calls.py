@@ -25,6 +25,7 @@ TIMEOUT_HEADER = "Grpc-Timeout"
 _FORWARDED = ("authorization", REQUEST_ID_KEY, "traceparent", "tracestate")
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _LONGEST_TIMEOUT = 86_400.0
+_ENCODED = "ENCODED_MESSAGE"
 
 HTTP_STATUSES: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -64,9 +65,9 @@ class JsonCalls:
             call = method.call(message, timeout=_timeout(request), metadata=_metadata(request))
             response = await call
         except grpc.aio.AioRpcError as error:
-            return _failure(from_rpc_error(error, "the server"), _identity(error.trailing_metadata()))
+            return failure(from_rpc_error(error, "the server"), _identity(error.trailing_metadata()))
         except NeuronAttributionError as error:
-            return _failure(error)
+            return failure(error)
         identity = _identity(await call.trailing_metadata())
         return _json(200, await asyncio.to_thread(_written, response), identity)
 
@@ -95,7 +96,14 @@ async def _read(request: web.Request, kind: type[Message]) -> Message:
     """The request's message. Only JSON is taken: a form of another site cannot send it."""
     if request.content_type != "application/json":
         raise InvalidArgumentError("the request is not JSON: send the header 'Content-Type: application/json'")
-    body = await request.read()
+    if "Content-Encoding" in request.headers:
+        raise InvalidArgumentError("the request has a Content-Encoding: send it uncompressed", reason=_ENCODED)
+    try:
+        body = await request.read()
+    except web.RequestPayloadError:
+        raise InvalidArgumentError(
+            "the request's body ends early or is cut wrongly", reason="MALFORMED_MESSAGE"
+        ) from None
     try:
         return await asyncio.to_thread(json_format.Parse, body, kind())
     except (json_format.ParseError, ValueError, RecursionError) as error:
@@ -129,8 +137,10 @@ def _identity(metadata: Any) -> str:  # noqa: ANN401 - gRPC's metadata, pairs
     return str(dict(metadata or ()).get(REQUEST_ID_KEY, ""))
 
 
-def _failure(error: NeuronAttributionError, identity: str = "") -> web.Response:
-    response = _json(HTTP_STATUSES[status_code(error)], json_format.MessageToJson(to_status(error)), identity)
+def failure(error: NeuronAttributionError, identity: str = "") -> web.Response:
+    """An error as it is answered."""
+    status = 415 if error.reason == _ENCODED else HTTP_STATUSES[status_code(error)]
+    response = _json(status, json_format.MessageToJson(to_status(error)), identity)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after))
     if response.status == 401:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import ssl
 import tempfile
+import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from neuron_attribution.errors import InternalError
 
+from neuron_attribution_server.calls import REQUEST_ID_KEY, request_id
 from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.web_calls import JsonCalls
-from neuron_attribution_server.web_page import HEADERS, page_files
+from neuron_attribution_server.web_calls import JsonCalls, failure
+from neuron_attribution_server.web_connection import WebRunner
+from neuron_attribution_server.web_page import page_files
 from neuron_attribution_server.web_tls import web_context
 
 _CLOSE_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class WebGateway:
@@ -31,7 +38,7 @@ class WebGateway:
         self._server = server
         self._folder = Path(tempfile.mkdtemp(prefix="neuron-attribution-"))
         self._channel: grpc.aio.Channel | None = None
-        self._runner: web.AppRunner | None = None
+        self._runner: WebRunner | None = None
         self.address = ""
         """HOST:PORT that is listened on, once started."""
 
@@ -43,9 +50,7 @@ class WebGateway:
         options = (("grpc.max_receive_message_length", self._config.maximum_message_bytes),)
         self._channel = grpc.aio.insecure_channel(target, options)
         application = _application(JsonCalls(self._channel), self._config.maximum_request_bytes)
-        self._runner = web.AppRunner(
-            application, access_log=None, handler_cancellation=True, shutdown_timeout=self._config.grace
-        )
+        self._runner = WebRunner(application, handler_cancellation=True, shutdown_timeout=self._config.grace)
         await self._runner.setup()
         await self._listen(self._runner, listen, web_context(self._config))
 
@@ -66,7 +71,7 @@ class WebGateway:
 
 
 def _application(calls: JsonCalls, largest_request: int) -> web.Application:
-    application = web.Application(client_max_size=largest_request, middlewares=[_secured])
+    application = web.Application(client_max_size=largest_request, middlewares=[_answered])
     for path, file in page_files().items():
         application.router.add_get(path, _serving(file.content, file.kind))
     application.router.add_post("/v1/{method}", calls.answer)
@@ -81,10 +86,18 @@ def _serving(content: bytes, kind: str) -> Callable[[web.Request], Awaitable[web
 
 
 @web.middleware
-async def _secured(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        response = await handler(request)
+        return await handler(request)
     except web.HTTPException as error:
-        response = web.Response(status=error.status, text=f"{error.status} {error.reason}\n")
-    response.headers.update(HEADERS)
-    return response
+        return web.Response(status=error.status, text=f"{error.status} {error.reason}\n")
+    except Exception as error:
+        return _internal(request, error)
+
+
+def _internal(request: web.Request, error: Exception) -> web.Response:
+    """The answer to a bug. Its place goes to the log; its message may quote the request and does not."""
+    identity = request_id({REQUEST_ID_KEY: request.headers.get(REQUEST_ID_KEY, "")})
+    place = "".join(traceback.format_tb(error.__traceback__))
+    _log.error("request %s failed: %s\n%s", identity, type(error).__name__, place)
+    return failure(InternalError("internal error", request_id=identity), identity)

@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import json
+import socket
 import ssl
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from contextlib import closing, contextmanager
 import pytest
 from google.protobuf import json_format
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution_server import web_calls
 from neuron_attribution_server.thread_worker import ThreadWorker
 from neuron_attribution_server.web_calls import HTTP_STATUSES
 from service.certificates import Authority, serial_number
@@ -20,6 +22,7 @@ from service.servers import PATIENCE, eventually, listening_address, running_ser
 
 ASKED = {"prompt": {"text": PROMPT}}
 TOKEN = "alices-token"
+SECRET = "Zanzibarquux"
 
 
 @contextmanager
@@ -127,6 +130,56 @@ def test_every_answer_carries_the_security_headers(server, path):
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert (headers["X-Frame-Options"], headers["Referrer-Policy"]) == ("DENY", "no-referrer")
+
+
+def raw(address, head, body=b""):
+    """The status and everything else that is answered to these bytes."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as link:
+        link.sendall(f"{head}\r\nHost: localhost\r\n".encode() + body)
+        with link.makefile("rb") as answer:
+            _, status, rest = answer.read().decode().split(" ", 2)
+            return int(status), rest
+
+
+CHUNKED = "POST /v1/attribute HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "status"),
+    [
+        (f"GET / HTTP/1.1\r\nAuthorization: Bearer {SECRET * 1000}", b"\r\n", 400),
+        (f"GET / HTTP/1.1\r\n{SECRET}", b"\r\n", 400),
+        (CHUNKED, f"\r\n{SECRET}\r\n".encode(), 400),
+        (f"{CHUNKED}\r\nContent-Encoding: gzip\r\nConnection: close", f"\r\nC\r\n{SECRET}\r\n0\r\n\r\n".encode(), 415),
+        (f"GET / HTTP/1.1\r\nExpect: {SECRET}\r\nConnection: close", b"\r\n", 417),
+    ],
+)
+def test_what_is_no_request_is_refused_and_not_logged(server, caplog, capfd, head, body, status):
+    answered, answer = raw(server.web_address, head, body)
+    assert answered == status
+    assert "\r\nServer: neuron-attribution\r\n" in answer
+    assert "\r\nX-Frame-Options: DENY\r\n" in answer
+    if status != 417:
+        assert json.loads(answer.partition("\r\n\r\n")[2])["code"] == 3
+    assert ask(server.web_address)[0] == 200
+    assert SECRET not in caplog.text + capfd.readouterr().err
+    assert "Traceback" not in caplog.text
+
+
+def test_a_bug_is_told_as_its_request_id_alone(server, caplog, monkeypatch):
+    def fail(*_):
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(web_calls, "_timeout", fail)
+    status, headers, answer = ask(server.web_address, x_request_id="mine-2")
+    assert (status, reasons(answer), headers["X-Request-Id"]) == (500, ["INTERNAL"], "mine-2")
+    assert (answer["message"], headers["Server"]) == (
+        "internal error; the server's log has it as request mine-2",
+        "neuron-attribution",
+    )
+    assert "request mine-2 failed: RuntimeError" in caplog.text
+    assert SECRET not in caplog.text
 
 
 def test_every_status_of_ours_has_an_http_status():
