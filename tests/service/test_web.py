@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 from google.protobuf import json_format
@@ -244,6 +244,36 @@ def test_with_an_authority_the_page_asks_for_certificates(tmp_path):
             ask(server.web_address, context=context)
         context.load_cert_chain(client.certificate, client.key)
         assert ask(server.web_address, context=context)[0] == 200
+
+
+def test_a_clients_session_does_not_outlive_its_authority(tmp_path):
+    authority, former = Authority(tmp_path), Authority(tmp_path, "former")
+    pair, client = authority.issue("server"), former.issue("client")
+    settings = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
+    context = ssl.create_default_context(cafile=authority.certificate)
+    context.load_cert_chain(client.certificate, client.key)
+    with served(tls_client_authority=str(former.certificate), **settings) as server:
+        session, answer = greet(server.web_address, context)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        former.certificate.write_bytes(authority.certificate.read_bytes())
+        for tried in (None, session):
+            with suppress(OSError):
+                assert greet(server.web_address, context, tried)[1] == b""
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # whose sessions the server could not forget
+        with pytest.raises(OSError, match=r"PROTOCOL_VERSION|reset|closed|EOF|pipe"):
+            greet(server.web_address, context)
+
+
+def greet(address, context, session=None):
+    """The TLS session of a connection, and what GET / is answered on it."""
+    port = int(address.rpartition(":")[2])
+    with (
+        socket.create_connection(("localhost", port), timeout=PATIENCE) as plain,
+        context.wrap_socket(plain, server_hostname="localhost", session=session) as link,
+    ):
+        link.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: link.recv(65536), b""))
+        return link.session, answer
 
 
 def test_a_stopping_server_answers_what_it_has_taken(monkeypatch, tmp_path):
