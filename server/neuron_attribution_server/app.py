@@ -189,7 +189,7 @@ class Application:
 
     async def _start_web(self, gateway: type[WebGateway], listen: str) -> None:
         try:
-            self._web = gateway(self._config, self._build_server())
+            self._web = gateway(self._config, self._build_server(), self._tokens)
             await self._web.start(listen)
         except OSError as error:
             raise _ListenError(f"cannot serve the web page on {listen}: {error.strerror}") from None

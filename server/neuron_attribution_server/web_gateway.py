@@ -17,6 +17,8 @@ from neuron_attribution.errors import InternalError
 
 from neuron_attribution_server.calls import REQUEST_ID_KEY, request_id
 from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.reloading import Reloaded
+from neuron_attribution_server.tokens import TokenTable
 from neuron_attribution_server.web_calls import JsonCalls, failure
 from neuron_attribution_server.web_connection import WebRunner
 from neuron_attribution_server.web_page import page_files
@@ -33,9 +35,10 @@ class WebGateway:
     `server` listens on a Unix socket in a folder of this process's own. Raises OSError where `listen` cannot be used.
     """
 
-    def __init__(self, config: ServerConfig, server: grpc.aio.Server) -> None:
+    def __init__(self, config: ServerConfig, server: grpc.aio.Server, tokens: Reloaded[TokenTable] | None) -> None:
         self._config = config
         self._server = server
+        self._tokens = tokens
         self._folder = Path(tempfile.mkdtemp(prefix="neuron-attribution-"))
         self._channel: grpc.aio.Channel | None = None
         self._runner: WebRunner | None = None
@@ -49,7 +52,7 @@ class WebGateway:
         await self._server.start()
         options = (("grpc.max_receive_message_length", self._config.maximum_message_bytes),)
         self._channel = grpc.aio.insecure_channel(target, options)
-        application = _application(JsonCalls(self._channel), self._config.maximum_request_bytes)
+        application = _application(JsonCalls(self._channel, self._tokens), self._config.maximum_request_bytes)
         self._runner = WebRunner(application, handler_cancellation=True, shutdown_timeout=self._config.grace)
         await self._runner.setup()
         await self._listen(self._runner, listen, web_context(self._config))

@@ -7,6 +7,8 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 
 import pytest
@@ -195,7 +197,27 @@ def test_without_a_right_token_nothing_is_answered(tmp_path):
         for headers, reason in (({}, "TOKEN_MISSING"), ({"Authorization": "Bearer wrong"}, "TOKEN_INVALID")):
             status, answered, answer = ask(server.web_address, **headers)
             assert (status, reasons(answer), answered["WWW-Authenticate"]) == (401, [reason], "Bearer")
+            for method, body in (("attribute", b"{"), ("attribute", b" " * 2**21), ("attribute_stream", b"")):
+                assert ask(server.web_address, method, body, **headers)[0] == 401
         assert ask(server.web_address, Authorization=f"Bearer {TOKEN}")[0] == 200
+
+
+def test_few_messages_are_converted_at_once(server, monkeypatch):
+    parse, arrived, released = json_format.Parse, threading.Semaphore(0), threading.Event()
+
+    def slowly(*given):
+        arrived.release()
+        assert released.wait(PATIENCE)
+        return parse(*given)
+
+    monkeypatch.setattr(json_format, "Parse", slowly)
+    with ThreadPoolExecutor(8) as callers:
+        answers = [callers.submit(ask, server.web_address) for _ in range(8)]
+        assert all(arrived.acquire(timeout=PATIENCE) for _ in range(2))
+        third = arrived.acquire(timeout=0.5)
+        released.set()
+        assert {answer.result()[0] for answer in answers} == {200}
+    assert not third
 
 
 def test_deadlines_and_callers_who_leave_end_what_waits():
