@@ -1,8 +1,10 @@
 """The calls as JSON over HTTP: what gRPC callers may rely on holds here, too."""
 
+import asyncio
 import hashlib
 import http.client
 import json
+import os
 import socket
 import ssl
 import subprocess
@@ -15,6 +17,8 @@ import pytest
 from google.protobuf import json_format
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server import web_calls
+from neuron_attribution_server.app import Application
+from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.thread_worker import ThreadWorker
 from neuron_attribution_server.web_calls import HTTP_STATUSES
 from service.certificates import Authority, serial_number
@@ -184,6 +188,32 @@ def test_a_bug_is_told_as_its_request_id_alone(server, caplog, monkeypatch):
     assert SECRET not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LocalHost:8080", 200),
+        ("127.0.0.1:1", 200),
+        ("127.8.8.8", 200),
+        ("[::1]:8080", 200),
+        ("rebound.example:8080", 421),
+        ("localhost.rebound.example", 421),
+        ("127.0.0.1.rebound.example", 421),
+        ("192.168.1.1", 421),
+        ("", 421),
+    ],
+)
+def test_a_page_on_a_loopback_address_answers_to_no_strangers_name(server, host, status):
+    assert ask(server.web_address, "get_model", {}, Host=host)[0] == status
+
+
+def test_a_page_for_a_network_answers_to_any_name():
+    with running_server(ThreadWorker(FakeEngine()), web="0.0.0.0:0") as server:
+        assert server.loaded.wait(PATIENCE)
+        address = f"127.0.0.1:{server.web_address.rpartition(':')[2]}"
+        assert ask(address, "get_model", {}, Host="page.example")[0] == 200
+
+
 def test_every_status_of_ours_has_an_http_status():
     from neuron_attribution.status import STATUS_CODES
 
@@ -331,3 +361,39 @@ def test_an_address_in_use_and_a_missing_library_are_told_by_name(server):
     assert missing.returncode == 2
     assert "web needs aiohttp" in missing.stderr
     assert "neuron-attribution[server,web]" in missing.stderr
+
+
+def failed_start(arguments, **environment):
+    """What a server that cannot start says; it must be one line of ours, with exit status 1."""
+    command = [sys.executable, "-c", "import sys; from neuron_attribution.cli.main import main; sys.exit(main())"]
+    command += ["serve", "--model", "demo", "--listen", "localhost:0", "--web", "localhost:0", *arguments]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, env=os.environ | environment
+    )
+    own = [line for line in ended.stderr.splitlines() if line.startswith("neuron-attribution serve: ")]
+    assert (ended.returncode, len(own), "Traceback" in ended.stderr) == (1, 1, False)
+    return own[0]
+
+
+def test_a_folder_too_long_for_a_socket_is_told(tmp_path):
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    said = failed_start([], TMPDIR=str(long))
+    assert "cannot serve the web page on localhost:0" in said
+    assert "shorten TMPDIR" in said
+
+
+def test_a_certificate_that_has_become_unreadable_is_told(tmp_path, capsys):
+    pair = Authority(tmp_path).issue("server")
+    config = ServerConfig(
+        model="fake",
+        listen="localhost:0",
+        web="localhost:0",
+        tls_certificate=str(pair.certificate),
+        tls_key=str(pair.key),
+    )
+    application = Application(config, ThreadWorker(FakeEngine()))
+    pair.certificate.write_text("")
+    assert asyncio.run(application.run()) == 1
+    said = capsys.readouterr().err
+    assert "serve: cannot serve the web page on localhost:0: the web page's certificate cannot be read" in said
