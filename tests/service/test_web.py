@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from google.protobuf import json_format
@@ -20,7 +22,7 @@ from neuron_attribution_server import web_calls
 from neuron_attribution_server.app import Application
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.thread_worker import ThreadWorker
-from neuron_attribution_server.web_calls import HTTP_STATUSES
+from neuron_attribution_server.web_calls import HTTP_STATUSES, SERVICE
 from service.certificates import Authority, serial_number
 from service.fakes import PROMPT, FakeEngine
 from service.scraping import Scrape, free_address
@@ -28,6 +30,7 @@ from service.servers import PATIENCE, eventually, listening_address, running_ser
 
 ASKED = {"prompt": {"text": PROMPT}}
 TOKEN = "alices-token"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "web.md"
 SECRET = "Zanzibarquux"
 
 
@@ -75,18 +78,28 @@ def test_an_attribution_is_that_of_grpc_as_protobuf_json(server):
     assert message.tokens == expected.tokens
 
 
-@pytest.mark.parametrize(
-    ("method", "message", "field"),
-    [
-        ("project_neuron", {"neurons": [{"ffn": {"layer": 1, "index": 2}}]}, "projections"),
-        ("tokenize", {"text": " Paris"}, "tokens"),
-        ("get_model", {}, "sizes"),
-    ],
-)
-def test_every_call_but_the_stream_is_there(server, method, message, field):
+ABLATION = {"neurons": [{"ffn": {"layer": 1, "index": 2}}], "zero": True}
+CALLS = {
+    "attribute": (ASKED, "explanations"),
+    "project_neuron": ({"neurons": [{"ffn": {"layer": 1, "index": 2}}]}, "projections"),
+    "intervene": ({"prompt": {"text": PROMPT}, "sets": [{"interventions": [ABLATION]}]}, "results"),
+    "tokenize": ({"text": " Paris"}, "tokens"),
+    "get_model": ({}, "sizes"),
+}
+UNARY = [re.sub(r"\B([A-Z])", r"_\1", method.name).lower() for method in SERVICE.methods if not method.server_streaming]
+
+
+@pytest.mark.parametrize("method", UNARY)
+def test_every_call_but_the_stream_is_there(server, method):
+    message, field = CALLS[method]
     status, _, answer = ask(server.web_address, method, message)
     assert status == 200
     assert answer[field]
+
+
+@pytest.mark.parametrize("method", UNARY)
+def test_every_call_is_documented(method):
+    assert f"`{method}`" in DOCUMENTATION.read_text()
 
 
 @pytest.mark.parametrize(
