@@ -189,10 +189,12 @@ class Application:
 
     async def _start_web(self, gateway: type[WebGateway], listen: str) -> None:
         try:
-            self._web = gateway(self._config, self._build_server())
+            self._web = gateway(self._config, self._build_server(), self._tokens)
             await self._web.start(listen)
         except OSError as error:
-            raise _ListenError(f"cannot serve the web page on {listen}: {error.strerror}") from None
+            raise _ListenError(f"cannot serve the web page on {listen}: {error.strerror or error}") from None
+        except (ConfigurationError, RuntimeError) as error:
+            raise _ListenError(f"cannot serve the web page on {listen}: {error}") from None
         self.web_address = self._web.address
         scheme = "http" if self._credentials is None else "https"
         _log.info("web page on %s://%s", scheme, self.web_address)

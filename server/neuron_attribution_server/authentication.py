@@ -32,6 +32,21 @@ def token_file(path: str) -> Reloaded[TokenTable]:
     return Reloaded([path], partial(_read, path), _LOOK_SECONDS)
 
 
+def tenant_of(tokens: Reloaded[TokenTable], metadata: Any) -> str:  # noqa: ANN401 - gRPC's metadata, a tuple of pairs
+    """The tenant whose token a call brings. Raises UnauthenticatedError."""
+    token = _bearer_token(metadata)
+    if token is None:
+        raise UnauthenticatedError(f"this server asks for a bearer token: {_SEND}", reason="TOKEN_MISSING")
+    tokens.refresh()
+    tenant = tokens.value.tenant_of(token)
+    if tenant is None:
+        raise UnauthenticatedError(
+            "the bearer token is not, or no longer, valid here: ask whoever runs this server for another",
+            reason="TOKEN_INVALID",
+        )
+    return tenant
+
+
 class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Refuses calls without a valid token, and sets the tenant of the others. `open_services` need none."""
 
@@ -50,25 +65,12 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[typ
         metadata = handler_call_details.invocation_metadata
         try:
             # The call runs in this task, so whatever handles it finds its tenant.
-            current_tenant.set(self._tenant(metadata))
+            current_tenant.set(tenant_of(self._tokens, metadata))
         except UnauthenticatedError as error:
             call = current_call.get()
             call.failed(error)
             return _refusal(error, call.request_id)
         return await continuation(handler_call_details)
-
-    def _tenant(self, metadata: Any) -> str:  # noqa: ANN401 - gRPC's metadata, a tuple of pairs
-        token = _bearer_token(metadata)
-        if token is None:
-            raise UnauthenticatedError(f"this server asks for a bearer token: {_SEND}", reason="TOKEN_MISSING")
-        self._tokens.refresh()
-        tenant = self._tokens.value.tenant_of(token)
-        if tenant is None:
-            raise UnauthenticatedError(
-                "the bearer token is not, or no longer, valid here: ask whoever runs this server for another",
-                reason="TOKEN_INVALID",
-            )
-        return tenant
 
 
 def _read(path: str) -> TokenTable:

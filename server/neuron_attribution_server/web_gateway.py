@@ -2,52 +2,66 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import shutil
-import ssl
 import tempfile
-from collections.abc import Awaitable, Callable
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import grpc
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
+from neuron_attribution.errors import InternalError
 
+from neuron_attribution_server.calls import REQUEST_ID_KEY, request_id
 from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.web_calls import JsonCalls
-from neuron_attribution_server.web_page import HEADERS, page_files
+from neuron_attribution_server.reloading import Reloaded
+from neuron_attribution_server.tokens import TokenTable
+from neuron_attribution_server.web_calls import JsonCalls, failure
+from neuron_attribution_server.web_connection import WebRunner
+from neuron_attribution_server.web_hosts import only_own_names
+from neuron_attribution_server.web_page import page_files
 from neuron_attribution_server.web_tls import web_context
 
 _CLOSE_SECONDS = 1.0
+_LONGEST_SOCKET_PATH = 107
+"""Bytes of a Unix socket's path, as Linux has it."""
+
+_log = logging.getLogger(__name__)
 
 
 class WebGateway:
     """Serves HTTP and asks `server`, which no other process reaches: interceptors see its calls like any other.
 
-    `server` listens on a Unix socket in a folder of this process's own. Raises OSError where `listen` cannot be used.
+    `server` listens on a Unix socket in a folder of this process's own. Raises OSError
+    and RuntimeError where it cannot listen, and ConfigurationError for certificates that cannot be used.
     """
 
-    def __init__(self, config: ServerConfig, server: grpc.aio.Server) -> None:
+    def __init__(self, config: ServerConfig, server: grpc.aio.Server, tokens: Reloaded[TokenTable] | None) -> None:
         self._config = config
         self._server = server
+        self._tokens = tokens
         self._folder = Path(tempfile.mkdtemp(prefix="neuron-attribution-"))
         self._channel: grpc.aio.Channel | None = None
-        self._runner: web.AppRunner | None = None
+        self._runner: WebRunner | None = None
         self.address = ""
         """HOST:PORT that is listened on, once started."""
 
     async def start(self, listen: str) -> None:
         """Listen."""
-        target = f"unix:{self._folder}/calls"
-        self._server.add_insecure_port(target)
-        await self._server.start()
-        options = (("grpc.max_receive_message_length", self._config.maximum_message_bytes),)
-        self._channel = grpc.aio.insecure_channel(target, options)
-        application = _application(JsonCalls(self._channel), self._config.maximum_request_bytes)
-        self._runner = web.AppRunner(
-            application, access_log=None, handler_cancellation=True, shutdown_timeout=self._config.grace
-        )
+        context = web_context(self._config)
+        host, _, port = listen.rpartition(":")
+        host = host.strip("[]")
+        middlewares = [*await only_own_names(host), _answered]
+        calls = JsonCalls(await self._connected(), self._tokens)
+        application = _application(calls, self._config.maximum_request_bytes, middlewares)
+        self._runner = WebRunner(application, handler_cancellation=True, shutdown_timeout=self._config.grace)
         await self._runner.setup()
-        await self._listen(self._runner, listen, web_context(self._config))
+        await web.TCPSite(self._runner, host, int(port), ssl_context=context).start()
+        self.address = f"{listen.rpartition(':')[0]}:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
         """Refuse new calls, and let running ones finish within the grace."""
@@ -58,15 +72,20 @@ class WebGateway:
         await self._server.stop(_CLOSE_SECONDS)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def _listen(self, runner: web.AppRunner, listen: str, context: ssl.SSLContext | None) -> None:
-        host, _, port = listen.rpartition(":")
-        site = web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=context)
-        await site.start()
-        self.address = f"{host}:{runner.addresses[0][1]}"
+    async def _connected(self) -> grpc.aio.Channel:
+        """A channel to `server`, which is started."""
+        path = f"{self._folder}/calls"
+        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+            raise OSError(errno.ENAMETOOLONG, f"the folder for its socket, {self._folder}, is too long: shorten TMPDIR")
+        self._server.add_insecure_port(f"unix:{path}")
+        await self._server.start()
+        options = (("grpc.max_receive_message_length", self._config.maximum_message_bytes),)
+        self._channel = grpc.aio.insecure_channel(f"unix:{path}", options)
+        return self._channel
 
 
-def _application(calls: JsonCalls, largest_request: int) -> web.Application:
-    application = web.Application(client_max_size=largest_request, middlewares=[_secured])
+def _application(calls: JsonCalls, largest_request: int, middlewares: Sequence[Middleware]) -> web.Application:
+    application = web.Application(client_max_size=largest_request, middlewares=middlewares)
     for path, file in page_files().items():
         application.router.add_get(path, _serving(file.content, file.kind))
     application.router.add_post("/v1/{method}", calls.answer)
@@ -81,10 +100,18 @@ def _serving(content: bytes, kind: str) -> Callable[[web.Request], Awaitable[web
 
 
 @web.middleware
-async def _secured(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        response = await handler(request)
+        return await handler(request)
     except web.HTTPException as error:
-        response = web.Response(status=error.status, text=f"{error.status} {error.reason}\n")
-    response.headers.update(HEADERS)
-    return response
+        return web.Response(status=error.status, text=f"{error.status} {error.reason}\n")
+    except Exception as error:
+        return _internal(request, error)
+
+
+def _internal(request: web.Request, error: Exception) -> web.Response:
+    """The answer to a bug. Its place goes to the log; its message may quote the request and does not."""
+    identity = request_id({REQUEST_ID_KEY: request.headers.get(REQUEST_ID_KEY, "")})
+    place = "".join(traceback.format_tb(error.__traceback__))
+    _log.error("request %s failed: %s\n%s", identity, type(error).__name__, place)
+    return failure(InternalError("internal error", request_id=identity), identity)

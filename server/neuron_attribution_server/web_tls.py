@@ -21,6 +21,10 @@ def web_context(config: ServerConfig) -> ssl.SSLContext | None:
             if authority is not None:
                 context.load_verify_locations(authority)
                 context.verify_mode = ssl.CERT_REQUIRED
+                # A resumed session would not ask who signed the client's certificate. TLS 1.3 resumes by tickets
+                # alone; TLS 1.2 also by what the context remembers, which Python cannot turn off.
+                context.minimum_version = ssl.TLSVersion.TLSv1_3
+                context.num_tickets = 0
         except OSError as error:
             raise ConfigurationError(f"the web page's certificate cannot be read: {error}") from None
         return context

@@ -36,6 +36,22 @@ def test_a_prompt_becomes_an_explanation_whose_heads_and_neurons_can_be_opened(p
     assert "␣capitals" in page.locator(".projection").inner_text()
 
 
+def test_a_head_beyond_the_servers_limit_is_not_asked_for(page):
+    def tell_less(route):
+        answer = route.fetch()
+        model = answer.json()
+        route.fulfill(response=answer, json=model | {"limits": model["limits"] | {"top_k": 5}})
+
+    explain(page, "The capital of France is")
+    page.get_by_role("heading", name="Why ␣Paris?").wait_for()
+    page.route("**/v1/get_model", tell_less)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+    page.locator(".head-map g > rect").nth(5).click()
+    page.get_by_text("this server returns the first 5").wait_for()
+    assert asked == ["get_model"]
+
+
 def test_another_token_can_be_explained(page):
     explain(page, "The capital of France is", Token_to_explain=" London", Rather_than=" Paris")
     page.get_by_role("heading", name="Why ␣London rather than ␣Paris?").wait_for()

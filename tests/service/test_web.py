@@ -1,18 +1,28 @@
 """The calls as JSON over HTTP: what gRPC callers may rely on holds here, too."""
 
+import asyncio
 import hashlib
 import http.client
 import json
+import os
+import re
+import socket
 import ssl
 import subprocess
 import sys
-from contextlib import closing, contextmanager
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from google.protobuf import json_format
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution_server import web_calls
+from neuron_attribution_server.app import Application
+from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.thread_worker import ThreadWorker
-from neuron_attribution_server.web_calls import HTTP_STATUSES
+from neuron_attribution_server.web_calls import HTTP_STATUSES, SERVICE
 from service.certificates import Authority, serial_number
 from service.fakes import PROMPT, FakeEngine
 from service.scraping import Scrape, free_address
@@ -20,6 +30,8 @@ from service.servers import PATIENCE, eventually, listening_address, running_ser
 
 ASKED = {"prompt": {"text": PROMPT}}
 TOKEN = "alices-token"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "web.md"
+SECRET = "Zanzibarquux"
 
 
 @contextmanager
@@ -66,18 +78,28 @@ def test_an_attribution_is_that_of_grpc_as_protobuf_json(server):
     assert message.tokens == expected.tokens
 
 
-@pytest.mark.parametrize(
-    ("method", "message", "field"),
-    [
-        ("project_neuron", {"neurons": [{"ffn": {"layer": 1, "index": 2}}]}, "projections"),
-        ("tokenize", {"text": " Paris"}, "tokens"),
-        ("get_model", {}, "sizes"),
-    ],
-)
-def test_every_call_but_the_stream_is_there(server, method, message, field):
+ABLATION = {"neurons": [{"ffn": {"layer": 1, "index": 2}}], "zero": True}
+CALLS = {
+    "attribute": (ASKED, "explanations"),
+    "project_neuron": ({"neurons": [{"ffn": {"layer": 1, "index": 2}}]}, "projections"),
+    "intervene": ({"prompt": {"text": PROMPT}, "sets": [{"interventions": [ABLATION]}]}, "results"),
+    "tokenize": ({"text": " Paris"}, "tokens"),
+    "get_model": ({}, "sizes"),
+}
+UNARY = [re.sub(r"\B([A-Z])", r"_\1", method.name).lower() for method in SERVICE.methods if not method.server_streaming]
+
+
+@pytest.mark.parametrize("method", UNARY)
+def test_every_call_but_the_stream_is_there(server, method):
+    message, field = CALLS[method]
     status, _, answer = ask(server.web_address, method, message)
     assert status == 200
     assert answer[field]
+
+
+@pytest.mark.parametrize("method", UNARY)
+def test_every_call_is_documented(method):
+    assert f"`{method}`" in DOCUMENTATION.read_text()
 
 
 @pytest.mark.parametrize(
@@ -129,6 +151,82 @@ def test_every_answer_carries_the_security_headers(server, path):
     assert (headers["X-Frame-Options"], headers["Referrer-Policy"]) == ("DENY", "no-referrer")
 
 
+def raw(address, head, body=b""):
+    """The status and everything else that is answered to these bytes."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as link:
+        link.sendall(f"{head}\r\nHost: localhost\r\n".encode() + body)
+        with link.makefile("rb") as answer:
+            _, status, rest = answer.read().decode().split(" ", 2)
+            return int(status), rest
+
+
+CHUNKED = "POST /v1/attribute HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked"
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "status"),
+    [
+        (f"GET / HTTP/1.1\r\nAuthorization: Bearer {SECRET * 1000}", b"\r\n", 400),
+        (f"GET / HTTP/1.1\r\n{SECRET}", b"\r\n", 400),
+        (CHUNKED, f"\r\n{SECRET}\r\n".encode(), 400),
+        (f"{CHUNKED}\r\nContent-Encoding: gzip\r\nConnection: close", f"\r\nC\r\n{SECRET}\r\n0\r\n\r\n".encode(), 415),
+        (f"GET / HTTP/1.1\r\nExpect: {SECRET}\r\nConnection: close", b"\r\n", 417),
+    ],
+)
+def test_what_is_no_request_is_refused_and_not_logged(server, caplog, capfd, head, body, status):
+    answered, answer = raw(server.web_address, head, body)
+    assert answered == status
+    assert "\r\nServer: neuron-attribution\r\n" in answer
+    assert "\r\nX-Frame-Options: DENY\r\n" in answer
+    if status != 417:
+        assert json.loads(answer.partition("\r\n\r\n")[2])["code"] == 3
+    assert ask(server.web_address)[0] == 200
+    assert SECRET not in caplog.text + capfd.readouterr().err
+    assert "Traceback" not in caplog.text
+
+
+def test_a_bug_is_told_as_its_request_id_alone(server, caplog, monkeypatch):
+    def fail(*_):
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(web_calls, "_timeout", fail)
+    status, headers, answer = ask(server.web_address, x_request_id="mine-2")
+    assert (status, reasons(answer), headers["X-Request-Id"]) == (500, ["INTERNAL"], "mine-2")
+    assert (answer["message"], headers["Server"]) == (
+        "internal error; the server's log has it as request mine-2",
+        "neuron-attribution",
+    )
+    assert "request mine-2 failed: RuntimeError" in caplog.text
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LocalHost:8080", 200),
+        ("127.0.0.1:1", 200),
+        ("127.8.8.8", 200),
+        ("[::1]:8080", 200),
+        ("rebound.example:8080", 421),
+        ("localhost.rebound.example", 421),
+        ("127.0.0.1.rebound.example", 421),
+        ("192.168.1.1", 421),
+        ("", 421),
+    ],
+)
+def test_a_page_on_a_loopback_address_answers_to_no_strangers_name(server, host, status):
+    assert ask(server.web_address, "get_model", {}, Host=host)[0] == status
+
+
+def test_a_page_for_a_network_answers_to_any_name():
+    with running_server(ThreadWorker(FakeEngine()), web="0.0.0.0:0") as server:
+        assert server.loaded.wait(PATIENCE)
+        address = f"127.0.0.1:{server.web_address.rpartition(':')[2]}"
+        assert ask(address, "get_model", {}, Host="page.example")[0] == 200
+
+
 def test_every_status_of_ours_has_an_http_status():
     from neuron_attribution.status import STATUS_CODES
 
@@ -142,7 +240,27 @@ def test_without_a_right_token_nothing_is_answered(tmp_path):
         for headers, reason in (({}, "TOKEN_MISSING"), ({"Authorization": "Bearer wrong"}, "TOKEN_INVALID")):
             status, answered, answer = ask(server.web_address, **headers)
             assert (status, reasons(answer), answered["WWW-Authenticate"]) == (401, [reason], "Bearer")
+            for method, body in (("attribute", b"{"), ("attribute", b" " * 2**21), ("attribute_stream", b"")):
+                assert ask(server.web_address, method, body, **headers)[0] == 401
         assert ask(server.web_address, Authorization=f"Bearer {TOKEN}")[0] == 200
+
+
+def test_few_messages_are_converted_at_once(server, monkeypatch):
+    parse, arrived, released = json_format.Parse, threading.Semaphore(0), threading.Event()
+
+    def slowly(*given):
+        arrived.release()
+        assert released.wait(PATIENCE)
+        return parse(*given)
+
+    monkeypatch.setattr(json_format, "Parse", slowly)
+    with ThreadPoolExecutor(8) as callers:
+        answers = [callers.submit(ask, server.web_address) for _ in range(8)]
+        assert all(arrived.acquire(timeout=PATIENCE) for _ in range(2))
+        third = arrived.acquire(timeout=0.5)
+        released.set()
+        assert {answer.result()[0] for answer in answers} == {200}
+    assert not third
 
 
 def test_deadlines_and_callers_who_leave_end_what_waits():
@@ -193,6 +311,36 @@ def test_with_an_authority_the_page_asks_for_certificates(tmp_path):
         assert ask(server.web_address, context=context)[0] == 200
 
 
+def test_a_clients_session_does_not_outlive_its_authority(tmp_path):
+    authority, former = Authority(tmp_path), Authority(tmp_path, "former")
+    pair, client = authority.issue("server"), former.issue("client")
+    settings = {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
+    context = ssl.create_default_context(cafile=authority.certificate)
+    context.load_cert_chain(client.certificate, client.key)
+    with served(tls_client_authority=str(former.certificate), **settings) as server:
+        session, answer = greet(server.web_address, context)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        former.certificate.write_bytes(authority.certificate.read_bytes())
+        for tried in (None, session):
+            with suppress(OSError):
+                assert greet(server.web_address, context, tried)[1] == b""
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # whose sessions the server could not forget
+        with pytest.raises(OSError, match=r"PROTOCOL_VERSION|reset|closed|EOF|pipe"):
+            greet(server.web_address, context)
+
+
+def greet(address, context, session=None):
+    """The TLS session of a connection, and what GET / is answered on it."""
+    port = int(address.rpartition(":")[2])
+    with (
+        socket.create_connection(("localhost", port), timeout=PATIENCE) as plain,
+        context.wrap_socket(plain, server_hostname="localhost", session=session) as link,
+    ):
+        link.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: link.recv(65536), b""))
+        return link.session, answer
+
+
 def test_a_stopping_server_answers_what_it_has_taken(monkeypatch, tmp_path):
     web, metrics = free_address(), free_address()
     monkeypatch.setenv("GATED_ENGINE", str(tmp_path))
@@ -226,3 +374,39 @@ def test_an_address_in_use_and_a_missing_library_are_told_by_name(server):
     assert missing.returncode == 2
     assert "web needs aiohttp" in missing.stderr
     assert "neuron-attribution[server,web]" in missing.stderr
+
+
+def failed_start(arguments, **environment):
+    """What a server that cannot start says; it must be one line of ours, with exit status 1."""
+    command = [sys.executable, "-c", "import sys; from neuron_attribution.cli.main import main; sys.exit(main())"]
+    command += ["serve", "--model", "demo", "--listen", "localhost:0", "--web", "localhost:0", *arguments]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, env=os.environ | environment
+    )
+    own = [line for line in ended.stderr.splitlines() if line.startswith("neuron-attribution serve: ")]
+    assert (ended.returncode, len(own), "Traceback" in ended.stderr) == (1, 1, False)
+    return own[0]
+
+
+def test_a_folder_too_long_for_a_socket_is_told(tmp_path):
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    said = failed_start([], TMPDIR=str(long))
+    assert "cannot serve the web page on localhost:0" in said
+    assert "shorten TMPDIR" in said
+
+
+def test_a_certificate_that_has_become_unreadable_is_told(tmp_path, capsys):
+    pair = Authority(tmp_path).issue("server")
+    config = ServerConfig(
+        model="fake",
+        listen="localhost:0",
+        web="localhost:0",
+        tls_certificate=str(pair.certificate),
+        tls_key=str(pair.key),
+    )
+    application = Application(config, ThreadWorker(FakeEngine()))
+    pair.certificate.write_text("")
+    assert asyncio.run(application.run()) == 1
+    said = capsys.readouterr().err
+    assert "serve: cannot serve the web page on localhost:0: the web page's certificate cannot be read" in said

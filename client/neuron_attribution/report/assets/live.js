@@ -82,6 +82,8 @@ async function fetchHead(request, head, index, explanation) {
   const scores = explanation.head_scores.values;
   const ranks = { INCREASE: d3.count(scores, (other) => (other >= score ? 1 : NaN)), DECREASE: d3.count(scores, (other) => (other <= score ? 1 : NaN)) };
   const end = ranks.INCREASE <= ranks.DECREASE ? "INCREASE" : "DECREASE";
+  const { limits } = await callService("get_model", {});
+  if (ranks[end] > limits.top_k) throw new Error(`This head stands at place ${ranks[end]} from the nearer end; this server returns the first ${limits.top_k} (--maximum-top-k).`);
   const message = { ...request, direction: `DIRECTION_${end}`, head_top_k: ranks[end], parts: ["PART_HEADS", "PART_HEAD_POSITIONS"] };
   const answer = await callService("attribute", message);
   const { heads, heads_decreasing: lowering } = answer.explanations[index];
