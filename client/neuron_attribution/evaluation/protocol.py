@@ -6,11 +6,13 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from neuron_attribution.client import Client
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.evaluation.facts import Fact
+from neuron_attribution.evaluation.first_tokens import FirstTokens
 from neuron_attribution.evaluation.rows import Measured, Row
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
 from neuron_attribution.requests import Intervention, Part, ScoringMethod
@@ -44,7 +46,7 @@ class Protocol:
             return _row(fact, "failed", f"{error.reason}: {error.message}")
 
     def _evaluate(self, fact: Fact) -> Row:
-        target = self._first_token(fact.answer)
+        target = self._first_tokens.of(fact.answer)
         reason = self._ineligible(fact, self._explained(fact, target, [Part.LAYERS]))
         if reason:
             return _row(fact, "ineligible", reason)
@@ -70,20 +72,13 @@ class Protocol:
         rank = explanation.target.rank
         if rank > HIGHEST_RANK:
             return f"the right token has rank {rank}"
-        others = {self._first_token(word) for word in self.words[fact.type]} - {explanation.target.token.id}
+        others = {self._first_tokens.of(word) for word in self.words[fact.type]} - {explanation.target.token.id}
         above = [item.token for item in explanation.predictions if item.rank < rank and item.token.id in others]
         return f"{above[0].text!r} of its type is above the right token" if above else ""
 
-    def _first_token(self, word: str) -> int:
-        """The id of a word's first token where it follows a text."""
-        if word not in self._known:
-            tokens = self.client.tokenize(f" {word}", add_special_tokens=False).tokens
-            self._known[word] = tokens[0].token.id
-        return self._known[word]
-
-    def __post_init__(self) -> None:
-        self._known: dict[str, int]
-        object.__setattr__(self, "_known", {})
+    @cached_property
+    def _first_tokens(self) -> FirstTokens:
+        return FirstTokens(self.client)
 
     def _explained(
         self,
