@@ -176,8 +176,11 @@ def test_an_interruption_ends_it_at_once_and_keeps_what_is_done(address, service
 def test_another_evaluations_folder_is_left_alone(address, tmp_path):
     with Client(address) as client:
         evaluate(client, [LOW], tmp_path)
-        with pytest.raises(FactsError, match="another evaluation"):
+        with pytest.raises(FactsError, match="another evaluation: other seed; give"):
             evaluate(client, [LOW], tmp_path, seed=1)
+        with pytest.raises(FactsError, match="another evaluation: other words; give"):
+            evaluate(client, [LOW, BEATEN], tmp_path)
+        assert evaluate(client, [LOW, ELIGIBLE], tmp_path)["facts"]["all"] == 2, "more facts about the same words"
 
 
 def measured_row(number, rank, probability):
