@@ -54,12 +54,12 @@ class Client(BaseClient[grpc.Channel]):
         """Explain a corpus: outcomes come as they finish, each under its item's key, in no order.
 
         An item is a prompt's text or an AttributeRequest, alone or as (key, item). An item that fails has an error in
-        its outcome and the stream goes on; a full queue is waited out. At most READ_AHEAD items are taken ahead of
-        the outcomes. `timeout` is for the whole stream, and there is none by default. Closing the iterator cancels
-        what is not answered. What the items' iterable raises is raised once all before it is answered. `reproducible`
-        asks for answers whose bits do not depend on what shares their batch: a CPU gives them, in up to a quarter more
-        time. With `each_token` the tokens of a completion come as outcomes of their own, in order, each an answer with
-        one explanation.
+        its outcome and the stream goes on; a full queue and a restarting worker are waited out. At most READ_AHEAD
+        items are taken ahead of the outcomes. `timeout` is for the whole stream, and there is none by default. Closing
+        the iterator cancels what is not answered. What the items' iterable raises is raised once all before it is
+        answered. `reproducible` asks for answers whose bits do not depend on what shares their batch: a CPU gives them,
+        in up to a quarter more time. With `each_token` the tokens of a completion come as outcomes of their own, in
+        order, each an answer with one explanation.
         """
         sending = RequestStream(requests, reproducible=reproducible, each_token=each_token)
         call = self._stub.AttributeStream(iter(sending), timeout=timeout, metadata=self._metadata())
