@@ -42,6 +42,11 @@ def test_both_kinds_of_files_are_read_each_fact_once(facts_file):
     ]
 
 
+def test_only_a_line_break_ends_a_line(facts_file):
+    odd = {"prompt": "a\u2028b\u2029c\x85d", "answer": "e"}
+    assert read_facts(facts_file(json.dumps(odd, ensure_ascii=False))) == [Fact(odd["prompt"], "e", "")]
+
+
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [
@@ -138,6 +143,17 @@ def test_it_goes_on_where_it_stopped(address, service, tmp_path):
         after = len(service.requests)
         assert evaluate(client, [LOW, ELIGIBLE], tmp_path) == report
         assert len(service.requests) == after + 1, "the model is asked for, and nothing else"
+
+
+def test_rows_hold_any_text_and_may_be_cut_anywhere(tmp_path):
+    rows = [Row(str(number), "a\u2028b\u2029c\x85d 天", "e", "", "ineligible") for number in range(2)]
+    for row in rows:
+        RowFile(tmp_path / "rows").add(row)
+    assert RowFile(tmp_path / "rows").rows == rows
+    written = (tmp_path / "rows").read_bytes()
+    (tmp_path / "rows").write_bytes(written[: written.rindex("天".encode()) + 1])
+    assert RowFile(tmp_path / "rows").rows == rows[:1]
+    assert (tmp_path / "rows").read_bytes() == written[: len(written) // 2]
 
 
 def test_a_failure_is_recorded_and_tried_again(address, service, tmp_path, monkeypatch):
