@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
 from neuron_attribution import _calls, comparing, head_effects
 from neuron_attribution._base import BaseClient
 from neuron_attribution._calls import AttributeArguments, InterveneArguments, NeuronLike, ProjectArguments, TextOrIds
-from neuron_attribution.comparing import CompareArguments, Steps
+from neuron_attribution.comparing import CompareArguments, Question, Steps
 from neuron_attribution.comparisons import Comparison, HeadEffects
+from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.head_effects import HeadEffectArguments
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
@@ -157,12 +159,15 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         await self.close()
 
     async def _follow(self, steps: Steps[Result], clients: Sequence[AsyncClient], timeout: float | None) -> Result:
-        """Ask what the steps want to know of each side's client, until they are done."""
-        answers: object = None
+        """Ask what the steps want to know of each side's client, until they are done; errors are raised in them."""
+        step = partial(steps.send, None)
         try:
             while True:
-                questions = steps.send(answers)
-                answers = await asyncio.gather(*(clients[side]._run(call, timeout) for side, call in questions))
+                questions = step()
+                try:
+                    step = partial(steps.send, await _ask_together(clients, questions, timeout))
+                except NeuronAttributionError as error:
+                    step = partial(steps.throw, error)
         except StopIteration as end:
             outcome: Result = end.value
             return outcome
@@ -175,3 +180,15 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         except grpc.RpcError as error:
             raise self._error(error) from error
         return call.read(response)
+
+
+async def _ask_together(
+    clients: Sequence[AsyncClient], questions: Sequence[Question], timeout: float | None
+) -> list[Any]:
+    """The answers to calls that run at the same time; where one fails the others are cancelled."""
+    tasks = [asyncio.ensure_future(clients[side]._run(call, timeout)) for side, call in questions]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -14,6 +15,7 @@ from neuron_attribution._base import BaseClient
 from neuron_attribution._calls import AttributeArguments, InterveneArguments, NeuronLike, ProjectArguments, TextOrIds
 from neuron_attribution.comparing import CompareArguments, Question, Steps
 from neuron_attribution.comparisons import Comparison, HeadEffects
+from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.head_effects import HeadEffectArguments
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
@@ -165,11 +167,15 @@ class Client(BaseClient[grpc.Channel]):
         return call.read(response)
 
     def _follow(self, steps: Steps[Result], clients: Sequence[Client], timeout: float | None) -> Result:
-        """Ask what the steps want to know of each side's client, until they are done."""
-        answers: object = None
+        """Ask what the steps want to know of each side's client, until they are done; errors are raised in them."""
+        step = partial(steps.send, None)
         try:
             while True:
-                answers = _ask_together(clients, steps.send(answers), timeout)
+                questions = step()
+                try:
+                    step = partial(steps.send, _ask_together(clients, questions, timeout))
+                except NeuronAttributionError as error:
+                    step = partial(steps.throw, error)
         except StopIteration as end:
             outcome: Result = end.value
             return outcome
