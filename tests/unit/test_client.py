@@ -277,7 +277,8 @@ class SmallService(FakeService):
 
     def Intervene(self, request, context):
         if len(request.sets) > self.room:
-            context.set_trailing_metadata(status.trailing_metadata(self.error))
+            do_not_retry = (status.PUSHBACK_KEY, "-1")
+            context.set_trailing_metadata((*status.trailing_metadata(self.error), do_not_retry))
             context.abort(status.status_code(self.error), status.public_message(self.error))
         return super().Intervene(request, context)
 
