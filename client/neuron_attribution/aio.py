@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
 from neuron_attribution import _calls, comparing, head_effects
 from neuron_attribution._base import BaseClient
 from neuron_attribution._calls import AttributeArguments, InterveneArguments, NeuronLike, ProjectArguments, TextOrIds
-from neuron_attribution.comparing import CompareArguments, Steps
+from neuron_attribution.comparing import CompareArguments, Question, Steps
 from neuron_attribution.comparisons import Comparison, HeadEffects
+from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.head_effects import HeadEffectArguments
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
@@ -54,12 +56,12 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         """Explain a corpus: outcomes come as they finish, each under its item's key, in no order.
 
         An item is a prompt's text or an AttributeRequest, alone or as (key, item). An item that fails has an error in
-        its outcome and the stream goes on; a full queue is waited out. At most READ_AHEAD items are taken ahead of
-        the outcomes. `timeout` is for the whole stream, and there is none by default. Closing the iterator cancels
-        what is not answered. What the items' iterable raises is raised once all before it is answered. `reproducible`
-        asks for answers whose bits do not depend on what shares their batch: a CPU gives them, in up to a quarter more
-        time. With `each_token` the tokens of a completion come as outcomes of their own, in order, each an answer with
-        one explanation.
+        its outcome and the stream goes on; a full queue and a restarting worker are waited out. At most READ_AHEAD
+        items are taken ahead of the outcomes. `timeout` is for the whole stream, and there is none by default. Closing
+        the iterator cancels what is not answered. What the items' iterable raises is raised once all before it is
+        answered. `reproducible` asks for answers whose bits do not depend on what shares their batch: a CPU gives them,
+        in up to a quarter more time. With `each_token` the tokens of a completion come as outcomes of their own, in
+        order, each an answer with one explanation.
         """
         sending = AsyncRequestStream(requests, reproducible=reproducible, each_token=each_token)
         call = self._stub.AttributeStream(aiter(sending), timeout=timeout, metadata=self._metadata())
@@ -157,12 +159,15 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         await self.close()
 
     async def _follow(self, steps: Steps[Result], clients: Sequence[AsyncClient], timeout: float | None) -> Result:
-        """Ask what the steps want to know of each side's client, until they are done."""
-        answers: object = None
+        """Ask what the steps want to know of each side's client, until they are done; errors are raised in them."""
+        step = partial(steps.send, None)
         try:
             while True:
-                questions = steps.send(answers)
-                answers = await asyncio.gather(*(clients[side]._run(call, timeout) for side, call in questions))
+                questions = step()
+                try:
+                    step = partial(steps.send, await _ask_together(clients, questions, timeout))
+                except NeuronAttributionError as error:
+                    step = partial(steps.throw, error)
         except StopIteration as end:
             outcome: Result = end.value
             return outcome
@@ -175,3 +180,15 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         except grpc.RpcError as error:
             raise self._error(error) from error
         return call.read(response)
+
+
+async def _ask_together(
+    clients: Sequence[AsyncClient], questions: Sequence[Question], timeout: float | None
+) -> list[Any]:
+    """The answers to calls that run at the same time; where one fails the others are cancelled."""
+    tasks = [asyncio.ensure_future(clients[side]._run(call, timeout)) for side, call in questions]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,7 +1,7 @@
 """What a prediction loses when each head in turn is zeroed: which requests find that, and what their answers come to.
 
-The first request zeroes the first heads and tells the prompt's length and the token to watch; the others, of bounded
-size, are sent a few at a time.
+The first request zeroes the first head and tells the prompt's length and the token to watch; the others, of bounded
+size, are sent a few at a time. Where the server has less memory than that takes, they are halved.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from neuron_attribution import _calls
 from neuron_attribution._calls import TextOrIds
 from neuron_attribution.comparing import Steps
 from neuron_attribution.comparisons import HeadEffects
+from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError, ResourceExhaustedError
 from neuron_attribution.neurons import Head
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import InterveneResult, InterventionResult, Limits
@@ -22,6 +23,8 @@ from neuron_attribution.results import InterveneResult, InterventionResult, Limi
 TOKENS_AT_ONCE = 2048
 """Tokens of all reruns in one request, where the server's own limits are not lower."""
 REQUESTS_AT_ONCE = 4
+TOO_LARGE = ("NEEDS_TOO_MUCH_MEMORY", "OUT_OF_MEMORY")
+"""Why a server refuses what a smaller request may get."""
 
 
 class HeadEffectArguments(TypedDict, total=False):
@@ -39,12 +42,18 @@ def head_effects(prompt: TextOrIds, **arguments: Unpack[HeadEffectArguments]) ->
     heads = [Head(*place) for place in np.ndindex(shape)]
     (first,) = yield [(0, _calls.intervene(prompt, _zeroed(heads[:1]), **arguments))]
     arguments["target"] = first.before.target.token.id
-    others = _in_requests(heads[1:], reruns_at_once(info.limits, len(first.tokens)))
+    count = reruns_at_once(info.limits, len(first.tokens))
     results = list(first.results)
-    for start in range(0, len(others), REQUESTS_AT_ONCE):
-        together = others[start : start + REQUESTS_AT_ONCE]
-        answers = yield [(0, _calls.intervene(prompt, _zeroed(some), **arguments)) for some in together]
-        results += [result for answer in answers for result in answer.results]
+    while missing := heads[len(results) :]:
+        together = _in_requests(missing[: REQUESTS_AT_ONCE * count], count)
+        try:
+            answers = yield [(0, _calls.intervene(prompt, _zeroed(some), **arguments)) for some in together]
+        except (InvalidArgumentError, ResourceExhaustedError) as error:
+            if len(together[0]) == 1 or not _asks_for_fewer(error):
+                raise
+            count = len(together[0]) // 2
+        else:
+            results += [result for answer in answers for result in answer.results]
     return _effects(first, results, shape)
 
 
@@ -52,6 +61,10 @@ def reruns_at_once(limits: Limits, length: int) -> int:
     """How many heads of a prompt of this many tokens one request may name, beside the plain prompt."""
     tokens = min(TOKENS_AT_ONCE, limits.batch_tokens, limits.queued_tokens)
     return max(1, min(limits.intervention_sets, tokens // length - 1))
+
+
+def _asks_for_fewer(error: NeuronAttributionError) -> bool:
+    return error.reason in TOO_LARGE or any(violation.field == "sets" for violation in error.violations)
 
 
 def _zeroed(heads: Sequence[Head]) -> list[tuple[Intervention]]:

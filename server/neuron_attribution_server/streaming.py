@@ -6,7 +6,12 @@ import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from neuron_attribution.errors import DeadlineExceededError, NeuronAttributionError, ResourceExhaustedError
+from neuron_attribution.errors import (
+    DeadlineExceededError,
+    NeuronAttributionError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from neuron_attribution.status import to_item_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
@@ -80,7 +85,7 @@ def token_by_token(response: messages.AttributeResponse) -> list[messages.Attrib
 
 
 async def patiently(attempt: Callable[[], Awaitable[Value]], deadline: float | None) -> Value:
-    """Attempt again for as long as there is no room, after the times the refusals name.
+    """Attempt again for as long as there is no room or no worker, after the times the refusals name.
 
     Raises DeadlineExceededError at `deadline`, on the event loop's clock, and whatever else the attempt raises.
     """
@@ -88,8 +93,8 @@ async def patiently(attempt: Callable[[], Awaitable[Value]], deadline: float | N
     while True:
         try:
             return await attempt()
-        except ResourceExhaustedError as error:
-            if error.retry_after is None:  # waiting cannot help
+        except (ResourceExhaustedError, UnavailableError) as error:
+            if error.retry_after is None:  # waiting cannot help: it is too large, or workers die of it
                 raise
             pause = error.retry_after
         if deadline is not None and clock() + pause >= deadline:

@@ -19,6 +19,8 @@ from neuron_attribution import (
 )
 from neuron_attribution.streams import READ_AHEAD
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution_server import scheduler
+from neuron_attribution_server.streaming import patiently
 from neuron_attribution_server.thread_worker import ThreadWorker
 from service.fakes import PROMPT, TOKENIZER, FakeEngine
 from service.servers import PATIENCE, attribution, failure, running_server
@@ -179,6 +181,42 @@ def test_a_full_queue_is_waited_out_up_to_the_deadline(stream):
             stream(server.address, [PROMPT, " Rome", " is"], timeout=0.7)
         engine.released.set()
         assert server.attribute().explanations
+
+
+class RestartingWorker(ThreadWorker):
+    """Is not live, as a worker that is being restarted; once something was refused for that, its batches go on."""
+
+    refusals = 0
+
+    @property
+    def is_live(self):
+        self.refusals += 1
+        self._engine.released.set()
+        return False
+
+
+def test_a_restarting_worker_with_a_full_queue_is_waited_for(monkeypatch):
+    monkeypatch.setattr(scheduler, "_RESTART_RETRY", 0.1)
+    worker = RestartingWorker(engine := FakeEngine())
+    with running_server(worker, queued_requests=1, batch_requests=1, cache_bytes=0) as server, engine:
+        assert server.loaded.wait(PATIENCE)
+        worker.refusals = 0
+        engine.hold()
+        outcomes = stream_directly(server.address, [PROMPT] * 12)
+        assert [outcome.error for outcome in outcomes] == [None] * 12
+        assert worker.refusals
+
+
+def test_what_workers_die_of_is_not_attempted_again():
+    attempts = []
+
+    async def attempt():
+        attempts.append(1)
+        raise UnavailableError("the worker died twice", reason="WORKER_DIED")
+
+    with pytest.raises(UnavailableError):
+        asyncio.run(patiently(attempt, None))
+    assert len(attempts) == 1
 
 
 @pytest.mark.parametrize("ending", ["cancel", "deadline", "disconnect"])

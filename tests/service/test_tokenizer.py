@@ -1,17 +1,20 @@
 """Exact token texts, byte offsets and named tokens, for byte-level and for SentencePiece-like tokenizers."""
 
+import json
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.evaluation.first_tokens import FirstTokens
+from neuron_attribution.results import ModelIdentity, TokenizeResult
 from neuron_attribution_server.tokenizer import ExactTokenizer
 from service.fakes import TOKENIZER as BYTE_LEVEL
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 
-def metaspace_tokenizer():
+def metaspace_tokenizer_json():
     """As Llama 2's: a space goes before every text, unknown characters become bytes, <s> comes first."""
     pieces = [("<unk>", 0.0), ("<s>", 0.0), *((f"<0x{byte:02X}>", -20.0) for byte in range(256))]
     pieces += [("▁", -3.0), ("▁Paris", -2.0), ("Paris", -2.0), ("▁a", -2.0), ("a", -3.0), ("A", -3.0)]
@@ -22,7 +25,15 @@ def metaspace_tokenizer():
     tokenizer.add_special_tokens(["<s>"])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.enable_truncation(4)  # a setting of training; texts must not be cut
-    return ExactTokenizer(tokenizer.to_str())
+    return tokenizer.to_str()
+
+
+def prepending_tokenizer():
+    """As Llama 1's: its normalizer puts a space before every text, even before one that starts with a space."""
+    tokenizer = json.loads(METASPACE_JSON) | {"pre_tokenizer": None, "normalizer": None}
+    prepending = Tokenizer.from_str(json.dumps(tokenizer))
+    prepending.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return ExactTokenizer(prepending.to_str())
 
 
 def trimming_tokenizer():
@@ -40,7 +51,9 @@ def spaced_tokenizer_json():
     return tokenizer.to_str()
 
 
-METASPACE = metaspace_tokenizer()
+METASPACE_JSON = metaspace_tokenizer_json()
+METASPACE = ExactTokenizer(METASPACE_JSON)
+PREPENDING = prepending_tokenizer()
 
 
 def texts(tokenizer, ids):
@@ -119,7 +132,24 @@ def test_what_is_not_one_token_is_refused(tokenizer, text, message):
         (METASPACE, " Paris", [" Paris"]),
         (METASPACE, "Paris", ["Paris"]),
         (METASPACE, "a Paris", ["a", " Paris"]),
+        (PREPENDING, " Paris", [" Paris"]),
     ],
 )
 def test_a_continuation_gets_no_space_of_its_own(tokenizer, text, expected):
     assert texts(tokenizer, tokenizer.continuation(text)) == expected
+
+
+class Tokenizing:
+    """Answers as a service with this tokenizer does."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def tokenize(self, text, *, add_special_tokens):
+        return TokenizeResult(ModelIdentity("", "", ""), tuple(self._tokenizer.encode(text, add_special_tokens)))
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE, PREPENDING])
+@pytest.mark.parametrize("word", ["Paris", "Parisian", "a", "日"])
+def test_an_evaluation_takes_the_first_token_that_a_completion_has(tokenizer, word):
+    assert FirstTokens(Tokenizing(tokenizer)).of(word) == tokenizer.continuation(f" {word}")[0]

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import time
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -30,9 +31,11 @@ from neuron_attribution import (
     Side,
     TokenizeRequest,
     UnavailableError,
+    convert,
+    status,
 )
 from neuron_attribution.channel import Connection
-from unit.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKENIZATION, serving
+from unit.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKENIZATION, FakeService, serving
 from unit.strategies import assert_same
 
 
@@ -260,3 +263,36 @@ def test_mutual_tls(call, service, certificate) -> None:
         assert call({**settings, "certificate": public, "key": certificate[1]}, "get_model") == INFO
         with pytest.raises(UnavailableError):
             call({**settings, "timeout": 5}, "get_model")
+
+
+class SmallService(FakeService):
+    """Has 20 heads, and memory for so many of them in one request; it says that before or after it tried."""
+
+    room = 4
+    error = InvalidArgumentError.of("sets", "takes 9 MiB", reason="NEEDS_TOO_MUCH_MEMORY")
+
+    def GetModel(self, request, context):
+        sizes = replace(INFO.sizes, layers=5, heads=4)
+        return convert.model_info_to_proto(replace(INFO, sizes=sizes))
+
+    def Intervene(self, request, context):
+        if len(request.sets) > self.room:
+            do_not_retry = (status.PUSHBACK_KEY, "-1")
+            context.set_trailing_metadata((*status.trailing_metadata(self.error), do_not_retry))
+            context.abort(status.status_code(self.error), status.public_message(self.error))
+        return super().Intervene(request, context)
+
+
+@pytest.mark.parametrize("error", [SmallService.error, ResourceExhaustedError("too much", reason="OUT_OF_MEMORY")])
+def test_heads_are_zeroed_fewer_at_a_time_where_memory_is_small(call, error) -> None:
+    service = SmallService()
+    service.error = error
+    with serving(service) as address:
+        assert call({"address": address}, "head_effects", "The sky is").kl_divergences.shape == (5, 4)
+        requests = [request for request in service.requests if isinstance(request, InterveneRequest)]
+        assert max(len(request.sets) for request in requests) == service.room
+        zeroed = {head for request in requests for each in request.sets for head in each[0].heads}
+        assert zeroed == {Head(layer, head) for layer in range(5) for head in range(4)}
+        service.room = 0
+        with pytest.raises(type(error)):
+            call({"address": address}, "head_effects", "The sky is")

@@ -6,10 +6,11 @@ import time
 from dataclasses import replace
 
 import pytest
-from neuron_attribution import Client, FfnNeuron, ScoringMethod, UnavailableError
+from neuron_attribution import Client, FfnNeuron, InvalidArgumentError, ScoringMethod, UnavailableError, status
 from neuron_attribution.cli.main import main
 from neuron_attribution.evaluation import protocol
 from neuron_attribution.evaluation.facts import Fact, FactsError, read_facts
+from neuron_attribution.evaluation.random_neurons import RandomNeurons
 from neuron_attribution.evaluation.report import TABLES, markdown, report_of
 from neuron_attribution.evaluation.rows import Measured, Row, RowFile
 from neuron_attribution.evaluation.run import chosen_facts, evaluate
@@ -42,6 +43,11 @@ def test_both_kinds_of_files_are_read_each_fact_once(facts_file):
     ]
 
 
+def test_only_a_line_break_ends_a_line(facts_file):
+    odd = {"prompt": "a\u2028b\u2029c\x85d", "answer": "e"}
+    assert read_facts(facts_file(json.dumps(odd, ensure_ascii=False))) == [Fact(odd["prompt"], "e", "")]
+
+
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [
@@ -67,18 +73,39 @@ def test_a_larger_sample_contains_a_smaller_one():
 
 def test_random_neurons_exist_and_repeat():
     sizes = replace(INFO.sizes, experts=3, expert_width=4)
-    evaluated = protocol.Protocol(None, sizes, {}, seed=1)
-    every = evaluated._random_ffn(random.Random(1), 10_000)
+    neurons = RandomNeurons(sizes)
+    every = neurons.ffn(random.Random(1), 10_000)
     assert len(set(every)) == len(every) == sizes.layers * (sizes.ffn_width + 12)
     assert {neuron.layer for neuron in every} == {0, 1}
     assert {neuron.index for neuron in every if neuron.expert is None} == set(range(sizes.ffn_width))
     assert {(neuron.expert, neuron.index) for neuron in every if neuron.expert is not None} == {
         (expert, index) for expert in range(3) for index in range(4)
     }
-    attention = evaluated._random_attention(random.Random(1), 10_000)
+    attention = neurons.attention(random.Random(1), 10_000)
     assert len(set(attention)) == sizes.layers * sizes.heads * sizes.head_size
-    assert evaluated._random_ffn(random.Random(3), 5) == evaluated._random_ffn(random.Random(3), 5)
+    assert neurons.ffn(random.Random(3), 5) == neurons.ffn(random.Random(3), 5)
     assert all(isinstance(neuron, FfnNeuron) for neuron in every)
+
+
+def test_what_is_drawn_again_does_not_depend_on_the_order_of_refusals():
+    """A dense first layer, beside experts with a narrower shared one."""
+    sizes = replace(INFO.sizes, layers=9, ffn_width=64, experts=3, expert_width=16)
+
+    def exists(neuron):
+        return neuron.layer == 0 if neuron.expert is None and neuron.index >= 16 else neuron.layer or not neuron.expert
+
+    def drawn(order):
+        neurons = RandomNeurons(sizes)
+        refusals = 0
+        while refused := [each for each in neurons.ffn(random.Random(1), 100) if not exists(each)]:
+            neurons.refused(refused[order])
+            refusals += 1
+        return neurons.ffn(random.Random(1), 100), refusals
+
+    first, refusals = drawn(0)
+    assert first == drawn(-1)[0]
+    assert len(set(first)) == 100
+    assert refusals < 60
 
 
 class AnsweringService(fake_service.FakeService):
@@ -140,6 +167,17 @@ def test_it_goes_on_where_it_stopped(address, service, tmp_path):
         assert len(service.requests) == after + 1, "the model is asked for, and nothing else"
 
 
+def test_rows_hold_any_text_and_may_be_cut_anywhere(tmp_path):
+    rows = [Row(str(number), "a\u2028b\u2029c\x85d 天", "e", "", "ineligible") for number in range(2)]
+    for row in rows:
+        RowFile(tmp_path / "rows").add(row)
+    assert RowFile(tmp_path / "rows").rows == rows
+    written = (tmp_path / "rows").read_bytes()
+    (tmp_path / "rows").write_bytes(written[: written.rindex("天".encode()) + 1])
+    assert RowFile(tmp_path / "rows").rows == rows[:1]
+    assert (tmp_path / "rows").read_bytes() == written[: len(written) // 2]
+
+
 def test_a_failure_is_recorded_and_tried_again(address, service, tmp_path, monkeypatch):
     with Client(address) as client:
         with monkeypatch.context() as patched:
@@ -149,6 +187,37 @@ def test_a_failure_is_recorded_and_tried_again(address, service, tmp_path, monke
         assert "0 eligible" in (tmp_path / "report.md").read_text()
         assert rows(tmp_path)["The sky is"].reason == "OUT_OF_MEMORY: too much"
         assert evaluate(client, [ELIGIBLE], tmp_path)["facts"] == {"all": 1, "eligible": 1}
+
+
+class UnevenService(AnsweringService):
+    """Its first layer is half as wide as the other one. It refuses one neuron at a time, as the real one does."""
+
+    def Intervene(self, request, context):
+        for number, each in enumerate(request.sets):
+            for place, neuron in enumerate(each.interventions[0].neurons):
+                if neuron.HasField("ffn") and neuron.ffn.layer == 0 and neuron.ffn.index >= INFO.sizes.ffn_width // 2:
+                    field = f"sets[{number}].interventions[0].neurons[{place}]"
+                    error = InvalidArgumentError.of(field, "does not exist", reason="OUT_OF_RANGE")
+                    context.set_trailing_metadata(status.trailing_metadata(error))
+                    context.abort(status.status_code(error), status.public_message(error))
+        return super().Intervene(request, context)
+
+
+def test_random_neurons_that_a_narrow_layer_lacks_are_drawn_again(tmp_path, monkeypatch):
+    """The same ones take their place whatever was learned before."""
+    other = replace(ELIGIBLE, prompt="The sea is")
+    accepted = []
+    for number, facts in enumerate(([ELIGIBLE, other], [other, ELIGIBLE])):
+        service = UnevenService()
+        with fake_service.serving(service) as address, Client(address) as client:
+            report = evaluate(client, facts, tmp_path / str(number))
+        assert report["facts"] == {"all": 2, "eligible": 2}
+        accepted.append({each.prompt: each.sets for each in service.requests if hasattr(each, "sets")})
+    assert accepted[0] == accepted[1]
+    assert 10 in [len(each[0].neurons) for each in accepted[0]["The sky is"]]
+    monkeypatch.setattr(protocol, "ATTEMPTS", 1)
+    with fake_service.serving(UnevenService()) as address, Client(address) as client:
+        assert evaluate(client, [ELIGIBLE], tmp_path / "bounded")["facts"] == {"all": 1, "failed": 1}
 
 
 def _fail():
@@ -176,8 +245,11 @@ def test_an_interruption_ends_it_at_once_and_keeps_what_is_done(address, service
 def test_another_evaluations_folder_is_left_alone(address, tmp_path):
     with Client(address) as client:
         evaluate(client, [LOW], tmp_path)
-        with pytest.raises(FactsError, match="another evaluation"):
+        with pytest.raises(FactsError, match="another evaluation: other seed; give"):
             evaluate(client, [LOW], tmp_path, seed=1)
+        with pytest.raises(FactsError, match="another evaluation: other words; give"):
+            evaluate(client, [LOW, BEATEN], tmp_path)
+        assert evaluate(client, [LOW, ELIGIBLE], tmp_path)["facts"]["all"] == 2, "more facts about the same words"
 
 
 def measured_row(number, rank, probability):

@@ -33,7 +33,7 @@ class Fact:
 def read_facts(path: Path) -> list[Fact]:
     """The facts of a file, each once. Raises FactsError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold what else ends a line in Unicode
     except (OSError, UnicodeDecodeError) as error:
         raise FactsError(f"{path} cannot be read: {error}") from None
     facts = list(dict.fromkeys(_facts(path, lines)))

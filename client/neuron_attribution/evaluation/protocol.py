@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from neuron_attribution.client import Client
-from neuron_attribution.errors import NeuronAttributionError
+from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError
 from neuron_attribution.evaluation.facts import Fact
+from neuron_attribution.evaluation.first_tokens import FirstTokens
+from neuron_attribution.evaluation.random_neurons import RandomNeurons
 from neuron_attribution.evaluation.rows import Measured, Row
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
 from neuron_attribution.requests import Intervention, Part, ScoringMethod
-from neuron_attribution.results import Explanation, ModelSizes, TokenPrediction
+from neuron_attribution.results import Explanation, InterveneResult, ModelSizes, TokenPrediction
 
 HIGHEST_RANK = 10
 METHOD_NEURONS = 10
@@ -22,9 +26,15 @@ ATTENTION_VALUES, FFN_VALUES, QUERIES = 200, 100, 1000
 QUERY_SOURCES = 30
 METHODS = dict(zip("abcdefgh", ScoringMethod, strict=True))
 """The paper's letters."""
+ATTEMPTS = 200
+"""Of a request whose random neurons are drawn again: each refusal tells of many missing neurons."""
 RANDOM, VALUES, RANDOM_VALUES = "random 10", "300 value neurons", "300 random neurons"
 QUERY, RANDOM_QUERY = "1,000 query FFN neurons", "1,000 random FFN neurons"
 VALUE_PARTS = (Part.LAYERS, Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS)
+_REFUSED = re.compile(r"sets\[(\d+)\]\.interventions\[0\]\.neurons\[(\d+)\]")
+
+Taken = Mapping[str, tuple[Neuron, ...]]
+"""The neurons that are taken away, by what they are called."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +54,14 @@ class Protocol:
             return _row(fact, "failed", f"{error.reason}: {error.message}")
 
     def _evaluate(self, fact: Fact) -> Row:
-        target = self._first_token(fact.answer)
+        target = self._first_tokens.of(fact.answer)
         reason = self._ineligible(fact, self._explained(fact, target, [Part.LAYERS]))
         if reason:
             return _row(fact, "ineligible", reason)
         values = self._explained(fact, target, VALUE_PARTS, 2 * ATTENTION_VALUES)
         queries = self._explained(fact, target, [Part.QUERY_FFN_NEURONS], QUERIES)
-        taken = self._taken(fact, target, values, queries)
-        sets = [[Intervention(neurons=neurons)] for neurons in taken.values()]
-        result = self.client.intervene(fact.prompt, sets, target=target)
+        ranked = self._ranked(fact, target, values, queries)
+        taken, result = self._taken_away(fact, target, ranked)
         assert values.layers is not None
         without = dict(zip(taken, (_measured(each.after.target) for each in result.results), strict=True))
         return Row(
@@ -70,20 +79,17 @@ class Protocol:
         rank = explanation.target.rank
         if rank > HIGHEST_RANK:
             return f"the right token has rank {rank}"
-        others = {self._first_token(word) for word in self.words[fact.type]} - {explanation.target.token.id}
+        others = {self._first_tokens.of(word) for word in self.words[fact.type]} - {explanation.target.token.id}
         above = [item.token for item in explanation.predictions if item.rank < rank and item.token.id in others]
         return f"{above[0].text!r} of its type is above the right token" if above else ""
 
-    def _first_token(self, word: str) -> int:
-        """The id of a word's first token where it follows a text."""
-        if word not in self._known:
-            tokens = self.client.tokenize(f" {word}", add_special_tokens=False).tokens
-            self._known[word] = tokens[0].token.id
-        return self._known[word]
+    @cached_property
+    def _first_tokens(self) -> FirstTokens:
+        return FirstTokens(self.client)
 
-    def __post_init__(self) -> None:
-        self._known: dict[str, int]
-        object.__setattr__(self, "_known", {})
+    @cached_property
+    def _random_neurons(self) -> RandomNeurons:
+        return RandomNeurons(self.sizes)
 
     def _explained(
         self,
@@ -103,25 +109,43 @@ class Protocol:
             query_sources=QUERY_SOURCES,
         ).explanations[0]
 
-    def _taken(
-        self, fact: Fact, target: int, values: Explanation, queries: Explanation
-    ) -> dict[str, tuple[Neuron, ...]]:
-        """The neurons that are taken away, by what they are called."""
-        choice = random.Random(f"{self.seed} {fact.key}")
+    def _ranked(self, fact: Fact, target: int, values: Explanation, queries: Explanation) -> Taken:
+        """The neurons that the rankings name."""
         found = {letter: self._best(fact, target, values, method) for letter, method in METHODS.items()}
         assert values.attention_value_neurons is not None
         assert values.ffn_value_neurons is not None
         assert queries.query_ffn_neurons is not None
         attention = _distinct((each.neuron for each in values.attention_value_neurons.neurons), ATTENTION_VALUES)
         ffn = _distinct((each.neuron for each in values.ffn_value_neurons.neurons), FFN_VALUES)
-        random_attention = self._random_attention(choice, len(attention))
+        query = _distinct((each.neuron for each in queries.query_ffn_neurons.neurons), QUERIES)
+        return {**found, VALUES: attention + ffn, QUERY: query}
+
+    def _taken_away(self, fact: Fact, target: int, ranked: Taken) -> tuple[Taken, InterveneResult]:
+        """The neurons that are taken away, random ones too, and what is predicted without them.
+
+        Random neurons that the service refuses, because their layer is narrower than others, are drawn again.
+        """
+        for attempt in range(ATTEMPTS):
+            drawn = self._random(fact, ranked)
+            taken = {**drawn, **ranked}
+            sets = [[Intervention(neurons=neurons)] for neurons in taken.values()]
+            try:
+                return taken, self.client.intervene(fact.prompt, sets, target=target)
+            except InvalidArgumentError as error:
+                refused = _refused(error, list(drawn.values()))
+                if refused is None or attempt == ATTEMPTS - 1:
+                    raise
+                self._random_neurons.refused(refused)
+        raise AssertionError("the last attempt raises")
+
+    def _random(self, fact: Fact, ranked: Taken) -> Taken:
+        choice = random.Random(f"{self.seed} {fact.key}")
+        count = sum(isinstance(neuron, AttentionNeuron) for neuron in ranked[VALUES])
+        attention = self._random_neurons.attention(choice, count)
         return {
-            **found,
-            RANDOM: self._random_ffn(choice, METHOD_NEURONS),
-            VALUES: attention + ffn,
-            RANDOM_VALUES: random_attention + self._random_ffn(choice, len(ffn)),
-            QUERY: _distinct((each.neuron for each in queries.query_ffn_neurons.neurons), QUERIES),
-            RANDOM_QUERY: self._random_ffn(choice, QUERIES),
+            RANDOM: self._random_neurons.ffn(choice, METHOD_NEURONS),
+            RANDOM_VALUES: attention + self._random_neurons.ffn(choice, len(ranked[VALUES]) - count),
+            RANDOM_QUERY: self._random_neurons.ffn(choice, QUERIES),
         }
 
     def _best(self, fact: Fact, target: int, values: Explanation, method: ScoringMethod) -> tuple[Neuron, ...]:
@@ -130,23 +154,15 @@ class Protocol:
         assert values.ffn_value_neurons is not None
         return _distinct((each.neuron for each in values.ffn_value_neurons.neurons), METHOD_NEURONS)
 
-    def _random_ffn(self, choice: random.Random, count: int) -> tuple[Neuron, ...]:
-        sizes = self.sizes
-        width = sizes.ffn_width + sizes.experts * sizes.expert_width
-        numbers = choice.sample(range(sizes.layers * width), min(count, sizes.layers * width))
-        return tuple(self._ffn_neuron(*divmod(number, width)) for number in numbers)
 
-    def _ffn_neuron(self, layer: int, number: int) -> FfnNeuron:
-        if number < self.sizes.ffn_width:
-            return FfnNeuron(layer, number)
-        expert, index = divmod(number - self.sizes.ffn_width, self.sizes.expert_width)
-        return FfnNeuron(layer, index, expert)
-
-    def _random_attention(self, choice: random.Random, count: int) -> tuple[Neuron, ...]:
-        sizes = self.sizes
-        total = sizes.layers * sizes.heads * sizes.head_size
-        places = (divmod(number, sizes.head_size) for number in choice.sample(range(total), min(count, total)))
-        return tuple(AttentionNeuron(*divmod(head, sizes.heads), index) for head, index in places)
+def _refused(error: InvalidArgumentError, sets: Sequence[Sequence[Neuron]]) -> FfnNeuron | None:
+    """The FFN neuron of the first sets that an error is about."""
+    for violation in error.violations:
+        if found := _REFUSED.match(violation.field):
+            number, place = map(int, found.groups())
+            neuron = sets[number][place] if number < len(sets) else None
+            return neuron if isinstance(neuron, FfnNeuron) else None
+    return None
 
 
 def _row(fact: Fact, status: str, reason: str) -> Row:

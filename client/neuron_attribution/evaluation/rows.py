@@ -41,10 +41,10 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            path.write_text(whole, encoding="utf-8")
+        written = path.read_bytes() if path.exists() else b""
+        whole = written[: written.rfind(b"\n") + 1]
+        if whole != written:
+            path.write_bytes(whole)
         self._rows = {row.key: row for row in map(_read, whole.splitlines())}
 
     @property
@@ -63,7 +63,7 @@ class RowFile:
             file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
 
-def _read(line: str) -> Row:
+def _read(line: bytes) -> Row:
     fields = json.loads(line)
     if fields["original"] is not None:
         fields["original"] = Measured(**fields["original"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,13 @@ def evaluate(
     """
     info = client.get_model()
     chosen = chosen_facts(facts, limit, seed)
-    settings = {"model": info.model.name, "revision": info.model.revision, "dtype": info.model.dtype, "seed": seed}
+    words = _words(facts)
+    model = {"model": info.model.name, "revision": info.model.revision, "dtype": info.model.dtype}
+    settings = model | {"seed": seed, "words": _digest(words)}
     folder.mkdir(parents=True, exist_ok=True)
     _check_settings(folder / "settings.json", settings)
     file = RowFile(folder / "results.jsonl")
-    protocol = Protocol(client, info.sizes, _words(facts), seed)
+    protocol = Protocol(client, info.sizes, words, seed)
     with ThreadPoolExecutor(AT_ONCE) as threads:
         waiting = []
         for fact in chosen:
@@ -64,8 +67,10 @@ def evaluate(
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    if path.exists() and json.loads(path.read_text()) != settings:
-        raise FactsError(f"{path} tells of another evaluation: {path.read_text().strip()}; give another folder")
+    recorded = json.loads(path.read_text()) if path.exists() else settings
+    differing = [name for name in sorted({*recorded, *settings}) if recorded.get(name) != settings.get(name)]
+    if differing:
+        raise FactsError(f"{path} tells of another evaluation: other {', '.join(differing)}; give another folder")
     path.write_text(json.dumps(settings) + "\n")
 
 
@@ -75,6 +80,12 @@ def _words(facts: Sequence[Fact]) -> dict[str, frozenset[str]]:
     for fact in facts:
         words[fact.type].add(fact.answer)
     return {kind: frozenset(found) for kind, found in words.items()}
+
+
+def _digest(words: Mapping[str, frozenset[str]]) -> str:
+    """What names the words of all types, on which it depends whether a fact is eligible."""
+    text = json.dumps({kind: sorted(found) for kind, found in words.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _written(folder: Path, file: RowFile, keys: set[str], settings: dict[str, Any]) -> Report:
