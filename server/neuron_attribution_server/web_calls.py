@@ -16,7 +16,12 @@ from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from neuron_attribution.channel import DEFAULT_TIMEOUT
-from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError, UnimplementedError
+from neuron_attribution.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NeuronAttributionError,
+    UnimplementedError,
+)
 from neuron_attribution.status import from_rpc_error, status_code, to_status
 from neuron_attribution.v1 import neuron_attribution_pb2
 
@@ -116,7 +121,10 @@ async def _body(request: web.Request) -> bytes:
     if "Content-Encoding" in request.headers:
         raise InvalidArgumentError("the request has a Content-Encoding: send it uncompressed", reason=_ENCODED)
     try:
-        return await request.read()
+        async with asyncio.timeout(_timeout(request)):
+            return await request.read()
+    except TimeoutError:
+        raise DeadlineExceededError("the request's body did not come in the time allowed") from None
     except web.RequestPayloadError:
         raise InvalidArgumentError(
             "the request's body ends early or is cut wrongly", reason="MALFORMED_MESSAGE"

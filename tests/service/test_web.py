@@ -410,3 +410,14 @@ def test_a_certificate_that_has_become_unreadable_is_told(tmp_path, capsys):
     assert asyncio.run(application.run()) == 1
     said = capsys.readouterr().err
     assert "serve: cannot serve the web page on localhost:0: the web page's certificate cannot be read" in said
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_longer_than_the_call_may_take(server):
+    with closing(connection(server.web_address)) as link:
+        link.putrequest("POST", "/v1/attribute")
+        for name, value in {"Content-Type": "application/json", "Content-Length": "99", "Grpc-Timeout": "100m"}.items():
+            link.putheader(name, value)
+        link.endheaders(b"{")
+        answer = link.getresponse()
+        assert answer.status == 504
+        assert json.loads(answer.read())["code"] == 4
