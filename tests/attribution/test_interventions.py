@@ -18,6 +18,7 @@ from neuron_attribution.requests import (
     SetTo,
     Zero,
 )
+from neuron_attribution_server.edits import Edits, Placed
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask
 from reference.compare_answers import assert_same
 from reference.compared import Compared, compare_tiny
@@ -233,6 +234,18 @@ def test_any_interventions_in_any_batch(data: st.DataObject) -> None:
         wanted = torch.log_softmax(changed_logits(compared.model, prompt, each), 0)[TARGET]
         assert result.after.target.log_probability == pytest.approx(wanted.item(), abs=1e-4)
         assert result.kl_divergence >= 0
+
+
+def test_whole_layers_of_all_sets_share_the_numbers_of_their_neurons(tiny: Compared) -> None:
+    """In every layer and sequence, and in the parts of it that single experts see."""
+    whole = Placed((Intervention(layers=tuple(LayerPart(layer, "ffn") for layer in range(3))),))
+    edits = Edits(tiny.engine._view, [whole] * 4)
+    every = [edit for part in edits._edits.values() for edit in part]
+    pieces = [piece for edit in every for piece in (edit.among(8, 40), edit.among(8, 40).among(4, 10))]
+    assert len(every) == 12
+    assert len({each.numbers.untyped_storage().data_ptr() for each in (*every, *pieces)}) == 1
+    assert pieces[1].units.tolist() == list(range(10))
+    assert every[0].among(48, 10) is None
 
 
 def test_a_neuron_the_layer_does_not_have_is_named(tiny: Compared) -> None:
