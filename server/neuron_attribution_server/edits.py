@@ -138,7 +138,8 @@ class Edits:
         factors = torch.ones(sizes.layers, sizes.heads * sizes.head_size, device=self._view.device)
         for (number, kind), edits in self._edits.items():
             for edit in edits if kind is LayerPartKind.ATTENTION else []:
-                edit.change_rows(factors[number : number + 1], edit.acts_on(*place))
+                if edit.sequence == sequence:
+                    edit.change_rows(factors[number : number + 1], edit.acts_on(*place))
         return None if bool((factors == 1).all()) else factors.unflatten(1, (sizes.heads, sizes.head_size))
 
     def _add(self, sequence: int, intervention: Intervention, explained: Sequence[int]) -> None:

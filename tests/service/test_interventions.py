@@ -2,7 +2,8 @@
 
 import logging
 
-from neuron_attribution import Client, Head, Intervention, Scale
+from neuron_attribution import Client, FfnNeuron, Head, Intervention, Scale
+from neuron_attribution.requests import AttributeOptions
 from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.batches import padded_tokens
@@ -68,6 +69,16 @@ def test_every_sequence_counts_in_batches_and_memory():
     assert memory.batch([one]) == 1 + 40 + 2 * 4 * 10
     assert memory.batch([plain, one]) == 1 + 50 + 2 * 4 * 10
     assert memory.batch([generating]) == 1 + 16 * 15 + 2 * 4 * 15, "sixteen sequences of 15 tokens generate together"
+
+
+def test_changed_heads_are_counted_in_memory():
+    """For the whole sequence, however many of its tokens are explained; changed FFN neurons take nothing."""
+    memory = MemoryCost(available=1000, per_token=1, per_changed_token=10)
+    for interventions, tokens in ((HEADS[0], 1), ((Intervention(neurons=(FfnNeuron(0, 0),)),), 0), ((), 0)):
+        task = AttributeTask(
+            token_ids=(1,) * 4, generate=3, options=AttributeOptions(interventions=tuple(interventions))
+        )
+        assert memory.batch([task, task]) == 2 * (7 + tokens * 10 * 7)
 
 
 def test_the_call_is_counted_and_logged_without_its_prompt(caplog):
