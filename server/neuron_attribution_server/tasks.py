@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Protocol
 
 from neuron_attribution.errors import NeuronAttributionError
@@ -147,8 +148,13 @@ class InterveneTask:
 
     @property
     def runs_alone(self) -> bool:
-        """A forward pass."""
-        return False
+        """A forward pass, but for generation: that is one for each token."""
+        return self.generate > 0
+
+    @property
+    def generated_in_turn(self) -> int:
+        """The tokens of the sets that are generated one after another, those of sets that generate together once."""
+        return self.generate * ceil(len(self.sets) / generated_at_once(self.length))
 
     @property
     def generating_tokens(self) -> int:

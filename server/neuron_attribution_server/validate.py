@@ -99,6 +99,7 @@ class RequestValidator:
             target=self._token(request.target, "target"),
             generate=request.generate,
         )
+        self._check_generated(task)
         self._check_batch(task)
         return task
 
@@ -241,6 +242,16 @@ class RequestValidator:
         heads, parts = (sum(len(getattr(each, name)) for each in interventions) for name in ("heads", "layers"))
         check_at_most(heads, sizes.layers * sizes.heads, field, "heads, more than the model has,")
         check_at_most(parts, len(LayerPartKind) * sizes.layers, field, "layer parts, more than the model has,")
+
+    def _check_generated(self, task: InterveneTask) -> None:
+        """Refuse more tokens in turn than any other request may generate: each is a forward pass."""
+        steps, limit = task.generated_in_turn, self.limits.explained_tokens
+        if steps > limit:
+            raise InvalidArgumentError.of(
+                "generate",
+                f"{task.generate} tokens for each of {len(task.sets)} sets are {steps} one after another, over the "
+                f"limit {limit}; generate fewer, or send fewer sets at a time",
+            )
 
     def _check_batch(self, task: InterveneTask) -> None:
         """Refuse sets whose sequences could not run as one batch."""

@@ -188,6 +188,19 @@ def test_sets_that_cannot_fit_one_batch_are_refused():
         assert [violation.field for violation in error.violations] == ["sets"]
 
 
+def test_tokens_that_would_be_generated_in_turn_for_many_sets_are_refused():
+    """Sixteen sets generate together: four tokens of each of them are four, those of seventeen eight."""
+    with running_server(ThreadWorker(FakeEngine()), maximum_explained_tokens=7) as server:
+        assert server.loaded.wait(PATIENCE)
+        request = intervention(HEAD, text="x", generate=4)
+        request.sets.extend(request.sets[:] * 15)
+        assert server.stub.Intervene(request, timeout=PATIENCE).results
+        request.sets.extend(request.sets[:1])
+        error, _ = failure(lambda: server.stub.Intervene(request, timeout=PATIENCE))
+        assert "4 tokens for each of 17 sets are 8 one after another, over the limit 7; generate fewer" in error.message
+        assert [violation.field for violation in error.violations] == ["generate"]
+
+
 def test_sets_that_cannot_fit_in_memory_are_refused():
     """Of 1,000 bytes, nine sequences of 35 tokens take 9 * 35 + 9 * 35 * 8."""
     with running_server(ThreadWorker(FakeEngine())) as server:
