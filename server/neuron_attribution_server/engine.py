@@ -205,7 +205,7 @@ class Engine:
         if isinstance(task, InterveneTask):
             return before_and_after(self._projector, self._unembedding, finals, task.target, continuation)
         if task.options.interventions:
-            check_finite(finals, "interventions")
+            check_finite(self._unembedding, finals, "interventions")
         return None
 
     def _own_tokens(self, finals: Tensor, *, one_by_one: bool) -> list[int]:

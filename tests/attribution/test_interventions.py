@@ -199,8 +199,10 @@ def test_without_a_target_the_models_own_token_is_watched(tiny: Compared) -> Non
     assert outcome.results[0].after.target.token == outcome.before.target.token
 
 
-def test_what_overflows_is_refused_alone(tiny: Compared) -> None:
-    huge = Intervention(SetTo(3e38), layers=(LayerPart(0, "ffn"),))
+@pytest.mark.parametrize("value", [3e38, 1e25])
+def test_what_overflows_is_refused_alone(tiny: Compared, value: float) -> None:
+    """The values themselves, or only their squares, of which a norm would make nothing but zeros."""
+    huge = Intervention(SetTo(value), layers=(LayerPart(0, "ffn"),))
     task = InterveneTask(token_ids=PROMPT, sets=((Intervention(heads=(Head(0, 0),)),), (huge,)))
     attribution = AttributeTask(
         token_ids=PROMPT, explained=(ExplainedToken(5),), options=AttributeOptions(interventions=(huge,))
