@@ -60,7 +60,7 @@ def head_effects(prompt: TextOrIds, **arguments: Unpack[HeadEffectArguments]) ->
 def reruns_at_once(limits: Limits, length: int) -> int:
     """How many heads of a prompt of this many tokens one request may name, beside the plain prompt."""
     tokens = min(TOKENS_AT_ONCE, limits.batch_tokens, limits.queued_tokens)
-    return max(1, min(limits.intervention_sets, tokens // length - 1))
+    return max(1, min(limits.intervention_sets, limits.neurons, tokens // length - 1))
 
 
 def _asks_for_fewer(error: NeuronAttributionError) -> bool:

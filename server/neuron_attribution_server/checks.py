@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
-from neuron_attribution.requests import InterventionSet, LayerPartKind, SetTo
+from neuron_attribution.requests import InterventionSet, SetTo
 from neuron_attribution.results import ModelSizes
+
+from neuron_attribution_server.tasks import changes_attention
 
 
 def check_at_least_one(value: int, field: str) -> None:
@@ -42,12 +44,7 @@ def check_interventions(interventions: InterventionSet, sizes: ModelSizes, limit
 def check_attributable(interventions: InterventionSet, field: str) -> None:
     """Refuse to attribute what has no source position: an attention coefficient that is set."""
     for number, intervention in enumerate(interventions):
-        of_attention = (
-            any(isinstance(neuron, AttentionNeuron) for neuron in intervention.neurons)
-            or intervention.heads
-            or any(part.kind is LayerPartKind.ATTENTION for part in intervention.layers)
-        )
-        if isinstance(intervention.operation, SetTo) and of_attention:
+        if isinstance(intervention.operation, SetTo) and changes_attention(intervention):
             raise InvalidArgumentError.of(
                 f"{field}[{number}].set",
                 "sets attention neurons, whose attribution is by source position, and a set value has none; "

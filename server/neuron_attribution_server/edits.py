@@ -23,6 +23,7 @@ from neuron_attribution_server.architectures.layer_view import LayerView
 from neuron_attribution_server.architectures.model_view import ModelView
 
 _EXPERT_ARGUMENTS = ("hidden_states", "top_k_index", "top_k_weights")
+_Spans = frozenset[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,28 @@ class Placed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edit:
-    """One change of some units of a layer's part, in one sequence; `positions` None means all of them."""
+    """One change of some units of a layer's part, in one sequence; `positions` None means all of them.
+
+    `numbers` are ascending, and the units are counted from `first` on: parts of a change share their memory.
+    """
 
     sequence: int
-    units: Tensor
+    numbers: Tensor
     operation: Operation
     positions: Tensor | None
+    first: int = 0
+
+    @property
+    def units(self) -> Tensor:
+        """The units that are changed."""
+        return self.numbers - self.first
 
     def among(self, first: int, count: int) -> Edit | None:
         """The same change of `count` units from `first` on, counted from there; None where it changes none of them."""
-        inside = (self.units >= first) & (self.units < first + count)
-        return replace(self, units=self.units[inside] - first) if inside.any() else None
+        first += self.first
+        ends = torch.tensor([first, first + count], device=self.numbers.device)
+        start, end = torch.searchsorted(self.numbers, ends).tolist()
+        return replace(self, numbers=self.numbers[start:end], first=first) if start < end else None
 
     def change(self, coefficients: Tensor, first: int, share: Tensor | None = None) -> None:
         """Change coefficients [P, units] of the positions from `first` on, in place.
@@ -77,7 +89,7 @@ class Edit:
 
     def _rows(self, first: int, count: int) -> Tensor:
         if self.positions is None:
-            return torch.arange(count, device=self.units.device)
+            return torch.arange(count, device=self.numbers.device)
         return self.positions[(self.positions >= first) & (self.positions < first + count)] - first
 
 
@@ -88,6 +100,7 @@ class Edits:
         self._view = view
         self._count = len(sequences)
         self._edits: dict[tuple[int, LayerPartKind], list[Edit]] = defaultdict(list)
+        self._numbers: dict[_Spans, Tensor] = {}
         for number, placed in enumerate(sequences):
             for intervention in placed.interventions:
                 self._add(number, intervention, placed.explained)
@@ -125,16 +138,24 @@ class Edits:
         factors = torch.ones(sizes.layers, sizes.heads * sizes.head_size, device=self._view.device)
         for (number, kind), edits in self._edits.items():
             for edit in edits if kind is LayerPartKind.ATTENTION else []:
-                edit.change_rows(factors[number : number + 1], edit.acts_on(*place))
+                if edit.sequence == sequence:
+                    edit.change_rows(factors[number : number + 1], edit.acts_on(*place))
         return None if bool((factors == 1).all()) else factors.unflatten(1, (sizes.heads, sizes.head_size))
 
     def _add(self, sequence: int, intervention: Intervention, explained: Sequence[int]) -> None:
         device = self._view.device
         only = intervention.explained_position_only
         positions = torch.tensor(explained, dtype=torch.long, device=device) if only else None
-        for part, units in _units(self._view, intervention).items():
-            numbers = torch.tensor(sorted(units), device=device)
+        for part, spans in _spans(self._view, intervention).items():
+            numbers = self._numbers_in(frozenset(spans))
             self._edits[part].append(Edit(sequence, numbers, intervention.operation, positions))
+
+    def _numbers_in(self, spans: _Spans) -> Tensor:
+        """The numbers in some spans, ascending; the same tensor for the same spans, whole layers of them above all."""
+        if spans not in self._numbers:
+            every = torch.cat([torch.arange(*span) for span in spans])
+            self._numbers[spans] = every.unique().to(self._view.device)
+        return self._numbers[spans]
 
     def _hooks(
         self, layer: LayerView, kind: LayerPartKind, edits: list[Edit], lengths: Sequence[int] | None
@@ -182,7 +203,7 @@ class _InputHook:
     def _share(self, sequence: int) -> Tensor | None:
         if self._dense is None or self._read is None:
             return None
-        return self._dense.share(self._read[sequence].float().to(self._edits[0].units.device))
+        return self._dense.share(self._read[sequence].float().to(self._edits[0].numbers.device))
 
 
 class _ExpertsHook:
@@ -191,7 +212,7 @@ class _ExpertsHook:
     def __init__(self, sequences: int, edits: Sequence[Edit], experts: Experts, lengths: Sequence[int] | None) -> None:
         self._sequences, self._experts, self._lengths = sequences, experts, lengths
         self._first = 0
-        self._device = edits[0].units.device
+        self._device = edits[0].numbers.device
         self._edits: dict[tuple[int, int], list[Edit]] = defaultdict(list)
         for edit in edits:
             for expert in (edit.units // experts.width).unique().tolist():
@@ -226,22 +247,21 @@ def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return states
 
 
-def _units(view: ModelView, intervention: Intervention) -> dict[tuple[int, LayerPartKind], set[int]]:
-    """The units that are changed in each part of a layer."""
-    found: dict[tuple[int, LayerPartKind], set[int]] = defaultdict(set)
+def _spans(view: ModelView, intervention: Intervention) -> dict[tuple[int, LayerPartKind], set[tuple[int, int]]]:
+    """The units that are changed in each part of a layer, as their first ones and what follows their last ones."""
+    found: dict[tuple[int, LayerPartKind], set[tuple[int, int]]] = defaultdict(set)
     size = view.sizes.head_size
     for neuron in intervention.neurons:
         if isinstance(neuron, FfnNeuron):
-            found[neuron.layer, LayerPartKind.FFN].add(view.ffn_unit(neuron))
+            unit, kind = view.ffn_unit(neuron), LayerPartKind.FFN
         else:
-            found[neuron.layer, LayerPartKind.ATTENTION].add(neuron.head * size + neuron.index)
+            unit, kind = neuron.head * size + neuron.index, LayerPartKind.ATTENTION
+        found[neuron.layer, kind].add((unit, unit + 1))
     for head in intervention.heads:
-        found[head.layer, LayerPartKind.ATTENTION].update(range(head.head * size, (head.head + 1) * size))
+        found[head.layer, LayerPartKind.ATTENTION].add((head.head * size, (head.head + 1) * size))
     for part in intervention.layers:
         is_ffn = part.kind is LayerPartKind.FFN
-        found[part.layer, part.kind].update(
-            range(view.layers[part.layer].ffn.width if is_ffn else view.sizes.heads * size)
-        )
+        found[part.layer, part.kind].add((0, view.layers[part.layer].ffn.width if is_ffn else view.sizes.heads * size))
     return found
 
 

@@ -42,10 +42,12 @@ from neuron_attribution_server.passes import (
     Answer,
     PassSequence,
     PassTask,
+    Place,
     check_units,
     outcome_of,
     places_of,
     rows_of,
+    rows_without_target,
     sequences_of,
 )
 from neuron_attribution_server.tasks import (
@@ -183,13 +185,13 @@ class Engine:
                 answers.append(self._read(task, finals[place.rows], continuation))
             except NeuronAttributionError as error:
                 answers.append(error)
-        own = self._own_tokens(finals, one_by_one=any(isinstance(t, AttributeTask) and t.reproducible for t in tasks))
-        wanted = [
-            row
+        attributions = [
+            (task, place)
             for task, place, answer in zip(tasks, places, answers, strict=True)
             if isinstance(task, AttributeTask) and not isinstance(answer, NeuronAttributionError)
-            for row in rows_of(task, place, own)
         ]
+        own = self._own_tokens(finals, attributions)
+        wanted = [row for task, place in attributions for row in rows_of(task, place, own)]
         explained = iter(self._explain(captured, wanted, seconds))
         return [
             tuple(next(explained) for _ in task.explained)
@@ -205,12 +207,22 @@ class Engine:
         if isinstance(task, InterveneTask):
             return before_and_after(self._projector, self._unembedding, finals, task.target, continuation)
         if task.options.interventions:
-            check_finite(finals, "interventions")
+            check_finite(self._unembedding, finals, "interventions")
         return None
 
-    def _own_tokens(self, finals: Tensor, *, one_by_one: bool) -> list[int]:
-        parts = finals.split(1) if one_by_one else (finals,)
-        return [int(token) for part in parts for token in own_log_probabilities(self._unembedding, part).argmax(-1)]
+    def _own_tokens(self, finals: Tensor, attributions: Sequence[tuple[AttributeTask, Place]]) -> dict[int, int]:
+        """The most probable tokens of the rows that ask for them; as many at once as are scored together."""
+        asking: dict[bool, list[int]] = {True: [], False: []}
+        for task, place in attributions:
+            asking[task.reproducible] += rows_without_target(task, place)
+        own: dict[int, int] = {}
+        for alone, rows in asking.items():
+            together = 1 if alone else rows_at_once(self._view.sizes)
+            for start in range(0, len(rows), together):
+                some = rows[start : start + together]
+                probable = own_log_probabilities(self._unembedding, finals[some]).argmax(-1)
+                own |= dict(zip(some, probable.tolist(), strict=True))
+        return own
 
     def _explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
         groups: dict[object, list[Row]] = defaultdict(list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -66,8 +66,13 @@ def places_of(tasks: Sequence[PassTask]) -> list[Place]:
     return places
 
 
-def rows_of(task: AttributeTask, place: Place, own: Sequence[int]) -> list[Row]:
-    """One row per explained token; the model's own most probable token where no target is given."""
+def rows_without_target(task: AttributeTask, place: Place) -> list[int]:
+    """The rows that ask for the model's own most probable token."""
+    return [index for index, token in enumerate(task.explained, place.rows.start) if token.target is None]
+
+
+def rows_of(task: AttributeTask, place: Place, own: Mapping[int, int]) -> list[Row]:
+    """One row per explained token; the model's own most probable token, by row, where no target is given."""
     return [
         Row(
             index,

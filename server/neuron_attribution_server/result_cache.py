@@ -12,6 +12,10 @@ _ENTRY_BYTES = 2048
 """About what an entry takes beside its response and token ids."""
 _TOKEN_BYTES = 80
 """About what a token id takes in the task and in the answer."""
+_NAME_BYTES = 160
+"""About what a neuron, a head, a layer's part or an explained token takes in the task."""
+_INTERVENTION_BYTES = 360
+"""About what an intervention takes beside what it names."""
 
 
 class ResultCache:
@@ -40,15 +44,19 @@ class ResultCache:
 
     def put(self, model: ModelIdentity, task: AttributeTask, answer: PackedAttribution) -> None:
         """Keep an answer. One that is larger than the cache is not kept."""
-        key = (model, task)
-        if key in self._answers or _size(answer) > self._capacity:
+        key, size = (model, task), _size(task, answer)
+        if key in self._answers or size > self._capacity:
             return
         self._answers[key] = answer
-        self.bytes += _size(answer)
+        self.bytes += size
         while self.bytes > self._capacity:
-            _, dropped = self._answers.popitem(last=False)
-            self.bytes -= _size(dropped)
+            (_, oldest), dropped = self._answers.popitem(last=False)
+            self.bytes -= _size(oldest, dropped)
 
 
-def _size(answer: PackedAttribution) -> int:
-    return len(answer.response) + _TOKEN_BYTES * len(answer.token_ids) + _ENTRY_BYTES
+def _size(task: AttributeTask, answer: PackedAttribution) -> int:
+    interventions = task.options.interventions
+    names = len(task.explained) + len(task.options.neurons)
+    names += sum(len(each.neurons) + len(each.heads) + len(each.layers) for each in interventions)
+    key = _NAME_BYTES * names + _INTERVENTION_BYTES * len(interventions)
+    return key + len(answer.response) + _TOKEN_BYTES * len(answer.token_ids) + _ENTRY_BYTES

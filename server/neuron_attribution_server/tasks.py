@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Protocol
 
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.neurons import Head, Neuron
-from neuron_attribution.requests import AttributeOptions, Direction, InterventionSet, Part, Side, Subkey
+from neuron_attribution.neurons import AttentionNeuron, Head, Neuron
+from neuron_attribution.requests import (
+    AttributeOptions,
+    Direction,
+    Intervention,
+    InterventionSet,
+    LayerPartKind,
+    Part,
+    Side,
+    Subkey,
+)
 from neuron_attribution.results import (
     Exactness,
     Explanation,
@@ -20,6 +30,15 @@ from neuron_attribution.results import (
     PredictionState,
     Timings,
 )
+
+
+def changes_attention(intervention: Intervention) -> bool:
+    """Whether it changes attention neurons."""
+    return (
+        any(isinstance(neuron, AttentionNeuron) for neuron in intervention.neurons)
+        or bool(intervention.heads)
+        or any(part.kind is LayerPartKind.ATTENTION for part in intervention.layers)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +92,11 @@ class AttributeTask:
         return self.rows * self.options.head_top_k * (2 if self.options.direction is Direction.BOTH else 1)
 
     @property
+    def changed_heads(self) -> bool:
+        """Whether value vectors are changed, which each head then has its own of."""
+        return any(map(changes_attention, self.options.interventions))
+
+    @property
     def runs_alone(self) -> bool:
         """Whether it takes so long that no other task should wait for it in one batch."""
         return self.options.exhaustive
@@ -124,8 +148,13 @@ class InterveneTask:
 
     @property
     def runs_alone(self) -> bool:
-        """A forward pass."""
-        return False
+        """A forward pass, but for generation: that is one for each token."""
+        return self.generate > 0
+
+    @property
+    def generated_in_turn(self) -> int:
+        """The tokens of the sets that are generated one after another, those of sets that generate together once."""
+        return self.generate * ceil(len(self.sets) / generated_at_once(self.length))
 
     @property
     def generating_tokens(self) -> int:
@@ -255,16 +284,20 @@ class MemoryCost:
     """Of each explained token and each padded position it may look at: attention weights."""
     per_head_position: int = 0
     """Of each padded position of a head that is detailed."""
+    per_changed_token: int = 0
+    """Of each padded token of an attribution with heads intervened in: changed value vectors of every head."""
     rows_at_once: int = 1
 
     def batch(self, tasks: Sequence[Task]) -> int:
         """The bytes that a batch of tasks takes."""
         longest = max(task.length for task in tasks)
         rows = sum(task.rows for task in tasks)
+        changed = sum(isinstance(task, AttributeTask) and task.changed_heads for task in tasks)
         generating = max((task.generating_tokens for task in tasks if isinstance(task, InterveneTask)), default=0)
         return (
             self.fixed
             + self.per_token * max(longest * sum(task.sequences for task in tasks), generating)
+            + self.per_changed_token * longest * changed
             + self.per_row * min(sum(task.scored_rows for task in tasks), self.rows_at_once)
             + self.per_row_token * longest * rows
             + self.per_head_position * longest * sum(task.detailed_heads for task in tasks)

@@ -15,6 +15,7 @@ from neuron_attribution.requests import (
     AttributeOptions,
     AttributeRequest,
     InterveneRequest,
+    LayerPartKind,
     Part,
     ProjectNeuronRequest,
     ScoringMethod,
@@ -60,8 +61,10 @@ class RequestValidator:
     def check_set_counts(self, message: messages.InterveneRequest) -> None:
         """The same for interventions."""
         check_at_most(len(message.sets), self.limits.intervention_sets, "sets", "sets")
+        together = sum(len(each.interventions) for each in message.sets)
         for index, each in enumerate(message.sets):
             self._check_set_size(each.interventions, f"sets[{index}].interventions")
+        check_at_most(together, self.limits.neurons, "sets", "interventions in all sets together")
 
     def attribute(self, request: AttributeRequest) -> AttributeTask:
         """Make an attribution a task."""
@@ -96,6 +99,7 @@ class RequestValidator:
             target=self._token(request.target, "target"),
             generate=request.generate,
         )
+        self._check_generated(task)
         self._check_batch(task)
         return task
 
@@ -227,10 +231,27 @@ class RequestValidator:
             )
 
     def _check_set_size(self, interventions: Sequence[messages.Intervention], field: str) -> None:
-        """Neurons, heads and layers of a set count together: each intervention names at least one."""
+        """Neurons, heads and layers of a set count together: each intervention names at least one.
+
+        Heads and layers stand for many neurons, so that no more of them are named than there are.
+        """
+        sizes = self.facts.sizes
         check_at_most(len(interventions), self.limits.neurons, field, "interventions")
         named = sum(len(each.neurons) + len(each.heads) + len(each.layers) for each in interventions)
         check_at_most(named, self.limits.neurons, field, "neurons, heads and layers")
+        heads, parts = (sum(len(getattr(each, name)) for each in interventions) for name in ("heads", "layers"))
+        check_at_most(heads, sizes.layers * sizes.heads, field, "heads, more than the model has,")
+        check_at_most(parts, len(LayerPartKind) * sizes.layers, field, "layer parts, more than the model has,")
+
+    def _check_generated(self, task: InterveneTask) -> None:
+        """Refuse more tokens in turn than any other request may generate: each is a forward pass."""
+        steps, limit = task.generated_in_turn, self.limits.explained_tokens
+        if steps > limit:
+            raise InvalidArgumentError.of(
+                "generate",
+                f"{task.generate} tokens for each of {len(task.sets)} sets are {steps} one after another, over the "
+                f"limit {limit}; generate fewer, or send fewer sets at a time",
+            )
 
     def _check_batch(self, task: InterveneTask) -> None:
         """Refuse sets whose sequences could not run as one batch."""

@@ -185,6 +185,7 @@ def test_long_prompts_are_rerun_a_few_at_a_time(client: Client) -> None:
     assert reruns_at_once(limits, 200) == 9
     assert reruns_at_once(limits, 2048) == reruns_at_once(limits, 4096) == 1
     assert reruns_at_once(replace(limits, batch_tokens=100), 20) == 4
+    assert reruns_at_once(replace(limits, neurons=3), 6) == 3
 
 
 def assert_head_effects(got: HeadEffects, model: Compared, target: int | None) -> None:

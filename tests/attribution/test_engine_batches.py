@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+import neuron_attribution_server.engine as engine_module
 import pytest
+import torch
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.neurons import FfnNeuron
-from neuron_attribution.requests import AttributeOptions, Direction
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, ProjectTask
+from neuron_attribution.neurons import FfnNeuron, Head
+from neuron_attribution.requests import AttributeOptions, Direction, Intervention
+from neuron_attribution_server.explanation.predictions import own_log_probabilities
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference.compare_answers import assert_same
 from reference.compare_explanations import assert_explanation
-from reference.compared import Compared
+from reference.compared import Compared, compare_tiny
 from reference.tiny_models import VOCABULARY
 
 PROMPTS = 16
@@ -83,3 +87,30 @@ def test_outcomes_tell_of_their_batch(tiny: Compared, tasks: list[AttributeTask]
 
 def test_no_tasks_no_outcomes(tiny: Compared) -> None:
     assert tiny.engine.run([]) == []
+
+
+def test_own_tokens_are_looked_for_only_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many at once as are scored together, and a reproducible task's one by one."""
+    llama = compare_tiny("llama")
+    seen = []
+
+    def recorded(unembedding, finals):
+        seen.append(len(finals))
+        return own_log_probabilities(unembedding, finals)
+
+    monkeypatch.setattr(engine_module, "own_log_probabilities", recorded)
+    monkeypatch.setattr(engine_module, "rows_at_once", lambda _sizes: 2)
+    prompt = (17, 4, 56, 60, 8)
+    own, targeted = (
+        AttributeTask(token_ids=prompt, explained=tuple(ExplainedToken(place, target) for place in range(3)))
+        for target in (None, 5)
+    )
+    sets = ((Intervention(heads=(Head(0, 0),)),),) * 9
+    intervened = InterveneTask(token_ids=prompt, sets=sets)
+    llama.engine.run([intervened, targeted])
+    assert seen == []
+    outcomes = llama.engine.run([targeted, intervened, own, replace(own, reproducible=True), targeted])
+    assert seen == [1, 1, 1, 2, 1]
+    wanted = [int(token) for token in llama.model(torch.tensor([prompt])).logits[0, :3].argmax(-1)]
+    targets = [[each.target.token.id for each in outcomes[index].explanations] for index in (0, 2, 3, 4)]
+    assert targets == [[5] * 3, wanted, wanted, [5] * 3]

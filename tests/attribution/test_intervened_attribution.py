@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, Scale, SetTo
 from neuron_attribution.results import Explanation
 from neuron_attribution_server.attribution import value_search
+from neuron_attribution_server.capture import capture
+from neuron_attribution_server.captured import ExplainedRows
+from neuron_attribution_server.edits import Edits, Placed
+from neuron_attribution_server.explanation.rows import Row, row_states
 from neuron_attribution_server.models import engine_from
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask
 from reference.compare import assert_close
@@ -130,3 +135,25 @@ def test_a_model_in_which_no_neuron_matters_ends_the_search_and_says_so(tiny: Co
     assert coverage.scored < coverage.neurons
     assert plain.attention_value_neurons.coverage.exact
     assert plain.ffn_value_neurons.coverage.exact
+
+
+def test_the_rows_of_a_sequence_share_their_changed_values(tiny: Compared) -> None:
+    """As a sequence's rows share its values where nothing is changed; another sequence's stay as they are."""
+    only = replace(HEADS, explained_position_only=True)
+    positions = tuple(range(2, len(PROMPT)))
+    view = tiny.engine._view
+    sequences = [Placed((Intervention(Scale(0.5), heads=(Head(2, 1),)), only), positions), Placed()]
+    rows = ExplainedRows.from_counts([positions, (3,)], view.device)
+    with torch.inference_mode():
+        captured = capture(view, [PROMPT, PROMPT], rows, Edits(view, sequences))
+        explained = [
+            Row(index, int(index == len(positions)), position, TARGET, None, AttributeOptions())
+            for index, position in enumerate((*positions, 3))
+        ]
+        states = row_states(captured, explained, view.sizes.heads)
+    assert len({values.data_ptr() for values in states.values}) == 2
+    changed, plain = states.values[0], states.values[-1]
+    repeated = plain.repeat_interleave(view.sizes.heads // plain.shape[1], 1)
+    assert [bool(changed[place].any()) for place in ((1, 2), (0, 1), (0, 0))] == [False, False, True]
+    torch.testing.assert_close(changed[0, 0], repeated[0, 0])
+    assert not torch.allclose(changed[2, 1], repeated[2, 1])

@@ -18,6 +18,7 @@ from neuron_attribution.requests import (
     SetTo,
     Zero,
 )
+from neuron_attribution_server.edits import Edits, Placed
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask
 from reference.compare_answers import assert_same
 from reference.compared import Compared, compare_tiny
@@ -198,8 +199,10 @@ def test_without_a_target_the_models_own_token_is_watched(tiny: Compared) -> Non
     assert outcome.results[0].after.target.token == outcome.before.target.token
 
 
-def test_what_overflows_is_refused_alone(tiny: Compared) -> None:
-    huge = Intervention(SetTo(3e38), layers=(LayerPart(0, "ffn"),))
+@pytest.mark.parametrize("value", [3e38, 1e25])
+def test_what_overflows_is_refused_alone(tiny: Compared, value: float) -> None:
+    """The values themselves, or only their squares, of which a norm would make nothing but zeros."""
+    huge = Intervention(SetTo(value), layers=(LayerPart(0, "ffn"),))
     task = InterveneTask(token_ids=PROMPT, sets=((Intervention(heads=(Head(0, 0),)),), (huge,)))
     attribution = AttributeTask(
         token_ids=PROMPT, explained=(ExplainedToken(5),), options=AttributeOptions(interventions=(huge,))
@@ -233,6 +236,18 @@ def test_any_interventions_in_any_batch(data: st.DataObject) -> None:
         wanted = torch.log_softmax(changed_logits(compared.model, prompt, each), 0)[TARGET]
         assert result.after.target.log_probability == pytest.approx(wanted.item(), abs=1e-4)
         assert result.kl_divergence >= 0
+
+
+def test_whole_layers_of_all_sets_share_the_numbers_of_their_neurons(tiny: Compared) -> None:
+    """In every layer and sequence, and in the parts of it that single experts see."""
+    whole = Placed((Intervention(layers=tuple(LayerPart(layer, "ffn") for layer in range(3))),))
+    edits = Edits(tiny.engine._view, [whole] * 4)
+    every = [edit for part in edits._edits.values() for edit in part]
+    pieces = [piece for edit in every for piece in (edit.among(8, 40), edit.among(8, 40).among(4, 10))]
+    assert len(every) == 12
+    assert len({each.numbers.untyped_storage().data_ptr() for each in (*every, *pieces)}) == 1
+    assert pieces[1].units.tolist() == list(range(10))
+    assert every[0].among(48, 10) is None
 
 
 def test_a_neuron_the_layer_does_not_have_is_named(tiny: Compared) -> None:

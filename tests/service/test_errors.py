@@ -151,6 +151,31 @@ def test_too_many_interventions_are_refused_by_name(shared_server):
         assert words in error.message
 
 
+def test_whole_heads_and_layers_are_named_no_more_often_than_there_are_any(server):
+    """Each stands for many neurons: of two layers and eight heads, a thousand times one costs what nothing bounds."""
+    part = messages.LayerPart(layer=0, kind=messages.LAYER_PART_KIND_FFN)
+    for each, count, words in (
+        ({"layers": [part]}, 4, "5 layer parts, more than the model has, is over the limit 4; give at most 4"),
+        (HEAD, 8, "9 heads, more than the model has, is over the limit 8; give at most 8"),
+    ):
+        assert server.stub.Intervene(intervention(*[each] * count), timeout=PATIENCE).results
+        changes = [messages.Intervention(zero=True, **each)] * (count + 1)
+        for request, call, field in (
+            (intervention(*[each] * (count + 1)), server.stub.Intervene, "sets[0].interventions"),
+            (attribution(interventions=changes), server.stub.Attribute, "interventions"),
+        ):
+            check_invalid(server, call, request, field)
+            assert words in failure(lambda call=call, request=request: call(request, timeout=PATIENCE))[0].message
+
+
+def test_the_interventions_of_all_sets_count_together(shared_server):
+    request = intervention(HEAD, HEAD)
+    request.sets.extend(request.sets[:])
+    check_invalid(shared_server, shared_server.stub.Intervene, request, "sets")
+    error, _ = failure(lambda: shared_server.stub.Intervene(request, timeout=PATIENCE))
+    assert "4 interventions in all sets together is over the limit 3; give at most 3" in error.message
+
+
 def test_sets_that_cannot_fit_one_batch_are_refused():
     """Two sequences of six tokens are in the limit, three are not."""
     with running_server(ThreadWorker(FakeEngine()), batch_tokens=12) as server:
@@ -161,6 +186,19 @@ def test_sets_that_cannot_fit_one_batch_are_refused():
         error, _ = failure(lambda: server.stub.Intervene(request, timeout=PATIENCE))
         assert "3 sequences of 6 tokens, 18 together, over the limit 12; send fewer sets" in error.message
         assert [violation.field for violation in error.violations] == ["sets"]
+
+
+def test_tokens_that_would_be_generated_in_turn_for_many_sets_are_refused():
+    """Sixteen sets generate together: four tokens of each of them are four, those of seventeen eight."""
+    with running_server(ThreadWorker(FakeEngine()), maximum_explained_tokens=7) as server:
+        assert server.loaded.wait(PATIENCE)
+        request = intervention(HEAD, text="x", generate=4)
+        request.sets.extend(request.sets[:] * 15)
+        assert server.stub.Intervene(request, timeout=PATIENCE).results
+        request.sets.extend(request.sets[:1])
+        error, _ = failure(lambda: server.stub.Intervene(request, timeout=PATIENCE))
+        assert "4 tokens for each of 17 sets are 8 one after another, over the limit 7; generate fewer" in error.message
+        assert [violation.field for violation in error.violations] == ["generate"]
 
 
 def test_sets_that_cannot_fit_in_memory_are_refused():

@@ -2,10 +2,11 @@
 
 import logging
 
-from neuron_attribution import Client, Head, Intervention, Scale
+from neuron_attribution import Client, FfnNeuron, Head, Intervention, Scale
+from neuron_attribution.requests import AttributeOptions
 from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.batches import padded_tokens
+from neuron_attribution_server.batches import BatchLimits, padded_tokens
 from neuron_attribution_server.tasks import AttributeTask, InterveneTask, MemoryCost
 from neuron_attribution_server.thread_worker import ThreadWorker
 from service.fakes import PROMPT, FakeEngine
@@ -68,6 +69,25 @@ def test_every_sequence_counts_in_batches_and_memory():
     assert memory.batch([one]) == 1 + 40 + 2 * 4 * 10
     assert memory.batch([plain, one]) == 1 + 50 + 2 * 4 * 10
     assert memory.batch([generating]) == 1 + 16 * 15 + 2 * 4 * 15, "sixteen sequences of 15 tokens generate together"
+
+
+def test_nobody_waits_in_one_batch_for_what_sets_generate():
+    limits = BatchLimits(requests=8, tokens=1000, memory=MemoryCost(available=10**6))
+    plain = AttributeTask(token_ids=(1,) * 4)
+    quick, slow = (InterveneTask(token_ids=(1,) * 10, sets=SETS, generate=generate) for generate in (0, 1))
+    assert [limits.allow([plain, each]) for each in (quick, slow)] == [True, False]
+    assert limits.allow([slow])
+    assert InterveneTask(token_ids=(1,) * 300, sets=SETS, generate=5).generated_in_turn == 15
+
+
+def test_changed_heads_are_counted_in_memory():
+    """For the whole sequence, however many of its tokens are explained; changed FFN neurons take nothing."""
+    memory = MemoryCost(available=1000, per_token=1, per_changed_token=10)
+    for interventions, tokens in ((HEADS[0], 1), ((Intervention(neurons=(FfnNeuron(0, 0),)),), 0), ((), 0)):
+        task = AttributeTask(
+            token_ids=(1,) * 4, generate=3, options=AttributeOptions(interventions=tuple(interventions))
+        )
+        assert memory.batch([task, task]) == 2 * (7 + tokens * 10 * 7)
 
 
 def test_the_call_is_counted_and_logged_without_its_prompt(caplog):

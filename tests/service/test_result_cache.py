@@ -1,8 +1,20 @@
 """The cache: what counts as the same request, what is dropped, and that answers are the same."""
 
+import gc
+import tracemalloc
+
 import pytest
-from neuron_attribution.neurons import Head
-from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Part, ScoringMethod, Subkey
+from neuron_attribution.neurons import FfnNeuron, Head
+from neuron_attribution.requests import (
+    AttributeOptions,
+    Direction,
+    Intervention,
+    LayerPart,
+    Part,
+    Scale,
+    ScoringMethod,
+    Subkey,
+)
 from neuron_attribution.results import ModelIdentity, Timings
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.result_cache import ResultCache
@@ -151,3 +163,39 @@ def test_what_is_larger_than_the_cache_drops_nothing():
     cache.put(MODEL, task(2), answer(20_000))
     assert cache.get(MODEL, task(1)) is not None
     assert cache.get(MODEL, task(2)) is None
+
+
+def neurons(numbers):
+    return tuple(FfnNeuron(1, number, number + 1) for number in numbers)
+
+
+NAMING = {
+    "neurons": lambda numbers: {"neurons": neurons(numbers)},
+    "intervened neurons": lambda numbers: {"interventions": (Intervention(neurons=neurons(numbers)),)},
+    "heads": lambda numbers: {"interventions": (Intervention(heads=tuple(Head(1, n) for n in numbers)),)},
+    "parts": lambda numbers: {"interventions": (Intervention(layers=tuple(LayerPart(n, "ffn") for n in numbers)),)},
+    "interventions": lambda numbers: {
+        "interventions": tuple(Intervention(Scale(n / 7), heads=(Head(1, n),)) for n in numbers)
+    },
+}
+
+
+@pytest.mark.parametrize("naming", NAMING.values(), ids=NAMING)
+def test_what_a_request_names_counts(naming):
+    """Not less than it takes, as Python counts it, and until it is dropped."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        large = task(options=AttributeOptions(**naming(range(1000, 2000))))
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    cache = ResultCache(1_000_000)
+    cache.put(MODEL, task(), answer())
+    plain = cache.bytes
+    cache.put(MODEL, large, answer())
+    assert 100_000 > plain > 0
+    assert taken <= cache.bytes - plain <= 2 * taken + 20_000
+    cache.put(MODEL, task(3), answer(995_000))
+    assert cache.bytes == plain + 985_000

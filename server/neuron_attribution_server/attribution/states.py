@@ -68,7 +68,7 @@ class RowStates:
     mixing: Tensor
     """What multiplies the value vectors, [E, L, H, T]: the attention weights, over the scale of a norm after it."""
     values: Sequence[Tensor]
-    """Value vectors of each row's sequence: E tensors [L, K, T, D]."""
+    """Value vectors of each row's sequence: E tensors [L, K, T, D], or [L, H, T, D]; rows of a sequence share one."""
     lengths: Sequence[int]
     """Positions each row may look at."""
 

@@ -36,10 +36,7 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
     def at_rows(states: Sequence[Tensor]) -> Tensor:
         return torch.stack([layer[sequences, positions] for layer in states], 1).float()
 
-    values = {
-        sequence: torch.stack([layer[sequence] for layer in captured.values])
-        for sequence in dict.fromkeys(row.sequence for row in rows)
-    }
+    values = {sequence: _values(captured, row) for sequence, row in {row.sequence: row for row in rows}.items()}
 
     def over(states: Tensor, scales: Sequence[Tensor]) -> Tensor:
         """States [E, L, ...] over the scales of the norms they pass through, where there are norms."""
@@ -57,17 +54,22 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
         head_outputs=over(head_outputs, captured.attention_scales).unflatten(2, (heads, -1)),
         attention=attention,
         mixing=over(attention, captured.attention_scales),
-        values=[_edited(captured, values[row.sequence], row) for row in rows],
+        values=[values[row.sequence] for row in rows],
         lengths=[row.position + 1 for row in rows],
     )
 
 
-def _edited(captured: CapturedStates, values: Tensor, row: Row) -> Tensor:
-    """Value vectors [L, K, T, D], or where heads are intervened in, what is left of them for each head [L, H, T, D]."""
+def _values(captured: CapturedStates, row: Row) -> Tensor:
+    """Value vectors [L, K, T, D] of a row's sequence, or where heads are intervened in, each head's [L, H, T, D].
+
+    Interventions act on all explained rows of a sequence alike, so that these share them.
+    """
+    values = torch.stack([layer[row.sequence] for layer in captured.values])
     factors = None if captured.edits is None else captured.edits.attention_factors(row.sequence, row.position)
     if factors is None:
         return values
-    return values.repeat_interleave(factors.shape[1] // values.shape[1], 1) * factors[:, :, None]
+    grouped: Tensor = factors.unflatten(1, (values.shape[1], -1))
+    return (values[:, :, None] * grouped[:, :, :, None]).flatten(1, 2)
 
 
 def components(captured: CapturedStates, sequence: int, positions: Tensor) -> Tensor:
