@@ -86,11 +86,6 @@ class DifferenceSearch:
         """Whether no neuron that was not scored on both sides can be among the largest differences."""
         return all(self._bound(sign) <= self._least(sign) for sign in (FELL, ROSE))
 
-    @property
-    def complete(self) -> bool:
-        """Whether there is nothing more to rank."""
-        return self._depth >= self._neurons
-
     def result(self) -> NeuronComparison:
         """The largest differences of what was scored on both sides."""
         scored = len(self._compared())
