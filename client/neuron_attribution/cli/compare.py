@@ -17,6 +17,7 @@ from neuron_attribution.cli.options import (
     whole_number,
 )
 from neuron_attribution.cli.report import add_report_argument, write_report
+from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.plain_json import plain_json
 
@@ -64,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> Comparison:
     with ExitStack() as stack:
+        stack.enter_context(waiting("comparing"))
         client = stack.enter_context(connect(arguments))
         other = None
         if arguments.other_address is not None:
@@ -84,7 +86,7 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
 
 
 def _effects(arguments: argparse.Namespace) -> HeadEffects:
-    with connect(arguments) as client:
+    with waiting("zeroing every head in turn"), connect(arguments) as client:
         return client.head_effects(
             arguments.text, target=_token(arguments, "target"), add_special_tokens=arguments.special_tokens
         )

@@ -25,6 +25,7 @@ from neuron_attribution.cli.output import (
     token_text,
     visible,
 )
+from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import intervene_result_to_proto
 from neuron_attribution.requests import Intervention, InterventionSet
 from neuron_attribution.results import InterveneResult, PredictionState
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     sets = _sets(arguments)
     if arguments.target is not None and arguments.target_id is not None:
         raise UsageError("--target and --target-id exclude each other; give one of them")
-    with connect(arguments) as client:
+    with waiting("intervening"), connect(arguments) as client:
         result = client.intervene(
             arguments.text,
             sets,
