@@ -74,7 +74,7 @@ def test_an_inexact_ranking_is_counted() -> None:
         AttributeOptions(scoring_method=ScoringMethod.LOG_PROBABILITY),
         *(AttributeOptions(scoring_method=method) for method in list(ScoringMethod)[-2:]),
     ],
-    ids=str,
+    ids=lambda options: f"{options.scoring_method.value} {options.direction.value}",
 )
 def test_bounding_and_exact_scoring_are_parts_of_scoring(tiny: Compared, options: AttributeOptions) -> None:
     before = time.time()
