@@ -9,10 +9,8 @@ from neuron_attribution_server.architectures.families import FAMILIES, LLAMA
 from neuron_attribution_server.architectures.spec import Layout, NormKind, Rows
 from neuron_attribution_server.capture import ATTENTION_KEY
 from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.demo import DemoUnavailableError, fetch_gguf
 from neuron_attribution_server.invariants import INVARIANTS
 from neuron_attribution_server.models import engine_from, load_engine
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
 from reference.tiny_families import tiny_family
 from reference.tiny_models import tiny_gpt2, tiny_llama
 from transformers import MambaConfig, MambaForCausalLM
@@ -107,18 +105,6 @@ def test_an_unknown_architecture_is_refused_by_name():
 def test_a_folder_that_is_not_there_is_named():
     with pytest.raises(FileNotFoundError, match="/nowhere: there is no such folder"):
         load_engine(LoadSettings("/nowhere"))
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_gguf_file_is_served(tmp_path):
-    try:
-        gguf = fetch_gguf(tmp_path)
-    except DemoUnavailableError as error:
-        pytest.skip(f"no GGUF file: {error}")
-    engine = load_engine(LoadSettings(str(gguf)))
-    assert engine.facts.identity.revision.startswith("sha256:")
-    (outcome,) = engine.run([AttributeTask(token_ids=(504, 3575, 282, 4649, 314), explained=(ExplainedToken(4),))])
-    assert outcome.explanations[0].target.token.text == " Paris"
 
 
 def test_float32_products_keep_every_bit(tmp_path):

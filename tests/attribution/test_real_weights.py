@@ -78,6 +78,11 @@ def explained(engine: Engine, name: str) -> dict[str, tuple[tuple[int, ...], int
     return found
 
 
+def test_files_are_told_apart_by_what_is_in_them(engine: Engine) -> None:
+    """One of the models is a GGUF file as it was published."""
+    assert engine.facts.identity.revision.startswith("sha256:")
+
+
 def test_the_facts_are_known(explained) -> None:
     for _, _, explanation in explained.values():
         assert explanation.target.rank == 1
