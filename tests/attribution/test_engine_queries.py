@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
 from neuron_attribution.results import QueryLayers
+from neuron_attribution_server.architectures.families import FAMILIES
+from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
 from reference import queries
 from reference.compare import assert_close, assert_no_gate
@@ -34,6 +37,27 @@ def test_query_sources(tiny: Compared, sources: int) -> None:
     parts = frozenset({Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
     options = AttributeOptions(query_sources=sources, parts=parts, direction=Direction.BOTH)
     tiny.check(OTHER, 60, options=options)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_rows_share_the_query_step(tiny: Compared, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Tokens of two sequences, up to so many at once: each has the scores that it has alone."""
+    options = AttributeOptions(parts=frozenset({Part.QUERY_FFN_NEURONS}), direction=Direction.BOTH, query_sources=40)
+    explained = [tuple(ExplainedToken(position, 5) for position in places) for places in [(3, 6, 8), (2, 4)]]
+    tasks = [AttributeTask(token_ids=OTHER, explained=each, options=options) for each in explained]
+    tasks[1] = replace(tasks[1], token_ids=OTHER[::-1])
+    alone = [tiny.explain(replace(task, explained=(token,)))[0] for task in tasks for token in task.explained]
+    widest = max(
+        len(layer.ffn_subvalues) for layer in ModelView(tiny.model, FAMILIES[tiny.model.config.model_type]).layers
+    )
+    monkeypatch.setattr("neuron_attribution_server.explanation.queries.SHARES_AT_ONCE", 40 * rows * widest)
+    together = [each for outcome in tiny.engine.run(tasks) for each in outcome.explanations]
+    for got, want in zip(together, alone, strict=True):
+        for name in ("query_ffn_neurons", "query_ffn_neurons_decreasing"):
+            pairs = zip(getattr(got, name).neurons, getattr(want, name).neurons, strict=True)
+            for one, other in pairs:
+                assert one.neuron == other.neuron
+                assert one.score == pytest.approx(other.score, rel=1e-4, abs=1e-6)
 
 
 def test_query_sources_are_chosen_by_log_probability_increase(tiny: Compared) -> None:

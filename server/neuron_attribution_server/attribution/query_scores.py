@@ -46,24 +46,37 @@ def scaled_keys(keys: Tensor, inputs: Tensor, scores: Tensor) -> tuple[Tensor, i
     return keys.double() * shares[:, None], skipped
 
 
-def query_ffn_scores(
-    subvalues: Sequence[Subvalues], coefficients: Sequence[Tensor], keys: Tensor, sources: Tensor, layers: Tensor
-) -> Tensor:
-    """Query scores of every FFN neuron, [L, N], over the sources in higher layers.
+@dataclass(frozen=True, slots=True, eq=False)
+class Readings:
+    """Where the sources of several rows read the residual stream.
 
-    Subvalues of each layer; coefficients [P, N] of the layers below the highest source at the P distinct
-    source positions; scaled keys [K, d]; sources [K] index the P positions; layers [K] are the sources' layers. Layers
-    with no source above score zero, and so do the gaps of layers narrower than the widest.
+    Source k [K] is in layer `layers[k]` and belongs to the reading `readings[k]`; reading p [P] is that of row
+    `rows[p]` at place `places[p]`. Rows that explain tokens of one sequence share places.
+    """
+
+    layers: Tensor
+    readings: Tensor
+    rows: Tensor
+    places: Tensor
+
+
+def query_ffn_scores(
+    subvalues: Sequence[Subvalues], coefficients: Sequence[Tensor], keys: Tensor, at: Readings, rows: int
+) -> Tensor:
+    """Query scores of every FFN neuron for every row, [rows, L, N], over the sources in higher layers.
+
+    Subvalues of each layer; coefficients [Q, N] of the layers below the highest source at the Q places; scaled keys
+    [K, d]. Layers with no source above score zero, and so do the gaps of layers narrower than the widest.
     """
     scores = []
-    below = int(layers.max())
-    for layer, (rows, mine) in enumerate(zip(subvalues[:below], coefficients, strict=True)):
-        per_position = torch.zeros(len(mine), keys.shape[1], dtype=keys.dtype, device=keys.device)
-        above = layers > layer
-        per_position.index_add_(0, sources[above], keys[above])
-        scores.append((mine * rows.products(per_position.float())).sum(0))
-    scores += [torch.zeros(len(rows), device=keys.device) for rows in subvalues[below:]]
-    return stack_layers(scores)
+    for layer, (written, mine) in enumerate(zip(subvalues, coefficients, strict=False)):
+        above = at.layers > layer
+        read = torch.zeros(len(at.rows), keys.shape[1], dtype=keys.dtype, device=keys.device)
+        read.index_add_(0, at.readings[above], keys[above])
+        shares = written.products(read.float()).mul_(mine[at.places])
+        scores.append(shares.new_zeros(rows, len(written)).index_add_(0, at.rows, shares))
+    scores += [torch.zeros(rows, len(written), device=keys.device) for written in subvalues[len(scores) :]]
+    return stack_layers(scores, 1)
 
 
 def _per_divisor(scores: Tensor, divisors: Tensor, magnitudes: Tensor) -> tuple[Tensor, int]:

@@ -45,15 +45,15 @@ from neuron_attribution_server.captured import CapturedStates
 from neuron_attribution_server.explanation.heads import HeadDetails, strongest
 from neuron_attribution_server.explanation.predictions import most_probable, own_log_probabilities, predictions
 from neuron_attribution_server.explanation.projector import Projector
-from neuron_attribution_server.explanation.queries import Queries
+from neuron_attribution_server.explanation.queries import Asked, QueryLayersOfRow, query_ffn_neurons
 from neuron_attribution_server.explanation.rows import Row, row_states
 from neuron_attribution_server.explanation.value_rankings import (
     PARTS,
     SIGNS,
+    Source,
     merged,
     ranking,
     side,
-    source_kinds,
     sources,
     wanted_ranking,
     wanted_rankings,
@@ -83,13 +83,20 @@ class Explainer:
     def explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
         """One explanation per row, in order; the searches' time is added to `seconds`."""
         group = _Group(self._view, self._weights, self._projector, self._ranges, captured, rows, seconds)
-        drafts = [group.draft(index) for index in range(len(rows))]
-        return [self._with_projections(draft, row) for draft, row in zip(drafts, rows, strict=True)]
+        explanations = [Explanation(**group.draft(index)) for index in range(len(rows))]
+        return self._with_projections(explanations, [row.options.projection_top_k for row in rows])
 
-    def _with_projections(self, draft: dict[str, Any], row: Row) -> Explanation:
-        k = row.options.projection_top_k
-        explanation = Explanation(**draft)
-        return _projected(explanation, self._projector.subvalues(_named(explanation), k)) if k else explanation
+    def _with_projections(self, explanations: Sequence[Explanation], counts: Sequence[int]) -> list[Explanation]:
+        """Explanations whose neurons are projected into so many tokens each: one product for those of one count."""
+        found: dict[int, dict[Neuron, Any]] = {}
+        for count in set(counts) - {0}:
+            pairs = zip(explanations, counts, strict=True)
+            named = [neuron for explanation, k in pairs if k == count for neuron in _named(explanation)]
+            found[count] = self._projector.subvalues(named, count)
+        return [
+            _projected(explanation, found[k]) if k else explanation
+            for explanation, k in zip(explanations, counts, strict=True)
+        ]
 
 
 class _Group:
@@ -118,6 +125,7 @@ class _Group:
         self._heads = self._head_scores()
         self._details = self._head_details()
         self._found, self._source = self._search()
+        self._query_neurons = self._query_rankings()
 
     def draft(self, index: int) -> dict[str, Any]:
         """One row's explanation as keyword arguments, without projections of neurons."""
@@ -237,28 +245,29 @@ class _Group:
             for want in wanted
         }
 
+    def _sources(self, index: int, kind: Kind) -> list[Source]:
+        """The value neurons of a row that its query parts start from."""
+        row = self._rows[index]
+        found = self._source[Wanted(index, kind, 1, row.options.exhaustive)]
+        return sources(self._view, found, kind, row.options.query_sources, row.position)
+
+    def _query_rankings(self) -> dict[int, list[NeuronRanking]]:
+        """The query FFN neurons of the rows that ask for them, by row."""
+        asking = [index for index, row in enumerate(self._rows) if Part.QUERY_FFN_NEURONS in row.options.parts]
+        asked = [Asked(self._rows[index], self._sources(index, Kind.ATTENTION)) for index in asking]
+        return dict(zip(asking, query_ffn_neurons(self._view, self._captured, asked), strict=True))
+
     def _query_parts(self, index: int) -> dict[str, Any]:
         row = self._rows[index]
         options = row.options
-        queries = Queries(self._view, self._captured, row)
-        of = {
-            kind: sources(
-                self._view,
-                self._source[Wanted(index, kind, 1, options.exhaustive)],
-                kind,
-                options.query_sources,
-                row.position,
-            )
-            for kind in source_kinds(options)
-        }
         found: dict[str, Any] = {}
         if Part.QUERY_LAYERS in options.parts:
-            found["ffn_query_layers"] = queries.ffn_layers(of[Kind.FFN], options.subkey)
-            found["attention_query_layers"] = queries.attention_layers(of[Kind.ATTENTION])
+            layers = QueryLayersOfRow(self._view, self._captured, row)
+            found["ffn_query_layers"] = layers.ffn(self._sources(index, Kind.FFN), options.subkey)
+            found["attention_query_layers"] = layers.attention(self._sources(index, Kind.ATTENTION))
         if Part.QUERY_FFN_NEURONS in options.parts:
-            signs = SIGNS[options.direction]
-            rankings = queries.ffn_neurons(of[Kind.ATTENTION], options.top_k, signs)
-            found |= {QUERY_FIELDS[sign]: each for sign, each in zip(signs, rankings, strict=True)}
+            rankings = self._query_neurons[index]
+            found |= {QUERY_FIELDS[sign]: each for sign, each in zip(SIGNS[options.direction], rankings, strict=True)}
         return found
 
     def _named_neurons(self, index: int) -> tuple[NeuronScore, ...]:

@@ -1,8 +1,9 @@
-"""What activates the strongest value neurons of one row: query layers and query FFN neurons."""
+"""What activates the strongest value neurons: query layers, row by row, and query FFN neurons of many rows at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,41 +22,42 @@ from torch import Tensor
 from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attribution.query_scores import (
     ComponentScores,
+    Readings,
     component_scores,
     query_ffn_scores,
     scaled_keys,
 )
 from neuron_attribution_server.attribution.ranking import all_scored
+from neuron_attribution_server.attribution.value_neurons import BOUNDS_AT_ONCE
 from neuron_attribution_server.captured import CapturedStates
 from neuron_attribution_server.explanation.keys import attention_keys, ffn_keys
 from neuron_attribution_server.explanation.rows import Row, components
-from neuron_attribution_server.explanation.value_rankings import Source
+from neuron_attribution_server.explanation.value_rankings import SIGNS, Source
+
+SHARES_AT_ONCE = BOUNDS_AT_ONCE
+"""What sources give to the neurons of a layer, held at once: rows are taken together up to so many. The bounds, for
+which the memory is there, have been used by then."""
 
 
-class Queries:
-    """The query scores of one row."""
+class QueryLayersOfRow:
+    """The query layers of one row."""
 
     def __init__(self, view: ModelView, captured: CapturedStates, row: Row) -> None:
         self._view = view
         self._captured = captured
         self._row = row
 
-    def ffn_layers(self, sources: Sequence[Source], subkey: Subkey) -> QueryLayers:
+    def ffn(self, sources: Sequence[Source], subkey: Subkey) -> QueryLayers:
         """What activates FFN value neurons: components up to their own layer's attention, at the explained position."""
         neurons = [cast(FfnNeuron, source.neuron) for source in sources]
         visible = [2 * neuron.layer + 2 for neuron in neurons]
         return self._layers(sources, ffn_keys(self._view, neurons, subkey), visible)
 
-    def attention_layers(self, sources: Sequence[Source]) -> QueryLayers:
+    def attention(self, sources: Sequence[Source]) -> QueryLayers:
         """What activates attention value neurons: the components below their layer, at their own position."""
         neurons = [cast(AttentionNeuron, source.neuron) for source in sources]
         visible = [2 * neuron.layer + 1 for neuron in neurons]
         return self._layers(sources, attention_keys(self._view, neurons), visible)
-
-    def ffn_neurons(self, sources: Sequence[Source], k: int, signs: Sequence[int]) -> list[NeuronRanking]:
-        """The FFN neurons that activate attention value neurons most (sign 1) and least (-1)."""
-        scores = self._ffn_scores(sources)
-        return [_ranking(self._view, scores, k, sign) for sign in signs]
 
     def _layers(self, sources: Sequence[Source], keys: Tensor, visible: Sequence[int]) -> QueryLayers:
         device = keys.device
@@ -64,48 +66,80 @@ class Queries:
         scores = torch.tensor([source.score for source in sources], device=device)
         return _query_layers(component_scores(states, keys, torch.tensor(visible, device=device), scores), len(sources))
 
-    def _ffn_scores(self, sources: Sequence[Source]) -> Tensor:
-        """Query scores of every FFN neuron, [L, N]."""
-        neurons = [cast(AttentionNeuron, source.neuron) for source in sources]
-        keys = attention_keys(self._view, neurons)
-        positions, which = self._positions(sources)
-        layers = torch.tensor([neuron.layer for neuron in neurons], device=keys.device)
-        inputs = self._inputs([neuron.layer for neuron in neurons], positions[which])
-        scores = torch.tensor([source.score for source in sources], device=keys.device)
-        scaled, _ = scaled_keys(keys, inputs, scores)
-        below = int(layers.max())
-        return query_ffn_scores(
-            [layer.ffn_subvalues for layer in self._view.layers],
-            self._coefficients(positions, below),
-            scaled,
-            which,
-            layers,
-        )
-
     def _positions(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
         """The distinct positions of sources, and which of them each source has."""
         positions = torch.tensor([source.position for source in sources], device=self._view.device)
         distinct: tuple[Tensor, Tensor] = positions.unique(return_inverse=True)
         return distinct
 
-    def _inputs(self, layers: Sequence[int], positions: Tensor) -> Tensor:
-        """x_l[p] of each source, [K, d]."""
-        sequence = self._row.sequence
-        pairs = zip(layers, positions.tolist(), strict=True)
-        return torch.stack([self._captured.inputs[layer][sequence, position] for layer, position in pairs]).float()
 
-    def _coefficients(self, positions: Tensor, below: int) -> list[Tensor]:
-        """FFN coefficients of layers 0 ... below - 1 at a few positions, [P, N] each.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A row that asks for its query FFN neurons, and the attention value neurons they activate."""
 
-        Computed again from the residual stream: keeping them for every position would double what a token costs.
-        """
-        at = (self._row.sequence, positions)
-        layers = [self._captured.ffn_coefficients(self._view, number, at) for number in range(below)]
-        if self._captured.ffn_scales:
-            layers = [
-                layer / scales[at][:, None] for layer, scales in zip(layers, self._captured.ffn_scales, strict=False)
-            ]
-        return layers
+    row: Row
+    sources: Sequence[Source]
+
+
+def query_ffn_neurons(
+    view: ModelView, captured: CapturedStates, asked: Sequence[Asked]
+) -> Iterator[list[NeuronRanking]]:
+    """For each row the FFN neurons that activate its sources most, or least, as its direction says: ends in turn."""
+    widest = max(len(layer.ffn_subvalues) for layer in view.layers)
+    for together in _batches(asked, SHARES_AT_ONCE // widest):
+        scores = _ffn_scores(view, captured, together)
+        for each, mine in zip(together, scores, strict=True):
+            options = each.row.options
+            yield [_ranking(view, mine, options.top_k, sign) for sign in SIGNS[options.direction]]
+
+
+def _batches(asked: Sequence[Asked], sources: int) -> Iterator[list[Asked]]:
+    """Rows with so many sources together, at most; at least one."""
+    batch: list[Asked] = []
+    for each in asked:
+        if batch and sum(len(other.sources) for other in (*batch, each)) > sources:
+            yield batch
+            batch = []
+        batch.append(each)
+    if batch:
+        yield batch
+
+
+def _ffn_scores(view: ModelView, captured: CapturedStates, asked: Sequence[Asked]) -> Tensor:
+    """Query scores of every FFN neuron for every row, [R, L, N]."""
+    sources = [(index, each.row.sequence, source) for index, each in enumerate(asked) for source in each.sources]
+    neurons = [cast(AttentionNeuron, source.neuron) for _, _, source in sources]
+    keys = attention_keys(view, neurons)
+    inputs = torch.stack(
+        [
+            captured.inputs[neuron.layer][sequence, source.position]
+            for neuron, (_, sequence, source) in zip(neurons, sources, strict=True)
+        ]
+    ).float()
+    scores = torch.tensor([source.score for _, _, source in sources], device=keys.device)
+    scaled, _ = scaled_keys(keys, inputs, scores)
+    layers = torch.tensor([neuron.layer for neuron in neurons], device=keys.device)
+    whose = torch.tensor([(row, sequence, source.position) for row, sequence, source in sources], device=keys.device)
+    reading, readings = whose.unique(dim=0, return_inverse=True)
+    place, places = reading[:, 1:].unique(dim=0, return_inverse=True)
+    return query_ffn_scores(
+        [layer.ffn_subvalues for layer in view.layers],
+        _coefficients(view, captured, (place[:, 0], place[:, 1]), int(layers.max())),
+        scaled,
+        Readings(layers, readings, reading[:, 0], places),
+        len(asked),
+    )
+
+
+def _coefficients(view: ModelView, captured: CapturedStates, at: tuple[Tensor, Tensor], below: int) -> list[Tensor]:
+    """FFN coefficients of layers 0 ... below - 1 at a few places (sequences and positions), [Q, N] each.
+
+    Computed again from the residual stream: keeping them for every position would double what a token costs.
+    """
+    layers = [captured.ffn_coefficients(view, number, at) for number in range(below)]
+    if captured.ffn_scales:
+        layers = [layer / scales[at][:, None] for layer, scales in zip(layers, captured.ffn_scales, strict=False)]
+    return layers
 
 
 def _query_layers(found: ComponentScores, count: int) -> QueryLayers:
