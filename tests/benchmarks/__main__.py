@@ -12,8 +12,9 @@ def main(arguments=None):
     from benchmarks import markdown, run
 
     options = _parser().parse_args(arguments)
-    if options.service:
-        options.output.write_text(markdown.replaced(options.output.read_text(), run.service(options)))
+    if options.only:
+        section = run.ONLY[options.only](options)
+        options.output.write_text(markdown.replaced(options.output.read_text(), section))
         return 0
     options.output.parent.mkdir(parents=True, exist_ok=True)
     done = []
@@ -31,7 +32,9 @@ def _parser():
     parser.add_argument("--device", default="cpu", help="where a shape runs, cpu or cuda (default cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--quick", action="store_true", help="a reduced run, to see that everything works")
-    parser.add_argument("--service", action="store_true", help="only what gRPC adds, in its place in the file")
+    parser.add_argument(
+        "--only", choices=("service", "explained"), help="one section: what gRPC adds, or several explained tokens"
+    )
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"), help="the Markdown file")
     return parser
 

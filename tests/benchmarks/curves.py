@@ -1,4 +1,4 @@
-"""How time and memory grow: with tokens, with the batch, with k, and with threads that spin while they wait."""
+"""How time and memory grow: with tokens, explained tokens, the batch, k, and with threads that spin while they wait."""
 
 import json
 import os
@@ -7,12 +7,21 @@ import sys
 from pathlib import Path
 from statistics import median
 
+from neuron_attribution.requests import ALL_PARTS, Part
+
 from benchmarks import markdown
 from benchmarks.timing import milliseconds, progress, ratios, settled, spread, timed
 
 TOKENS = (8, 32, 128, 512, 1024, 2048)
 BATCHES = (1, 2, 4, 8, 16, 32)
 COUNTS = (10, 100, 300, 1000)
+EXPLAINED = (1, 2, 5, 10, 30)
+PROMPT_TOKENS = 15
+PART_SETS = {
+    "all parts": ALL_PARTS,
+    "layers": frozenset({Part.LAYERS}),
+    "value neurons": frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS}),
+}
 WAITING = ("PASSIVE", "ACTIVE")
 ONCE_FROM = BATCHES.index(16)
 
@@ -68,6 +77,21 @@ def by_count(subject, repetitions, counts):
     return found
 
 
+def by_explained(subject, repetitions, counts):
+    """Seconds of the last so many tokens of a completion, by parts and count."""
+    text = subject.long_prompt(PROMPT_TOKENS + max(EXPLAINED))
+    found = {name: {count: [] for count in counts} for name in PART_SETS}
+    for _ in range(repetitions):
+        for name, parts in PART_SETS.items():
+            for count in counts:
+                progress(f"curve: {name} of {count} explained tokens")
+                subject.forget()
+                with settled():
+                    seconds = timed(lambda parts=parts, count=count: subject.explain_last(text, count, parts=parts))[1]
+                found[name][count].append(seconds)
+    return found
+
+
 def report_tokens(found, conditions):
     rows = [
         [
@@ -106,6 +130,59 @@ def report_batch(found, conditions):
         conditions,
         "Different prompts in one batch, top 10, in-process; prompts repeat above twenty.",
         markdown.table(["batch", "requests a second", "x batch of 1"], rows),
+    )
+
+
+def report_explained(found, sizes, speeds, conditions):
+    """`speeds`: matrix products in GFLOP/s and exponentials in G/s, the best that this machine was seen to do."""
+    gigaflops, exponentials = speeds
+    row = 2e-9 * sizes.vocabulary * sizes.hidden_size / gigaflops + 1e-9 * sizes.vocabulary / exponentials
+    bases, heads = 2 * sizes.layers + 1, sizes.layers * sizes.heads
+    parts = list(found)
+    counts = list(found[parts[0]])
+    rows = [
+        [
+            count,
+            *(
+                cell
+                for name in parts
+                for cell in (
+                    milliseconds(found[name][count]),
+                    spread(ratios(found[name][count], found[name][counts[0]]), 2),
+                )
+            ),
+            f"{1000 * count * bases * row:,.0f} ms",
+            f"{1000 * count * (bases + heads) * row:,.0f} ms",
+        ]
+        for count in counts
+    ]
+    header = [
+        "explained tokens",
+        *(cell for name in parts for cell in (name, "x one token")),
+        f"floor: {bases} bases a token",
+        f"floor: those and {heads} heads",
+    ]
+    most, everything = counts[-1], found[parts[0]]
+    ratio = median(ratios(everything[most], everything[counts[0]]))
+    floor = most * (bases + heads) * row / median(everything[counts[0]])
+    return markdown.section(
+        "Explained tokens",
+        conditions,
+        f"The last tokens of one completion, {PROMPT_TOKENS} tokens of prompt and {max(EXPLAINED)} of completion, "
+        "explained together from one teacher-forced pass, top 10, in-process. The floor is what the exact rows of the "
+        "base states, and of those and the heads, take at the best speed seen in this run, with nothing else counted.",
+        markdown.table(header, rows),
+        markdown.table(
+            ["target", "measured", "met", "floor of bases and heads alone"],
+            [
+                [
+                    f"{most} tokens, all parts: less than 2 x the last token alone",
+                    f"{ratio:.1f} x",
+                    "yes" if ratio < 2 else "no",
+                    f"{floor:.1f} x",
+                ]
+            ],
+        ),
     )
 
 

@@ -24,10 +24,12 @@ def demo(options):
     header, line = _header("demo model", thing, options, repetitions)
     yield header
     yield comparison.report(comparison.measure(thing, plan), plan, line)
-    yield floor.report(thing, floor.measure(thing, repetitions, 1 if quick else 10), line)
+    limits = floor.measure(thing, repetitions, 1 if quick else 10)
+    yield floor.report(thing, limits, line)
     yield stages.report({k: stages.measure(thing, 1 if quick else 5, k) for k in (10, 300)}, line)
     yield curves.report_batch(curves.by_batch(thing, 1 if quick else 2, curves.BATCHES[: 3 if quick else None]), line)
     yield curves.report_count(curves.by_count(thing, repetitions, curves.COUNTS[: 2 if quick else None]), line)
+    yield _explained(thing, repetitions, limits, line)
     yield serving.report(serving.measure(thing, threads, 1 if quick else 2), line)
     del thing  # what follows runs in processes of its own
     yield curves.report_tokens(curves.by_tokens(threads, repetitions, curves.TOKENS[: 2 if quick else None]), line)
@@ -41,6 +43,24 @@ def service(options):
     return serving.report(serving.measure(thing, options.threads, 1 if options.quick else 2), line)
 
 
+def explained(options):
+    """What the tokens of a completion cost, alone."""
+    thing = subject.demo(options.threads)
+    repetitions = 1 if options.quick else 3
+    _, line = _header("demo model", thing, options, repetitions)
+    return _explained(thing, repetitions, floor.measure(thing, repetitions, 1), line)
+
+
+ONLY = {"service": service, "explained": explained}
+"""Sections that can be measured alone."""
+
+
+def _explained(thing, repetitions, limits, line):
+    products, exponentials, _ = limits
+    found = curves.by_explained(thing, repetitions, curves.EXPLAINED[:: 4 if repetitions == 1 else 1])
+    return curves.report_explained(found, thing.sizes, (max(products), max(exponentials)), line)
+
+
 def shape(options):
     """A shape with random weights; the tiny one also goes through the comparison."""
     repetitions = 1 if options.quick else 5
@@ -51,10 +71,12 @@ def shape(options):
         plan = comparison.Plan(prompts=2, slowest=2, in_full=1, chunks=2)
         yield comparison.report(comparison.measure(thing, plan), plan, line)
     yield large.report(large.measure(thing, repetitions), line)
-    yield floor.report(thing, floor.measure(thing, repetitions, 2), line)
+    limits = floor.measure(thing, repetitions, 2)
+    yield floor.report(thing, limits, line)
     yield stages.report({10: stages.measure(thing, 2, 10)}, line)
     yield curves.report_batch(curves.by_batch(thing, 1, curves.BATCHES), line)
     yield curves.report_count(curves.by_count(thing, repetitions, curves.COUNTS), line)
+    yield _explained(thing, repetitions, limits, line)
 
 
 def _header(title, thing, options, repetitions):

@@ -53,6 +53,13 @@ class Subject:
                 raise outcome
         return outcomes
 
+    def explain_last(self, sequence, count, **options):
+        """The full attribution of the last tokens of one sequence, from one pass."""
+        (outcome,) = self.engine.run([task(sequence[:-1], count, sequence[-count:], **options)])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
     def long_prompt(self, tokens):
         """Prompts one after another, cut to a length."""
         joined = [token for prompt in self.prompts for token in prompt]
@@ -63,8 +70,10 @@ class Subject:
         self.engine._projector._remembered.clear()
 
 
-def task(sequence, **options):
-    explained = (ExplainedToken(len(sequence) - 1),)
+def task(sequence, count=1, targets=(None,), **options):
+    """The predictions at the last positions, of the targets or the model's own."""
+    first = len(sequence) - count
+    explained = tuple(ExplainedToken(first + index, target) for index, target in enumerate(targets))
     return AttributeTask(token_ids=tuple(sequence), explained=explained, options=AttributeOptions(**options))
 
 
