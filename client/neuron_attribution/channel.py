@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,7 +78,11 @@ class Connection:
         """TLS credentials, or None for plain text."""
         if not (self.tls or self.root_certificates or self.certificate):
             return None
-        return grpc.ssl_channel_credentials(_read(self.root_certificates), _read(self.key), _read(self.certificate))
+        return grpc.ssl_channel_credentials(
+            _read(self.root_certificates, "root_certificates", "CERTIFICATE"),
+            _read(self.key, "key", "PRIVATE KEY"),
+            _read(self.certificate, "certificate", "CERTIFICATE"),
+        )
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -97,5 +102,12 @@ class Connection:
         return grpc.aio.secure_channel(self.target, self.credentials, CHANNEL_OPTIONS)
 
 
-def _read(pem: Pem | None) -> bytes | None:
-    return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()
+def _read(pem: Pem | None, name: str, kind: str) -> bytes | None:
+    """PEM data. gRPC takes any, and fails for as long as it may try again."""
+    if pem is None:
+        return None
+    data = pem if isinstance(pem, bytes) else Path(pem).read_bytes()
+    if f"{kind}-----".encode() not in data:
+        where = "" if isinstance(pem, bytes) else f" {os.fspath(pem)}"
+        raise ValueError(f"{name}{where} holds no {kind.lower()} in PEM format")
+    return data

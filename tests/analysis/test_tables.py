@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from analysis.studies import TOP_K, analyze, corpus, served
 from neuron_attribution.analysis.corpus import Corpus, CorpusItem
+from neuron_attribution.analysis.layer_aggregates import ExplanationSums
 from neuron_attribution.analysis.rows import result_rows
+from neuron_attribution.analysis.tables import EXPLANATIONS
 from neuron_attribution.requests import AttributeOptions
 from pyarrow import parquet
 from unit.fake_service import ATTRIBUTION, COVERAGE, IDENTITY
@@ -154,3 +157,11 @@ def test_parquet_and_text_are_read(tmp_path):
     texts = items(tmp_path / "p.txt")
     assert [item.request.prompt for item in texts][:2] == ["One", "Two"]
     assert texts[2].text == "?"
+
+
+def test_a_head_at_both_ends_counts_once():
+    [first] = result_rows(CorpusItem(0), ATTRIBUTION).tables["explanations"].to_pylist()
+    first["heads"] *= 2
+    sums = ExplanationSums()
+    sums.add(pa.Table.from_pylist([first], schema=EXPLANATIONS))
+    assert set(sums.heads()["strongest_share"].to_pylist()) == {0.0, 1.0}

@@ -80,6 +80,28 @@ def test_json_has_proto_names_and_zeros(run) -> None:
     assert explanation["ffn_value_neurons"]["coverage"]["exact"] is True
 
 
+@pytest.mark.parametrize("redirected", [">/dev/full", ">&-"])
+def test_output_that_cannot_be_written_is_one_line(address, redirected) -> None:
+    """To a full disk; or nowhere at all, which nobody misses."""
+    command = f'"{sys.executable}" -m neuron_attribution.cli.main model --json --address {address} {redirected}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    if redirected == ">&-":
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 1
+        assert done.stderr == "neuron-attribution: [Errno 28] No space left on device\n"
+
+
+def test_an_option_overrules_the_variable_of_one_that_it_excludes(run, service, monkeypatch) -> None:
+    monkeypatch.setenv("NEURON_ATTRIBUTION_JSON", "1")
+    monkeypatch.setenv("NEURON_ATTRIBUTION_TARGET", " red")
+    status, out, _ = run("attribute", "The sky is", "--csv", "--target-id=7")
+    assert (status, out[:1] == "{") == (0, False)
+    assert service.requests[-1].target == 7
+    assert run("attribute", "The sky is")[1].startswith("{")
+    assert service.requests[-1].target == " red"
+
+
 @pytest.mark.parametrize("command", CLIENT_COMMANDS)
 def test_text_is_printable(run, command) -> None:
     status, out, err = run(command, *CLIENT_COMMANDS[command][0])
@@ -205,6 +227,10 @@ def test_a_bad_value_from_the_environment_is_named(refused, monkeypatch, name, v
         (f"model --token-file {__file__}", "test_cli.py must hold the token and nothing else"),
         ("model --token-file /no/such/file", "No such file"),
         ("model --tls-certificate /no/such/file", "go together"),
+        (f"model --tls-authority {__file__}", "root_certificates"),
+        (f"model --tls-authority {__file__}", "holds no certificate in PEM format"),
+        (f"model --tls-certificate {__file__} --tls-key {__file__}", "holds no private key in PEM format"),
+        (f"model --token-file {sys.executable}", "must hold the token and nothing else"),
         ("project 1", "'1' is not a neuron: write LAYER.INDEX for FFN"),
         ("project 1.2 --through 1.2.3", "'1.2.3' is not a head"),
     ],

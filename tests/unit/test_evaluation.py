@@ -2,18 +2,29 @@
 
 import json
 import random
+import resource
 import time
 from dataclasses import replace
 
 import pytest
-from neuron_attribution import Client, FfnNeuron, InvalidArgumentError, ScoringMethod, UnavailableError, status
+from neuron_attribution import (
+    Client,
+    FailedPreconditionError,
+    FfnNeuron,
+    InternalError,
+    InvalidArgumentError,
+    ScoringMethod,
+    UnavailableError,
+    status,
+)
 from neuron_attribution.cli.main import main
 from neuron_attribution.evaluation import protocol
 from neuron_attribution.evaluation.facts import Fact, FactsError, read_facts
 from neuron_attribution.evaluation.random_neurons import RandomNeurons
 from neuron_attribution.evaluation.report import TABLES, markdown, report_of
 from neuron_attribution.evaluation.rows import Measured, Row, RowFile
-from neuron_attribution.evaluation.run import chosen_facts, evaluate
+from neuron_attribution.evaluation.run import SETTINGS, chosen_facts, evaluate
+from neuron_attribution.lasting_files import held
 from unit import fake_service
 from unit.fake_service import EXPLANATION, INFO
 
@@ -56,6 +67,8 @@ def test_only_a_line_break_ends_a_line(facts_file):
         (({"prompt": "a"},), "line 1: needs a text as prompt, and one as answer or attribute"),
         ((["prompt"],), "line 1"),
         (({"prompt": "", "answer": "b"},), "line 1: needs"),
+        (('{"prompt": "a \\ud800", "answer": "b"}',), "line 1: holds half of a character"),
+        (("[" * 100_000,), "line 1"),
     ],
 )
 def test_what_is_no_fact_is_named(facts_file, lines, complaint):
@@ -178,6 +191,55 @@ def test_rows_hold_any_text_and_may_be_cut_anywhere(tmp_path):
     assert (tmp_path / "rows").read_bytes() == written[: len(written) // 2]
 
 
+def test_no_row_is_lost_where_the_disk_is_full(tmp_path):
+    """The line that was cut off goes; nothing is written for it."""
+    path = tmp_path / "rows"
+    rows = [Row(str(number), "a", "e", "", "ineligible") for number in range(200)]
+    for row in rows:
+        RowFile(path).add(row)
+    with path.open("a") as file:
+        file.write('{"key": "cut o')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        assert RowFile(path).rows == rows
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert RowFile(path).rows == rows
+
+
+def test_two_evaluations_at_once_are_refused(address, tmp_path):
+    with held(tmp_path, "evaluation", SETTINGS), Client(address) as client:
+        with pytest.raises(FailedPreconditionError, match="another evaluation writes to"):
+            evaluate(client, [LOW], tmp_path)
+        assert not (tmp_path / SETTINGS).exists()
+
+
+@pytest.mark.parametrize("damaged", ["", '{"seed": ', "[]"])
+def test_a_damaged_folder_is_named(address, tmp_path, damaged):
+    (tmp_path / SETTINGS).write_text(damaged)
+    with Client(address) as client, pytest.raises(FailedPreconditionError, match=f"{SETTINGS} is damaged"):
+        evaluate(client, [LOW], tmp_path)
+
+
+def test_intervals_do_not_depend_on_the_order_in_which_facts_are_done(address, tmp_path):
+    facts = [replace(ELIGIBLE, prompt=f"Fact {number} is") for number in range(12)]
+    rows = [
+        replace(measured_row(number, 1 + number, 1 / (2 + number)), key=fact.key) for number, fact in enumerate(facts)
+    ]
+    reports = []
+    with Client(address) as client:
+        for number, order in enumerate((rows, rows[::-1])):
+            (tmp_path / str(number)).mkdir()
+            with held(tmp_path / str(number), "evaluation", SETTINGS):
+                for row in order:
+                    RowFile(tmp_path / str(number) / "results.jsonl").add(row)
+            reports.append(evaluate(client, facts, tmp_path / str(number)))
+    assert reports[0] == reports[1]
+    mrr = reports[0]["original"]["mrr"]
+    assert mrr["low"] < mrr["mean"] < mrr["high"]
+
+
 def test_a_failure_is_recorded_and_tried_again(address, service, tmp_path, monkeypatch):
     with Client(address) as client:
         with monkeypatch.context() as patched:
@@ -278,6 +340,13 @@ def test_the_report_has_means_intervals_and_changes():
     assert "- FFN value: layer 1 75.0, layer 0 25.0" in page
 
 
+class Refusing(AnsweringService):
+    """Cannot explain anything."""
+
+    def Attribute(self, request, context):
+        context.abort(status.status_code(InternalError("no")), "no")
+
+
 def test_the_command(address, facts_file, tmp_path, capsys):
     path = facts_file({"prompt": "The sky is", "answer": "blue", "type": "color"})
     folder = tmp_path / "results"
@@ -288,6 +357,9 @@ def test_the_command(address, facts_file, tmp_path, capsys):
     assert "1/1" in output.err
     assert main(words) == 0
     assert capsys.readouterr().out.strip() == (folder / "report.md").read_text().strip()
+    with fake_service.serving(Refusing()) as refusing:
+        assert main([*words[:-3], str(tmp_path / "failed"), "--address", refusing]) == 3
+    assert "1 facts have failed" in capsys.readouterr().err.splitlines()[-1]
     path.write_text("{}")
     with pytest.raises(SystemExit) as caught:
         main(words)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from neuron_attribution.analysis.corpus import Corpus
-from neuron_attribution.analysis.tables import write_text
 from neuron_attribution.errors import FailedPreconditionError
+from neuron_attribution.lasting_files import read_object, write_text
 from neuron_attribution.requests import AttributeOptions
 from neuron_attribution.results import ModelIdentity
 
@@ -31,7 +31,7 @@ class Conditions:
 
     def __init__(self, folder: Path, corpus: Corpus, prompts: int, shard_prompts: int, software: Facts) -> None:
         self._path = folder / NAME
-        self._facts: Facts = json.loads(self._path.read_text(encoding="utf-8")) if self._path.is_file() else {}
+        self._facts: Facts = read_object(self._path)
         self._keep("corpus", {"file": corpus.path.name, "sha256": corpus.digest(), "prompts": prompts})
         explained = "own predictions" if corpus.own_predictions else "targets, completions, answers"
         options = _plain(corpus.options) | {"explained": explained, "shard_prompts": shard_prompts}

@@ -77,7 +77,7 @@ class Corpus:
         for index, record in enumerate(self._records()):
             try:
                 yield self._item(index, _row(record))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # the second of JSON that is nested too deeply
                 yield CorpusItem(index, problem=str(error))
 
     def _records(self) -> Iterator[Row | bytes]:
@@ -106,13 +106,16 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    from pyarrow import parquet
+    from pyarrow import ArrowInvalid, parquet
 
     names = {name for names in FIELDS.values() for name in names}
-    with parquet.ParquetFile(path) as file:
-        columns = [name for name in file.schema_arrow.names if name in names]
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
-            yield from batch.to_pylist()
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = [name for name in file.schema_arrow.names if name in names]
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
+                yield from batch.to_pylist()
+    except ArrowInvalid as error:
+        raise InvalidArgumentError.of("PROMPTS", f"{path} is no whole Parquet file: {error}") from None
 
 
 def _decoded(line: bytes) -> str:

@@ -30,8 +30,9 @@ class ExplanationSums:
             self.counts.update({None, name})
             for column in ("attention_scores", "ffn_scores", "head_scores"):
                 self._add(column, {None, name}, explanations[column][row].as_py())
-            heads = explanations["heads"][row].as_py() or ()
-            self._strongest.update((each, head["layer"], head["head"]) for head in heads for each in {None, name})
+            # Both ends of a ranking may name the same head.
+            heads = {(head["layer"], head["head"]) for head in explanations["heads"][row].as_py() or ()}
+            self._strongest.update((each, *head) for head in heads for each in {None, name})
 
     def layers(self) -> pa.Table:
         """The mean scores of each layer's attention and FFN."""

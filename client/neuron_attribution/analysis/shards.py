@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from neuron_attribution.analysis.rows import OK, ItemRows
-from neuron_attribution.analysis.tables import PARTIAL, SCHEMAS, Tables, write_table
+from neuron_attribution.analysis.tables import SCHEMAS, Tables, write_partial
 from neuron_attribution.errors import InternalError
+from neuron_attribution.lasting_files import PARTIAL
 
 
 class ShardStore:
@@ -42,11 +43,13 @@ class ShardStore:
         return frozenset(prompts.filter(pc.field("status") != OK)["prompt"].to_pylist())
 
     def write(self, shard: int, tables: Tables) -> None:
-        """Finish a shard."""
+        """Finish a shard. Where a disk is full, one that is written again stays what it was."""
+        paths = {name: self._path(name, shard) for name in SCHEMAS}
+        partial = {name: write_partial(tables[name], path) for name, path in paths.items()}
         # While a shard that is written again is not whole, it does not count as finished.
-        self._path("prompts", shard).unlink(missing_ok=True)
-        for name in SCHEMAS:
-            write_table(tables[name], self._path(name, shard))
+        paths["prompts"].unlink(missing_ok=True)
+        for name, path in paths.items():
+            partial[name].replace(path)
 
     def _path(self, name: str, shard: int) -> Path:
         return self._folder / name / f"part-{shard:06d}.parquet"

@@ -10,10 +10,8 @@ A study that was stopped goes on where it was. Two at once in one folder are ref
 
 from __future__ import annotations
 
-import fcntl
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,12 +25,11 @@ from neuron_attribution.analysis.corpus import Corpus, CorpusItem
 from neuron_attribution.analysis.rows import OK, ItemRows
 from neuron_attribution.analysis.shards import Shards, ShardStore
 from neuron_attribution.analysis.summary import summary
-from neuron_attribution.analysis.tables import write_text
-from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError
+from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.lasting_files import held, write_text
 from neuron_attribution.results import ModelIdentity
 
 SHARD_PROMPTS = 32
-_LOCK = ".lock"
 _SUMMARY = "summary.md"
 
 
@@ -59,7 +56,7 @@ class Study:
         `model` is the one that will answer, where that is known. Raises FailedPreconditionError for a folder that was
         begun under other conditions, and what the backend raises; the study goes on with the next run.
         """
-        with _held(self.folder):
+        with held(self.folder, "study", CONDITIONS):
             conditions = self._conditions(model, software)
             store = ShardStore(self.folder)
             prompts = conditions.facts["corpus"]["prompts"]
@@ -96,20 +93,6 @@ class Study:
         write_text(summary(aggregates, conditions.facts), self.folder / _SUMMARY)
         statuses = aggregates["statuses"].to_pylist()
         return sum(row["prompts"] for row in statuses if row["status"] != OK)
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Keep other studies out of the folder; the system lets go of it however this process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()) and not any((folder / name).exists() for name in (_LOCK, CONDITIONS)):
-        raise FailedPreconditionError(f"{folder} holds something else; name a new folder", reason="NOT_A_STUDY")
-    with (folder / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FailedPreconditionError(f"another study writes to {folder}; wait for it", reason="BUSY") from None
-        yield
 
 
 def _to_a_log() -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
+
+from neuron_attribution.lasting_files import PARTIAL, sync
 
 TOKENS = pa.list_(pa.string())
 SCORES = pa.list_(pa.float32())
@@ -111,25 +112,15 @@ SCHEMAS: dict[str, pa.Schema] = {
 Tables = dict[str, pa.Table]
 """Rows of every table."""
 
-PARTIAL = ".partial"
-
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file that is there in whole or not at all, whenever the process or the machine ends."""
+    write_partial(table, path).replace(path)
+
+
+def write_partial(table: pa.Table, path: Path) -> Path:
+    """Write it under the name that it has until it is given its own; return that."""
     partial = path.with_name(path.name + PARTIAL)
     parquet.write_table(table, partial, compression="zstd")
-    replace(partial, path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text in the same way."""
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(text, encoding="utf-8")
-    replace(partial, path)
-
-
-def replace(partial: Path, path: Path) -> None:
-    """Give a file that is complete its name."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    sync(partial)
+    return partial

@@ -15,6 +15,7 @@ from typing import Any
 from neuron_attribution.analysis.corpus import Corpus
 from neuron_attribution.cli.connection import add_connection_arguments, connect
 from neuron_attribution.cli.options import (
+    SOME_FAILED,
     UsageError,
     add_flag,
     add_option,
@@ -28,8 +29,6 @@ from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
 
 HELP = "study a whole corpus of prompts: a Parquet data set of explained predictions, and what they have in common"
-SOME_FAILED = 3
-"""Exit status: the study is complete, but some prompts have failed."""
 DEFAULTS = AttributeOptions(top_k=300, projection_top_k=5)
 _SHARD_PROMPTS = 32
 _NUMBERS = {

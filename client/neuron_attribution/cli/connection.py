@@ -63,7 +63,10 @@ def _token(arguments: argparse.Namespace) -> str | None:
     """The token is no option: every user of a machine can read the command lines of its processes."""
     if arguments.token_file is None:
         return os.environ.get(TOKEN_VARIABLE) or None
-    token = Path(arguments.token_file).read_text().strip()
+    try:
+        token = Path(arguments.token_file).read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        token = ""
     if len(token.split()) != 1:
         raise UsageError(f"the token file {arguments.token_file} must hold the token and nothing else")
     return token

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from neuron_attribution.cli.connection import add_connection_arguments, connect
-from neuron_attribution.cli.options import UsageError, add_option, positive_number, whole_number
+from neuron_attribution.cli.options import SOME_FAILED, UsageError, add_option, positive_number, whole_number
 from neuron_attribution.cli.output import add_output_arguments
 from neuron_attribution.evaluation.facts import FactsError, read_facts
 from neuron_attribution.evaluation.report import markdown
@@ -18,6 +19,7 @@ HELP = "evaluate the eight scoring methods on facts, as the paper does: take neu
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    parser.epilog = f"The exit status is {SOME_FAILED} where all was done but some facts have failed."
     parser.add_argument(
         "facts", metavar="FACTS.jsonl", help="one JSON object a line: prompt; answer or attribute; type or relation_id"
     )
@@ -57,4 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     except FactsError as error:
         raise UsageError(str(error)) from None
     print(json.dumps(report) if arguments.json else markdown(report))
-    return 0
+    failed = report["facts"].get("failed", 0)
+    if failed:
+        print(f"{failed} facts have failed; the same command tries them again", file=sys.stderr)
+    return SOME_FAILED if failed else 0

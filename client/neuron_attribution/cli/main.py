@@ -1,7 +1,7 @@
 """The command `neuron-attribution`.
 
-Exit status: 0; 2 for wrong usage; 1 with one line on standard error for a failed call; 3 where `analyze` is done but
-some prompts have failed; 130 when interrupted.
+Exit status: 0; 2 for wrong usage; 1 with one line on standard error for a failed call; 3 where `analyze` or `evaluate`
+is done but some prompts or facts have failed; 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from neuron_attribution.cli import (
     tokenize,
 )
 from neuron_attribution.cli.connection import TOKEN_VARIABLE
-from neuron_attribution.cli.options import UsageError, variable
+from neuron_attribution.cli.options import UsageError, drop_overruled, variable
 from neuron_attribution.cli.serve import MissingExtraError
 from neuron_attribution.errors import NeuronAttributionError
 
 PROGRAM = "neuron-attribution"
 DESCRIPTION = "Which neurons of a language model made it say what it said."
 INTERRUPTED = 130
+EXCLUSIVE = (("--json", "--csv"), ("--target", "--target-id", "--completion", "--generate"))
+"""Options that exclude each other."""
 
 
 class Command(Protocol):
@@ -69,13 +71,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _write_every_character()
     try:
         status = _run(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (NeuronAttributionError, MissingExtraError) as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         _discard_output()
         return 0
+    except OSError as error:  # a full disk, a folder that cannot be written to; of a server it would be a bug
+        if words[:1] == ["serve"]:
+            raise
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        _discard_output()
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     return status
@@ -106,6 +115,8 @@ def _run(words: Sequence[str]) -> int:
     chosen = next((word for word in words if not word.startswith("-")), None)
     parser = _parser(chosen)
     arguments = parser.parse_args(words)
+    for flags in EXCLUSIVE:
+        drop_overruled(arguments, words, flags)
     try:
         return COMMANDS[arguments.command].run(arguments)
     except UsageError as error:
@@ -142,7 +153,8 @@ def _write_every_character() -> None:
 
 def _discard_output() -> None:
     """Keep Python from complaining once more when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

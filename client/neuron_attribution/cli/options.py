@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, TypeVar
 
+SOME_FAILED = 3
+"""Exit status: all was done, but some prompts have failed."""
 PREFIX = "NEURON_ATTRIBUTION_"
 TRUE_WORDS = {"1", "true", "yes", "on"}
 FALSE_WORDS = {"0", "false", "no", "off"}
@@ -78,6 +80,15 @@ def add_switch(container: Container, flag: str, *, help: str) -> None:
 def variable(flag: str) -> str:
     """The environment variable of an option."""
     return PREFIX + flag.lstrip("-").upper().replace("-", "_")
+
+
+def drop_overruled(arguments: argparse.Namespace, words: Sequence[str], flags: Sequence[str]) -> None:
+    """Forget what the environment says of options that exclude each other where the command line names one of them."""
+    given = [flag for flag in flags if any(word == flag or word.startswith(f"{flag}=") for word in words)]
+    for flag in flags if given else ():
+        name = flag.lstrip("-").replace("-", "_")
+        if flag not in given and hasattr(arguments, name):
+            setattr(arguments, name, False if isinstance(getattr(arguments, name), bool) else None)
 
 
 def argument_type(kind: Callable[[str], Value]) -> Callable[[str], Value]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ANSWERS = ("answer", "attribute", "target")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 TYPES = ("type", "relation_id", "relation")
 
 
@@ -47,7 +49,7 @@ def _facts(path: Path, lines: list[str]) -> Iterator[Fact]:
         if line.strip():
             try:
                 yield _fact(json.loads(line))
-            except (ValueError, AttributeError, TypeError) as error:
+            except (ValueError, AttributeError, TypeError, RecursionError) as error:
                 raise FactsError(f"{path}, line {number}: {error}") from None
 
 
@@ -55,7 +57,10 @@ def _fact(fields: dict[str, object]) -> Fact:
     prompt, answer = fields.get("prompt"), _first(fields, ANSWERS)
     if not (isinstance(prompt, str) and prompt and isinstance(answer, str) and answer):
         raise FactsError(f"needs a text as prompt, and one as {' or '.join(ANSWERS)}")
-    return Fact(prompt, answer.strip(), str(_first(fields, TYPES) or ""))
+    fact = Fact(prompt, answer.strip(), str(_first(fields, TYPES) or ""))
+    if any(map(_SURROGATES.search, (fact.prompt, fact.answer, fact.type))):
+        raise FactsError("holds half of a character (a surrogate), which is no text")
+    return fact
 
 
 def _first(fields: dict[str, object], names: tuple[str, ...]) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class RowFile:
         written = path.read_bytes() if path.exists() else b""
         whole = written[: written.rfind(b"\n") + 1]
         if whole != written:
-            path.write_bytes(whole)
+            os.truncate(path, len(whole))
         self._rows = {row.key: row for row in map(_read, whole.splitlines())}
 
     @property

@@ -16,7 +16,9 @@ from neuron_attribution.evaluation.facts import Fact, FactsError
 from neuron_attribution.evaluation.protocol import Protocol
 from neuron_attribution.evaluation.report import Report, markdown, report_of
 from neuron_attribution.evaluation.rows import RowFile
+from neuron_attribution.lasting_files import held, read_object, write_text
 
+SETTINGS = "settings.json"
 AT_ONCE = 4
 """Facts that are asked about at the same time, so that the service can batch them."""
 
@@ -37,15 +39,27 @@ def evaluate(
 ) -> Report:
     """Evaluate what is not in the folder yet, and write the report of all of it there.
 
-    Raises FactsError where the folder holds results of another model, other facts or other settings.
+    Raises FactsError where the folder holds results of another model, other facts or other settings, and
+    FailedPreconditionError where another evaluation writes there.
     """
+    with held(folder, "evaluation", SETTINGS):
+        return _evaluate(client, facts, folder, limit, seed, progressed)
+
+
+def _evaluate(
+    client: Client,
+    facts: Sequence[Fact],
+    folder: Path,
+    limit: int | None,
+    seed: int,
+    progressed: Callable[[], object],
+) -> Report:
     info = client.get_model()
     chosen = chosen_facts(facts, limit, seed)
     words = _words(facts)
     model = {"model": info.model.name, "revision": info.model.revision, "dtype": info.model.dtype}
     settings = model | {"seed": seed, "words": _digest(words)}
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_settings(folder / "settings.json", settings)
+    _check_settings(folder / SETTINGS, settings)
     file = RowFile(folder / "results.jsonl")
     protocol = Protocol(client, info.sizes, words, seed)
     with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -63,15 +77,16 @@ def evaluate(
             threads.shutdown(wait=False, cancel_futures=True)
             client.close()  # ends the calls that are under way: a fact takes many
             raise
-    return _written(folder, file, {fact.key for fact in chosen}, settings)
+    return _written(folder, file, [fact.key for fact in chosen], settings)
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    recorded = json.loads(path.read_text()) if path.exists() else settings
+    recorded = read_object(path) or settings
     differing = [name for name in sorted({*recorded, *settings}) if recorded.get(name) != settings.get(name)]
     if differing:
         raise FactsError(f"{path} tells of another evaluation: other {', '.join(differing)}; give another folder")
-    path.write_text(json.dumps(settings) + "\n")
+    if not path.exists():
+        write_text(json.dumps(settings) + "\n", path)
 
 
 def _words(facts: Sequence[Fact]) -> dict[str, frozenset[str]]:
@@ -88,8 +103,10 @@ def _digest(words: Mapping[str, frozenset[str]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _written(folder: Path, file: RowFile, keys: set[str], settings: dict[str, Any]) -> Report:
-    report = report_of([row for row in file.rows if row.key in keys], settings)
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+def _written(folder: Path, file: RowFile, keys: Sequence[str], settings: dict[str, Any]) -> Report:
+    """The report of the facts in their own order: in which they were done, changes no interval."""
+    rows = {row.key: row for row in file.rows}
+    report = report_of([rows[key] for key in keys], settings)
+    write_text(json.dumps(report, indent=1) + "\n", folder / "report.json")
+    write_text(markdown(report), folder / "report.md")
     return report
