@@ -46,10 +46,11 @@ def attend(
         output: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
         return output
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    past = key.shape[2] - query.shape[2]
     blocks = []
     for start in range(0, query.shape[2], QUERIES_AT_ONCE):
         block = slice(start, min(start + QUERIES_AT_ONCE, query.shape[2]))
-        positions = torch.arange(block.start, block.stop, device=query.device)
+        positions = torch.arange(past + block.start, past + block.stop, device=query.device)
         allowed = _causal(positions, key.shape[2]) if mask is None else _visible(mask[:, :, block, : key.shape[2]])
         weights = _weights(query[:, :, block].float(), key.float(), allowed, scaling, kwargs)
         grouped = weights.to(value.dtype).unflatten(1, (value.shape[1], -1))

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from transformers import GenerationConfig, PreTrainedModel
 
 from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.edits import Edits, Placed
 from neuron_attribution_server.tasks import generated_at_once
+
+
+def make_greedy(model: PreTrainedModel) -> None:
+    """Forget how a checkpoint wants its text sampled, penalties above all; only where a text ends is kept."""
+    given = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=given.pad_token_id
+    )
 
 
 def generate(view: ModelView, token_ids: Sequence[int], count: int, placed: Placed | None = None) -> tuple[int, ...]:

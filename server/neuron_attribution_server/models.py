@@ -19,6 +19,7 @@ from neuron_attribution_server.capture import prepare_model
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.demo import cache_folder
 from neuron_attribution_server.engine import Engine
+from neuron_attribution_server.generation import make_greedy
 from neuron_attribution_server.invariants import measure
 from neuron_attribution_server.memory import memory_cost
 from neuron_attribution_server.model_source import model_source
@@ -82,6 +83,7 @@ def engine_from(model: PreTrainedModel, tokenizer_json: str | None = None, name:
 def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ranges: Path | None) -> Engine:
     check_whole(model)
     model.eval().requires_grad_(False)
+    make_greedy(model)
     view = _view(model)
     prepare_model(view)
     weights = weights_of(view)
