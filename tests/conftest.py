@@ -1,6 +1,5 @@
-"""Settings that must stand before PyTorch is imported."""
+"""Settings that must stand before PyTorch is imported: tests, too, share few cores with other processes."""
 
-import os
+from neuron_attribution_server import math_libraries
 
-# Spinning OpenMP threads slow everything down many times where several processes share few cores, as the tests do.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+math_libraries.settle()

@@ -59,7 +59,7 @@ class Application:
     def __init__(self, config: ServerConfig, worker: Worker) -> None:
         self._config = config
         self._worker = worker
-        self._servicer = AttributionServicer(config.maximum_message_bytes, config.stream_window)
+        self._servicer = AttributionServicer(config.maximum_message_bytes, config.stream_window, config.tenant_share)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # unknown to the stubs
         certificate = server_certificate(config)
         self._credentials = None if certificate is None else certificate.credentials

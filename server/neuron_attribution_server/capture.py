@@ -5,7 +5,8 @@ no [positions, positions] matrix exists (but where attention has soft-caps or si
 where a model's attention cannot be replaced). Batches are padded on the right, which a causal model never sees.
 
 On a CPU a sequence goes through a batch bit for bit as it goes alone. Matrix products round each row alike whatever
-the number of rows, but for a handful of rows; fused attention does not, so that each sequence attends by itself.
+the number of rows, but for a handful of rows (and see math_libraries); fused attention does not, so that each sequence
+attends by itself.
 """
 
 from __future__ import annotations

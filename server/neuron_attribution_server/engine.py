@@ -32,7 +32,8 @@ from neuron_attribution_server.capture import capture
 from neuron_attribution_server.captured import CapturedStates, ExplainedRows
 from neuron_attribution_server.edits import Edits, Placed
 from neuron_attribution_server.explanation.explainer import Explainer
-from neuron_attribution_server.explanation.intervening import before_and_after, check_finite
+from neuron_attribution_server.explanation.finite import are_finite, check_finite
+from neuron_attribution_server.explanation.intervening import before_and_after
 from neuron_attribution_server.explanation.keys import check_subkey
 from neuron_attribution_server.explanation.predictions import own_log_probabilities
 from neuron_attribution_server.explanation.projector import Projector
@@ -178,10 +179,12 @@ class Engine:
     ) -> list[Answer]:
         """Each task's part of the pass; the explained tokens of all attributions are scored together."""
         finals = captured.rows.of(captured.inputs[-1]).float()
+        finite = are_finite(self._unembedding, finals)
         places = places_of(tasks)
         answers: list[Answer] = []
         for task, place, continuation in zip(tasks, places, continuations, strict=True):
             try:
+                check_finite(finite[place.rows], task)
                 answers.append(self._read(task, finals[place.rows], continuation))
             except NeuronAttributionError as error:
                 answers.append(error)
@@ -206,8 +209,6 @@ class Engine:
         """The predictions of interventions; an attribution's explanations come later, together."""
         if isinstance(task, InterveneTask):
             return before_and_after(self._projector, self._unembedding, finals, task.target, continuation)
-        if task.options.interventions:
-            check_finite(self._unembedding, finals, "interventions")
         return None
 
     def _own_tokens(self, finals: Tensor, attributions: Sequence[tuple[AttributeTask, Place]]) -> dict[int, int]:

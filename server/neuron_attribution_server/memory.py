@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.attribution.capped_objectives import CAPPED_AT_ONCE
 from neuron_attribution_server.attribution.objectives import VECTORS_AT_ONCE
 from neuron_attribution_server.attribution.unembedding import VOCABULARY_BLOCK
 from neuron_attribution_server.attribution.value_neurons import BOUNDS_AT_ONCE
@@ -21,6 +22,8 @@ LIBRARIES = 1 << 28
 """Working memory of the matrix libraries and the kernels' caches, taken with the first large batch."""
 ALLOCATOR = 1.5
 """What is taken over what is kept: freed blocks between tensors that live longer."""
+PROJECTED_TOKEN = 512
+"""A vocabulary token of an answer with its text and score: as objects, as a message, and as bytes on their way out."""
 FLOAT = 4
 
 
@@ -33,13 +36,17 @@ def memory_cost(view: ModelView) -> MemoryCost:
     scoring = FLOAT * sizes.layers * width
     return MemoryCost(
         available=int(SHARE * _free_bytes(view.device)),
-        fixed=LIBRARIES + FLOAT * (4 * BOUNDS_AT_ONCE + 4 * VECTORS_AT_ONCE * VOCABULARY_BLOCK),
+        fixed=LIBRARIES
+        + FLOAT * (4 * BOUNDS_AT_ONCE + 4 * VECTORS_AT_ONCE * VOCABULARY_BLOCK)
+        + (0 if view.logit_cap is None else 4 * FLOAT * CAPPED_AT_ONCE * sizes.vocabulary),
         per_token=int(ALLOCATOR * (element * (captured + forward) + scoring)),
         per_row=2 * bytes_per_row(sizes),
         per_row_token=2 * FLOAT * sizes.layers * sizes.heads,
         per_head_position=6 * FLOAT * sizes.hidden_size,
         per_changed_token=int(ALLOCATOR * FLOAT * sizes.layers * sizes.heads * sizes.head_size),
         rows_at_once=rows_at_once(sizes),
+        per_projected_token=PROJECTED_TOKEN,
+        per_explained=3 * FLOAT * sizes.layers * (sizes.ffn_width + sizes.experts * sizes.expert_width),
     )
 
 

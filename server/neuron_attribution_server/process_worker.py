@@ -16,7 +16,7 @@ from neuron_attribution.errors import UnavailableError
 from neuron_attribution_server.reports import hand_over
 from neuron_attribution_server.tasks import Answer, ModelFacts, Task
 from neuron_attribution_server.watchdog import Watchdog
-from neuron_attribution_server.worker import WARM_UP, EngineFactory, ModelLoadError, check_warm_up
+from neuron_attribution_server.worker import WARM_UP, EngineFactory, ModelLoadError, Wanted, always, check_warm_up
 from neuron_attribution_server.worker_process import Beat, Failed, Finished, Message, Ready, main
 
 EXIT_SECONDS = 5.0
@@ -90,7 +90,7 @@ class ProcessWorker:
     async def ready(self) -> None:
         """Return at once: nothing comes after a process that ended."""
 
-    async def run(self, tasks: Sequence[Task]) -> list[Answer]:
+    async def run(self, tasks: Sequence[Task], wanted: Wanted = always) -> list[Answer]:
         """Run one batch."""
         if self._ended.is_set():
             raise self._death()

@@ -1,16 +1,18 @@
 """How far each neuron's projection spreads over the vocabulary: what bounds decreases. Once per model, then remembered.
 
 Minutes for a large model, so it is done when first needed, with a progress bar, and kept in the user's cache folder
-under the model's revision.
+under the model's revision. A cache that cannot be read or written costs time, never an answer.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import NoReturn
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -19,6 +21,8 @@ from neuron_attribution_server.attribution.projection import vocabulary_ranges
 from neuron_attribution_server.attribution.states import Weights
 from neuron_attribution_server.attribution.subvalues import each_chunk, stack_layers
 from neuron_attribution_server.attribution.value_search import Kind, Ranges, subvalues_of
+
+_log = logging.getLogger(__name__)
 
 
 class VocabularyRanges:
@@ -38,8 +42,12 @@ class VocabularyRanges:
     def _load(self) -> Ranges | None:
         if self._cache is None or not self._cache.is_file():
             return None
-        tensors = load_file(self._cache, device=str(self._weights.unembedding.weight.device))
-        return {kind: tensors[kind.value] for kind in Kind}
+        try:
+            tensors = load_file(self._cache, device=str(self._weights.unembedding.weight.device))
+            return {kind: tensors[kind.value] for kind in Kind}
+        except (OSError, SafetensorError, KeyError) as error:
+            _log.warning("vocabulary ranges are computed again: %s cannot be read: %s", self._cache, error)
+            return None
 
     def _compute(self) -> Ranges:
         layers = len(self._weights.ffn_subvalues)
@@ -47,7 +55,10 @@ class VocabularyRanges:
             ranges = {
                 kind: stack_layers([self._layer(kind, layer, progress) for layer in range(layers)]) for kind in Kind
             }
-        self._save(ranges)
+        try:
+            self._save(ranges)
+        except (OSError, SafetensorError) as error:
+            _log.warning("vocabulary ranges are not kept: %s cannot be written: %s", self._cache, error)
         return ranges
 
     def _layer(self, kind: Kind, layer: int, progress: tqdm[NoReturn]) -> Tensor:
@@ -63,5 +74,8 @@ class VocabularyRanges:
         self._cache.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=self._cache.parent, delete=False) as file:
             temporary = Path(file.name)
-        save_file({kind.value: tensor.cpu().contiguous() for kind, tensor in ranges.items()}, temporary)
-        os.replace(temporary, self._cache)
+        try:
+            save_file({kind.value: tensor.cpu().contiguous() for kind, tensor in ranges.items()}, temporary)
+            os.replace(temporary, self._cache)
+        finally:
+            temporary.unlink(missing_ok=True)

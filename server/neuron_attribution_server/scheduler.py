@@ -145,7 +145,7 @@ class Scheduler:
         outcomes: list[Answer]
         try:
             with self._observer.observed(batch, started):
-                outcomes = await self._worker.run(tasks)
+                outcomes = await self._worker.run(tasks, lambda place: batch[place].is_wanted(clock()))
         except NeuronAttributionError as error:
             outcomes = [error] * len(batch)
         except Exception as error:  # else no later batch would run

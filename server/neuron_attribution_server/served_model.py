@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from neuron_attribution import convert
-from neuron_attribution.results import InterveneResult, Limits, ModelInfo, ProjectNeuronResult, Timings, TokenizeResult
+from neuron_attribution.results import InterveneResult, Limits, ModelInfo, Timings, TokenizeResult
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 from neuron_attribution_server.request_queue import Delivery
@@ -17,7 +17,6 @@ from neuron_attribution_server.tasks import (
     InterveneTask,
     ModelFacts,
     PackedAttribution,
-    ProjectOutcome,
     ProjectTask,
 )
 from neuron_attribution_server.tokenizer import ExactTokenizer
@@ -112,9 +111,3 @@ class ServedModel:
         return convert.intervene_result_to_proto(
             InterveneResult(self.identity, tokens, outcome.before, outcome.results, timings)
         )
-
-    def finish_projection(self, delivery: Delivery) -> messages.ProjectNeuronResponse:
-        """Write the answer to a projection."""
-        outcome = delivery.outcome
-        assert isinstance(outcome, ProjectOutcome)
-        return convert.project_neuron_result_to_proto(ProjectNeuronResult(self.identity, outcome.projections))

@@ -11,22 +11,25 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
+from neuron_attribution import convert
 from neuron_attribution.errors import ResourceExhaustedError, UnavailableError
 from neuron_attribution.results import Timings
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 
 from neuron_attribution_server.calls import current_call
+from neuron_attribution_server.reading_room import ReadingRoom
 from neuron_attribution_server.request_queue import Delivery
 from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import ServedModel
 from neuron_attribution_server.streaming import ItemStream, patiently, token_by_token
-from neuron_attribution_server.tasks import AttributeTask, PackedAttribution
+from neuron_attribution_server.tasks import AttributeTask, PackedAttribution, PackedProjections
 
 Value = TypeVar("Value")
 Response = TypeVar("Response", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
+Read = Callable[[Message, Callable[[], Any]], Awaitable[Any]]
 
 _THREADS = 2
 _SHORT_REQUEST = 2 * 1024
@@ -45,11 +48,12 @@ class Backend:
 class AttributionServicer(services.NeuronAttributionServiceServicer):
     """Answers calls; before `open` and after `close` every call is refused as unavailable."""
 
-    def __init__(self, message_bytes: int, stream_window: int) -> None:
+    def __init__(self, message_bytes: int, stream_window: int, tenant_share: float) -> None:
         self._message_bytes = message_bytes
         self._stream_window = stream_window
         self._backend: Backend | None = None
         self._refusal = UnavailableError("the model is still loading; try again soon", reason="MODEL_LOADING")
+        self._reading = ReadingRoom(tenant_share)
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="messages")
 
     def open(self, backend: Backend) -> None:
@@ -66,7 +70,8 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         backend = self._ready()
         backend.scheduler.check_room()  # before work is done on a request that cannot be taken
         deadline = _deadline(context)
-        response = await self._attribute(backend, request, lambda task: backend.scheduler.submit(task, deadline))
+        submit = partial(backend.scheduler.submit, deadline=deadline)
+        response = await self._attribute(backend, request, submit, self._read)
         self._check_size(len(response))
         return response
 
@@ -75,39 +80,42 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         self._ready()
         deadline = _deadline(context)
 
-        async def answer(item: messages.AttributeStreamRequest) -> list[messages.AttributeResponse]:
-            backend = self._ready()
+        async def answer(item: messages.AttributeStreamRequest) -> list[bytes]:
             serialized = await self._attribute(
-                backend,
+                self._ready(),
                 item.request,
-                lambda task: patiently(partial(backend.scheduler.submit, task, deadline), deadline),
+                # A server that gives up meanwhile says so to whoever waits.
+                lambda task: patiently(lambda: self._ready().scheduler.submit(task, deadline), deadline),
+                lambda request, work: patiently(partial(self._read, request, work), deadline),
                 reproducible=item.reproducible,
             )
-            response = messages.AttributeResponse.FromString(serialized)
-            answers = token_by_token(response) if item.each_token else [response]
-            return [self._within_size(each) for each in answers]
+            if item.each_token:
+                answers = await self._apart(partial(token_by_token, item.key, serialized))
+            else:
+                answers = [convert.stream_answer(item.key, serialized)]
+            for each in answers:
+                self._check_size(len(each))
+            return answers
 
         await ItemStream(self._stream_window, answer, current_call.get().public).run(requests, context.write)
 
-    async def ProjectNeuron(
-        self, request: messages.ProjectNeuronRequest, context: Context
-    ) -> messages.ProjectNeuronResponse:
-        """Project neurons into the vocabulary."""
+    async def ProjectNeuron(self, request: messages.ProjectNeuronRequest, context: Context) -> bytes:
+        """Project neurons into the vocabulary. The response is serialized already."""
         backend = self._ready()
         backend.scheduler.check_room()
         with backend.scheduler.expecting():
-            task = await self._apart(partial(backend.model.prepare_projection, request), unless=_is_short(request))
+            task = await self._read(request, partial(backend.model.prepare_projection, request))
         delivery = await backend.scheduler.submit(task, _deadline(context))
-        return self._within_size(await self._apart(partial(backend.model.finish_projection, delivery)))
+        assert isinstance(delivery.outcome, PackedProjections)
+        self._check_size(len(delivery.outcome.response))
+        return delivery.outcome.response
 
     async def Intervene(self, request: messages.InterveneRequest, context: Context) -> messages.InterveneResponse:
         """Rerun a prompt with neurons changed."""
         backend = self._ready()
         backend.scheduler.check_room()
         with backend.scheduler.expecting():
-            prepared = await self._apart(
-                partial(backend.model.prepare_intervention, request), unless=_is_short(request)
-            )
+            prepared = await self._read(request, partial(backend.model.prepare_intervention, request))
         current_call.get().prepared(prepared.task.token_ids, prepared.tokenization)
         delivery = await backend.scheduler.submit(prepared.task, _deadline(context))
         return self._within_size(await self._apart(partial(backend.model.finish_intervention, prepared, delivery)))
@@ -115,9 +123,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
     async def Tokenize(self, request: messages.TokenizeRequest, context: Context) -> messages.TokenizeResponse:
         """Show the exact tokens of a text."""
         current_call.get().reads(request.text)
-        return self._within_size(
-            await self._apart(partial(self._ready().model.tokenize, request), unless=_is_short(request))
-        )
+        return self._within_size(await self._read(request, partial(self._ready().model.tokenize, request)))
 
     async def GetModel(self, request: messages.GetModelRequest, context: Context) -> messages.GetModelResponse:
         """Describe what is served."""
@@ -128,14 +134,15 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         backend: Backend,
         request: messages.AttributeRequest,
         submit: Callable[[AttributeTask], Awaitable[Delivery]],
+        read: Read,
         *,
         reproducible: bool = False,
     ) -> bytes:
-        """Tokenize, look into the cache or `submit`, and write."""
+        """`read` and tokenize, look into the cache or `submit`, and write."""
         model = backend.model
         prepare = partial(model.prepare_attribution, request, reproducible=reproducible)
         with backend.scheduler.expecting():
-            prepared = await self._apart(prepare, unless=_is_short(request))
+            prepared = await read(request, prepare)
         current_call.get().prepared(prepared.task.token_ids, prepared.tokenization)
         answer = backend.cache.get(model.identity, prepared.task)
         if answer is not None:
@@ -153,10 +160,15 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
             raise UnavailableError(self._refusal.message, reason=self._refusal.reason)
         return self._backend
 
-    async def _apart(self, work: Callable[[], Value], unless: bool = False) -> Value:
-        """Off the event loop, `unless` that is not worth it."""
-        if unless:
+    async def _read(self, request: Message, work: Callable[[], Value]) -> Value:
+        """What reads a request: a short one at once, a long one off the event loop, where there is a place for it."""
+        if request.ByteSize() <= _SHORT_REQUEST:
             return work()
+        with self._reading.place():
+            return await self._apart(work)
+
+    async def _apart(self, work: Callable[[], Value]) -> Value:
+        """Off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _within_size(self, response: Response) -> Response:
@@ -171,10 +183,6 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
                 "parts, neurons, sets or projected tokens",
                 reason="RESPONSE_TOO_LARGE",
             )
-
-
-def _is_short(request: Message) -> bool:
-    return request.ByteSize() <= _SHORT_REQUEST
 
 
 def _deadline(context: Context) -> float | None:

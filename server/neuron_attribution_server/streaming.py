@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from neuron_attribution import convert
 from neuron_attribution.errors import (
     DeadlineExceededError,
     NeuronAttributionError,
@@ -21,13 +22,13 @@ Value = TypeVar("Value")
 class ItemStream:
     """Answers the items of one stream, at most `window` of them at a time: while it is full, nothing more is read.
 
-    `answer` gives an item's answers or raises; `public` makes what it raises an error that callers may see.
+    `answer` gives an item's answers, serialized, or raises; `public` makes of that an error that callers may see.
     """
 
     def __init__(
         self,
         window: int,
-        answer: Callable[[messages.AttributeStreamRequest], Awaitable[Sequence[messages.AttributeResponse]]],
+        answer: Callable[[messages.AttributeStreamRequest], Awaitable[Sequence[bytes]]],
         public: Callable[[Exception], NeuronAttributionError],
     ) -> None:
         self._room = asyncio.Semaphore(window)
@@ -38,7 +39,7 @@ class ItemStream:
     async def run(
         self,
         items: AsyncIterable[messages.AttributeStreamRequest],
-        write: Callable[[messages.AttributeStreamResponse], Awaitable[None]],
+        write: Callable[[messages.AttributeStreamResponse | bytes], Awaitable[None]],
     ) -> None:
         """Answer all items. Where reading or writing fails, or this is cancelled, so is every item under way."""
         try:
@@ -53,35 +54,37 @@ class ItemStream:
     async def _handle(
         self,
         item: messages.AttributeStreamRequest,
-        write: Callable[[messages.AttributeStreamResponse], Awaitable[None]],
+        write: Callable[[messages.AttributeStreamResponse | bytes], Awaitable[None]],
     ) -> None:
         for outcome in await self._outcomes(item):
             async with self._writing:
                 await write(outcome)
         self._room.release()  # not before: a caller that does not read its answers is sent no more of them
 
-    async def _outcomes(self, item: messages.AttributeStreamRequest) -> list[messages.AttributeStreamResponse]:
+    async def _outcomes(
+        self, item: messages.AttributeStreamRequest
+    ) -> Sequence[messages.AttributeStreamResponse | bytes]:
         try:
-            answers = await self._answer(item)
+            return await self._answer(item)
         except DeadlineExceededError:  # it is the whole stream's
             raise
         except Exception as error:
             return [messages.AttributeStreamResponse(key=item.key, error=to_item_error(self._public(error)))]
-        return [
-            messages.AttributeStreamResponse(key=item.key, response=answer, remaining=remaining)
-            for remaining, answer in zip(reversed(range(len(answers))), answers, strict=True)
-        ]
 
 
-def token_by_token(response: messages.AttributeResponse) -> list[messages.AttributeResponse]:
+def token_by_token(key: str, serialized: bytes) -> list[bytes]:
     """One answer for each explanation, with all that they share; the only one where there is none to part."""
-    answers = []
-    for explanation in response.explanations:
-        answer = messages.AttributeResponse(
+    response = messages.AttributeResponse.FromString(serialized)
+    answers = [
+        messages.AttributeResponse(
             model=response.model, tokens=response.tokens, explanations=[explanation], timings=response.timings
-        )
-        answers.append(answer)
-    return answers or [response]
+        ).SerializeToString()
+        for explanation in response.explanations
+    ] or [serialized]
+    return [
+        convert.stream_answer(key, answer, remaining)
+        for remaining, answer in zip(reversed(range(len(answers))), answers, strict=True)
+    ]
 
 
 async def patiently(attempt: Callable[[], Awaitable[Value]], deadline: float | None) -> Value:

@@ -31,6 +31,9 @@ from neuron_attribution.results import (
     Timings,
 )
 
+RANKED_PARTS = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS, Part.QUERY_FFN_NEURONS})
+"""The parts that are rankings of neurons, whose projections an answer holds."""
+
 
 def changes_attention(intervention: Intervention) -> bool:
     """Whether it changes attention neurons."""
@@ -90,6 +93,14 @@ class AttributeTask:
     def detailed_heads(self) -> int:
         """The heads whose positions are scored, in all explanations."""
         return self.rows * self.options.head_top_k * (2 if self.options.direction is Direction.BOTH else 1)
+
+    @property
+    def projected_tokens(self) -> int:
+        """The vocabulary tokens in its answer, at most."""
+        options, ends = self.options, 2 if self.options.direction is Direction.BOTH else 1
+        ranked = ends * len(RANKED_PARTS & options.parts) * options.top_k + len(options.neurons)
+        positions = self.detailed_heads * min(options.top_k, self.length) if options.position_projection_top_k else 0
+        return 2 * (self.rows * ranked * options.projection_top_k + 3 * positions * options.position_projection_top_k)
 
     @property
     def changed_heads(self) -> bool:
@@ -152,6 +163,11 @@ class InterveneTask:
         return self.generate > 0
 
     @property
+    def projected_tokens(self) -> int:
+        """Nothing is projected."""
+        return 0
+
+    @property
     def generated_in_turn(self) -> int:
         """The tokens of the sets that are generated one after another, those of sets that generate together once."""
         return self.generate * ceil(len(self.sets) / generated_at_once(self.length))
@@ -201,6 +217,11 @@ class ProjectTask:
     def detailed_heads(self) -> int:
         """Nothing is explained."""
         return 0
+
+    @property
+    def projected_tokens(self) -> int:
+        """The vocabulary tokens in its answer."""
+        return 2 * len(self.neurons) * self.top_k
 
     @property
     def runs_alone(self) -> bool:
@@ -266,7 +287,14 @@ class PackedAttribution:
     timings: Timings
 
 
-Answer = PackedAttribution | InterveneOutcome | ProjectOutcome | NeuronAttributionError
+@dataclass(frozen=True, slots=True)
+class PackedProjections:
+    """Projections as they leave the worker: a serialized ProjectNeuronResponse."""
+
+    response: bytes
+
+
+Answer = PackedAttribution | InterveneOutcome | PackedProjections | NeuronAttributionError
 """What the worker gives for one task."""
 
 
@@ -287,6 +315,10 @@ class MemoryCost:
     per_changed_token: int = 0
     """Of each padded token of an attribution with heads intervened in: changed value vectors of every head."""
     rows_at_once: int = 1
+    per_explained: int = 0
+    """Of each explained token: the coefficients of every neuron, and their query scores."""
+    per_projected_token: int = 0
+    """Of each vocabulary token that an answer may name."""
 
     def batch(self, tasks: Sequence[Task]) -> int:
         """The bytes that a batch of tasks takes."""
@@ -301,6 +333,8 @@ class MemoryCost:
             + self.per_row * min(sum(task.scored_rows for task in tasks), self.rows_at_once)
             + self.per_row_token * longest * rows
             + self.per_head_position * longest * sum(task.detailed_heads for task in tasks)
+            + self.per_explained * sum(task.scored_rows for task in tasks)
+            + self.per_projected_token * sum(task.projected_tokens for task in tasks)
         )
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from neuron_attribution_server.reports import BatchReport, hand_over
 from neuron_attribution_server.tasks import Answer, Engine, ModelFacts, Task
-from neuron_attribution_server.worker import WARM_UP, DeviceState, check_warm_up, run_batch
+from neuron_attribution_server.worker import WARM_UP, DeviceState, Wanted, always, check_warm_up, run_batch
 
 
 class ThreadWorker:
@@ -32,7 +32,7 @@ class ThreadWorker:
     async def ready(self) -> None:
         """Return at once."""
 
-    async def run(self, tasks: Sequence[Task]) -> list[Answer]:
+    async def run(self, tasks: Sequence[Task], wanted: Wanted = always) -> list[Answer]:
         """Run one batch."""
         report = BatchReport()
         loop = asyncio.get_running_loop()

@@ -114,13 +114,15 @@ class RequestValidator:
             check_head(request.through, "through", self.facts.sizes)
         if request.subkey is Subkey.SUBVALUE:
             raise InvalidArgumentError.of("subkey", "subvalue is no subkey; to project subvalues set side to subvalue")
-        return ProjectTask(
+        task = ProjectTask(
             neurons=request.neurons,
             side=request.side,
             through=request.through,
             top_k=request.top_k,
             subkey=request.subkey,
         )
+        self._check_projections(task)
+        return task
 
     def tokenize(self, request: TokenizeRequest) -> tuple[TokenizedToken, ...]:
         """The tokens of a text."""
@@ -270,13 +272,24 @@ class RequestValidator:
                 reason="NEEDS_TOO_MUCH_MEMORY",
             )
 
+    def _check_projections(self, task: ProjectTask) -> None:
+        needed, available = self.facts.memory.batch([task]), self.facts.memory.available
+        if needed > available:
+            raise InvalidArgumentError.of(
+                "neurons",
+                f"{len(task.neurons)} neurons with {2 * task.top_k} tokens each take about {needed >> 20} MiB and "
+                f"{available >> 20} MiB are free for a batch; name fewer neurons or lower top_k",
+                reason="NEEDS_TOO_MUCH_MEMORY",
+            )
+
     def _check_memory(self, task: AttributeTask) -> None:
         needed, available = self.facts.memory.batch([task]), self.facts.memory.available
         if needed > available:
             raise InvalidArgumentError.of(
                 "prompt",
-                f"explaining {task.rows} of {task.tokens} tokens takes about {needed >> 20} MiB and {available >> 20} "
-                "MiB are free for a batch; shorten the prompt or explain fewer tokens at once",
+                f"explaining {task.rows} of {task.tokens} tokens, with {task.projected_tokens} projected ones in the "
+                f"answer, takes about {needed >> 20} MiB and {available >> 20} MiB are free for a batch; shorten the "
+                "prompt, explain fewer tokens at once, or lower the counts of neurons and of projected tokens",
                 reason="NEEDS_TOO_MUCH_MEMORY",
             )
 

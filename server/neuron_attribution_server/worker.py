@@ -9,7 +9,7 @@ from typing import Protocol
 
 from neuron_attribution import convert
 from neuron_attribution.errors import InternalError, NeuronAttributionError
-from neuron_attribution.results import Timings
+from neuron_attribution.results import ProjectNeuronResult, Timings
 
 from neuron_attribution_server.out_of_memory import does_not_fit, free_caches, is_out_of_memory
 from neuron_attribution_server.reports import BatchReport
@@ -22,15 +22,24 @@ from neuron_attribution_server.tasks import (
     ModelFacts,
     Outcome,
     PackedAttribution,
+    PackedProjections,
+    ProjectOutcome,
     Task,
 )
 
 EngineFactory = Callable[[], Engine]
+Wanted = Callable[[int], bool]
+"""Whether somebody still waits for a task of a batch, by its place."""
 
 WARM_UP = AttributeTask(token_ids=(0,), explained=(ExplainedToken(0),))
 """One tiny task: the first one is slow, and shows whether the model works at all."""
 
 _log = logging.getLogger(__name__)
+
+
+def always(_place: int) -> bool:
+    """Somebody waits for every task."""
+    return True
 
 
 class ModelLoadError(Exception):
@@ -76,8 +85,11 @@ class Worker(Protocol):
         """Wait while there is no live worker but one to come."""
         ...
 
-    async def run(self, tasks: Sequence[Task]) -> list[Answer]:
-        """Run one batch; outcomes in the order of the tasks. Raises UnavailableError where the worker has died."""
+    async def run(self, tasks: Sequence[Task], wanted: Wanted = always) -> list[Answer]:
+        """Run one batch; outcomes in the order of the tasks. Raises UnavailableError where the worker has died.
+
+        What is run a second time, is only where it is still `wanted`.
+        """
         ...
 
     async def ended(self) -> None:
@@ -133,6 +145,9 @@ def _run_whole(engine: Engine, tasks: Sequence[Task], report: BatchReport) -> li
 
 
 def _packed(facts: ModelFacts, outcome: Outcome) -> Answer:
+    if isinstance(outcome, ProjectOutcome):
+        result = ProjectNeuronResult(facts.identity, outcome.projections)
+        return PackedProjections(convert.project_neuron_result_to_proto(result).SerializeToString())
     if not isinstance(outcome, AttributeOutcome):
         return outcome
     timings = Timings(

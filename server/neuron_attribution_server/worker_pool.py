@@ -15,7 +15,7 @@ from neuron_attribution_server.process_worker import ProcessWorker
 from neuron_attribution_server.restarts import Restarts
 from neuron_attribution_server.supervised_worker import SupervisedWorker
 from neuron_attribution_server.tasks import Answer, ModelFacts, Task
-from neuron_attribution_server.worker import DeviceState, EngineFactory
+from neuron_attribution_server.worker import DeviceState, EngineFactory, Wanted, always
 
 _RETRY_SECONDS = 1.0
 
@@ -61,10 +61,10 @@ class WorkerPool:
         while not self.is_live and not self._ended.is_set():
             await self.changed()
 
-    async def run(self, tasks: Sequence[Task]) -> list[Answer]:
+    async def run(self, tasks: Sequence[Task], wanted: Wanted = always) -> list[Answer]:
         """Run one batch. If its worker dies, its tasks run once more, one by one: only what kills again fails.
 
-        Raises UnavailableError once no worker will come back.
+        Nobody's task is not run again. Raises UnavailableError once no worker will come back.
         """
         try:
             return await self._attempt(tasks)
@@ -72,7 +72,7 @@ class WorkerPool:
             if self._ended.is_set():
                 raise
             _log.warning("running the tasks of a lost batch again, one by one: %d (%s)", len(tasks), error.message)
-        return [await self._alone(task) for task in tasks]
+        return [await self._alone(task) if wanted(place) else _abandoned() for place, task in enumerate(tasks)]
 
     async def changed(self) -> None:
         """Wait until a worker goes live or dies."""
@@ -155,6 +155,10 @@ def _gone() -> UnavailableError:
     return UnavailableError(
         "the workers died too often and the server ends; try again", reason="WORKER_GONE", retry_after=_RETRY_SECONDS
     )
+
+
+def _abandoned() -> UnavailableError:
+    return UnavailableError("the worker died, and nobody waits for this request any more", reason="WORKER_DIED")
 
 
 def _deadly(error: UnavailableError) -> UnavailableError:

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 
 from neuron_attribution.errors import NeuronAttributionError
 
+from neuron_attribution_server import math_libraries
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.logs import configure_logging
 from neuron_attribution_server.reports import BatchReport
@@ -63,9 +64,7 @@ Batches = SimpleQueue[Sequence[Task] | None]
 
 def load(settings: LoadSettings) -> Engine:
     """Load the model. The import is here so that PyTorch is loaded in the worker process alone."""
-    # OpenMP threads that wait by spinning take the cores from whoever they wait for: with a second busy process on two
-    # cores a call took ten times as long. Read when PyTorch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    math_libraries.settle()
     from neuron_attribution_server.models import load_engine
 
     return load_engine(settings)

@@ -1,11 +1,7 @@
 """The benchmark's command line: measures, then writes one Markdown file."""
 
 import argparse
-import os
 from pathlib import Path
-
-# Before PyTorch is imported, which reads it once.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main(arguments=None):

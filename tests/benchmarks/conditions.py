@@ -22,7 +22,9 @@ def conditions(subject, threads, repetitions):
         "dtype": facts.identity.dtype,
         "device": _device(facts.device),
         "CPU": f"{_cpu()}, {os.cpu_count()} cores, {threads} threads used",
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "unset"),
+        "OMP_WAIT_POLICY, MKL_CBWR": ", ".join(
+            os.environ.get(name, "unset") for name in ("OMP_WAIT_POLICY", "MKL_CBWR")
+        ),
         "load of the machine at the start": " ".join(f"{load:.2f}" for load in os.getloadavg()),
         "versions": ", ".join([f"Python {platform.python_version()}", *map(_version, LIBRARIES)]),
         "prompts": f"{len(lengths)} of {min(lengths)} to {max(lengths)} tokens",

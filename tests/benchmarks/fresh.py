@@ -1,11 +1,8 @@
 """One length in a fresh process: `python -m benchmarks.fresh TOKENS THREADS REPETITIONS` prints JSON."""
 
 import json
-import os
 import sys
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main():

@@ -7,3 +7,7 @@
 
 Nothing here uses the engine but the one call whose answers are verified.
 """
+
+from neuron_attribution_server import math_libraries
+
+math_libraries.settle()

@@ -32,6 +32,7 @@ from neuron_attribution.convert.values import duration, present, seconds
 from neuron_attribution.results import AttributeResult, Explanation, ModelIdentity, Timings, Token
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
+_RESPONSE_FIELD = messages.AttributeStreamResponse.DESCRIPTOR.fields_by_name["response"].number
 _PARTS: dict[str, Callable[[Any, Any], None]] = {
     "ffn_value_neurons": write_ranking,
     "ffn_value_neurons_decreasing": write_ranking,
@@ -71,6 +72,15 @@ def completed_attribution(response: bytes, tokens: Sequence[Token], timings: Tim
     return response + addition.SerializeToString()
 
 
+def stream_answer(key: str, response: bytes, remaining: int = 0) -> bytes:
+    """A serialized AttributeStreamResponse that holds a serialized response, which is not parsed.
+
+    An embedded message is its field's tag, its length and its bytes (protobuf's encoding, wire type 2).
+    """
+    rest = messages.AttributeStreamResponse(key=key, remaining=remaining)
+    return rest.SerializeToString() + _varint(_RESPONSE_FIELD << 3 | 2) + _varint(len(response)) + response
+
+
 def attribute_result_from_proto(message: messages.AttributeResponse) -> AttributeResult:
     """Read an attribution."""
     return AttributeResult(
@@ -79,6 +89,15 @@ def attribute_result_from_proto(message: messages.AttributeResponse) -> Attribut
         explanations=tuple(explanation_from_proto(explanation) for explanation in message.explanations),
         timings=timings_from_proto(message.timings),
     )
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; the highest bit says that more follow."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
 
 
 def _write_explanation(explanation: Explanation, message: messages.Explanation) -> None:

@@ -16,9 +16,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.objectives import VECTORS_AT_ONCE
 from neuron_attribution_server.attribution.unembedding import Unembedding
 
+CAPPED_AT_ONCE = 64
+"""Vectors whose logits of the whole vocabulary are held at once."""
 CURVATURE = 4 / (3 * math.sqrt(3))
 
 
@@ -48,7 +49,7 @@ class CappedObjective:
         if include_constant and unembedding.constant is not None:
             self._logits += unembedding.constant
         every = torch.arange(len(self._logits), device=scale.device)
-        self._flat_values = torch.cat([self._value(self._logits[part], part) for part in every.split(VECTORS_AT_ONCE)])
+        self._flat_values = torch.cat([self._value(self._logits[part], part) for part in every.split(CAPPED_AT_ONCE)])
         self.values = self._flat_values.view(len(targets), self._states)
 
     @property
@@ -72,16 +73,20 @@ class CappedObjective:
 
     def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
         """f(base + v) - f(base), [C], of folded, scaled vectors [C, d] and flat base indices [C]."""
-        parts = zip(vectors.split(VECTORS_AT_ONCE), bases.split(VECTORS_AT_ONCE), strict=True)
+        parts = zip(vectors.split(CAPPED_AT_ONCE), bases.split(CAPPED_AT_ONCE), strict=True)
         values = [self._value(self._logits[at].addmm_(some, self._unembedding.weight.T), at) for some, at in parts]
         return torch.cat(values) - self._flat_values[bases]
 
     def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
         """The same for multiples of each vector at one base, [C, P]: folded vectors [C, d], factors [C, P]."""
+        parts = zip(vectors.split(CAPPED_AT_ONCE), factors.split(CAPPED_AT_ONCE), strict=True)
+        return torch.cat([self._multiples(some, by, base) for some, by in parts]) - self._flat_values[base]
+
+    def _multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
         logits = vectors @ self._unembedding.weight.T
         at = torch.full((len(vectors),), base, device=vectors.device)
         columns = [self._value(self._logits[base] + logits * factor[:, None], at) for factor in factors.unbind(1)]
-        return torch.stack(columns, 1) - self._flat_values[base]
+        return torch.stack(columns, 1)
 
     def _value(self, logits: Tensor, bases: Tensor) -> Tensor:
         """f from logits [C, V] before the cap."""

@@ -8,7 +8,7 @@ digits left, are skipped and counted; the rest is computed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,7 @@ class Readings:
 
 
 def query_ffn_scores(
-    subvalues: Sequence[Subvalues], coefficients: Sequence[Tensor], keys: Tensor, at: Readings, rows: int
+    subvalues: Sequence[Subvalues], coefficients: Iterable[Tensor], keys: Tensor, at: Readings, rows: int
 ) -> Tensor:
     """Query scores of every FFN neuron for every row, [rows, L, N], over the sources in higher layers.
 
@@ -69,7 +69,8 @@ def query_ffn_scores(
     [K, d]. Layers with no source above score zero, and so do the gaps of layers narrower than the widest.
     """
     scores = []
-    for layer, (written, mine) in enumerate(zip(subvalues, coefficients, strict=False)):
+    for layer, mine in enumerate(coefficients):
+        written = subvalues[layer]
         above = at.layers > layer
         read = torch.zeros(len(at.rows), keys.shape[1], dtype=keys.dtype, device=keys.device)
         read.index_add_(0, at.readings[above], keys[above])

@@ -60,10 +60,15 @@ class StaticSearch:
             return Found(neurons.rank(self._scores(want.kind, neurons, ranks), k, want.sign), neurons)
         return Found(self._by_bounded_rank(want, neurons, k), neurons)
 
-    def _scores(self, kind: Kind, neurons: ValueNeurons, ranks: Tensor | None) -> Tensor:
-        """Scores, or bounds where the ranks are bounds, of every neuron, [total]."""
+    def _scores(self, kind: Kind, neurons: ValueNeurons, ranks: Tensor | None) -> Callable[[slice], Tensor]:
+        """Scores, or bounds where the ranks [L, n] are bounds, of the neurons of some layers, [layers, n, T]."""
         norms = norms_of(self._weights, kind).raw
-        return static_scores(self._method, neurons.coefficients(slice(None)), norms, ranks).flatten()
+
+        def of(layers: slice) -> Tensor:
+            some = None if ranks is None else ranks[layers]
+            return static_scores(self._method, neurons.coefficients(layers), norms[layers], some)
+
+        return of
 
     def _all_ranks(self, want: Wanted) -> Tensor:
         """The target's rank in every neuron's projection, [L, n]."""
@@ -75,8 +80,8 @@ class StaticSearch:
         subvalues = subvalues_of(self._weights, want.kind)
         target = self._targets[want.row]
         least = _ranks(subvalues, lambda rows: least_ranks(self._weights.unembedding, rows, target))
-        bounds = neurons.without_gaps(self._scores(want.kind, neurons, least))
-        search = BoundedSearch(lambda count: _highest(bounds, count), neurons.total, k)
+        bounds = self._scores(want.kind, neurons, least)
+        search = BoundedSearch(lambda count: neurons.top(count, bounds), neurons.total, k)
         settle([search], lambda proposals: [self._exact(neurons, proposals[0], target, want.kind)])
         return search.result()
 
@@ -108,8 +113,3 @@ def least_ranks(unembedding: Unembedding, vectors: Tensor, target: Tensor) -> Te
 def _ranks(layers: Sequence[Subvalues], ranks: Callable[[Tensor], Tensor]) -> Tensor:
     """A function of subvalues [n_i, d] at every layer, [L, n]; one in gaps, which no ranking returns."""
     return stack_layers([each_chunk(layer, ranks) for layer in layers]).clamp_min_(1)
-
-
-def _highest(bounds: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    top = bounds.topk(count)
-    return top.indices, top.values

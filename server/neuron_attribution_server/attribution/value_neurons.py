@@ -95,32 +95,43 @@ class ValueNeurons(ABC):
         """The subvalues of a layer's units."""
         return self._subvalues[layer]
 
-    def rank(self, scores: Tensor, k: int, sign: int) -> Ranked:
-        """One end of the ranking of scores that are all known, [layers * units * positions]."""
-        found = all_scored(self.without_gaps(sign * scores), min(k, self.total))
-        return Ranked(found.ids, sign * found.scores, self.total)
+    def rank(self, scores: Callable[[slice], Tensor], k: int, sign: int) -> Ranked:
+        """One end of the ranking of scores that are all known, [layers, units, positions] of some layers at a time."""
+        found = [
+            all_scored(self._without_gaps(sign * scores(layers), layers).flatten(), min(k, self.total))
+            for layers in self._groups()
+        ]
+        starts = [layers.start * self.units * self.positions for layers in self._groups()]
+        ids = torch.cat([each.ids + start for each, start in zip(found, starts, strict=True)])
+        best = all_scored(torch.cat([each.scores for each in found]), min(k, self.total))
+        return Ranked(ids[best.ids], sign * best.scores, self.total)
 
-    def without_gaps(self, values: Tensor) -> Tensor:
-        """Values in the order of ids, below all others where a layer has no such unit."""
-        return self._without_gaps(values.view(self.layers, self.units, -1), slice(None)).flatten()
+    def top(self, count: int, values: Callable[[slice], Tensor]) -> tuple[Tensor, Tensor]:
+        """The ids of the `count` highest values, [layers, units, positions] of some layers at a time, and the values.
+
+        In descending order; what a layer has no unit for is below all others.
+        """
+        found = [self._top(layers, count, values(layers)) for layers in self._groups()]
+        ids, highest = (torch.cat(parts) for parts in zip(*found, strict=True))
+        best = highest.topk(min(count, len(highest)))
+        return ids[best.indices], best.values
 
     def highest(self, count: int, bounds: FirstOrder, score: FromIncrease, sign: int) -> tuple[Tensor, Tensor]:
         """The `count` highest bounds of sign * score and their ids, in descending order."""
-        step = max(1, BOUNDS_AT_ONCE // (self.units * self.positions))
-        groups = [
-            self._highest(slice(start, start + step), count, bounds, score, sign)
-            for start in range(0, self.layers, step)
-        ]
-        ids, values = (torch.cat(parts) for parts in zip(*groups, strict=True))
-        top = values.topk(min(count, len(values)))
-        return ids[top.indices], top.values
 
-    def _highest(
-        self, layers: slice, count: int, bounds: FirstOrder, score: FromIncrease, sign: int
-    ) -> tuple[Tensor, Tensor]:
-        increases = bounds.increase(layers, self.coefficients(layers), sign)
-        values = self._without_gaps(sign * score(increases, bounds.base_values[layers, None, None]), layers)
-        top = values.flatten().topk(min(count, values.numel()))
+        def values(layers: slice) -> Tensor:
+            increases = bounds.increase(layers, self.coefficients(layers), sign)
+            return sign * score(increases, bounds.base_values[layers, None, None])
+
+        return self.top(count, values)
+
+    def _groups(self) -> list[slice]:
+        """Layers whose values are held at once."""
+        step = max(1, BOUNDS_AT_ONCE // (self.units * self.positions))
+        return [slice(start, min(start + step, self.layers)) for start in range(0, self.layers, step)]
+
+    def _top(self, layers: slice, count: int, values: Tensor) -> tuple[Tensor, Tensor]:
+        top = self._without_gaps(values, layers).flatten().topk(min(count, values.numel()))
         return top.indices + layers.start * self.units * self.positions, top.values
 
     def _without_gaps(self, values: Tensor, layers: slice) -> Tensor:

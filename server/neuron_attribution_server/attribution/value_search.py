@@ -189,7 +189,8 @@ class ValueSearch:
         neurons = value_neurons(self._weights, self._states, want)
         increases = self.increases(want.row, want.kind, neurons)
         bases = self._objective.values[want.row, neurons.bases(torch.arange(len(increases), device=increases.device))]
-        return Found(neurons.rank(self._score(increases, bases), k, want.sign), neurons)
+        scores = self._score(increases, bases).view(neurons.layers, neurons.units, -1)
+        return Found(neurons.rank(scores.__getitem__, k, want.sign), neurons)
 
 
 def value_neurons(weights: Weights, states: RowStates, want: Wanted) -> ValueNeurons:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.results import InterventionResult, PredictionState, Token
 from torch import Tensor
 
@@ -32,21 +31,9 @@ def before_and_after(
     results = []
     for number, text in enumerate(texts[1:], 1):
         final = finals[number : number + 1]
-        check_finite(unembedding, final, f"sets[{number - 1}]")
         changed = own_log_probabilities(unembedding, final)
         results.append(InterventionResult(_state(projector, changed, watched, text), _divergence(plain, changed)))
     return before, tuple(results)
-
-
-def check_finite(unembedding: Unembedding, finals: Tensor, field: str) -> None:
-    """Refuse interventions that drove the model's activations beyond what its numbers can hold.
-
-    Of a residual whose squares overflow, its scale is infinite: the norm makes zeros of it, and a finite prediction.
-    """
-    if not bool(unembedding.scale(finals).isfinite().all()):
-        raise InvalidArgumentError.of(
-            field, "makes the model's activations overflow; use smaller factors or values", reason="OVERFLOW"
-        )
 
 
 def _state(projector: Projector, log_probabilities: Tensor, target: int, text: tuple[Token, ...]) -> PredictionState:

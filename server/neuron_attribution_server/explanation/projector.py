@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -16,9 +15,7 @@ from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attribution.projection import extremes, through_head
 from neuron_attribution_server.attribution.unembedding import Unembedding
 from neuron_attribution_server.explanation.keys import attention_keys, ffn_keys
-
-REMEMBERED = 65_536
-"""Projections kept, the least recently used dropped first."""
+from neuron_attribution_server.explanation.remembered import RememberedProjections
 
 
 class Projector:
@@ -28,7 +25,7 @@ class Projector:
         self._view = view
         self._unembedding = unembedding
         self._token_text = token_text
-        self._remembered: OrderedDict[tuple[Neuron, int], Projection] = OrderedDict()
+        self._remembered = RememberedProjections()
 
     def token(self, token_id: int) -> Token:
         """A token with its text."""
@@ -47,14 +44,12 @@ class Projector:
 
     def subvalues(self, neurons: Iterable[Neuron], k: int) -> dict[Neuron, Projection]:
         """The projections of neurons' subvalues; those not remembered share one matrix product."""
-        wanted = dict.fromkeys(neurons)
-        missing = [neuron for neuron in wanted if (neuron, k) not in self._remembered]
-        for neuron, projection in zip(missing, self.vectors(self._subvalues(missing), k), strict=True):
-            self._remembered[neuron, k] = projection
-        found = {neuron: self._recall(neuron, k) for neuron in wanted}
-        while len(self._remembered) > REMEMBERED:
-            self._remembered.popitem(last=False)
-        return found
+        recalled = {neuron: self._remembered.get(neuron, k) for neuron in dict.fromkeys(neurons)}
+        missing = [neuron for neuron, projection in recalled.items() if projection is None]
+        found = dict(zip(missing, self.vectors(self._subvalues(missing), k), strict=True))
+        for neuron, projection in found.items():
+            self._remembered.put(neuron, k, projection)
+        return {neuron: projection or found[neuron] for neuron, projection in recalled.items()}
 
     def neurons(
         self, neurons: Sequence[Neuron], side: Side, subkey: Subkey, through: Head | None, k: int
@@ -66,10 +61,6 @@ class Projector:
             return self.vectors(self._subkeys(neurons, subkey), k)
         found = self.subvalues(neurons, k)
         return [found[neuron] for neuron in neurons]
-
-    def _recall(self, neuron: Neuron, k: int) -> Projection:
-        self._remembered.move_to_end((neuron, k))
-        return self._remembered[neuron, k]
 
     def _tokens(self, ids: list[int], scores: list[float]) -> tuple[ProjectedToken, ...]:
         return tuple(ProjectedToken(self.token(token_id), score) for token_id, score in zip(ids, scores, strict=True))

@@ -131,15 +131,14 @@ def _ffn_scores(view: ModelView, captured: CapturedStates, asked: Sequence[Asked
     )
 
 
-def _coefficients(view: ModelView, captured: CapturedStates, at: tuple[Tensor, Tensor], below: int) -> list[Tensor]:
-    """FFN coefficients of layers 0 ... below - 1 at a few places (sequences and positions), [Q, N] each.
+def _coefficients(view: ModelView, captured: CapturedStates, at: tuple[Tensor, Tensor], below: int) -> Iterator[Tensor]:
+    """FFN coefficients of layers 0 ... below - 1 at a few places (sequences and positions), [Q, N] each, in turn.
 
     Computed again from the residual stream: keeping them for every position would double what a token costs.
     """
-    layers = [captured.ffn_coefficients(view, number, at) for number in range(below)]
-    if captured.ffn_scales:
-        layers = [layer / scales[at][:, None] for layer, scales in zip(layers, captured.ffn_scales, strict=False)]
-    return layers
+    for number in range(below):
+        found = captured.ffn_coefficients(view, number, at)
+        yield found / captured.ffn_scales[number][at][:, None] if captured.ffn_scales else found
 
 
 def _query_layers(found: ComponentScores, count: int) -> QueryLayers:
