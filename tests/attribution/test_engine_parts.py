@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
-from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Part, ScoringMethod
+from neuron_attribution_server.models import engine_from
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask
 from reference.compare import assert_close, assert_ties_by_index
 from reference.compare_explanations import assert_explanation, assert_scores_absolutely
 from reference.compare_neurons import assert_named, ranking_key
 from reference.compared import Compared
+from reference.tiny_models import TINY_MODELS
 
 PROMPT = (45, 73, 93, 18, 59, 56)
 OTHER = (90, 10, 90, 95, 1, 34, 54, 89, 19)
@@ -260,3 +264,24 @@ def _last_output(tiny: Compared, name: str) -> np.ndarray:
     finally:
         handle.remove()
     return seen[0].reshape(len(PROMPT), -1)[-1].double().numpy()
+
+
+@pytest.mark.parametrize("intervened", [False, True])
+def test_a_prompt_that_overflows_is_refused_by_name_and_alone(intervened: bool) -> None:
+    """Token 7 of this model is beyond all numbers."""
+    model = copy.deepcopy(TINY_MODELS["llama"]())
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = torch.inf
+    engine = engine_from(model)
+    sets = ((Intervention(neurons=(FfnNeuron(0, 0),)),),)
+
+    def task(ids: tuple[int, ...]) -> AttributeTask | InterveneTask:
+        if intervened:
+            return InterveneTask(token_ids=ids, sets=sets)
+        return AttributeTask(token_ids=ids, explained=(ExplainedToken(len(ids) - 1),))
+
+    broken, whole = engine.run([task((3, 7, 5)), task((3, 4, 5))])
+    assert isinstance(broken, FailedPreconditionError)
+    assert broken.reason == "OVERFLOW"
+    assert "--dtype float32" in broken.message
+    assert not isinstance(whole, Exception)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
 from neuron_attribution.requests import Side, Subkey
-from neuron_attribution.results import NeuronProjection
+from neuron_attribution.results import NeuronProjection, ProjectedToken, Projection, Token
+from neuron_attribution_server.explanation.remembered import RememberedProjections
 from neuron_attribution_server.tasks import ProjectTask
 from reference.compare import assert_no_gate, assert_projection
 from reference.compared import Compared
@@ -45,3 +46,21 @@ def test_ffn_neurons_through_a_head(tiny: Compared, head: Head) -> None:
     neurons = (FfnNeuron(0, 0), FfnNeuron(0, 31))
     for got in projections(tiny, neurons, through=head):
         assert_projection(got.projection, project_through(tiny.weights, got.neuron, head), 10)
+
+
+def test_remembered_projections_are_bounded_by_their_tokens() -> None:
+    """The least recently used go first, however many neurons that are."""
+    token = ProjectedToken(Token(0, ""), 0.0)
+    remembered = RememberedProjections(capacity=100)
+    neurons = [FfnNeuron(0, index) for index in range(12)]
+    for neuron in neurons[:10]:
+        remembered.put(neuron, 5, Projection((token,) * 5, (token,) * 5))
+    assert remembered.tokens == 100
+    assert remembered.get(neurons[0], 5) is not None
+    remembered.put(neurons[10], 30, Projection((token,) * 30, (token,) * 30))
+    kept = [neuron for neuron in neurons[:10] if remembered.get(neuron, 5) is not None]
+    assert kept == [neurons[0], *neurons[7:10]]
+    assert remembered.get(neurons[10], 5) is None
+    assert remembered.tokens == 100
+    remembered.put(neurons[11], 60, Projection((token,) * 60, (token,) * 60))
+    assert remembered.tokens == 0, "one that is larger than all there is, is not kept"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -23,6 +24,7 @@ from reference.adversaries import TWISTS, Recipe, cook
 from reference.captured_scores import CapturedPrediction, NeuronScores
 from reference.compare_neurons import ranking_key
 from reference.compared import Compared, compare
+from safetensors.torch import save_file
 
 TOLERANCE = 1e-5
 FIXED = settings(
@@ -141,6 +143,42 @@ def test_a_wrong_bound_is_noticed() -> None:
 
     with patch.object(VocabularyRanges, "__call__", nothing), pytest.raises(AssertionError, match="is missing"):
         check(case)
+
+
+@pytest.mark.parametrize("trouble", ["unwritable", "damaged", "of something else"])
+def test_ranges_that_cannot_be_kept_cost_time_and_no_answer(tmp_path: Path, trouble: str) -> None:
+    """A cache folder that cannot be made; a file that is no whole safetensors file; one without what is looked up."""
+    weights = kitchen(Recipe("llama", layers=1, ffn_width=8, vocabulary=20, seed=0)).engine._explainer._weights
+    (tmp_path / "file").write_text("")
+    cache = tmp_path / ("file/ranges" if trouble == "unwritable" else "ranges")
+    if trouble == "damaged":
+        cache.write_bytes(b"half a")
+    if trouble == "of something else":
+        save_file({"other": torch.zeros(1)}, cache)
+    right = VocabularyRanges(weights, None)()
+    for _ in range(2):
+        found = VocabularyRanges(weights, cache)()
+        assert all(torch.equal(found[kind], right[kind]) for kind in right)
+    assert [path.name for path in tmp_path.iterdir() if path.name not in {"file", "ranges"}] == []
+
+
+@pytest.mark.parametrize("method", list(ScoringMethod))
+def test_layers_are_ranked_in_groups(monkeypatch: pytest.MonkeyPatch, method: ScoringMethod) -> None:
+    """With room for the values of one layer at a time, as for those of all; ties, which the norm makes, in order."""
+    compared = kitchen(Recipe("llama", layers=3, ffn_width=24, vocabulary=40, seed=1))
+    options = AttributeOptions(
+        parts=PARTS, direction=Direction.BOTH, top_k=60, projection_top_k=0, scoring_method=method
+    )
+    whole = compared.explain_last((3, 1, 4, 1, 5), 9, options=options)
+    monkeypatch.setattr("neuron_attribution_server.attribution.value_neurons.BOUNDS_AT_ONCE", 1)
+    grouped = compared.explain_last((3, 1, 4, 1, 5), 9, options=options)
+    for name in ("ffn_value_neurons", "attention_value_neurons"):
+        for field in (name, f"{name}_decreasing"):
+            pairs = [
+                [(each.neuron, each.position, each.score) for each in getattr(got, field).neurons]
+                for got in (whole, grouped)
+            ]
+            assert pairs[0] == pairs[1], field
 
 
 def check(case: Case) -> None:

@@ -1,12 +1,17 @@
 """Every refusal of the contract: its code, its reason, its field; and the server goes on."""
 
+from dataclasses import replace
+
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
+from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.requests import AttributeOptions, Direction
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, MemoryCost
 from neuron_attribution_server.thread_worker import ThreadWorker
-from service.fakes import PROMPT, FakeEngine
+from service.fakes import FACTS, PROMPT, FakeEngine
 from service.servers import PATIENCE, attribution, failure, running_server
 
 LONG = "x" * 70
@@ -345,6 +350,36 @@ def test_a_request_that_cannot_fit_in_memory_is_refused_before_it_is_queued(shar
     assert error.reason == "NEEDS_TOO_MUCH_MEMORY"
     assert [violation.field for violation in error.violations] == ["prompt"]
     assert shared_server.attribute().explanations
+
+
+class Projecting(FakeEngine):
+    """Of this model's memory for a batch, 1,000 bytes, a projected token takes one."""
+
+    facts = replace(FACTS, memory=MemoryCost(available=1000, per_projected_token=1))
+
+
+def test_an_answer_that_cannot_fit_in_memory_is_refused_before_it_is_queued():
+    neurons = [messages.Neuron(ffn=messages.FfnNeuron(layer=0, index=index)) for index in range(40)]
+    with running_server(ThreadWorker(Projecting())) as server:
+        assert server.loaded.wait(PATIENCE)
+        request = messages.ProjectNeuronRequest(neurons=neurons, top_k=12)
+        assert len(server.stub.ProjectNeuron(request, timeout=PATIENCE).projections) == 40
+        request.top_k = 13
+        error, call = failure(lambda: server.stub.ProjectNeuron(request, timeout=PATIENCE))
+        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (error.reason, error.violations[0].field) == ("NEEDS_TOO_MUCH_MEMORY", "neurons")
+        error, _ = failure(lambda: server.attribute(attribution(projection_top_k=30)))
+        assert (error.reason, error.violations[0].field) == ("NEEDS_TOO_MUCH_MEMORY", "prompt")
+        assert server.attribute(attribution(projection_top_k=20)).explanations
+
+
+def test_the_tokens_of_an_answer_are_counted():
+    options = AttributeOptions(direction=Direction.BOTH, top_k=7, projection_top_k=5, neurons=(FfnNeuron(0, 0),))
+    task = AttributeTask(token_ids=(1, 2, 3), explained=(ExplainedToken(1), ExplainedToken(2)), options=options)
+    assert task.projected_tokens == 2 * 2 * 5 * (2 * 3 * 7 + 1)
+    positions = replace(task, options=replace(options, position_projection_top_k=4, head_top_k=6))
+    heads, places, vectors = 2 * 6 * 2, 3, 3
+    assert positions.projected_tokens == task.projected_tokens + heads * places * vectors * 2 * 4
 
 
 def test_an_exhaustive_request_that_would_outlast_its_batch_is_refused_before_it_is_queued():

@@ -197,6 +197,33 @@ def test_a_batch_that_never_ends_is_killed_and_only_its_culprit_fails():
         assert "running for 2 seconds" in error.message
 
 
+def test_what_nobody_waits_for_any_more_is_not_run_again():
+    """It killed one worker; running it again would kill another, which is one more than this server survives."""
+
+    async def scenario(stub):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Attribute(prompt(HANG), timeout=0.5)
+        return caught.value, await stub.Attribute(own_prompt(1))
+
+    with slow_server(batch_timeout=2.0, restarts=1) as (process, address):
+        abandoned, answer = with_stub(address, scenario)
+        assert abandoned.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert is_right(answer, 1)
+        assert process.poll() is None
+
+
+def test_a_stream_is_told_when_the_server_gives_up():
+    """At once, not when its grace ends."""
+    with slow_server(restarts=0, grace=PATIENCE) as (process, address), grpc.insecure_channel(address) as channel:
+        stub = services.NeuronAttributionServiceStub(channel)
+        items = [messages.AttributeStreamRequest(key="deadly", request=prompt(DIE))]
+        [answer] = stub.AttributeStream(iter(items), timeout=PATIENCE / 2)
+        assert answer.key == "deadly"
+        assert answer.error.code == grpc.StatusCode.UNAVAILABLE.value[0]
+        assert "the worker has ended" in answer.error.message
+        assert process.wait(PATIENCE / 2) == 1
+
+
 def test_a_load_that_never_ends_ends_the_server():
     with server_process("never_make_an_engine", module="faulty_engines", load_timeout=2.0) as process:
         _, log = process.communicate(timeout=PATIENCE)

@@ -307,3 +307,11 @@ def test_a_newer_server_is_understood_as_far_as_possible() -> None:
     assert convert.model_info_from_proto(info).supported_parts == (Part.LAYERS,)
     with pytest.raises(InternalError, match="unknown value 99; upgrade"):
         enums.COMPONENT_KINDS.from_result(99)
+
+
+@pytest.mark.parametrize("length", [0, 1, 126, 127, 128, 16_383, 16_384, 3_000_000])
+def test_a_streams_answer_is_written_without_reading_the_response(length) -> None:
+    response = messages.AttributeResponse(tokens=[messages.Token(id=7, text="x" * length)])
+    serialized = convert.stream_answer("a key", response.SerializeToString(), 3)
+    expected = messages.AttributeStreamResponse(key="a key", response=response, remaining=3)
+    assert messages.AttributeStreamResponse.FromString(serialized) == expected
