@@ -89,6 +89,7 @@ class Dissection:
         attention = parts.attention_write(recording, raw)
         coefficients, ffn_raw = _ffn(recording, parts.down, parts.experts, _scope(recording, self._layers[number]))
         ffn = parts.ffn_write(recording, ffn_raw)
+        middle = streams[number] + attention
         z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1)
         assert_same(z, recording.of(parts.output).input, "attention")
         assert_same(streams[number] + attention + ffn, streams[number + 1], "the residual stream")
@@ -97,10 +98,11 @@ class Dissection:
             attention_weights=pattern,
             values=values,
             attention=attention,
-            middle=streams[number] + attention,
+            middle=middle,
             coefficients=coefficients / parts.ffn_write.scale(ffn_raw),
             ffn=ffn,
             attention_scale=parts.attention_write.scale(raw)[:, 0],
+            ffn_reads_attention=any(same(call.input, middle) for call in _scope(recording, self._layers[number])),
         )
 
     def _dissect(self, recording: Recording, number: int) -> Parts:

@@ -57,10 +57,15 @@ def attention_key(explained: Explained, layer: int, head: int, k: int) -> Tensor
 def ffn_query_layers(
     explained: Explained, sources: Iterable[FfnKey], scores: Mapping[FfnKey, float], subkey: Subkey = Subkey.UP
 ) -> QueryScores:
-    """Components at the explained position that activate FFN value neurons, {x_0, A_0, F_0, …, A_l} for layer l."""
+    """Components at the explained position that activate FFN value neurons, {x_0, A_0, F_0, …, A_l} for layer l.
+
+    Without A_l where the FFN does not read it.
+    """
     result = QueryScores(dict.fromkeys(all_components(explained), 0.0))
     for layer, neuron in sources:
-        components = [*components_before(explained, layer, explained.position), _attention(explained, layer)]
+        components = list(components_before(explained, layer, explained.position))
+        if explained.layers[layer].ffn_reads_attention:
+            components.append(_attention(explained, layer))
         _share(result, components, ffn_key(explained, layer, neuron, subkey), scores[layer, neuron])
     return result
 

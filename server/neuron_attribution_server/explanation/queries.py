@@ -48,9 +48,13 @@ class QueryLayersOfRow:
         self._row = row
 
     def ffn(self, sources: Sequence[Source], subkey: Subkey) -> QueryLayers:
-        """What activates FFN value neurons: components up to their own layer's attention, at the explained position."""
+        """What activates FFN value neurons: components up to their own layer's attention, at the explained position.
+
+        Beside attention, in a parallel block, the FFN does not read what attention writes.
+        """
         neurons = [cast(FfnNeuron, source.neuron) for source in sources]
-        visible = [2 * neuron.layer + 2 for neuron in neurons]
+        beyond = 1 if self._view.spec.parallel else 2
+        visible = [2 * neuron.layer + beyond for neuron in neurons]
         return self._layers(sources, ffn_keys(self._view, neurons, subkey), visible)
 
     def attention(self, sources: Sequence[Source]) -> QueryLayers:
