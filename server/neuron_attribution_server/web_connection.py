@@ -11,6 +11,9 @@ from neuron_attribution.errors import InternalError, InvalidArgumentError
 from neuron_attribution_server.web_calls import failure
 from neuron_attribution_server.web_page import HEADERS
 
+IDLE_SECONDS = 75.0
+"""How long a connection is kept for a next request; aiohttp's own is an hour, for proxies in front of it."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -23,6 +26,7 @@ class WebRunner(web.AppRunner):
             server.request_handler,
             request_factory=server.request_factory,
             handler_cancellation=server.handler_cancellation,
+            keepalive_timeout=IDLE_SECONDS,
             access_log=None,
             auto_decompress=False,
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import json_format
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server import web_calls
+from neuron_attribution_server import web_calls, web_connection
 from neuron_attribution_server.app import Application
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.thread_worker import ThreadWorker
@@ -421,3 +421,11 @@ def test_a_body_that_does_not_come_is_not_waited_for_longer_than_the_call_may_ta
         answer = link.getresponse()
         assert answer.status == 504
         assert json.loads(answer.read())["code"] == 4
+
+
+def test_an_idle_connection_is_closed(monkeypatch):
+    monkeypatch.setattr(web_connection, "IDLE_SECONDS", 0.5)
+    with served() as server, closing(connection(server.web_address)) as link:
+        link.request("GET", "/")
+        link.getresponse().read()
+        assert link.sock.recv(1) == b"", "closed by the other end, long before this one's patience ends"
