@@ -38,7 +38,10 @@ from verify.subjects import SUBJECTS
 LAYERS, FFN_WIDTH, HEADS, HEAD_SIZE = 30, 1536, 9, 64
 PROMPT = "The capital of France is"
 ANOTHER_PROMPT = "Monday, Tuesday, Wednesday,"
-TOLERANCE = 1e-5
+TOLERANCE = 2e-5
+"""The oracle runs the 30 layers in float64; how far the engine's float32 pass is from it depends on the processor's
+matrix products: 5.5e-6 on an AMD EPYC, 1.3e-5 on an Intel Xeon with AVX-512. What scoring adds is below 1e-5, which
+`forced` compares at, from the states of the float32 pass."""
 IDENTITY = ModelIdentity("demo", "", "float32")
 FACTS = (
     ("The capital of France is", " Paris"),
@@ -123,7 +126,7 @@ def test_every_part_is_what_brute_force_finds(demo: Compared, encode: Encode, pa
     options = AttributeOptions(direction=Direction.BOTH, top_k=30, position_projection_top_k=5)
     got = demo.explain_last(encode(PROMPT), options=options)
     assert_explanation(got, paris, options, TOLERANCE, allow_cancellation=False)
-    assert_scores_absolutely(got, paris, options)
+    assert_scores_absolutely(got, paris, options, TOLERANCE)
 
 
 @pytest.mark.parametrize("top_k", [10, 300])

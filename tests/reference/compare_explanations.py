@@ -46,8 +46,10 @@ def assert_explanation(
     _assert_queries(got, want, options, tolerance, allow_cancellation)
 
 
-def assert_scores_absolutely(got: Explanation, want: Explained, options: AttributeOptions) -> None:
-    """Every score of every part, however large, to TOLERANCE absolute."""
+def assert_scores_absolutely(
+    got: Explanation, want: Explained, options: AttributeOptions, tolerance: float = TOLERANCE
+) -> None:
+    """Every score of every part, however large, to `tolerance` absolute."""
     layers = want.layer_scores()
     attention, ffn = want.attention_neuron_scores(), want.ffn_neuron_scores()
     sources = source_keys(attention, options.query_sources)
@@ -71,7 +73,7 @@ def assert_scores_absolutely(got: Explanation, want: Explained, options: Attribu
         pairs += zip(head.position_scores.tolist(), positions.tolist(), strict=True)
     worst = max(abs(float(a) - float(b)) for a, b in pairs)
     print(f"{len(pairs)} scores differ by at most {worst:.1e}")
-    assert worst <= TOLERANCE
+    assert worst <= tolerance
 
 
 def assert_prediction(got: TokenPrediction, want: Explained, token: int, tolerance: float) -> None:
