@@ -6,9 +6,9 @@ from neuron_attribution_server.capture import SMALLEST_PASS
 from torch.nn.functional import linear
 
 
-@pytest.mark.parametrize(("read", "written"), [(576, 1536), (1536, 576), (576, 576), (576, 192), (4096, 1024)])
+@pytest.mark.parametrize(("read", "written"), [(576, 1536), (1536, 576), (576, 576), (576, 192)])
 def test_rows_of_products_do_not_depend_on_their_number(read, written):
-    """The demo model's matrices, and larger ones."""
+    """The demo model's matrices."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(written, read, generator=generator)
     rows = torch.randn(400, read, generator=generator)
