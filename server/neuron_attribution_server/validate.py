@@ -33,7 +33,7 @@ from neuron_attribution_server.checks import (
     check_interventions,
     check_neurons,
 )
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ModelFacts, ProjectTask
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ModelFacts, ProjectTask, Task
 from neuron_attribution_server.tokenizer import ExactTokenizer
 
 
@@ -82,7 +82,7 @@ class RequestValidator:
             contrast=contrast,
             options=options,
         )
-        self._check_memory(task)
+        self._check_explanations(task)
         self._check_exhaustive(task)
         return task
 
@@ -258,38 +258,30 @@ class RequestValidator:
     def _check_batch(self, task: InterveneTask) -> None:
         """Refuse sets whose sequences could not run as one batch."""
         tokens = min(self.limits.batch_tokens, self.limits.queued_tokens)
-        needed, available = self.facts.memory.batch([task]), self.facts.memory.available
         most = f"{len(task.sets)} sets and the plain prompt make {task.sequences} sequences of {task.length} tokens"
         if task.tokens > tokens:
             raise InvalidArgumentError.of(
                 "sets", f"{most}, {task.tokens} together, over the limit {tokens}; send fewer sets at a time"
             )
-        if needed > available:
-            raise InvalidArgumentError.of(
-                "sets",
-                f"{most}, which take about {needed >> 20} MiB, and {available >> 20} MiB are free for a batch; send "
-                "fewer sets at a time, or shorten the prompt",
-                reason="NEEDS_TOO_MUCH_MEMORY",
-            )
+        self._check_memory(task, "sets", most, "send fewer sets at a time, or shorten the prompt")
 
     def _check_projections(self, task: ProjectTask) -> None:
-        needed, available = self.facts.memory.batch([task]), self.facts.memory.available
-        if needed > available:
-            raise InvalidArgumentError.of(
-                "neurons",
-                f"{len(task.neurons)} neurons with {2 * task.top_k} tokens each take about {needed >> 20} MiB and "
-                f"{available >> 20} MiB are free for a batch; name fewer neurons or lower top_k",
-                reason="NEEDS_TOO_MUCH_MEMORY",
-            )
+        asked = f"{len(task.neurons)} neurons with {2 * task.top_k} tokens each are asked for"
+        self._check_memory(task, "neurons", asked, "name fewer neurons or lower top_k")
 
-    def _check_memory(self, task: AttributeTask) -> None:
+    def _check_explanations(self, task: AttributeTask) -> None:
+        asked = f"{task.rows} of {task.tokens} tokens are to be explained, with {task.projected_tokens} projected ones"
+        remedy = "shorten the prompt, explain fewer tokens at once, or lower the counts of neurons and projected tokens"
+        self._check_memory(task, "prompt", asked, remedy)
+
+    def _check_memory(self, task: Task, field: str, asked: str, remedy: str) -> None:
+        """Refuse what could not run even alone."""
         needed, available = self.facts.memory.batch([task]), self.facts.memory.available
         if needed > available:
             raise InvalidArgumentError.of(
-                "prompt",
-                f"explaining {task.rows} of {task.tokens} tokens, with {task.projected_tokens} projected ones in the "
-                f"answer, takes about {needed >> 20} MiB and {available >> 20} MiB are free for a batch; shorten the "
-                "prompt, explain fewer tokens at once, or lower the counts of neurons and of projected tokens",
+                field,
+                f"{asked}, which takes about {needed >> 20} MiB, and {available >> 20} MiB are free for a batch; "
+                f"{remedy}",
                 reason="NEEDS_TOO_MUCH_MEMORY",
             )
 

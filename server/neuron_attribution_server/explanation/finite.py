@@ -30,8 +30,8 @@ def check_finite(finite: Sequence[bool], task: AttributeTask | InterveneTask) ->
     """
     if all(finite):
         return
-    plain = isinstance(task, InterveneTask) or not task.options.interventions
-    if (plain and not finite[0]) or (isinstance(task, AttributeTask) and plain):
+    plain_overflows = not finite[0] if isinstance(task, InterveneTask) else not task.options.interventions
+    if plain_overflows:
         raise FailedPreconditionError(
             "this prompt makes the model's activations overflow; serve the model with --dtype float32 or bfloat16",
             reason=OVERFLOW,
