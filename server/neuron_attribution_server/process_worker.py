@@ -1,4 +1,4 @@
-"""A worker process, seen from the front end: batches go out through a pipe, a small thread brings outcomes back."""
+"""A worker process, seen from the front end: batches go out through a pipe, and outcomes come back."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 import logging
 import multiprocessing
 import signal
-import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from multiprocessing.reduction import ForkingPickler
+import socket
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from neuron_attribution.errors import UnavailableError
 
@@ -17,11 +17,11 @@ from neuron_attribution_server.reports import hand_over
 from neuron_attribution_server.tasks import Answer, ModelFacts, Task
 from neuron_attribution_server.watchdog import Watchdog
 from neuron_attribution_server.worker import WARM_UP, EngineFactory, ModelLoadError, Wanted, always, check_warm_up
+from neuron_attribution_server.worker_pipe import FrontEnd
 from neuron_attribution_server.worker_process import Beat, Failed, Finished, Message, Ready, main
 
 EXIT_SECONDS = 5.0
 """How long a process may take to end when told to, and again once it is killed."""
-_SHORT_MESSAGE = 16 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -46,12 +46,11 @@ class ProcessWorker:
         heartbeat_timeout: float = 30.0,
         batch_timeout: float = 300.0,
     ) -> None:
-        # Spawned, never forked: gRPC and CUDA do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        self._connection, self._child_connection = context.Pipe()
-        arguments = (self._child_connection, factory, log_level, log_format)
-        self._process = context.Process(target=main, args=arguments, name=name, daemon=True)
-        self._reader: threading.Thread | None = None
+        self._name = name
+        self._arguments = (factory, log_level, log_format)
+        self._process: BaseProcess | None = None
+        self._lifeline: Connection | None = None
+        self._pipe: FrontEnd | None = None
         self._answer: asyncio.Future[Message] | None = None
         self._watchdog = Watchdog(load_timeout, heartbeat_timeout, batch_timeout)
         self._watching: asyncio.Task[None] | None = None
@@ -70,13 +69,8 @@ class ProcessWorker:
 
     async def start(self) -> ModelFacts:
         """Start the process and wait until it has loaded the model and run a first task."""
-        self._process.start()
-        self.pid = self._process.pid
-        self._child_connection.close()  # else the pipe would not close with the child
         answer = self._expect_answer()
-        loop = asyncio.get_running_loop()
-        self._reader = threading.Thread(target=self._read, args=(loop,), name="worker-reader", daemon=True)
-        self._reader.start()
+        await self._spawn()
         self._watching = asyncio.create_task(self._watch())
         try:
             facts = _facts(await answer)
@@ -92,12 +86,11 @@ class ProcessWorker:
 
     async def run(self, tasks: Sequence[Task], wanted: Wanted = always) -> list[Answer]:
         """Run one batch."""
-        if self._ended.is_set():
+        if self._ended.is_set() or self._pipe is None:
             raise self._death()
         answer = self._expect_answer()
         self._watchdog.batch_begins()
-        with suppress(OSError):  # the reader notices the death, too, and fails the answer
-            await self._send(bytes(ForkingPickler.dumps(tuple(tasks))))
+        self._pipe.send(tuple(tasks))
         message = await answer
         assert isinstance(message, Finished)
         hand_over(message.report)
@@ -115,58 +108,52 @@ class ProcessWorker:
         """Tell the process to end; kill it if it does not."""
         if self._watching is not None:
             self._watching.cancel()
-        if self._reader is not None:
-            await asyncio.to_thread(self._stop, self._reader)
+        if self._lifeline is not None:
+            self._lifeline.close()
+        if self._pipe is None:
+            return
+        self._pipe.finish()
+        if not await self._ends():
+            _log.warning("the worker process did not end; killing it")
+            self._kill()
+            await self._ends()
+        self._pipe.close()
+
+    async def _spawn(self) -> None:
+        """Spawned, never forked: gRPC and CUDA do not survive a fork."""
+        context = multiprocessing.get_context("spawn")
+        end, worker_end = socket.socketpair()
+        worker_lifeline, self._lifeline = context.Pipe(duplex=False)
+        with worker_end, worker_lifeline:  # the process has its own; these would keep the pipes open when it ends
+            arguments = (worker_end, worker_lifeline, *self._arguments)
+            self._process = context.Process(target=main, args=arguments, name=self._name, daemon=True)
+            self._process.start()
+        self.pid = self._process.pid
+        pipe = FrontEnd(self._received, self._unreadable, self._hung_up)
+        await asyncio.get_running_loop().create_connection(lambda: pipe, sock=end)
+        self._pipe = pipe
 
     async def _watch(self) -> None:
         """Kill the process when it is overdue."""
         why = await self._watchdog.overdue()
         _log.error("worker process %s hangs: %s; killing it", self.pid, why)
         self._hang = f"hung and was killed: {why}"
-        self._process.kill()
-        try:
-            await asyncio.wait_for(self._ended.wait(), EXIT_SECONDS)
-        except TimeoutError:
+        self._kill()
+        if not await self._ends():
             _log.error("worker process %s cannot be killed; going on without it", self.pid)
             self._died(self._hang)
 
-    async def _send(self, message: bytes) -> None:
-        """What fits into the pipe's buffer is gone at once; a thread would only take longer."""
-        if len(message) <= _SHORT_MESSAGE:
-            self._connection.send_bytes(message)
-        else:
-            await asyncio.to_thread(self._connection.send_bytes, message)
-
-    def _stop(self, reader: threading.Thread) -> None:
-        with suppress(OSError):  # it may have ended already
-            self._connection.send(None)
-        # The reader ends after the process. It alone waits for it: two waiting threads steal the exit code from
-        # each other.
-        reader.join(EXIT_SECONDS)
-        if reader.is_alive():
-            _log.warning("the worker process did not end; killing it")
-            self._process.kill()
-            reader.join(EXIT_SECONDS)
-        if not reader.is_alive():
-            self._connection.close()
-            self._process.close()
+    async def _ends(self) -> bool:
+        """Whether the process ends soon."""
+        try:
+            await asyncio.wait_for(self._ended.wait(), EXIT_SECONDS)
+        except TimeoutError:
+            return False
+        return True
 
     def _expect_answer(self) -> asyncio.Future[Message]:
         self._answer = asyncio.get_running_loop().create_future()
         return self._answer
-
-    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run in the reader thread: bring each message to the event loop, and at last the news that there are none."""
-        try:
-            while True:
-                _tell(loop, self._received, self._connection.recv())
-        except (EOFError, OSError):
-            pass
-        except Exception:
-            _log.exception("an answer of the worker process cannot be read; killing it")
-            self._process.kill()
-        self._process.join()
-        _tell(loop, self._died, describe_exit(self._process.exitcode))
 
     def _received(self, message: Message) -> None:
         self._watchdog.beat()
@@ -175,6 +162,26 @@ class ProcessWorker:
         self._watchdog.batch_ends()
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(message)
+
+    def _unreadable(self, error: Exception) -> None:
+        _log.error("an answer of the worker process cannot be read; killing it", exc_info=error)
+        self._kill()
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+
+    def _hung_up(self) -> None:
+        """No message comes any more: the process has ended, or is about to."""
+        assert self._process is not None
+        asyncio.get_running_loop().add_reader(self._process.sentinel, self._joined, self._process)
+
+    def _joined(self, process: BaseProcess) -> None:
+        asyncio.get_running_loop().remove_reader(process.sentinel)
+        process.join()
+        cause = describe_exit(process.exitcode)
+        process.close()
+        self._died(cause)
 
     def _died(self, cause: str) -> None:
         self.cause = self._hang or cause
@@ -204,8 +211,3 @@ def _facts(message: Message) -> ModelFacts:
     if isinstance(message, Ready):
         return message.facts
     raise ModelLoadError(message.message if isinstance(message, Failed) else "the worker sent no facts")
-
-
-def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *arguments: object) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-        loop.call_soon_threadsafe(callback, *arguments)
