@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import asyncio
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from neuron_attribution_server.batches import padded_tokens
 from neuron_attribution_server.metrics import Metrics
-from neuron_attribution_server.reports import collected_reports
+from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.request_queue import QueuedTask
 from neuron_attribution_server.tasks import ProjectTask
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from neuron_attribution_server.tracing import Tracing
 
 
@@ -23,20 +26,43 @@ class BatchObserver:
         self._metrics = metrics
         self._tracing = tracing
 
-    @contextmanager
-    def observed(self, batch: Sequence[QueuedTask], started: float) -> Iterator[None]:
-        """While a batch runs. `started` is on the event loop's clock."""
+    def begins(self, batch: Sequence[QueuedTask], started: float) -> BatchObservation:
+        """A batch that begins. `started` is on the event loop's clock."""
+        return BatchObservation(batch, started, self._metrics, self._tracing)
+
+
+class BatchObservation:
+    """One batch. It is noted in the event loop's next round: the batch, and at last its answers, go first."""
+
+    def __init__(self, batch: Sequence[QueuedTask], started: float, metrics: Metrics, tracing: Tracing | None) -> None:
+        self._metrics = metrics
+        self._tracing = tracing
+        self._span: Span | None = None
+        asyncio.get_running_loop().call_soon(self._begins, batch, started, time.time_ns())
+
+    def reported(self, report: BatchReport) -> None:
+        """Note what a worker reports of it."""
+        asyncio.get_running_loop().call_soon(self._reported, report)
+
+    def ends(self) -> None:
+        """Note that its answers are there."""
+        asyncio.get_running_loop().call_soon(self._ends, time.time_ns())
+
+    def _begins(self, batch: Sequence[QueuedTask], started: float, now: int) -> None:
         for item in batch:
             self._metrics.waited(started - item.enqueued, None if item.call is None else item.call.exemplar)
         self._metrics.batch_begins(len(batch), *_tokens(batch))
-        span = None if self._tracing is None else self._tracing.batch_begins(batch, started)
-        with collected_reports() as reports:
-            try:
-                yield
-            finally:
-                self._metrics.batch_ended(reports)
-                if self._tracing is not None and span is not None:
-                    self._tracing.batch_ended(span, reports)
+        if self._tracing is not None:
+            self._span = self._tracing.batch_begins(batch, started, now)
+
+    def _reported(self, report: BatchReport) -> None:
+        self._metrics.batch_reported(report)
+        if self._tracing is not None and self._span is not None:
+            self._tracing.batch_reported(self._span, report)
+
+    def _ends(self, now: int) -> None:
+        if self._span is not None:
+            self._span.end(now)
 
 
 def _tokens(batch: Sequence[QueuedTask]) -> tuple[int, int]:

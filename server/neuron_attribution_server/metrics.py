@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, disable_created_metrics
@@ -103,12 +102,8 @@ class Metrics:
             self._batch_tokens.observe(tokens)
             self._padding.observe(1 - tokens / padded)
 
-    def batch_ended(self, reports: Iterable[BatchReport]) -> None:
-        """Add up what workers report of a batch."""
-        for report in reports:
-            self._add(report)
-
-    def _add(self, report: BatchReport) -> None:
+    def batch_reported(self, report: BatchReport) -> None:
+        """Add up what a worker reports of a batch."""
         for each in report.passes:
             self._forward.observe(each.forward)
             self._scoring.observe(each.scoring)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import pickle
 import signal
 import socket
 from collections.abc import Sequence
@@ -13,15 +14,16 @@ from multiprocessing.process import BaseProcess
 
 from neuron_attribution.errors import UnavailableError
 
-from neuron_attribution_server.reports import hand_over
 from neuron_attribution_server.tasks import Answer, ModelFacts, Task
 from neuron_attribution_server.watchdog import Watchdog
-from neuron_attribution_server.worker import WARM_UP, EngineFactory, ModelLoadError, Wanted, always, check_warm_up
+from neuron_attribution_server.worker import NOBODY, WARM_UP, EngineFactory, Listener, ModelLoadError, check_warm_up
 from neuron_attribution_server.worker_pipe import FrontEnd
-from neuron_attribution_server.worker_process import Beat, Failed, Finished, Message, Ready, main
+from neuron_attribution_server.worker_process import Beat, Computed, Failed, Finished, Message, Ready, main
 
 EXIT_SECONDS = 5.0
 """How long a process may take to end when told to, and again once it is killed."""
+_REPORT_SECONDS = 0.005
+"""How long a batch's report waits, so that the answers leave first."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class ProcessWorker:
         self._lifeline: Connection | None = None
         self._pipe: FrontEnd | None = None
         self._answer: asyncio.Future[Message] | None = None
+        self._listener = NOBODY
         self._watchdog = Watchdog(load_timeout, heartbeat_timeout, batch_timeout)
         self._watching: asyncio.Task[None] | None = None
         self._live = False
@@ -84,16 +87,17 @@ class ProcessWorker:
     async def ready(self) -> None:
         """Return at once: nothing comes after a process that ended."""
 
-    async def run(self, tasks: Sequence[Task], wanted: Wanted = always) -> list[Answer]:
+    async def run(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
         """Run one batch."""
         if self._ended.is_set() or self._pipe is None:
             raise self._death()
         answer = self._expect_answer()
+        self._listener = listener
         self._watchdog.batch_begins()
         self._pipe.send(tuple(tasks))
         message = await answer
         assert isinstance(message, Finished)
-        hand_over(message.report)
+        asyncio.get_running_loop().call_later(_REPORT_SECONDS, _report, listener, message.report)
         return message.outcomes
 
     async def changed(self) -> None:
@@ -159,6 +163,9 @@ class ProcessWorker:
         self._watchdog.beat()
         if isinstance(message, Beat):
             return
+        if isinstance(message, Computed):
+            self._listener.computed()
+            return
         self._watchdog.batch_ends()
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(message)
@@ -205,6 +212,10 @@ def describe_exit(code: int | None) -> str:
         name = f"signal {-code}"
     hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"
+
+
+def _report(listener: Listener, report: bytes) -> None:
+    listener.reported(pickle.loads(report))
 
 
 def _facts(message: Message) -> ModelFacts:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,24 +92,3 @@ def gpu_memory(device: str) -> GpuMemory | None:
         reserved=held["reserved_bytes"]["all"]["current"],
         total=torch.cuda.get_device_properties(device).total_memory,
     )
-
-
-_collected: ContextVar[list[BatchReport] | None] = ContextVar("collected_reports", default=None)
-
-
-@contextmanager
-def collected_reports() -> Iterator[list[BatchReport]]:
-    """The list into which workers hand their reports while the current task runs a batch."""
-    reports: list[BatchReport] = []
-    token = _collected.set(reports)
-    try:
-        yield reports
-    finally:
-        _collected.reset(token)
-
-
-def hand_over(report: BatchReport) -> None:
-    """Give a report to whoever runs the batch. Nobody collects those of warming up."""
-    reports = _collected.get()
-    if reports is not None:
-        reports.append(report)

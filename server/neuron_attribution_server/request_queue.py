@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from neuron_attribution.errors import ResourceExhaustedError
@@ -18,6 +18,7 @@ from neuron_attribution_server.batches import BatchLimits, is_dense
 from neuron_attribution_server.calls import Call
 from neuron_attribution_server.tasks import Answer, Task
 from neuron_attribution_server.tenants import ANONYMOUS
+from neuron_attribution_server.worker import unheard
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class QueuedTask:
     deadline: float | None
     delivery: asyncio.Future[Delivery]
     call: Call | None = None
+    computed: Callable[[], None] = unheard
+    """Called when its answer is computed and about to be written."""
 
     def is_wanted(self, now: float) -> bool:
         """Whether somebody still waits for it."""

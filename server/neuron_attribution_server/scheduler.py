@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from neuron_attribution.errors import (
@@ -15,14 +15,15 @@ from neuron_attribution.errors import (
     UnavailableError,
 )
 
-from neuron_attribution_server.batch_observer import BatchObserver
+from neuron_attribution_server.batch_observer import BatchObservation, BatchObserver
 from neuron_attribution_server.batches import BatchLimits
 from neuron_attribution_server.calls import current_call
 from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.request_queue import Delivery, QueuedTask, QueueLimits, RequestQueue
 from neuron_attribution_server.tasks import Answer, MemoryCost, Task
 from neuron_attribution_server.tenants import current_tenant
-from neuron_attribution_server.worker import Worker, failed_batch
+from neuron_attribution_server.worker import Listener, Worker, failed_batch, unheard
 
 _SHORTEST_RETRY = 0.1
 _LONGEST_RETRY = 30.0
@@ -67,14 +68,14 @@ class Scheduler:
             message = f"the worker is being restarted, and the queue is full; try again in {_RESTART_RETRY:g} seconds"
             raise UnavailableError(message, reason="WORKER_RESTARTING", retry_after=_RESTART_RETRY) from error
 
-    async def submit(self, task: Task, deadline: float | None) -> Delivery:
+    async def submit(self, task: Task, deadline: float | None, computed: Callable[[], None] = unheard) -> Delivery:
         """Queue a task of the current tenant and wait for its outcome, until `deadline` on the event loop's clock.
 
         Raises ResourceExhaustedError for a full queue, DeadlineExceededError, and whatever the task failed with.
         Cancelling the call takes the task out of the queue.
         """
         self.check_room(task.tokens)
-        item = self._enqueue(task, deadline)
+        item = self._enqueue(task, deadline, computed)
         try:
             async with asyncio.timeout_at(deadline):
                 delivery = await item.delivery
@@ -106,10 +107,10 @@ class Scheduler:
         seconds = self._batch_seconds * self._queue.batches / self._worker.capacity
         return min(max(seconds, _SHORTEST_RETRY), _LONGEST_RETRY) * random.uniform(1 - _JITTER, 1 + _JITTER)
 
-    def _enqueue(self, task: Task, deadline: float | None) -> QueuedTask:
+    def _enqueue(self, task: Task, deadline: float | None, computed: Callable[[], None]) -> QueuedTask:
         loop = asyncio.get_running_loop()
         call = current_call.get(None)
-        item = QueuedTask(task, current_tenant.get(), loop.time(), deadline, loop.create_future(), call)
+        item = QueuedTask(task, current_tenant.get(), loop.time(), deadline, loop.create_future(), call, computed)
         self._queue.add(item)
         self._arrival.set()
         return item
@@ -143,14 +144,34 @@ class Scheduler:
         started = clock()
         tasks = [item.task for item in batch]
         outcomes: list[Answer]
+        observation = self._observer.begins(batch, started)
         try:
-            with self._observer.observed(batch, started):
-                outcomes = await self._worker.run(tasks, lambda place: batch[place].is_wanted(clock()))
+            outcomes = await self._worker.run(tasks, _BatchListener(batch, observation))
         except NeuronAttributionError as error:
             outcomes = [error] * len(batch)
         except Exception as error:  # else no later batch would run
             _log.exception("a batch of %d tasks failed", len(batch))
             outcomes = failed_batch(error, tasks)
+        finally:
+            observation.ends()
         self._batch_seconds = clock() - started
         for item, outcome in zip(batch, outcomes, strict=True):
             item.deliver(outcome, started)
+
+
+class _BatchListener(Listener):
+    """Passes on to a batch's callers and to its observation what concerns them."""
+
+    def __init__(self, batch: Sequence[QueuedTask], observation: BatchObservation) -> None:
+        self._batch = batch
+        self._observation = observation
+
+    def wanted(self, place: int) -> bool:
+        return self._batch[place].is_wanted(asyncio.get_running_loop().time())
+
+    def computed(self) -> None:
+        for item in self._batch:
+            item.computed()
+
+    def reported(self, report: BatchReport) -> None:
+        self._observation.reported(report)

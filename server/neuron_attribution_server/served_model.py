@@ -45,6 +45,7 @@ class ServedModel:
     def __init__(self, facts: ModelFacts, limits: Limits) -> None:
         self.identity = facts.identity
         self._tokenizer = ExactTokenizer(facts.tokenizer)
+        self._written_tokens: dict[int, bytes] = {}
         self._validator = RequestValidator(facts, limits, self._tokenizer)
         self._info = ModelInfo(
             model=facts.identity,
@@ -92,8 +93,7 @@ class ServedModel:
 
     def finish_attribution(self, answer: PackedAttribution, timings: Timings) -> bytes:
         """Write the answer to an attribution, serialized."""
-        tokens = tuple(map(self._tokenizer.token, answer.token_ids))
-        return convert.completed_attribution(answer.response, tokens, timings)
+        return convert.completed_attribution(answer.response, map(self._written_token, answer.token_ids), timings)
 
     def finish_intervention(self, prepared: PreparedIntervention, delivery: Delivery) -> messages.InterveneResponse:
         """Write the answer to interventions."""
@@ -111,3 +111,9 @@ class ServedModel:
         return convert.intervene_result_to_proto(
             InterveneResult(self.identity, tokens, outcome.before, outcome.results, timings)
         )
+
+    def _written_token(self, id: int) -> bytes:
+        written = self._written_tokens.get(id)
+        if written is None:
+            written = self._written_tokens[id] = convert.serialized_token(self._tokenizer.token(id))
+        return written

@@ -18,13 +18,14 @@ from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 
 from neuron_attribution_server.calls import current_call
+from neuron_attribution_server.early_headers import EarlyHeaders
 from neuron_attribution_server.reading_room import ReadingRoom
 from neuron_attribution_server.request_queue import Delivery
 from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import ServedModel
 from neuron_attribution_server.streaming import ItemStream, patiently, token_by_token
-from neuron_attribution_server.tasks import AttributeTask, PackedAttribution, PackedProjections
+from neuron_attribution_server.tasks import AttributeTask, PackedAttribution, PackedProjections, Task
 
 Value = TypeVar("Value")
 Response = TypeVar("Response", bound=Message)
@@ -69,9 +70,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         """Explain next-token predictions. The response is serialized already."""
         backend = self._ready()
         backend.scheduler.check_room()  # before work is done on a request that cannot be taken
-        deadline = _deadline(context)
-        submit = partial(backend.scheduler.submit, deadline=deadline)
-        response = await self._attribute(backend, request, submit, self._read)
+        response = await self._attribute(backend, request, partial(_submit, backend, context), self._read)
         self._check_size(len(response))
         return response
 
@@ -105,7 +104,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         backend.scheduler.check_room()
         with backend.scheduler.expecting():
             task = await self._read(request, partial(backend.model.prepare_projection, request))
-        delivery = await backend.scheduler.submit(task, _deadline(context))
+        delivery = await _submit(backend, context, task)
         assert isinstance(delivery.outcome, PackedProjections)
         self._check_size(len(delivery.outcome.response))
         return delivery.outcome.response
@@ -117,7 +116,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         with backend.scheduler.expecting():
             prepared = await self._read(request, partial(backend.model.prepare_intervention, request))
         current_call.get().prepared(prepared.task.token_ids, prepared.tokenization)
-        delivery = await backend.scheduler.submit(prepared.task, _deadline(context))
+        delivery = await _submit(backend, context, prepared.task)
         return self._within_size(await self._apart(partial(backend.model.finish_intervention, prepared, delivery)))
 
     async def Tokenize(self, request: messages.TokenizeRequest, context: Context) -> messages.TokenizeResponse:
@@ -183,6 +182,11 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
                 "parts, neurons, sets or projected tokens",
                 reason="RESPONSE_TOO_LARGE",
             )
+
+
+async def _submit(backend: Backend, context: Context, task: Task) -> Delivery:
+    async with EarlyHeaders(context) as headers:
+        return await backend.scheduler.submit(task, _deadline(context), headers.send)
 
 
 def _deadline(context: Context) -> float | None:

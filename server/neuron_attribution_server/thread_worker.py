@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from neuron_attribution_server.reports import BatchReport, hand_over
+from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.tasks import Answer, Engine, ModelFacts, Task
-from neuron_attribution_server.worker import WARM_UP, DeviceState, Wanted, always, check_warm_up, run_batch
+from neuron_attribution_server.worker import NOBODY, WARM_UP, DeviceState, Listener, check_warm_up, run_batch
 
 
 class ThreadWorker:
@@ -32,12 +32,16 @@ class ThreadWorker:
     async def ready(self) -> None:
         """Return at once."""
 
-    async def run(self, tasks: Sequence[Task], wanted: Wanted = always) -> list[Answer]:
+    async def run(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
         """Run one batch."""
         report = BatchReport()
         loop = asyncio.get_running_loop()
-        answers = await loop.run_in_executor(self._thread, run_batch, self._engine, tasks, report)
-        hand_over(report)
+
+        def computed() -> None:
+            loop.call_soon_threadsafe(listener.computed)
+
+        answers = await loop.run_in_executor(self._thread, run_batch, self._engine, tasks, report, computed)
+        listener.reported(report)
         return answers
 
     def devices(self) -> Sequence[DeviceState]:

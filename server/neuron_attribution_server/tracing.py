@@ -12,8 +12,7 @@ Only this module imports OpenTelemetry, and it is imported only where traces are
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -76,9 +75,11 @@ class Tracing:
             span.set_status(StatusCode.ERROR, code.name)
         span.end()
 
-    def batch_begins(self, batch: Sequence[QueuedTask], started: float) -> Span | None:
-        """The span of a batch that holds items of sampled calls. `started` is on the clock of the queue."""
-        now = time.time_ns()
+    def batch_begins(self, batch: Sequence[QueuedTask], started: float, now: int) -> Span | None:
+        """The span of a batch that holds items of sampled calls.
+
+        It began at `started` on the queue's clock, which was `now` in nanoseconds since 1970.
+        """
         items = {item: item.call.span for item in batch if item.call is not None and item.call.span is not None}
         sampled = {item: span for item, span in items.items() if span.is_recording()}
         if not sampled:
@@ -99,12 +100,10 @@ class Tracing:
             self._span("queue", call, begin, now, links=[Link(span.get_span_context())])
         return span
 
-    def batch_ended(self, span: Span, reports: Iterable[BatchReport]) -> None:
-        """End a batch's span, with what its workers reported inside it."""
-        for report in reports:
-            for each in report.passes:
-                self._pass(span, each, report.device)
-        span.end()
+    def batch_reported(self, span: Span, report: BatchReport) -> None:
+        """Put what a worker reports of a batch under the batch's span, which may have ended."""
+        for each in report.passes:
+            self._pass(span, each, report.device)
 
     def close(self) -> None:
         """Send what has not been sent, for a few seconds at most."""

@@ -28,8 +28,6 @@ from neuron_attribution_server.tasks import (
 )
 
 EngineFactory = Callable[[], Engine]
-Wanted = Callable[[int], bool]
-"""Whether somebody still waits for a task of a batch, by its place."""
 
 WARM_UP = AttributeTask(token_ids=(0,), explained=(ExplainedToken(0),))
 """One tiny task: the first one is slow, and shows whether the model works at all."""
@@ -37,9 +35,25 @@ WARM_UP = AttributeTask(token_ids=(0,), explained=(ExplainedToken(0),))
 _log = logging.getLogger(__name__)
 
 
-def always(_place: int) -> bool:
-    """Somebody waits for every task."""
-    return True
+def unheard() -> None:
+    """Nobody asks."""
+
+
+class Listener:
+    """What a worker asks and tells of a batch while it runs. This one wants every answer and hears nothing."""
+
+    def wanted(self, _place: int) -> bool:
+        """Whether somebody still waits for a task, by its place in the batch."""
+        return True
+
+    def computed(self) -> None:
+        """Hear that the batch is computed and its answers are being written."""
+
+    def reported(self, report: BatchReport) -> None:
+        """Hear what happened while it ran, or while a part of it ran again; this may come after the answers."""
+
+
+NOBODY = Listener()
 
 
 class ModelLoadError(Exception):
@@ -85,10 +99,10 @@ class Worker(Protocol):
         """Wait while there is no live worker but one to come."""
         ...
 
-    async def run(self, tasks: Sequence[Task], wanted: Wanted = always) -> list[Answer]:
+    async def run(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
         """Run one batch; outcomes in the order of the tasks. Raises UnavailableError where the worker has died.
 
-        What is run a second time, is only where it is still `wanted`.
+        What is run a second time, is only where it is still wanted.
         """
         ...
 
@@ -108,14 +122,16 @@ def check_warm_up(answers: Sequence[Answer]) -> None:
         raise ModelLoadError(f"the model is loaded but fails: {answer.message}")
 
 
-def run_batch(engine: Engine, tasks: Sequence[Task], report: BatchReport) -> list[Answer]:
-    """Run one batch and note in its report what happened.
+def run_batch(
+    engine: Engine, tasks: Sequence[Task], report: BatchReport, computed: Callable[[], None] = unheard
+) -> list[Answer]:
+    """Run one batch and note in its report what happened; call `computed` when its answers are about to be written.
 
     Where the engine itself fails, every task fails and the worker lives on. Where memory runs out, each half is tried
     by itself, down to the single tasks that cannot be run at all.
     """
     try:
-        return _run_whole(engine, tasks, report)
+        return _run_whole(engine, tasks, report, computed)
     except Exception as error:
         if not is_out_of_memory(error):
             _log.exception("a batch of %d tasks failed", len(tasks))
@@ -136,8 +152,11 @@ def failed_batch(error: Exception, tasks: Sequence[Task]) -> list[Answer]:
     return [InternalError(f"the batch failed with {type(error).__name__}: {error}") for _ in tasks]
 
 
-def _run_whole(engine: Engine, tasks: Sequence[Task], report: BatchReport) -> list[Answer]:
+def _run_whole(
+    engine: Engine, tasks: Sequence[Task], report: BatchReport, computed: Callable[[], None]
+) -> list[Answer]:
     outcomes = engine.run(tasks)
+    computed()
     if len(outcomes) != len(tasks):
         raise RuntimeError(f"the engine gave {len(outcomes)} outcomes for {len(tasks)} tasks")
     report.ran(engine.facts.device, outcomes)

@@ -12,10 +12,11 @@ from neuron_attribution.errors import UnavailableError
 
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.process_worker import ProcessWorker
+from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.restarts import Restarts
 from neuron_attribution_server.supervised_worker import SupervisedWorker
 from neuron_attribution_server.tasks import Answer, ModelFacts, Task
-from neuron_attribution_server.worker import DeviceState, EngineFactory, Wanted, always
+from neuron_attribution_server.worker import NOBODY, DeviceState, EngineFactory, Listener
 
 _RETRY_SECONDS = 1.0
 
@@ -61,18 +62,22 @@ class WorkerPool:
         while not self.is_live and not self._ended.is_set():
             await self.changed()
 
-    async def run(self, tasks: Sequence[Task], wanted: Wanted = always) -> list[Answer]:
+    async def run(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
         """Run one batch. If its worker dies, its tasks run once more, one by one: only what kills again fails.
 
         Nobody's task is not run again. Raises UnavailableError once no worker will come back.
         """
         try:
-            return await self._attempt(tasks)
+            return await self._attempt(tasks, listener)
         except UnavailableError as error:
             if self._ended.is_set():
                 raise
             _log.warning("running the tasks of a lost batch again, one by one: %d (%s)", len(tasks), error.message)
-        return [await self._alone(task) if wanted(place) else _abandoned() for place, task in enumerate(tasks)]
+        again = _Again(listener)
+        return [
+            await self._alone(task, again) if listener.wanted(place) else _abandoned()
+            for place, task in enumerate(tasks)
+        ]
 
     async def changed(self) -> None:
         """Wait until a worker goes live or dies."""
@@ -89,17 +94,17 @@ class WorkerPool:
         await asyncio.gather(*self._supervising, return_exceptions=True)
         await asyncio.gather(*(each.stop() for each in self._workers))
 
-    async def _attempt(self, tasks: Sequence[Task]) -> list[Answer]:
+    async def _attempt(self, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
         supervised, worker = await self._next_idle()
-        answers = await worker.run(tasks)
+        answers = await worker.run(tasks, listener)
         # After a death or a cancellation it is not idle again: the one has ended, the other one still computes.
         supervised.restarts.worked()
         self._idle.put_nowait((supervised, worker))
         return answers
 
-    async def _alone(self, task: Task) -> Answer:
+    async def _alone(self, task: Task, listener: Listener) -> Answer:
         try:
-            [answer] = await self._attempt([task])
+            [answer] = await self._attempt([task], listener)
         except UnavailableError as error:
             return error if self._ended.is_set() else _deadly(error)
         return answer
@@ -130,6 +135,16 @@ class WorkerPool:
     def _announce(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+class _Again(Listener):
+    """Passes on the reports of what runs again, one task of many at a time."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def reported(self, report: BatchReport) -> None:
+        self._listener.reported(report)
 
 
 def worker_pool(config: ServerConfig, factories: Sequence[EngineFactory]) -> WorkerPool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import socket
 import threading
@@ -47,11 +48,17 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Computed:
+    """A batch is computed; its answers are being written and follow."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """A batch is done."""
 
     outcomes: list[Answer]
-    report: BatchReport
+    report: bytes
+    """The pickled BatchReport, which is read when the answers are on their way: somebody waits for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class Beat:
     """The process lives: it is not stopped, and its interpreter runs threads."""
 
 
-Message = Ready | Failed | Finished | Beat
+Message = Ready | Failed | Computed | Finished | Beat
 
 
 def load(settings: LoadSettings) -> Engine:
@@ -114,14 +121,14 @@ def _load(front_end: WorkerEnd, factory: EngineFactory) -> Engine | None:
 
 def _run(front_end: WorkerEnd, engine: Engine, tasks: Sequence[Task]) -> None:
     report = BatchReport()
-    outcomes = run_batch(engine, tasks, report)
+    outcomes = run_batch(engine, tasks, report, lambda: front_end.send(Computed()))
     try:
-        front_end.send(Finished(outcomes, report))
+        front_end.send(Finished(outcomes, pickle.dumps(report)))
     except OSError:
         raise
     except Exception as error:
         _log.exception("outcomes could not be sent")
-        front_end.send(Finished(failed_batch(error, tasks), report))
+        front_end.send(Finished(failed_batch(error, tasks), pickle.dumps(report)))
 
 
 def _in_one_line(error: Exception) -> str:

@@ -41,7 +41,7 @@ class GatedWorker:
     async def ready(self):
         pass
 
-    async def run(self, tasks, wanted):
+    async def run(self, tasks, listener):
         self.batches.append([task.tokens for task in tasks])
         self.running.set()
         await self.gate.wait()
@@ -191,8 +191,8 @@ def test_one_tenant_may_fill_half_of_the_queue_and_anonymous_callers_all_of_it()
 
 def test_the_time_to_come_back_after_grows_with_the_queue_and_differs_between_callers():
     class SlowWorker(GatedWorker):
-        async def run(self, tasks, wanted):
-            await super().run(tasks, wanted)
+        async def run(self, tasks, listener):
+            await super().run(tasks, listener)
             await asyncio.sleep(0.5)
             self.gate.clear()
             self.running.clear()
@@ -237,7 +237,7 @@ def test_a_flood_of_one_tenant_does_not_delay_another():
     have it wait for the 25 batches of the flood that always wait."""
 
     class TimedWorker(GatedWorker):
-        async def run(self, tasks, wanted):
+        async def run(self, tasks, listener):
             await asyncio.sleep(0.05)
             return [OUTCOME] * len(tasks)
 
@@ -309,7 +309,7 @@ def test_a_cancelled_call_leaves_the_queue_and_its_room():
 
 def test_a_task_that_fails_fails_alone():
     class FailingWorker(GatedWorker):
-        async def run(self, tasks, wanted):
+        async def run(self, tasks, listener):
             return [FailedPreconditionError("no") if task.tokens == 1 else OUTCOME for task in tasks]
 
     async def scenario(scheduler, worker, submit):
@@ -322,7 +322,7 @@ def test_a_task_that_fails_fails_alone():
 
 def test_a_bug_in_the_worker_fails_one_batch_and_no_later_one():
     class BuggyWorker(GatedWorker):
-        async def run(self, tasks, wanted):
+        async def run(self, tasks, listener):
             if tasks[0].tokens == 1:
                 raise ZeroDivisionError
             return [OUTCOME]
@@ -337,7 +337,7 @@ def test_a_bug_in_the_worker_fails_one_batch_and_no_later_one():
 
 def test_a_dead_worker_fails_everything_that_waits():
     class DeadWorker(GatedWorker):
-        async def run(self, tasks, wanted):
+        async def run(self, tasks, listener):
             raise UnavailableError("dead", reason="WORKER_DIED")
 
     async def scenario(scheduler, worker, submit):

@@ -95,10 +95,16 @@ def _change_field(message, random):
         setattr(message, field.name, _value(field, random))
 
 
+_LARGEST = 2**20
+"""Bytes of what a repetition makes: three of them stay under the limit of a request, which gRPC refuses by itself."""
+
+
 def _change_items(message, field, random):
     items = getattr(message, field.name)
     if random.randrange(3) == 0:
-        items.extend(list(items) * random.choice((1, 10, 400)))
+        times = random.choice((1, 10, 400))
+        if times * message.ByteSize() < _LARGEST:
+            items.extend(list(items) * times)
     elif field.message_type is None:
         items.append(_value(field, random))
     else:

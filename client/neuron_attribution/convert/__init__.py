@@ -8,6 +8,7 @@ from neuron_attribution.convert.attributions import (
     attribute_result_to_proto,
     completed_attribution,
     explanations_to_proto,
+    serialized_token,
     stream_answer,
 )
 from neuron_attribution.convert.interventions import (
@@ -48,6 +49,7 @@ __all__ = [
     "project_neuron_request_to_proto",
     "project_neuron_result_from_proto",
     "project_neuron_result_to_proto",
+    "serialized_token",
     "stream_answer",
     "tokenize_request_from_proto",
     "tokenize_request_to_proto",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
@@ -61,15 +61,18 @@ def explanations_to_proto(model: ModelIdentity, explanations: Sequence[Explanati
     return message
 
 
-def completed_attribution(response: bytes, tokens: Sequence[Token], timings: Timings) -> bytes:
-    """A serialized response without tokens and times, completed.
+def serialized_token(token: Token) -> bytes:
+    """A serialized response that holds one token and nothing else."""
+    return messages.AttributeResponse(tokens=(token_to_proto(token),)).SerializeToString()
+
+
+def completed_attribution(response: bytes, tokens: Iterable[bytes], timings: Timings) -> bytes:
+    """A serialized response without tokens and times, completed with tokens that are serialized already.
 
     Nothing is parsed: serialized messages that follow one another are one message, merged.
     """
-    addition = messages.AttributeResponse(
-        tokens=[token_to_proto(token) for token in tokens], timings=timings_to_proto(timings)
-    )
-    return response + addition.SerializeToString()
+    times = messages.AttributeResponse(timings=timings_to_proto(timings)).SerializeToString()
+    return b"".join((response, *tokens, times))
 
 
 def stream_answer(key: str, response: bytes, remaining: int = 0) -> bytes:
