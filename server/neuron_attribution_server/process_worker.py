@@ -9,6 +9,7 @@ import pickle
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -22,6 +23,7 @@ from neuron_attribution_server.worker_process import Beat, Computed, Failed, Fin
 
 EXIT_SECONDS = 5.0
 """How long a process may take to end when told to, and again once it is killed."""
+_REAP_SECONDS = 0.05
 _REPORT_SECONDS = 0.005
 """How long a batch's report waits, so that the answers leave first."""
 
@@ -72,8 +74,8 @@ class ProcessWorker:
 
     async def start(self) -> ModelFacts:
         """Start the process and wait until it has loaded the model and run a first task."""
-        answer = self._expect_answer()
         await self._spawn()
+        answer = self._expect_answer()
         self._watching = asyncio.create_task(self._watch())
         try:
             facts = _facts(await answer)
@@ -114,14 +116,16 @@ class ProcessWorker:
             self._watching.cancel()
         if self._lifeline is not None:
             self._lifeline.close()
-        if self._pipe is None:
+        if self._process is None:
             return
-        self._pipe.finish()
+        if self._pipe is not None:
+            self._pipe.finish()
         if not await self._ends():
             _log.warning("the worker process did not end; killing it")
             self._kill()
             await self._ends()
-        self._pipe.close()
+        if self._pipe is not None:
+            self._pipe.close()
 
     async def _spawn(self) -> None:
         """Spawned, never forked: gRPC and CUDA do not survive a fork."""
@@ -149,11 +153,9 @@ class ProcessWorker:
 
     async def _ends(self) -> bool:
         """Whether the process ends soon."""
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), EXIT_SECONDS)
-        except TimeoutError:
-            return False
-        return True
+        return self._ended.is_set()
 
     def _expect_answer(self) -> asyncio.Future[Message]:
         self._answer = asyncio.get_running_loop().create_future()
@@ -166,6 +168,7 @@ class ProcessWorker:
         if isinstance(message, Computed):
             self._listener.computed()
             return
+        self._listener = NOBODY
         self._watchdog.batch_ends()
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(message)
@@ -181,11 +184,18 @@ class ProcessWorker:
     def _hung_up(self) -> None:
         """No message comes any more: the process has ended, or is about to."""
         assert self._process is not None
-        asyncio.get_running_loop().add_reader(self._process.sentinel, self._joined, self._process)
+        asyncio.get_running_loop().add_reader(self._process.sentinel, self._ending, self._process)
 
-    def _joined(self, process: BaseProcess) -> None:
+    def _ending(self, process: BaseProcess) -> None:
+        """Its files are closed, but what else it has, a GPU above all, it may let go of for a while yet."""
         asyncio.get_running_loop().remove_reader(process.sentinel)
-        process.join()
+        self._reap(process)
+
+    def _reap(self, process: BaseProcess) -> None:
+        process.join(0)
+        if process.exitcode is None:
+            asyncio.get_running_loop().call_later(_REAP_SECONDS, self._reap, process)
+            return
         cause = describe_exit(process.exitcode)
         process.close()
         self._died(cause)

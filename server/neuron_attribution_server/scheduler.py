@@ -171,7 +171,8 @@ class _BatchListener(Listener):
 
     def computed(self) -> None:
         for item in self._batch:
-            item.computed()
+            if not item.delivery.done():  # else its call has ended
+                item.computed()
 
     def reported(self, report: BatchReport) -> None:
         self._observation.reported(report)

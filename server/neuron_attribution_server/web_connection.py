@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from neuron_attribution.errors import InternalError, InvalidArgumentError
@@ -13,6 +14,9 @@ from neuron_attribution_server.web_page import HEADERS
 
 IDLE_SECONDS = 75.0
 """How long a connection is kept for a next request; aiohttp's own is an hour, for proxies in front of it."""
+
+SENDING_SECONDS = 300.0
+"""How long a caller may take to read an answer, which is held in memory meanwhile."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +44,11 @@ class _Server(web.Server):
 class _Connection(web.RequestHandler):
     """Exceptions of aiohttp quote the request: a header with its token, a body's bytes. Only their types are told."""
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; an answer counts as sent when the kernel has all of it."""
+        super().connection_made(transport)
+        cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
+
     def log_exception(self, *_: Any, exc_info: BaseException | None = None, **__: Any) -> None:  # noqa: ANN401 - aiohttp's
         _log.warning("a connection of the web page ended by %s", type(exc_info).__name__)
 
@@ -63,6 +72,13 @@ class _Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send any answer, with the headers that all carry."""
+        """Send any answer, with the headers that all carry, to whoever reads it in time."""
         resp.headers.update(HEADERS)
-        return await super().finish_response(request, resp, start_time)
+        try:
+            async with asyncio.timeout(SENDING_SECONDS):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            _log.warning("a caller of the web page did not read an answer in %g seconds; hanging up", SENDING_SECONDS)
+            if self.transport is not None:
+                self.transport.abort()
+            return resp, True

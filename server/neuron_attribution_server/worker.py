@@ -156,9 +156,9 @@ def _run_whole(
     engine: Engine, tasks: Sequence[Task], report: BatchReport, computed: Callable[[], None]
 ) -> list[Answer]:
     outcomes = engine.run(tasks)
-    computed()
     if len(outcomes) != len(tasks):
         raise RuntimeError(f"the engine gave {len(outcomes)} outcomes for {len(tasks)} tasks")
+    computed()
     report.ran(engine.facts.device, outcomes)
     return [_packed(engine.facts, outcome) for outcome in outcomes]
 

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 _LENGTH = struct.Struct("!Q")
+_SHORT = 256 * 1024
+"""Bytes up to which a message is sent in one piece, which wakes its reader once."""
 
 
 class WorkerEnd:
@@ -26,9 +28,13 @@ class WorkerEnd:
 
     def send(self, message: object) -> None:
         """Send a message; pickling comes before the first byte, so what cannot be pickled leaves the pipe in order."""
-        framed = _framed(message)
+        length, data = _framed(message)
         with self._lock:
-            self._end.sendall(framed)
+            if len(data) <= _SHORT:
+                self._end.sendall(length + data)
+            else:  # without a second copy
+                self._end.sendall(length)
+                self._end.sendall(data)
 
     def receive(self) -> Any:  # noqa: ANN401 - whatever was sent
         """Wait for the next message. Raises EOFError once there are no more."""
@@ -75,7 +81,8 @@ class FrontEnd(asyncio.Protocol):
                 with memoryview(self._data) as view:
                     message = pickle.loads(view[_LENGTH.size : end])
             except Exception as error:
-                self._data.clear()
+                assert self._transport is not None
+                self._transport.abort()
                 self._unreadable(error)
                 return
             del self._data[:end]
@@ -89,7 +96,7 @@ class FrontEnd(asyncio.Protocol):
         """Send a message, without waiting: what the pipe cannot hold yet is kept and follows. Nobody may be there."""
         assert self._transport is not None
         if not self._transport.is_closing():
-            self._transport.write(_framed(message))
+            self._transport.write(b"".join(_framed(message)))
 
     def finish(self) -> None:
         """Tell the worker that nothing more is sent."""
@@ -103,6 +110,6 @@ class FrontEnd(asyncio.Protocol):
         self._transport.abort()
 
 
-def _framed(message: object) -> bytes:
+def _framed(message: object) -> tuple[bytes, bytes]:
     data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    return _LENGTH.pack(len(data)) + data
+    return _LENGTH.pack(len(data)), data

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 
 from neuron_attribution.errors import NeuronAttributionError
@@ -121,7 +122,7 @@ def _load(front_end: WorkerEnd, factory: EngineFactory) -> Engine | None:
 
 def _run(front_end: WorkerEnd, engine: Engine, tasks: Sequence[Task]) -> None:
     report = BatchReport()
-    outcomes = run_batch(engine, tasks, report, lambda: front_end.send(Computed()))
+    outcomes = run_batch(engine, tasks, report, partial(_computed, front_end))
     try:
         front_end.send(Finished(outcomes, pickle.dumps(report)))
     except OSError:
@@ -129,6 +130,11 @@ def _run(front_end: WorkerEnd, engine: Engine, tasks: Sequence[Task]) -> None:
     except Exception as error:
         _log.exception("outcomes could not be sent")
         front_end.send(Finished(failed_batch(error, tasks), pickle.dumps(report)))
+
+
+def _computed(front_end: WorkerEnd) -> None:
+    with suppress(OSError):  # the parent has gone; the answers will notice
+        front_end.send(Computed())
 
 
 def _in_one_line(error: Exception) -> str:

@@ -36,6 +36,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 WORDS = ("The", " capital", " of", " France", " is", " Paris", " Rome", "ian", " crash", " refuse", " die")
 BATCH_SECONDS = 0.1
+DYING_SECONDS = 1.5
 PROMPT = "The capital of France is"
 SIZES = ModelSizes(layers=2, heads=4, key_value_heads=2, head_size=8, ffn_width=64, hidden_size=32, vocabulary=512)
 ALL_BUT_QUERY_NEURONS = tuple(part for part in Part if part is not Part.QUERY_FFN_NEURONS)
@@ -195,3 +196,19 @@ def _without_magic(task):
     if isinstance(task, ProjectTask):
         return task
     return replace(task, token_ids=tuple(0 if id in (CRASH, REFUSE, DIE) else id for id in task.token_ids))
+
+
+class SlowlyDyingEngine(FakeEngine):
+    """Closes every file at its first batch and lives on for a while, as a process does that lets go of a GPU."""
+
+    def run(self, tasks):
+        if tasks[0].token_ids == (DIE,):
+            os.closerange(3, 1024)
+            time.sleep(DYING_SECONDS)
+            os._exit(3)
+        return super().run(tasks)
+
+
+def make_slowly_dying_engine():
+    """An engine for a worker process."""
+    return SlowlyDyingEngine()

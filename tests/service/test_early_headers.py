@@ -84,9 +84,12 @@ def test_headers_come_when_the_answer_is_computed_and_before_it(method):
 def test_what_fails_after_the_headers_still_says_why():
     worker = WrittenSlowly(failing=True)
     with serving(worker) as server:
+        call = begun(server, "Attribute")
         worker.computable.set()
+        call.initial_metadata()
+        assert call.is_active()
         worker.released.set()
-        error, status = failure(server.attribute)
+        error, status = failure(lambda: list(call))
         assert status.code() is grpc.StatusCode.UNAVAILABLE
         assert (error.reason, error.retry_after) == ("WORKER_DIED", 1.0)
 

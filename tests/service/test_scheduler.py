@@ -307,6 +307,30 @@ def test_a_cancelled_call_leaves_the_queue_and_its_room():
     scheduling(scenario, queued_requests=1)
 
 
+def test_only_calls_that_still_wait_hear_that_their_batch_is_computed():
+    class TellingWorker(GatedWorker):
+        async def run(self, tasks, listener):
+            outcomes = await super().run(tasks, listener)
+            listener.computed()
+            return outcomes
+
+    async def scenario(scheduler, worker, submit):
+        heard = []
+        calls = [
+            asyncio.create_task(scheduler.submit(task(tokens), None, lambda tokens=tokens: heard.append(tokens)))
+            for tokens in (1, 2)
+        ]
+        await worker.running.wait()
+        calls[0].cancel()
+        await asyncio.wait(calls[:1])
+        worker.gate.set()
+        await calls[1]
+        assert worker.batches == [[1, 2]]
+        assert heard == [2]
+
+    scheduling(scenario, TellingWorker)
+
+
 def test_a_task_that_fails_fails_alone():
     class FailingWorker(GatedWorker):
         async def run(self, tasks, listener):

@@ -32,6 +32,7 @@ ASKED = {"prompt": {"text": PROMPT}}
 TOKEN = "alices-token"
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "web.md"
 SECRET = "Zanzibarquux"
+REPEATED = 100
 
 
 @contextmanager
@@ -429,3 +430,28 @@ def test_an_idle_connection_is_closed(monkeypatch):
         link.request("GET", "/")
         link.getresponse().read()
         assert link.sock.recv(1) == b"", "closed by the other end, long before this one's patience ends"
+
+
+def test_a_caller_that_does_not_read_is_hung_up_on(monkeypatch, caplog):
+    """It asks for the page's scripts again and again and reads nothing, until no buffer takes any more."""
+    monkeypatch.setattr(web_connection, "SENDING_SECONDS", 0.5)
+    with served() as server:
+        host, port = server.web_address.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as link:
+            script = re.search(rb'src="/?([^"]+)"', page(server.web_address))[1].decode()
+            with suppress(ConnectionError):
+                for _ in range(REPEATED):
+                    link.sendall(f"GET /{script} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert eventually(lambda: "did not read an answer" in caplog.text)
+            received = 0
+            with suppress(ConnectionResetError):
+                while data := link.recv(2**20):
+                    received += len(data)
+            assert received < REPEATED * len(page(server.web_address, script)), "the connection ends amid the answers"
+        assert ask(server.web_address)[0] == 200
+
+
+def page(address, path=""):
+    with closing(connection(address)) as link:
+        link.request("GET", f"/{path}")
+        return link.getresponse().read()

@@ -1,15 +1,31 @@
 """Both workers behind the same interface, and what the process worker does when things go wrong."""
 
 import asyncio
+import os
+import signal
+import time
 
+import psutil
 import pytest
 from neuron_attribution.errors import FailedPreconditionError, InternalError, UnavailableError
+from neuron_attribution_server import process_worker
 from neuron_attribution_server.process_worker import ProcessWorker
 from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
 from neuron_attribution_server.thread_worker import ThreadWorker
-from neuron_attribution_server.worker import ModelLoadError, run_batch
-from service.fakes import CRASH, DIE, FACTS, REFUSE, FakeEngine, fail_to_load, make_engine, make_unsendable_engine
+from neuron_attribution_server.worker import Listener, ModelLoadError, run_batch
+from service.fakes import (
+    CRASH,
+    DIE,
+    DYING_SECONDS,
+    FACTS,
+    REFUSE,
+    FakeEngine,
+    fail_to_load,
+    make_engine,
+    make_slowly_dying_engine,
+    make_unsendable_engine,
+)
 
 WORKERS = {"thread": lambda: ThreadWorker(FakeEngine()), "process": lambda: ProcessWorker(make_engine)}
 
@@ -39,6 +55,33 @@ def test_outcomes_come_in_the_order_of_the_tasks(worker):
         outcomes = await worker.run([task(1), task(REFUSE), task(2, 3)])
         assert [outcomes[0].token_ids, outcomes[2].token_ids] == [(1,), (2, 3)]
         assert isinstance(outcomes[1], FailedPreconditionError)
+
+    working(worker, scenario)
+
+
+class Hearing(Listener):
+    """Remembers what it hears, in order."""
+
+    def __init__(self):
+        self.heard = []
+
+    def computed(self):
+        self.heard.append("computed")
+
+    def reported(self, report):
+        self.heard.append(report.explained_tokens)
+
+
+def test_a_listener_hears_that_a_batch_is_computed_and_gets_its_report(worker):
+    async def scenario(worker, _):
+        listener = Hearing()
+        await worker.run([task(1), task(2, 3)], listener)
+        assert listener.heard[0] == "computed"
+        while len(listener.heard) < 2:
+            await asyncio.sleep(0.01)
+        await worker.run([task(1)])
+        await asyncio.sleep(0.1)
+        assert listener.heard == ["computed", 2]
 
     working(worker, scenario)
 
@@ -91,3 +134,46 @@ def test_a_failed_load_is_one_line():
 
 def test_a_worker_that_never_started_can_be_stopped():
     asyncio.run(ProcessWorker(make_engine).stop())
+
+
+def test_a_process_that_takes_long_to_go_stops_nobody_meanwhile():
+    async def scenario(worker, _):
+        running = asyncio.create_task(worker.run([task(DIE)]))
+        longest, began = 0.0, time.monotonic()
+        while not running.done():
+            turn = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - turn)
+        assert time.monotonic() - began >= DYING_SECONDS
+        assert longest < DYING_SECONDS / 3
+        with pytest.raises(UnavailableError, match="exit code 3"):
+            await running
+
+    working(ProcessWorker(make_slowly_dying_engine), scenario)
+
+
+def test_a_process_that_does_not_listen_is_killed(monkeypatch):
+    monkeypatch.setattr(process_worker, "EXIT_SECONDS", 0.5)
+
+    async def scenario(worker, _):
+        os.kill(worker.pid, signal.SIGSTOP)
+        await worker.stop()
+        assert worker.cause.startswith("was killed by SIGKILL")
+        assert not psutil.pid_exists(worker.pid)
+        await worker.stop()
+
+    working(ProcessWorker(make_engine), scenario)
+
+
+def test_a_start_that_is_cancelled_leaves_no_process():
+    async def run():
+        worker = ProcessWorker(make_engine)
+        starting = asyncio.create_task(worker.start())
+        await asyncio.sleep(0)  # one turn: the process is spawned, and its pipe is not yet connected
+        assert psutil.pid_exists(worker.pid)
+        starting.cancel()
+        await asyncio.wait((starting,))
+        await worker.stop()
+        assert not psutil.pid_exists(worker.pid)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
