@@ -15,8 +15,10 @@ from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, Memor
 
 DETAILED_HEADS = 10
 """Heads whose source positions are scored, the service's default."""
-CANDIDATES = 28
-"""Neurons of each kind that are scored beyond k: 76 in all at k = 10 and 675 at k = 300 in docs/benchmarks.md."""
+QUERY_SOURCES = 30
+"""Neurons of each kind that the query parts start from, the service's default: so many are ranked at least."""
+CANDIDATES = 8
+"""Neurons of each kind that are scored beyond those: 76 in all at k = 10 and 616 at k = 300."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ def exact_rows(sizes: ModelSizes, tokens: int, k: int) -> int:
     prompt has many that are too weak to be), and the projections of the value and query neurons that are returned.
     """
     bases = 2 * sizes.layers + 1
-    return sizes.layers * sizes.heads + bases + 2 * (k + CANDIDATES) + DETAILED_HEADS * tokens + 3 * k
+    return sizes.layers * sizes.heads + bases + 2 * (max(k, QUERY_SOURCES) + CANDIDATES) + DETAILED_HEADS * tokens + 3 * k
 
 
 def scoring_operations(sizes: ModelSizes, tokens: int, k: int) -> int:
