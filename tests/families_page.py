@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import AttributeOptions
 from neuron_attribution_server.architectures.families import FAMILIES
@@ -20,6 +21,7 @@ from neuron_attribution_server.invariants import INVARIANTS
 from reference.compare_neurons import ranking_key
 from reference.compared import Compared, compare_dissected
 from reference.tiny_families import TINY_FAMILIES, tiny_family
+from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
@@ -38,11 +40,12 @@ is loaded; `neuron-attribution model --check MODEL` loads a model, measures them
 SUPPORTED = """
 ## Supported
 
-Each row is a model with random weights, float32, two layers, hidden size 32, 97 tokens (transformers {version}, torch
-{torch}, CPU), measured when it was loaded: the largest absolute difference relative to the largest value. *Brute
-force* is the largest absolute difference of the 50 strongest neurons' scores of either kind to a float64 oracle that
-takes the model apart by how it behaves and reads no description. *Attention* says how its weights are had: recorded
-beside fused attention, or as the model's own attention returns them, with all of a layer's in memory at once.
+Each row is a model with random weights, float32, two layers, hidden size 32, a vocabulary of 97 (transformers
+{version}, torch {torch}, CPU), measured when it was loaded: the largest absolute difference relative to the largest
+value. *Brute force* is the largest absolute difference of the 50 strongest neurons' scores of either kind to a
+float64 oracle that takes the model apart by how it behaves and reads no description. *Attention* says how its
+weights are had: recorded beside fused attention, or as the model's own attention returns them, with all of a
+layer's in memory at once.
 
 | model | attention | FFN | norms | guarantee | {names} | brute force |
 |---|---|---|---|---|{lines}---:|
@@ -50,7 +53,10 @@ beside fused attention, or as the model's own attention returns them, with all o
 REFUSED = """
 ## Refused
 
-Everything else is refused by name before its weights are read. Of the causal language models that transformers knows:
+Everything else is refused by name before its weights are read. A type that is a family's under another name, or holds
+a language model beside other things, goes by that family and is served if its invariants hold:
+{several}.
+Of the other causal language models that transformers knows:
 
 | `model_type` | why |
 |---|---|
@@ -78,9 +84,30 @@ def lines() -> Iterator[str]:
     )
     for name, (family, _) in sorted(TINY_FAMILIES.items()):
         yield supported(name, FAMILIES[family], compare_dissected(tiny_family(name), name))
-    yield REFUSED
-    for family in sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(FAMILIES)):
+    several = by_their_language_model()
+    yield REFUSED.format(several=", ".join(f"{name} ({family})" for name, family in several.items()))
+    for family in refused():
         yield f"| {family} | {refusal(family)} |\n"
+
+
+def by_their_language_model() -> dict[str, str]:
+    """Model types that are no family themselves, and the family of the language model in them."""
+    others = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(FAMILIES))
+    families = {name: language_model(name) for name in others}
+    return {name: family for name, family in families.items() if family in FAMILIES}
+
+
+def language_model(name: str) -> str:
+    """The type of the language model in a type's model, by its configuration; its own where that does not say."""
+    try:
+        return str(CONFIG_MAPPING[name]().get_text_config().model_type)
+    except (ValueError, StrictDataclassError):  # several language models, or none without being told more
+        return name
+
+
+def refused() -> list[str]:
+    """Model types that are refused."""
+    return sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(FAMILIES) - set(by_their_language_model()))
 
 
 def supported(name: str, spec: ArchitectureSpec, compared: Compared) -> str:

@@ -117,7 +117,10 @@ def _view(model: PreTrainedModel) -> ModelView:
 
 def _spec(config: PreTrainedConfig) -> ArchitectureSpec:
     """The architecture's spec, by the configuration alone: a model is refused before its weights are read."""
-    family = config.get_text_config().model_type
+    try:
+        family = config.get_text_config().model_type
+    except ValueError:  # it holds several language models
+        family = config.model_type
     if family not in FAMILIES:
         raise FailedPreconditionError(
             f"model refused: the {family} architecture is not supported: {refusal(family)}; "

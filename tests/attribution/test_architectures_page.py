@@ -2,12 +2,11 @@
 
 import re
 
-from families_page import PAGE, REFUSED, SUPPORTED, supported
+from families_page import PAGE, REFUSED, SUPPORTED, by_their_language_model, refused, supported
 from neuron_attribution_server.architectures.families import FAMILIES
 from neuron_attribution_server.architectures.refusals import refusal
 from reference.compared import compare_dissected
 from reference.tiny_families import TINY_FAMILIES, tiny_family
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 ERROR = re.compile(r"\d+e[-+]\d+")
 
@@ -31,8 +30,16 @@ def test_the_page_says_what_a_run_says() -> None:
 
 
 def test_every_other_architecture_is_refused_on_the_page() -> None:
-    for family in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(FAMILIES):
-        assert f"| {family} | {refusal(family)} |" in section("## Refused")
+    text = section("## Refused")
+    assert re.findall(r"^\| ([\w-]+) \|", text, re.M) == refused()
+    for family in refused():
+        assert f"| {family} | {refusal(family)} |" in text
+
+
+def test_models_that_hold_a_language_model_go_by_its_family() -> None:
+    assert by_their_language_model()["gemma3"] == "gemma3_text"
+    for name, family in by_their_language_model().items():
+        assert f"{name} ({family})" in section("## Refused")
 
 
 def test_the_texts_are_the_generators() -> None:

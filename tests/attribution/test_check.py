@@ -63,7 +63,7 @@ def test_a_model_with_several_residual_streams_is_refused_before_serving(tmp_pat
     assert "SERVING" not in done.stdout
 
 
-@pytest.mark.parametrize("family", ["deepseek_v4", "mamba", "openai-gpt", "diffllama", "xlm"])
+@pytest.mark.parametrize("family", ["deepseek_v4", "mamba", "openai-gpt", "diffllama", "xlm", "musicgen"])
 def test_refused_by_the_configuration_alone(tmp_path, family) -> None:
     reason = REFUSED.get(family, "nobody has described its modules yet")
     with pytest.raises(FailedPreconditionError) as refused:

@@ -48,7 +48,9 @@ def exact_rows(sizes: ModelSizes, tokens: int, k: int) -> int:
     prompt has many that are too weak to be), and the projections of the value and query neurons that are returned.
     """
     bases = 2 * sizes.layers + 1
-    return sizes.layers * sizes.heads + bases + 2 * (max(k, QUERY_SOURCES) + CANDIDATES) + DETAILED_HEADS * tokens + 3 * k
+    return (
+        sizes.layers * sizes.heads + bases + 2 * (max(k, QUERY_SOURCES) + CANDIDATES) + DETAILED_HEADS * tokens + 3 * k
+    )
 
 
 def scoring_operations(sizes: ModelSizes, tokens: int, k: int) -> int:

@@ -30,7 +30,7 @@ LLAMA_3_8B = ModelSizes(
 )
 MODELS = {"Llama-7B": LLAMA_7B, "Llama-3-8B": LLAMA_3_8B}
 REACHED = 0.5
-"""The part of a data sheet's speed that is taken to be reached; scoring reached 36 and 51 % of its floor on two CPUs."""
+"""The part of a data sheet's speed that is taken to be reached; on CPUs scoring reached 36 and 51 % of its floor."""
 
 
 @dataclass(frozen=True, slots=True)
