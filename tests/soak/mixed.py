@@ -201,11 +201,15 @@ def _apart(a: object, b: object) -> float:
     return float(np.abs(a - b).max(initial=0)) if a.shape == b.shape else float("inf")
 
 
+PROCESSES = ("front end", "Python's resource tracker", "worker")
+"""A server's processes in the order in which they start."""
+
+
 def _report(soak: Soak, processes: list[list[Sample]], seconds: float) -> tuple[str, float]:
     rows, drifts = [], []
     for number, samples in enumerate(processes):
         settled = [sample for sample in samples if sample.seconds >= WARM_UP * seconds]
-        cells = ["front end" if number == 0 else f"process {number}"]
+        cells = [PROCESSES[number]]
         for kind in ("anonymous", "resident"):
             texts, drift = _course([getattr(sample, kind) for sample in settled])
             cells += texts
