@@ -3,7 +3,9 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import grpc
 import numpy as np
@@ -13,7 +15,7 @@ from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from service.demo_server import serving
 
-from benchmarks import markdown
+from benchmarks import bare, markdown
 from benchmarks.subject import explanation
 from benchmarks.timing import milliseconds, progress, ratios, settled, spread, timed
 
@@ -35,6 +37,8 @@ class Measured:
     tokenization: list = field(default_factory=list)
     in_process: list = field(default_factory=list)
     unreported: list = field(default_factory=list)
+    building: list = field(default_factory=list)
+    bare: list = field(default_factory=list)
     one_caller: list = field(default_factory=list)
     many_callers: list = field(default_factory=list)
     largest_batch: int = 0
@@ -63,9 +67,10 @@ def measure(subject, threads, rounds):
         for repetition in range(rounds):
             progress(f"gRPC: round {repetition + 1} of {rounds}")
             with settled(), grpc.insecure_channel(address) as channel:
-                _calls(subject, services.NeuronAttributionServiceStub(channel), found)
+                answer = _calls(subject, services.NeuronAttributionServiceStub(channel), found)
         progress(f"gRPC: {CALLERS} callers")
         _concurrent(subject, address, client, found)
+    _bare(subject, answer, found)
     return found
 
 
@@ -84,6 +89,28 @@ def _calls(subject, stub, found):
         (outcome,), in_process = timed(lambda prompt=prompt: subject.attribute([prompt]))
         found.in_process.append(in_process)
         found.unreported.append(in_process - outcome.forward - outcome.scoring)
+        _, building = timed(lambda outcome=outcome: _built(subject, outcome))
+        found.building.append(building)
+    return response
+
+
+def _built(subject, outcome):
+    return convert.explanations_to_proto(subject.engine.facts.identity, outcome.explanations).SerializeToString()
+
+
+def _bare(subject, answer, found):
+    """As many calls of a server that does nothing but pass on what a worker process answers."""
+    request = convert.attribute_request_to_proto(AttributeRequest(prompt=subject.prompts[0])).SerializeToString()
+    with (
+        TemporaryDirectory() as folder,
+        bare.serving(answer.SerializeToString(), Path(folder) / "answer") as address,
+        grpc.insecure_channel(address) as channel,
+    ):
+        bare.added(channel, request, messages.AttributeResponse.FromString)
+        progress("gRPC: bare calls")
+        with settled():
+            for _ in found.wall:
+                found.bare.append(bare.added(channel, request, messages.AttributeResponse.FromString))
 
 
 def _concurrent(subject, address, client, found):
@@ -141,6 +168,8 @@ def report(found, conditions):
                 ["of it: queue", milliseconds(found.queue)],
                 ["of it: tokenization", milliseconds(found.tokenization)],
                 ["of it: wire, worker's pipe, building the message", milliseconds(found.in_transit)],
+                ["the least: a bare server and a bare worker process pass on such an answer", milliseconds(found.bare)],
+                ["and building the message, in-process after such a call", milliseconds(found.building)],
                 ["the Python client's dataclasses, on top", milliseconds(found.reading)],
                 ["the same through the engine in-process", milliseconds(found.in_process)],
             ],
