@@ -196,6 +196,8 @@ class Timings:
     batch_requests: int = 1
     batch_tokens: int = 0
     cached: bool = False
+    predicted: float = 0.0
+    """The worker time that the request alone was predicted to take when it arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +324,12 @@ class Limits:
     stream_window: int
     exhaustive_scores: int
     intervention_sets: int
+    request_seconds: float = 0.0
+    """Predicted seconds of a worker's time; 0 is no bound."""
+    queued_seconds: float = 0.0
+    """Predicted seconds of a worker's time."""
+    batch_seconds: float = 0.0
+    """Predicted seconds of a worker's time."""
 
 
 @dataclass(frozen=True, slots=True)

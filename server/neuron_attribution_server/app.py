@@ -122,7 +122,8 @@ class Application:
         """Load the model and serve. Raises ModelLoadError."""
         facts = await self._worker.start()
         model = await asyncio.to_thread(ServedModel, facts, self._config.limits(facts.maximum_tokens))
-        scheduler = Scheduler(self._worker, self._config, facts.memory, BatchObserver(self._metrics, self._tracing))
+        observer = BatchObserver(self._metrics, self._tracing)
+        scheduler = Scheduler(self._worker, self._config, facts.memory, model.predictor, observer)
         cache = ResultCache(self._config.cache_bytes)
         self._servicer.open(Backend(model, scheduler, cache))
         self._live.loaded = Loaded(facts, scheduler.queue, cache)

@@ -87,6 +87,7 @@ _DEVICES = r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*"
 _HOLDS = r"(cpu|cuda:\d+)=\d+(\.\d+)?[KMGT]i?B"
 _MEMORY = rf"{_HOLDS}(,{_HOLDS})*"
 _age = _number(float, 1, 86_400)
+_work_seconds = _number(float, 0.01, 86_400)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,11 @@ class ServerConfig:
         "position, x vocabulary; they must fit into batch_timeout",
         2**34,
     )
+    maximum_request_seconds: float | None = _setting(
+        _work_seconds,
+        "seconds of a worker's time that one request may be predicted to take (default: a third of batch_timeout)",
+        None,
+    )
     maximum_neurons: int = _setting(_count, "neurons named in one request or in one set of interventions", 1000)
     maximum_intervention_sets: int = _setting(_count, "sets of interventions in one request", 32)
     maximum_message_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per answer", 64 * 2**20)
@@ -132,8 +138,14 @@ class ServerConfig:
     connection_grace: float = _setting(_age, "seconds that calls on such an old connection may still take", 3600.0)
     queued_requests: int = _setting(_count, "requests that may wait", 256)
     queued_tokens: int = _setting(_count, "tokens that may wait", 65_536)
+    queued_seconds: float = _setting(
+        _work_seconds, "seconds of a worker's time that waiting requests may be predicted to take", 600.0
+    )
     batch_tokens: int = _setting(_count, "tokens per batch, padding included", 8192)
     batch_requests: int = _setting(_count, "requests per batch", 32)
+    batch_seconds: float = _setting(
+        _work_seconds, "seconds that the requests of a batch of several may be predicted to take one by one", 30.0
+    )
     maximum_wait: float = _setting(_seconds, "seconds an idle worker waits for calls on their way", 0.002)
     maximum_age: float = _setting(
         _seconds,
@@ -142,8 +154,8 @@ class ServerConfig:
     )
     tenant_share: float = _setting(
         _number(float, 0.01, 1),
-        "the part of queued_requests and of queued_tokens that one tenant's waiting requests may fill; it may always "
-        "have one waiting, and anonymous callers share the whole queue",
+        "the part of queued_requests, queued_tokens and queued_seconds that one tenant's waiting requests may fill; it "
+        "may always have one waiting, and anonymous callers share the whole queue",
         0.5,
     )
     drain_delay: float = _setting(
@@ -225,6 +237,12 @@ class ServerConfig:
             )
 
     @property
+    def request_seconds(self) -> float:
+        """Seconds of a worker's time that one request may be predicted to take."""
+        given = self.maximum_request_seconds
+        return self.batch_timeout / 3 if given is None else given
+
+    @property
     def load_settings(self) -> tuple[LoadSettings, ...]:
         """What the worker of each device needs to load the model."""
         devices = self.device.split(",")
@@ -262,6 +280,9 @@ class ServerConfig:
             request_bytes=self.maximum_request_bytes,
             stream_window=self.stream_window,
             intervention_sets=self.maximum_intervention_sets,
+            request_seconds=self.request_seconds,
+            queued_seconds=self.queued_seconds,
+            batch_seconds=self.batch_seconds,
         )
 
     def __str__(self) -> str:

@@ -35,6 +35,8 @@ from neuron_attribution_server.checks import (
 )
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ModelFacts, ProjectTask, Task
 from neuron_attribution_server.tokenizer import ExactTokenizer
+from neuron_attribution_server.too_long import check_seconds
+from neuron_attribution_server.work_prices import WorkPredictor
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class RequestValidator:
     facts: ModelFacts
     limits: Limits
     tokenizer: ExactTokenizer
+    predictor: WorkPredictor
 
     def check_model(self, name: str) -> None:
         """Refuse another model's name."""
@@ -84,6 +87,7 @@ class RequestValidator:
         )
         self._check_explanations(task)
         self._check_exhaustive(task)
+        check_seconds(task, self.predictor, self.limits.request_seconds)
         return task
 
     def intervene(self, request: InterveneRequest) -> InterveneTask:
@@ -101,6 +105,7 @@ class RequestValidator:
         )
         self._check_generated(task)
         self._check_batch(task)
+        check_seconds(task, self.predictor, self.limits.request_seconds)
         return task
 
     def project(self, request: ProjectNeuronRequest) -> ProjectTask:
@@ -122,6 +127,7 @@ class RequestValidator:
             subkey=request.subkey,
         )
         self._check_projections(task)
+        check_seconds(task, self.predictor, self.limits.request_seconds)
         return task
 
     def tokenize(self, request: TokenizeRequest) -> tuple[TokenizedToken, ...]:
@@ -270,7 +276,8 @@ class RequestValidator:
         self._check_memory(task, "neurons", asked, "name fewer neurons or lower top_k")
 
     def _check_explanations(self, task: AttributeTask) -> None:
-        asked = f"{task.rows} of {task.tokens} tokens are to be explained, with {task.projected_tokens} projected ones"
+        projected = task.projected_tokens(self.facts.memory.heads)
+        asked = f"{task.rows} of {task.tokens} tokens are to be explained, with {projected} projected ones"
         remedy = "shorten the prompt, explain fewer tokens at once, or lower the counts of neurons and projected tokens"
         self._check_memory(task, "prompt", asked, remedy)
 

@@ -46,6 +46,9 @@ class Listener:
         """Whether somebody still waits for a task, by its place in the batch."""
         return True
 
+    def begins(self, stop: Callable[[], None]) -> None:
+        """Hear that a device has the batch. `stop` ends it at its next checkpoint, when nobody waits for it."""
+
     def computed(self) -> None:
         """Hear that the batch is computed and its answers are being written."""
 
@@ -104,6 +107,10 @@ class Worker(Protocol):
 
         What is run a second time, is only where it is still wanted.
         """
+        ...
+
+    async def interrupt(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
+        """Run one short batch at the next checkpoint of a batch that runs, which goes on after it. As `run` else."""
         ...
 
     async def ended(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import select
 import socket
 import struct
 import threading
@@ -23,7 +24,6 @@ class WorkerEnd:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
-        self._incoming = end.makefile("rb")
         self._lock = threading.Lock()
 
     def send(self, message: object) -> None:
@@ -41,10 +41,18 @@ class WorkerEnd:
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         return pickle.loads(self._exactly(length))
 
-    def _exactly(self, size: int) -> bytes:
-        data = self._incoming.read(size)
-        if len(data) < size:
-            raise EOFError
+    def has_message(self) -> bool:
+        """Whether a message, or the end, has come. The front end sends messages whole."""
+        return bool(select.select([self._end], [], [], 0)[0])
+
+    def _exactly(self, size: int) -> bytearray:
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            count = self._end.recv_into(rest)
+            if not count:
+                raise EOFError
+            rest = rest[count:]
         return data
 
 

@@ -29,6 +29,8 @@ class WorkerPool:
     def __init__(self, workers: Sequence[SupervisedWorker]) -> None:
         self._workers = workers
         self._idle: asyncio.Queue[tuple[SupervisedWorker, ProcessWorker] | None] = asyncio.Queue()
+        self._busy: set[ProcessWorker] = set()
+        self._interrupted: set[ProcessWorker] = set()
         self._supervising: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
@@ -79,6 +81,19 @@ class WorkerPool:
             for place, task in enumerate(tasks)
         ]
 
+    async def interrupt(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
+        """Run one short batch inside one that runs; where none does any more, as `run`."""
+        worker = next(iter(self._busy - self._interrupted), None)
+        if worker is None:
+            return await self.run(tasks, listener)
+        self._interrupted.add(worker)
+        try:
+            return await worker.run(tasks, listener)
+        except UnavailableError:
+            return await self.run(tasks, listener)
+        finally:
+            self._interrupted.discard(worker)
+
     async def changed(self) -> None:
         """Wait until a worker goes live or dies."""
         await self._changed.wait()
@@ -96,7 +111,11 @@ class WorkerPool:
 
     async def _attempt(self, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
         supervised, worker = await self._next_idle()
-        answers = await worker.run(tasks, listener)
+        self._busy.add(worker)
+        try:
+            answers = await worker.run(tasks, listener)
+        finally:
+            self._busy.discard(worker)
         # After a death or a cancellation it is not idle again: the one has ended, the other one still computes.
         supervised.restarts.worked()
         self._idle.put_nowait((supervised, worker))

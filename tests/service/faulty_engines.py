@@ -1,15 +1,17 @@
 """Engines for worker processes that take their time, wait, hang, or find no memory."""
 
+import math
 import os
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+from neuron_attribution_server.attribution.checkpoints import checkpoint
 from service.fakes import FACTS, FakeEngine
 
-HANG, HUGE = 7, 8
-"""Tokens that make an engine hang, or find no memory."""
+HANG, HUGE, ENDLESS = 7, 8, 9
+"""Tokens that make an engine hang, find no memory, or work until it is stopped."""
 
 
 class SlowEngine(FakeEngine):
@@ -54,6 +56,22 @@ class SlowSmallEngine(SmallEngine):
 
 def make_slow_small_engine():
     return SlowSmallEngine()
+
+
+class EngineWithCheckpoints(FakeEngine):
+    """Takes a tenth of a second for each token, looking up all the while; for an ENDLESS one it takes for ever."""
+
+    def run(self, tasks):
+        seconds = 0.1 * sum(task.tokens for task in tasks)
+        end = math.inf if any(ENDLESS in task.token_ids for task in tasks) else time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            checkpoint()
+            time.sleep(0.005)
+        return super().run(tasks)
+
+
+def make_engine_with_checkpoints():
+    return EngineWithCheckpoints()
 
 
 def never_make_an_engine():

@@ -158,6 +158,7 @@ def timings_to_proto(timings: Timings) -> messages.Timings:
         batch_requests=timings.batch_requests,
         batch_tokens=timings.batch_tokens,
         cached=timings.cached,
+        predicted=duration(timings.predicted),
     )
 
 
@@ -171,4 +172,5 @@ def timings_from_proto(message: messages.Timings) -> Timings:
         batch_requests=message.batch_requests,
         batch_tokens=message.batch_tokens,
         cached=message.cached,
+        predicted=seconds(message.predicted),
     )
