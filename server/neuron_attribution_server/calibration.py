@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import FfnNeuron
-from neuron_attribution.requests import AttributeOptions, Intervention, Part, ScoringMethod, Side
+from neuron_attribution.requests import AttributeOptions, Intervention, Part, Side
 from neuron_attribution.results import ModelSizes
 
 from neuron_attribution_server.reports import BatchReport
@@ -27,7 +27,7 @@ from neuron_attribution_server.work import work_of
 from neuron_attribution_server.work_prices import Sample, measured_prices
 from neuron_attribution_server.worker import run_batch
 
-BUDGET_SECONDS = 4.0
+BUDGET_SECONDS = 3.0
 """After so long no further sample is begun: a model that takes longer for these few is priced by its sizes."""
 _SHORT, _LONG = 8, 96
 _FEW = 32
@@ -69,25 +69,20 @@ def _tasks(sizes: ModelSizes, most: int) -> Iterator[Task]:
     yield _attribution(short, 1, layers)
     yield _attribution(short, 1, everything)
     yield ProjectTask(neurons=_neurons(sizes, 0, _FEW))
-    yield InterveneTask(token_ids=(0,) * short, sets=((Intervention(neurons=_neurons(sizes, 0, 4)),),))
+    yield InterveneTask(token_ids=_ids(short), sets=((Intervention(neurons=_neurons(sizes, 0, 4)),),))
     yield _attribution(long, 1, layers)
     yield _attribution(short, short, layers)
-    yield _generation(max(1, short - 4), min(4, most - 1))
     yield ProjectTask(neurons=_neurons(sizes, _FEW, _FEW), side=Side.SUBKEY, top_k=min(300, sizes.vocabulary))
-    yield _attribution(short, 1, AttributeOptions(parts=everything.parts, position_projection_top_k=5))
-    yield _attribution(short, 1, AttributeOptions(scoring_method=ScoringMethod.RECIPROCAL_RANK, parts=_VALUES))
-
-
-_VALUES = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
+    yield InterveneTask(token_ids=_ids(max(1, min(short, most - 2))), sets=((),), generate=2)
 
 
 def _attribution(tokens: int, rows: int, options: AttributeOptions) -> AttributeTask:
     explained = tuple(map(ExplainedToken, range(tokens - rows, tokens)))
-    return AttributeTask(token_ids=(0,) * tokens, explained=explained, options=options)
+    return AttributeTask(token_ids=_ids(tokens), explained=explained, options=options)
 
 
-def _generation(tokens: int, count: int) -> InterveneTask:
-    return InterveneTask(token_ids=(0,) * tokens, sets=((),), generate=count)
+def _ids(count: int) -> tuple[int, ...]:
+    return tuple(range(1, count + 1))
 
 
 def _neurons(sizes: ModelSizes, first: int, count: int) -> tuple[FfnNeuron, ...]:

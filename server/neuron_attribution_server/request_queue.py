@@ -151,8 +151,9 @@ class RequestQueue:
         else:
             return
         raise ResourceExhaustedError(
-            f"{waiting.requests} requests {whose}with {waiting.tokens} tokens are waiting, {tokens} more tokens have no "
-            f"room ({waiting.seconds:.1f} and {seconds:.1f} seconds of a worker's time); try again in {retry_after:.1f} seconds",
+            f"{waiting.requests} requests {whose}with {waiting.tokens} tokens are waiting, {tokens} more tokens have "
+            f"no room ({waiting.seconds:.1f} and {seconds:.1f} seconds of a worker's time); "
+            f"try again in {retry_after:.1f} seconds",
             reason=reason,
             retry_after=retry_after,
         )

@@ -234,8 +234,10 @@ class Scheduler:
         if report.tasks != len(batch):
             return
         self._queue.charge(batch, report.seconds)
+        tasks = [item.task for item in batch]
+        self._observer.compared(self._predictor.seconds(tasks), report)
         if not report.stopped and not report.out_of_memory_splits:
-            self._predictor.learn([item.task for item in batch], report.seconds)
+            self._predictor.learn(tasks, report.seconds)
 
 
 class _BatchListener(Listener):

@@ -44,8 +44,10 @@ class Work(Enum):
     SEARCH = "searches for value neurons of such a group"
     ROW = "explained tokens"
     VECTOR = "vectors scored against the vocabulary"
+    POSITION = "source positions of heads, some of them too weak to be scored"
     MULTIPLE = "further multiples of a vector scored against the vocabulary"
     RANK = "vectors whose target is ranked in the vocabulary"
+    RIVAL = "vectors whose target may have to be ranked, which a sample decides"
     SAMPLE = "rankings whose vectors are compared with a sample of the vocabulary"
     BOUND = "bounds of neurons"
     PLACE = "places at which query neurons are read"
@@ -145,7 +147,7 @@ def _row(task: AttributeTask, sizes: ModelSizes) -> Counts:
     counts: Counter[Work] = Counter()
     if not linear:
         counts[Work.VECTOR] += _bases(options) * (2 * sizes.layers + 1) + _heads(options, sizes) + len(options.neurons)
-        counts[Work.VECTOR] += _detailed(options, sizes) * task.length
+        counts[Work.POSITION] += _detailed(options, sizes) * task.length
     counts.update(_rankings(task, sizes))
     counts.update(_queries(options, task.length))
     ranked = ends * len(RANKED_PARTS & options.parts) * options.top_k + len(options.neurons)
@@ -206,7 +208,7 @@ def _rankings(task: AttributeTask, sizes: ModelSizes) -> Counts:
             if options.scoring_method in _BOUNDED:
                 counts.update(_search(sign, k, units, positions, task))
             else:
-                counts.update(_static_search(sign, k, units, positions, options))
+                counts.update(_static_search(sign, units, positions, options))
     return counts
 
 
@@ -218,12 +220,13 @@ def _search(sign: int, k: int, units: int, positions: int, task: AttributeTask) 
     return {Work.BOUND: total, Work.VECTOR: 0 if task.contrast is not None else min(scored, total)}
 
 
-def _static_search(sign: int, k: int, units: int, positions: int, options: AttributeOptions) -> Counts:
+def _static_search(sign: int, units: int, positions: int, options: AttributeOptions) -> Counts:
     if options.scoring_method not in _RANKED:
         return {Work.BOUND: units * positions}
     if sign < 0 or options.exhaustive:
         return {Work.BOUND: units * positions, Work.RANK: units}
-    return {Work.BOUND: units * positions, Work.SAMPLE: 1, Work.RANK: min(3 * (k + SPARE_CANDIDATES), units)}
+    # A target that hardly any neuron promotes leaves ranks that a sample does not tell apart: up to all are computed.
+    return {Work.BOUND: units * positions, Work.SAMPLE: 1, Work.RIVAL: units}
 
 
 def _value_parts(sizes: ModelSizes) -> dict[Part, int]:

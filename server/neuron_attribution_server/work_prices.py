@@ -25,6 +25,10 @@ _LARGEST_STEP = 4.0
 """A batch that took longer than so many times its prediction counts no more than that: the machine was busy."""
 
 
+_UNLEARNT = {Work.RIVAL.name}
+"""What differs so much between prompts that only half of the worst is a prediction."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Some work, and the seconds that it took."""
@@ -60,6 +64,8 @@ class WorkPredictor:
             return
         step = _LEARNING_RATE * math.log(min(max(seconds / predicted, 1 / _LARGEST_STEP), _LARGEST_STEP))
         for name, share in shares.items():
+            if name in _UNLEARNT:
+                continue
             self._prices[name] *= math.exp(step * share / predicted)
 
     def _shares(self, tasks: Sequence[Task]) -> dict[str, float]:
@@ -98,8 +104,10 @@ def _operations(sizes: ModelSizes) -> dict[Work, float]:
         Work.GROUP: _READ * 2 * product,
         Work.SEARCH: _READ * (product + units * hidden),
         Work.VECTOR: product + 20 * vocabulary,
+        Work.POSITION: product / 2,
         Work.MULTIPLE: 30 * vocabulary,
         Work.RANK: product + 30 * vocabulary,
+        Work.RIVAL: (product + 30 * vocabulary) / 2,
         Work.SAMPLE: units * _SAMPLED * hidden / 2,
         Work.BOUND: 1000,
         Work.PLACE: 3 * sizes.layers * width * hidden,

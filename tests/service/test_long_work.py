@@ -189,7 +189,7 @@ class Hearing(Listener):
 
 def in_a_process(scenario):
     async def run():
-        worker = ProcessWorker(make_engine_with_checkpoints, batch_timeout=5.0)
+        worker = ProcessWorker(make_engine_with_checkpoints, batch_timeout=2.0)
         try:
             await worker.start()
             await scenario(worker)
@@ -248,7 +248,7 @@ def test_a_batch_that_hangs_between_checkpoints_is_killed_with_what_waits_inside
     async def scenario(worker):
         running = asyncio.create_task(worker.run([task(ENDLESS)]))
         await asyncio.sleep(0)
-        for _ in range(6):  # together longer than the time of a batch, which stands still meanwhile
+        for _ in range(3):  # together longer than the time of a batch, which stands still meanwhile
             await worker.run([task(*(1,) * 9)])
         assert not running.done()
         hanging = asyncio.create_task(worker.run([task(ENDLESS)]))
