@@ -26,6 +26,8 @@ _GAUGES = {
     "certificate_expiry_timestamp_seconds": "When the TLS certificate in use expires, in seconds since 1970.",
     "queue_requests": "Requests that wait now.",
     "queue_tokens": "Tokens of the requests that wait now.",
+    "queue_seconds": "Worker time that the requests that wait now are predicted to take, one by one.",
+    "queue_capacity_seconds": "Worker time that may wait.",
     "cache_bytes": "Bytes of the answers that are kept to be given again.",
     "cache_capacity_bytes": "Bytes of answers that may be kept.",
 }
@@ -89,12 +91,14 @@ class LiveMetrics(Collector):
         yield "draining", self.draining
         yield "queue_capacity_requests", self._config.queued_requests
         yield "queue_capacity_tokens", self._config.queued_tokens
+        yield "queue_capacity_seconds", self._config.queued_seconds
         if self._certificate_expiry is not None:
             yield "certificate_expiry_timestamp_seconds", self._certificate_expiry()
         yield "cache_capacity_bytes", self._config.cache_bytes
         loaded = self.loaded
         yield "queue_requests", len(loaded.queue) if loaded else 0
         yield "queue_tokens", loaded.queue.tokens if loaded else 0
+        yield "queue_seconds", loaded.queue.seconds if loaded else 0
         yield "cache_bytes", loaded.cache.bytes if loaded else 0
 
     def _counters(self) -> Iterator[tuple[str, float]]:

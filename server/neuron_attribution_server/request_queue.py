@@ -114,6 +114,7 @@ class RequestQueue:
         self._served: dict[str, float] = {}  # what each tenant was given, since the queue was last empty
         self._requests = 0
         self._tokens = 0
+        self._seconds = 0.0
 
     def __len__(self) -> int:
         return self._requests
@@ -126,7 +127,7 @@ class RequestQueue:
     @property
     def seconds(self) -> float:
         """What the waiting tasks are predicted to take, one by one."""
-        return math.fsum(line.seconds for line in self._lines.values())
+        return self._seconds
 
     @property
     def batches(self) -> int:
@@ -170,6 +171,7 @@ class RequestQueue:
         line.seconds += item.seconds
         self._requests += 1
         self._tokens += item.task.tokens
+        self._seconds += item.seconds
 
     def discard(self, item: QueuedTask) -> None:
         """Take a task out, if it still waits."""
@@ -181,10 +183,12 @@ class RequestQueue:
         line.seconds -= item.seconds
         self._requests -= 1
         self._tokens -= item.task.tokens
+        self._seconds -= item.seconds
         if not line.items:
             del self._lines[item.tenant]
         if not self._lines:
             self._served.clear()
+            self._seconds = 0.0  # nothing waits, whatever rounding has left
 
     def has_full_batch(self, now: float) -> bool:
         """Whether waiting longer could not make the next batch larger."""

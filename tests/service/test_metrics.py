@@ -59,6 +59,8 @@ CONTRACT = {
     PREFIX + "queue_tokens": ("gauge", []),
     PREFIX + "queue_capacity_requests": ("gauge", []),
     PREFIX + "queue_capacity_tokens": ("gauge", []),
+    PREFIX + "queue_seconds": ("gauge", []),
+    PREFIX + "queue_capacity_seconds": ("gauge", []),
     PREFIX + "queue_wait_seconds": ("histogram", []),
     PREFIX + "rejected": ("counter", ["reason"]),
     PREFIX + "batch_requests": ("histogram", []),
