@@ -11,6 +11,7 @@ from neuron_attribution import convert
 from neuron_attribution.errors import InternalError, NeuronAttributionError
 from neuron_attribution.results import ProjectNeuronResult, Timings
 
+from neuron_attribution_server.attribution.checkpoints import checked
 from neuron_attribution_server.out_of_memory import does_not_fit, free_caches, is_out_of_memory
 from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.tasks import (
@@ -182,5 +183,10 @@ def _packed(facts: ModelFacts, outcome: Outcome) -> Answer:
         batch_requests=outcome.batch_requests,
         batch_tokens=outcome.batch_tokens,
     )
-    response = convert.explanations_to_proto(facts.identity, outcome.explanations).SerializeToString()
-    return PackedAttribution(outcome.token_ids, response, timings)
+    return PackedAttribution(outcome.token_ids, _packed_explanations(facts, outcome), timings)
+
+
+def _packed_explanations(facts: ModelFacts, outcome: AttributeOutcome) -> bytes:
+    """The response, serialized, with a checkpoint at every neuron: there may be thousands of large projections."""
+    message = convert.explanations_to_proto(facts.identity, outcome.explanations, checked)
+    return message.SerializeToString()

@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 
@@ -115,7 +115,20 @@ def measure_all(count: int, seed: int) -> tuple[list[Measured], int]:
             f"{last.taken_bytes >> 20:5} of {last.predicted_bytes >> 20:5} MiB  {last.kind}",
             flush=True,
         )
+        if not 0.5 < last.ratio < 2:
+            print(f"     {described(task)}", flush=True)
     return found, refused
+
+
+def described(task: Task) -> str:
+    """What a task asks for, long lists by their lengths."""
+    asked = {field.name: getattr(task, field.name) for field in fields(task)}
+    options = asked.pop("options", None)
+    if options is not None:
+        asked |= {field.name: getattr(options, field.name) for field in fields(options)}
+        asked["parts"] = sorted(part.value for part in options.parts)
+    shown = {name: len(value) if isinstance(value, tuple) else value for name, value in asked.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value not in (0, None, False))
 
 
 def table(found: list[Measured]) -> str:
