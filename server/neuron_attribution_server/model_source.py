@@ -16,6 +16,8 @@ from neuron_attribution_server.demo import demo_folder
 from neuron_attribution_server.model_files import check_files, check_kind, status_of
 
 _HASHED = ("*.safetensors", "*.json", "*.gguf")
+_PICKLED = "*.bin"
+"""Weights where there are no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class ModelSource:
         folder = Path(self.location)
         if self.gguf_file is not None:
             return _digest([folder / self.gguf_file])
-        return _digest(sorted(path for kind in _HASHED for path in folder.glob(kind) if path.is_file()))
+        kinds = _HASHED if any(folder.glob("*.safetensors")) else (*_HASHED, _PICKLED)
+        return _digest(sorted(path for kind in kinds for path in folder.glob(kind) if path.is_file()))
 
 
 def model_source(settings: LoadSettings) -> ModelSource:

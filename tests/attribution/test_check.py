@@ -95,7 +95,11 @@ def test_pickled_weights_are_read_only_where_allowed(tmp_path, monkeypatch) -> N
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(FailedPreconditionError, match="safetensors"):
         load_engine(LoadSettings(str(folder)))
-    assert load_engine(LoadSettings(str(folder), pickled_weights=True)).facts.sizes.vocabulary == 97
+    settings = LoadSettings(str(folder), pickled_weights=True)
+    before = load_engine(settings).facts
+    assert before.sizes.vocabulary == 97
+    torch.save({name: 2 * tensor for name, tensor in state.items()}, folder / "pytorch_model.bin")
+    assert load_engine(settings).facts.identity.revision != before.identity.revision
 
 
 def test_code_of_a_model_is_run_only_where_allowed(tmp_path, monkeypatch) -> None:
