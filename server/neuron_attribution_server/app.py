@@ -71,7 +71,9 @@ class Application:
         self._tracing = _tracing(config)
         self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, SERVICES), self._tracing)
         expiry = None if certificate is None else certificate.expiry
-        self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry)
+        reloaded = {"certificate": certificate, "tokens": self._tokens}
+        failing = {name: files.failing for name, files in reloaded.items() if files is not None}
+        self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry, failing)
         self._metrics.registry.register(self._live)
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._web_gateway = _web_gateway(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -35,6 +35,7 @@ _COUNTERS = {
     "cache_hits_total": "Requests answered from the cache.",
     "cache_misses_total": "Requests that the cache had no answer to.",
 }
+_FAILING = ("reload_failing", "1 while files were changed and cannot be read, so that what they held before is in use.")
 _MODEL = ("model", "The served model; always 1.")
 _UP = ("worker_up", "1 while the worker of a device is loaded and alive, 0 until it is back.")
 _RESTARTS = ("worker_restarts_total", "Restarts of the worker of a device.")
@@ -60,11 +61,13 @@ class LiveMetrics(Collector):
         worker: Worker,
         gpu_memory: dict[str, GpuMemory],
         certificate_expiry: Callable[[], float] | None,
+        failing: Mapping[str, Callable[[], bool]],
     ) -> None:
         self._config = config
         self._worker = worker
         self._gpu_memory = gpu_memory
         self._certificate_expiry = certificate_expiry
+        self._failing = failing
         self.loaded: Loaded | None = None
         self.serving = False
         self.draining = False
@@ -73,6 +76,7 @@ class LiveMetrics(Collector):
         """Every family, empty."""
         yield from (GaugeMetricFamily(PREFIX + name, text) for name, text in _GAUGES.items())
         yield from (CounterMetricFamily(PREFIX + name, text) for name, text in _COUNTERS.items())
+        yield _failing_family()
         yield _info()
         yield from _worker_families()
 
@@ -82,6 +86,7 @@ class LiveMetrics(Collector):
             yield GaugeMetricFamily(PREFIX + name, _GAUGES[name], value)
         for name, count in self._counters():
             yield CounterMetricFamily(PREFIX + name, _COUNTERS[name], count)
+        yield from self._reloads()
         if self.loaded is not None:
             yield _info(self.loaded.facts)
         yield from self._workers()
@@ -106,6 +111,13 @@ class LiveMetrics(Collector):
         yield "cache_hits_total", loaded.cache.hits if loaded else 0
         yield "cache_misses_total", loaded.cache.misses if loaded else 0
 
+    def _reloads(self) -> Iterator[Metric]:
+        family = _failing_family()
+        for files, failing in self._failing.items():
+            family.add_metric([files], failing())
+        if family.samples:
+            yield family
+
     def _workers(self) -> Iterator[Metric]:
         up, restarts, resident, gpu = _worker_families()
         for device, states in _by_device(self._worker.devices()).items():
@@ -128,6 +140,10 @@ def _by_device(states: Iterable[DeviceState]) -> dict[str, list[DeviceState]]:
     for state in states:
         found.setdefault(state.device, []).append(state)
     return found
+
+
+def _failing_family() -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + _FAILING[0], _FAILING[1], labels=["files"])
 
 
 def _worker_families() -> tuple[GaugeMetricFamily, CounterMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
