@@ -34,7 +34,8 @@ class RawPeer:
         self._socket = socket.create_connection((host.strip("[]"), int(port)), PATIENCE)
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", PATIENCE, 0))
-        self._mute = mute
+        self.mute = mute
+        """Whether settings and pings go unanswered; it may become so at any time."""
         self._sending = threading.Lock()
         self._changed = threading.Condition()
         self._streams = 0
@@ -131,7 +132,7 @@ class RawPeer:
 
     def _received(self, kind, flags, stream, payload):
         self.frames.append((kind, flags, stream, payload))
-        if self._mute:
+        if self.mute:
             return
         if kind == SETTINGS and not flags & _ACK:
             self._settings(payload)
