@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from neuron_attribution_server.worker import WARM_UP
 from service.fakes import FACTS, FakeEngine
 
 HANG, HUGE = 7, 8
@@ -82,3 +83,30 @@ class GatedEngine(FakeEngine):
 
 def make_gated_engine():
     return GatedEngine()
+
+
+def make_engine_when_allowed():
+    """Loads for as long as the folder that SLOW_LOAD names has no file `load`."""
+    while not (Path(os.environ["SLOW_LOAD"]) / "load").exists():
+        time.sleep(0.01)
+    return FakeEngine()
+
+
+class TurnstileEngine(FakeEngine):
+    """Writes the size of each batch into the folder that TURNSTILE names, and lets in as many as its file `allowed`
+    says.
+    """
+
+    def run(self, tasks):
+        if WARM_UP not in tasks:
+            folder = Path(os.environ["TURNSTILE"])
+            with (folder / "batches").open("a") as file:
+                file.write(f"{len(tasks)}\n")
+            number = len((folder / "batches").read_text().split())
+            while int((folder / "allowed").read_text() or 0) < number:
+                time.sleep(0.01)
+        return super().run(tasks)
+
+
+def make_turnstile_engine():
+    return TurnstileEngine()
