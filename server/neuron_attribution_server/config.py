@@ -132,8 +132,8 @@ class ServerConfig:
     connection_grace: float = _setting(_age, "seconds that calls on such an old connection may still take", 3600.0)
     maximum_connections: int = _setting(
         _count,
-        "connections to the gRPC port, half of the file descriptors that the process may have at most; further ones "
-        "are closed at once",
+        "connections to an address of the gRPC port, and at most a third of the file descriptors that the process may "
+        "have; further ones are closed at once",
         1000,
     )
     queued_requests: int = _setting(_count, "requests that may wait", 256)

@@ -20,7 +20,7 @@ _LEAST_PING_SECONDS = 10.0  # clients ping every 30 seconds; a lower bound above
 _CALLS = 1000  # on one connection at a time; a caller's further ones wait on its side
 
 HEALTH_CONNECTIONS = 100
-"""Connections to the health port: few ask for health, and nobody needs leave to."""
+"""Connections to an address of the health port: few ask for health, and nobody needs leave to."""
 _HEALTH_CALLS = 10
 _HEALTH_AGE_SECONDS = 300.0
 _HEALTH_GRACE_SECONDS = 10.0
@@ -37,7 +37,7 @@ def service_options(config: ServerConfig) -> Options:
         *_common_options(config.maximum_connection_age, config.connection_grace),
         ("grpc.max_receive_message_length", config.maximum_request_bytes),
         ("grpc.max_send_message_length", config.maximum_message_bytes),
-        ("grpc.max_allowed_incoming_connections", min(config.maximum_connections, _half_the_descriptors())),
+        ("grpc.max_allowed_incoming_connections", min(config.maximum_connections, _descriptors())),
         ("grpc.max_concurrent_streams", _CALLS),
     )
 
@@ -82,7 +82,7 @@ def _milliseconds(seconds: float) -> int:
     return round(1000 * seconds)
 
 
-def _half_the_descriptors() -> int:
-    """The other half is for files, the worker processes and the other ports."""
+def _descriptors() -> int:
+    """How many of the file descriptors one address may take. A name may have two: localhost has."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return limit // 2 if limit != resource.RLIM_INFINITY else 2**31 - 1
+    return limit // 3 if limit != resource.RLIM_INFINITY else 2**31 - 1

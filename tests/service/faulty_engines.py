@@ -92,18 +92,43 @@ def make_engine_when_allowed():
     return FakeEngine()
 
 
+class Turnstile:
+    """A folder that turnstile engines share with a test: the sizes of the batches so far, and how many may go in."""
+
+    def __init__(self, folder):
+        self._batches, self._allowed = folder / "batches", folder / "allowed"
+        self._batches.touch()
+
+    @property
+    def batches(self):
+        """The size of each batch that has come, whether or not it is in."""
+        return [int(size) for size in self._batches.read_text().split()]
+
+    @property
+    def allowed(self):
+        return int(self._allowed.read_text()) if self._allowed.exists() else 0
+
+    def allow(self, number):
+        """Let in the first so many batches."""
+        new = self._allowed.with_suffix(".new")
+        new.write_text(str(number))
+        new.rename(self._allowed)
+
+    def comes(self, size):
+        """Note one more batch; return its number, from one on."""
+        with self._batches.open("a") as file:
+            file.write(f"{size}\n")
+        return len(self.batches)
+
+
 class TurnstileEngine(FakeEngine):
-    """Writes the size of each batch into the folder that TURNSTILE names, and lets in as many as its file `allowed`
-    says.
-    """
+    """Waits before each batch, but for the first task that warms it up, until its turnstile lets it in."""
 
     def run(self, tasks):
         if WARM_UP not in tasks:
-            folder = Path(os.environ["TURNSTILE"])
-            with (folder / "batches").open("a") as file:
-                file.write(f"{len(tasks)}\n")
-            number = len((folder / "batches").read_text().split())
-            while int((folder / "allowed").read_text() or 0) < number:
+            turnstile = Turnstile(Path(os.environ["TURNSTILE"]))
+            number = turnstile.comes(len(tasks))
+            while turnstile.allowed < number:
                 time.sleep(0.01)
         return super().run(tasks)
 
