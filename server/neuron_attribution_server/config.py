@@ -136,6 +136,12 @@ class ServerConfig:
     cache_bytes: int = _setting(_number(int, 0, 2**40), "bytes of answers that are kept to be given again", 64 * 2**20)
     maximum_connection_age: float = _setting(_age, "seconds after which clients connect anew, to new replicas", 1800.0)
     connection_grace: float = _setting(_age, "seconds that calls on such an old connection may still take", 3600.0)
+    maximum_connections: int = _setting(
+        _count,
+        "connections to an address of the gRPC port, and at most a third of the file descriptors that the process may "
+        "have; further ones are closed at once",
+        1000,
+    )
     queued_requests: int = _setting(_count, "requests that may wait", 256)
     queued_tokens: int = _setting(_count, "tokens that may wait", 65_536)
     queued_seconds: float = _setting(

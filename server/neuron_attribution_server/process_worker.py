@@ -9,7 +9,7 @@ import pickle
 import signal
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -89,13 +89,21 @@ class ProcessWorker:
         """How the process ended, for people."""
 
     @property
+    def undelivered(self) -> bool:
+        """Whether the process ended before it had read the batch it was sent."""
+        return self._pipe is not None and self._pipe.undelivered
+
+    @property
     def is_live(self) -> bool:
         """Whether the process is loaded, warm and has not ended."""
         return self._live and not self._ended.is_set()
 
     async def start(self) -> ModelFacts:
         """Start the process and wait until it has loaded the model and run a first task."""
-        await self._spawn()
+        try:
+            await self._spawn()
+        except OSError as error:
+            raise ModelLoadError(f"its process cannot be started: {error}") from None
         self._loaded = asyncio.get_running_loop().create_future()
         self._watching = asyncio.create_task(self._watch())
         try:
@@ -152,18 +160,23 @@ class ProcessWorker:
             self._pipe.close()
 
     async def _spawn(self) -> None:
-        """Spawned, never forked: gRPC and CUDA do not survive a fork."""
+        """Spawned, never forked: gRPC and CUDA do not survive a fork. What fails leaves nothing behind."""
         context = multiprocessing.get_context("spawn")
-        end, worker_end = socket.socketpair()
-        worker_lifeline, self._lifeline = context.Pipe(duplex=False)
-        with worker_end, worker_lifeline:  # the process has its own; these would keep the pipes open when it ends
+        with ExitStack() as worker_ends, ExitStack() as ends:  # the process has its own of the former
+            end, worker_end = socket.socketpair()
+            worker_ends.enter_context(worker_end)
+            ends.enter_context(end)
+            worker_lifeline, lifeline = context.Pipe(duplex=False)
+            worker_ends.enter_context(worker_lifeline)
+            ends.enter_context(lifeline)
+            pipe = FrontEnd(self._received, self._unreadable, self._hung_up)
+            await asyncio.get_running_loop().create_connection(lambda: pipe, sock=end)
+            ends.callback(pipe.close)
             arguments = (worker_end, worker_lifeline, *self._arguments)
-            self._process = context.Process(target=main, args=arguments, name=self._name, daemon=True)
-            self._process.start()
-        self.pid = self._process.pid
-        pipe = FrontEnd(self._received, self._unreadable, self._hung_up)
-        await asyncio.get_running_loop().create_connection(lambda: pipe, sock=end)
-        self._pipe = pipe
+            process = context.Process(target=main, args=arguments, name=self._name, daemon=True)
+            process.start()  # last: a process cannot be taken back
+            ends.pop_all()
+        self._process, self._pipe, self._lifeline, self.pid = process, pipe, lifeline, process.pid
 
     async def _watch(self) -> None:
         """Kill the process when it is overdue."""
@@ -225,8 +238,10 @@ class ProcessWorker:
         self._process.kill()
 
     def _hung_up(self) -> None:
-        """No message comes any more: the process has ended, or is about to."""
-        assert self._process is not None
+        """No message comes any more: the process has ended, or is about to. Or it could not be started."""
+        self._live = False
+        if self._process is None:
+            return
         asyncio.get_running_loop().add_reader(self._process.sentinel, self._ending, self._process)
 
     def _ending(self, process: BaseProcess) -> None:

@@ -62,6 +62,9 @@ class FrontEnd(asyncio.Protocol):
     What cannot be read goes to `unreadable`, as an exception; nothing is read after it.
     """
 
+    undelivered = False
+    """Whether the worker has gone before it had read all that was sent, as far as the system tells."""
+
     def __init__(
         self,
         received: Callable[[Any], None],
@@ -96,8 +99,9 @@ class FrontEnd(asyncio.Protocol):
             del self._data[:end]
             self._received(message)
 
-    def connection_lost(self, _error: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         """Say so."""
+        self.undelivered = error is not None  # the system resets a connection that closes with unread data
         self._closed()
 
     def send(self, message: object) -> None:

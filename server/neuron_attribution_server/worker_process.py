@@ -48,9 +48,10 @@ def load_measured(settings: LoadSettings) -> Engine:
 
 def main(pipe: socket.socket, lifeline: Connection, factory: EngineFactory, log_level: str, log_format: str) -> None:
     """Run in the worker process. Nothing comes through the lifeline: that it ends, ends the process."""
-    # A signal to the whole group (Ctrl-C, systemd) is the parent's to handle: it drains first, then closes the pipe.
+    # A signal to the whole group (Ctrl-C, a hangup, systemd) is the parent's: it drains first, then closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logging(log_level, log_format)
     front_end = WorkerEnd(pipe)
     threading.Thread(target=_follow, args=(lifeline,), daemon=True).start()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from neuron_attribution_server.attribution.checkpoints import checkpoint
+from neuron_attribution_server.worker import WARM_UP
 from service.fakes import FACTS, FakeEngine
 
 HANG, HUGE, ENDLESS = 7, 8, 9
@@ -100,3 +101,55 @@ class GatedEngine(FakeEngine):
 
 def make_gated_engine():
     return GatedEngine()
+
+
+def make_engine_when_allowed():
+    """Loads for as long as the folder that SLOW_LOAD names has no file `load`."""
+    while not (Path(os.environ["SLOW_LOAD"]) / "load").exists():
+        time.sleep(0.01)
+    return FakeEngine()
+
+
+class Turnstile:
+    """A folder that turnstile engines share with a test: the sizes of the batches so far, and how many may go in."""
+
+    def __init__(self, folder):
+        self._batches, self._allowed = folder / "batches", folder / "allowed"
+        self._batches.touch()
+
+    @property
+    def batches(self):
+        """The size of each batch that has come, whether or not it is in."""
+        return [int(size) for size in self._batches.read_text().split()]
+
+    @property
+    def allowed(self):
+        return int(self._allowed.read_text()) if self._allowed.exists() else 0
+
+    def allow(self, number):
+        """Let in the first so many batches."""
+        new = self._allowed.with_suffix(".new")
+        new.write_text(str(number))
+        new.rename(self._allowed)
+
+    def comes(self, size):
+        """Note one more batch; return its number, from one on."""
+        with self._batches.open("a") as file:
+            file.write(f"{size}\n")
+        return len(self.batches)
+
+
+class TurnstileEngine(FakeEngine):
+    """Waits before each batch, but for the first task that warms it up, until its turnstile lets it in."""
+
+    def run(self, tasks):
+        if WARM_UP not in tasks:
+            turnstile = Turnstile(Path(os.environ["TURNSTILE"]))
+            number = turnstile.comes(len(tasks))
+            while turnstile.allowed < number:
+                time.sleep(0.01)
+        return super().run(tasks)
+
+
+def make_turnstile_engine():
+    return TurnstileEngine()

@@ -33,7 +33,7 @@ class SecureSocket:
     def close(self) -> None:
         self._plain.close()
 
-    def _whole(self, step):  # noqa: ANN001, ANN202 - a step of TLS that may want more data
+    def _whole(self, step):
         while True:
             with self._lock:
                 try:
@@ -44,7 +44,7 @@ class SecureSocket:
                     return b""
                 finally:
                     self._flush()
-            if done is not None or step == self._tls.do_handshake and self._tls.version():
+            if done is not None or (step == self._tls.do_handshake and self._tls.version()):
                 return done
             data = self._plain.recv(65_536)
             if not data:

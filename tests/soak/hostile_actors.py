@@ -65,8 +65,10 @@ class Actors:
         self._opened.close()
 
     def __str__(self) -> str:
-        rows = ((name, ", ".join(f"{what} {n}" for what, n in each.most_common())) for name, each in self.counts.items())
-        return "\n".join(f"  {name}: {text}" for name, text in sorted(rows))
+        rows = sorted(self.counts.items())
+        return "\n".join(
+            f"  {name}: {', '.join(f'{what} {n}' for what, n in each.most_common())}" for name, each in rows
+        )
 
     def act(self, seconds: float) -> None:
         """Do everything for so many seconds."""
@@ -134,7 +136,7 @@ class Actors:
         paths = {f"/grpc.health.v1.Health/{name}": health_pb2.HealthCheckRequest() for name in ("Check", "Watch")}
         yield from self._open(self._server.health, paths)
 
-    def _open(self, address, paths, metadata=(), context=None) -> Iterator[str]:  # noqa: ANN001 - see RawPeer
+    def _open(self, address, paths, metadata=(), context=None) -> Iterator[str]:
         peers: deque[RawPeer] = deque()
         try:
             while self._is_going:
@@ -155,7 +157,9 @@ class Actors:
         """Streams whose items have keys of megabytes, asked for token by token, and never read."""
         item = messages.AttributeStreamRequest(
             key="k" * 4_000_000,
-            request=messages.AttributeRequest(prompt=messages.Prompt(text="A"), completion=messages.Prompt(text=" b c d e")),
+            request=messages.AttributeRequest(
+                prompt=messages.Prompt(text="A"), completion=messages.Prompt(text=" b c d e")
+            ),
             each_token=True,
         )
         yield from self._stream([item] * 8, 5.0)
@@ -174,7 +178,7 @@ class Actors:
             yield "cancelled"
 
     def heaviest_requests(self) -> Iterator[str]:
-        """The heaviest request of each method and call that the server allows: what it refuses is lowered as it says."""
+        """The heaviest request of each method and call that is allowed: what is refused is lowered as it says."""
         with self._server.client(HOSTILE, timeout=60.0) as client:
             for request in _heavy_requests():
                 allowed = request
@@ -213,7 +217,7 @@ class Actors:
             outcome = type(error).__name__
         self.counts["big_json"][outcome] += 1
 
-    def _web_context(self):  # noqa: ANN202
+    def _web_context(self):
         import ssl
 
         return ssl.create_default_context(cafile=str(self._server.authority.certificate))
@@ -332,7 +336,7 @@ def _heavy_requests() -> Iterator[AttributeRequest | InterveneRequest | ProjectN
     yield InterveneRequest(prompt=ids[:40], sets=(changed,) * 16, generate=100)
 
 
-def _send(client, request, timeout: float) -> object:  # noqa: ANN001 - a client, and one of its requests
+def _send(client, request, timeout: float) -> object:
     call = {
         AttributeRequest: client.attribute,
         InterveneRequest: client.intervene,
@@ -341,20 +345,18 @@ def _send(client, request, timeout: float) -> object:  # noqa: ANN001 - a client
     return call(request, timeout=timeout)
 
 
-def _lowered(request, error: NeuronAttributionError):  # noqa: ANN001, ANN202 - the same request, made smaller
+def _lowered(request, error: NeuronAttributionError):
     """What a refusal advises; None where the request is allowed, or nothing is advised."""
     if not error.violations and error.reason not in ("NEEDS_TOO_MUCH_MEMORY", "RESPONSE_TOO_LARGE"):
         return None
     advised = re.search(r"at most (\d+)", error.message)
     value = int(advised[1]) if advised else None
-    if isinstance(request, AttributeRequest):
-        if request.options.exhaustive:
-            return replace(request, prompt=request.prompt[: max(1, len(request.prompt) // 2)])
-        if request.generate:
-            return replace(request, generate=value or max(1, request.generate // 2))
-        if request.completion is not None:
-            return replace(request, completion=request.completion[: value or max(1, len(request.completion) // 4)])
-        return None
-    if isinstance(request, InterveneRequest):
-        return replace(request, generate=value or request.generate // 2) if request.generate else None
-    return replace(request, neurons=request.neurons[: value or max(1, len(request.neurons) // 2)])
+    if isinstance(request, AttributeRequest) and request.options.exhaustive:
+        return replace(request, prompt=request.prompt[: max(1, len(request.prompt) // 2)])
+    for field in ("generate", "completion", "neurons"):
+        asked = getattr(request, field, None)
+        if asked:
+            size = asked if isinstance(asked, int) else len(asked)
+            smaller = value or max(1, size // 4)
+            return replace(request, **{field: smaller if isinstance(asked, int) else asked[:smaller]})
+    return None

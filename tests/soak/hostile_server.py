@@ -109,7 +109,7 @@ class HostileServer:
             os.kill(pid, signal.SIGKILL)
 
     @contextmanager
-    def limited(self, kind: int, limit: int):  # noqa: ANN201 - a context manager
+    def limited(self, kind: int, limit: int):
         """While a resource of the front end is limited."""
         soft, hard = resource.prlimit(self.pid, kind)
         resource.prlimit(self.pid, kind, (limit, hard))

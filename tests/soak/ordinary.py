@@ -16,7 +16,12 @@ from soak.mixed import TOLERANCE, difference
 
 CALLERS = 8
 SHOWN = 5
-PROMPTS = ("The capital of France is", "Water boils at a temperature of", "The opposite of hot is", "Two plus two equals")
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at a temperature of",
+    "The opposite of hot is",
+    "Two plus two equals",
+)
 OPTIONS = ({}, {"top_k": 30, "projection_top_k": 3}, {"parts": ["layers", "heads"]})
 
 
@@ -68,7 +73,7 @@ class Ordinary:
         return seen
 
     def _calls(self, number: int, seen: Seen, stop: threading.Event) -> None:
-        source = random.Random((self._seed, number, self._rounds).__repr__())
+        source = random.Random(f"{self._seed} {number} {self._rounds}")
         with self._server.client(ORDINARY) as client:
             while not stop.is_set():
                 kind = source.choices(("attribute", "project", "tokenize", "model"), (60, 20, 15, 5))[0]
