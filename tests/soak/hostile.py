@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from soak.hostile_actors import Actors
+from soak.hostile_actors import REVOKED_AND_VALID, Actors
 from soak.hostile_server import GRACE, HostileServer
 from soak.ordinary import Ordinary
 from soak.processes import anonymous_bytes, family
@@ -57,6 +57,8 @@ def main() -> int:
         *[f"{name} grew from {before[name]} to {after[name]} bytes" for name in before if grew(before, after, name)],
         *[f"{statuses[name]:.0f} calls ended as {name}" for name in ("Internal", "Unknown") if statuses.get(name)],
     ]
+    if actors.counts["unreadable_files"][REVOKED_AND_VALID]:
+        troubles.append("a token that was revoked went on being valid")
     slower = harmed.quantile(0.99) / quiet.quantile(0.99)
     if slower > SLOWER:
         troubles.append(f"the 99th percentile is {slower:.1f} times the quiet one")

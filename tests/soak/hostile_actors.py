@@ -20,7 +20,7 @@ from dataclasses import replace
 import grpc
 import psutil
 from grpc_health.v1 import health_pb2
-from neuron_attribution import NeuronAttributionError
+from neuron_attribution import Client, NeuronAttributionError, convert
 from neuron_attribution.neurons import FfnNeuron, Head
 from neuron_attribution.requests import (
     AttributeOptions,
@@ -31,6 +31,7 @@ from neuron_attribution.requests import (
     ProjectNeuronRequest,
     ScoringMethod,
 )
+from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from service.raw_http2 import RawPeer
@@ -43,6 +44,8 @@ PEERS = 12
 IDLE = 200
 """Connections that are opened to use up file descriptors."""
 SPARE_FILES = 24
+REVOKED_AND_VALID = "A REVOKED TOKEN IS VALID"
+Request = AttributeRequest | InterveneRequest | ProjectNeuronRequest
 SHORT_OF_FILES, SHORT_OF_MEMORY = 8.0, 5.0
 """Seconds."""
 SHORT_ATTRIBUTION = messages.AttributeRequest(prompt=messages.Prompt(text="The capital of Spain is"))
@@ -179,20 +182,31 @@ class Actors:
 
     def heaviest_requests(self) -> Iterator[str]:
         """The heaviest request of each method and call that is allowed: what is refused is lowered as it says."""
-        with self._server.client(HOSTILE, timeout=60.0) as client:
+        with self._channel() as channel:
             for request in _heavy_requests():
-                allowed = request
-                for _ in range(6):
-                    try:
-                        _send(client, allowed, 15.0)
-                        yield "answered"
-                        break
-                    except NeuronAttributionError as error:
-                        yield error.reason
-                        lowered = _lowered(allowed, error)
-                        if lowered is None:
-                            break
-                        allowed = lowered
+                lowered: Request | None = request
+                while lowered is not None:
+                    outcome, lowered = self._try(channel, lowered)
+                    yield outcome
+
+    def _try(self, channel: grpc.Channel, request: Request) -> tuple[str, Request | None]:
+        """Send a request and leave after a while: what came of it, and what to try next."""
+        try:
+            self._send(channel, request, 15.0)
+        except grpc.RpcError as caught:
+            error = from_rpc_error(caught, "the server")
+            return error.reason, _lowered(request, error)
+        return "answered", None
+
+    def _send(self, channel: grpc.Channel, request: Request, timeout: float) -> None:
+        stub = services.NeuronAttributionServiceStub(channel)
+        if isinstance(request, AttributeRequest):
+            call, message = stub.Attribute, convert.attribute_request_to_proto(request)
+        elif isinstance(request, InterveneRequest):
+            call, message = stub.Intervene, convert.intervene_request_to_proto(request)
+        else:
+            call, message = stub.ProjectNeuron, convert.project_neuron_request_to_proto(request)
+        call(message, timeout=timeout, metadata=self._metadata)
 
     def big_json(self) -> Iterator[str]:
         """Bodies of megabytes on the web port, several at once."""
@@ -272,22 +286,27 @@ class Actors:
                 path.unlink()
                 path.with_suffix(".away").rename(path)
             self._server.write_tokens(ORDINARY, HOSTILE)
-            self._pause(4.0)
-            try:
-                client.get_model()
-                yield "A REVOKED TOKEN IS VALID"
-            except NeuronAttributionError as error:
-                yield error.reason
+            yield self._refusal(client)
         self._server.write_tokens(ORDINARY, HOSTILE, REVOKED)
         self._server.pair.replace_by(self._server.authority.issue("fresh"))
         self._pause(4.0)
 
+    def _refusal(self, client: Client) -> str:
+        """What a revoked token is refused with, once the file can be read, for which there may be no descriptor."""
+        for _ in range(30):
+            try:
+                client.get_model()
+            except NeuronAttributionError as error:
+                return error.reason
+            self._pause(1.0)
+        return REVOKED_AND_VALID
+
     def cancelled_work(self) -> Iterator[str]:
         """Long requests whose callers leave after a moment."""
-        with self._server.client(HOSTILE) as client:
+        with self._channel() as channel:
             options = AttributeOptions(exhaustive=True)
             request = AttributeRequest(prompt=f"The {self._random.random()}", options=options)
-            _send(client, request, self._random.uniform(0.1, 1.0))
+            self._send(channel, request, self._random.uniform(0.1, 1.0))
             yield "answered"
 
     def random_disconnects(self) -> Iterator[str]:
@@ -318,7 +337,7 @@ def _neuron(layer: int, index: int) -> messages.Neuron:
     return messages.Neuron(ffn=messages.FfnNeuron(layer=layer, index=index))
 
 
-def _heavy_requests() -> Iterator[AttributeRequest | InterveneRequest | ProjectNeuronRequest]:
+def _heavy_requests() -> Iterator[Request]:
     """More than is allowed of everything; answers small enough to be sent."""
     ids = tuple(range(100, 400))
     for method in ScoringMethod:
@@ -336,16 +355,7 @@ def _heavy_requests() -> Iterator[AttributeRequest | InterveneRequest | ProjectN
     yield InterveneRequest(prompt=ids[:40], sets=(changed,) * 16, generate=100)
 
 
-def _send(client, request, timeout: float) -> object:
-    call = {
-        AttributeRequest: client.attribute,
-        InterveneRequest: client.intervene,
-        ProjectNeuronRequest: client.project_neuron,
-    }[type(request)]
-    return call(request, timeout=timeout)
-
-
-def _lowered(request, error: NeuronAttributionError):
+def _lowered(request: Request, error: NeuronAttributionError) -> Request | None:
     """What a refusal advises; None where the request is allowed, or nothing is advised."""
     if not error.violations and error.reason not in ("NEEDS_TOO_MUCH_MEMORY", "RESPONSE_TOO_LARGE"):
         return None
