@@ -171,6 +171,8 @@ def test_a_process_that_does_not_listen_is_killed(monkeypatch):
 
 
 def descriptors():
+    """How many are open and belong to something."""
+    gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -191,8 +193,7 @@ def test_a_start_that_is_cancelled_leaves_nothing(turns):
     multiprocessing.resource_tracker.ensure_running()  # the first process brings it along, and it stays
     before = descriptors()
     asyncio.run(asyncio.wait_for(run(), 30))
-    gc.collect()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @pytest.mark.parametrize(
@@ -215,5 +216,5 @@ def test_a_process_that_cannot_be_spawned_leaves_nothing(monkeypatch, failing):
     multiprocessing.resource_tracker.ensure_running()
     before, children = descriptors(), psutil.Process().children()
     asyncio.run(asyncio.wait_for(run(), 30))
-    gc.collect()
-    assert (descriptors(), psutil.Process().children()) == (before, children)
+    assert descriptors() <= before
+    assert psutil.Process().children() == children
