@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from google.protobuf import json_format
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server import web_calls
-from neuron_attribution_server.web_calls import HTTP_STATUSES, SERVICE
+from neuron_attribution_server import web_requests
+from neuron_attribution_server.web_answers import HTTP_STATUSES
+from neuron_attribution_server.web_calls import SERVICE
 from service.browsing import ASKED, ask, connection, reasons, served
 from service.fakes import PROMPT
 from service.servers import PATIENCE
@@ -145,7 +146,7 @@ def test_a_bug_is_told_as_its_request_id_alone(server, caplog, monkeypatch):
     def fail(*_):
         raise RuntimeError(SECRET)
 
-    monkeypatch.setattr(web_calls, "_timeout", fail)
+    monkeypatch.setattr(web_requests, "timeout", fail)
     status, headers, answer = ask(server.web_address, x_request_id="mine-2")
     assert (status, reasons(answer), headers["X-Request-Id"]) == (500, ["INTERNAL"], "mine-2")
     assert (answer["message"], headers["Server"]) == (
