@@ -32,11 +32,11 @@ from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import ServedModel
 from neuron_attribution_server.servicer import AttributionServicer, Backend
 from neuron_attribution_server.stopping import LATE_SECONDS, LastResort, on_stop_signals, side_by_side
+from neuron_attribution_server.web_gateway import WebGateway
 from neuron_attribution_server.worker import ModelLoadError, Worker
 
 if TYPE_CHECKING:
     from neuron_attribution_server.tracing import Tracing
-    from neuron_attribution_server.web_gateway import WebGateway
 
 SERVICES = (
     neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"],
@@ -80,7 +80,6 @@ class Application:
         self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry, failing)
         self._metrics.registry.register(self._live)
         self._metrics_endpoint: MetricsEndpoint | None = None
-        self._web_gateway = _web_gateway(config)
         self._web: WebGateway | None = None
         self.address = ""
         """HOST:PORT that is listened on, once started."""
@@ -130,8 +129,8 @@ class Application:
             self._serve_metrics(self._config.metrics_listen)
         if self._config.health_listen is not None:
             await self._start_health_server(self._config.health_listen)
-        if self._web_gateway is not None and self._config.web is not None:
-            await self._start_web(self._web_gateway, self._config.web)
+        if self._config.web is not None:
+            await self._start_web(self._config.web)
         await self._server.start()
 
     async def load(self) -> None:
@@ -218,9 +217,9 @@ class Application:
         await self._health_server.start()
         _log.info("health without TLS on %s", self.health_address)
 
-    async def _start_web(self, gateway: type[WebGateway], listen: str) -> None:
+    async def _start_web(self, listen: str) -> None:
         try:
-            self._web = gateway(self._config, self._build_server(), self._tokens)
+            self._web = WebGateway(self._config, self._build_server(), self._tokens)
             await self._web.start(listen)
         except OSError as error:
             raise ListenError(f"cannot serve the web page on {listen}: {error.strerror or error}") from None
@@ -283,16 +282,3 @@ def _tracing(config: ServerConfig) -> Tracing | None:
             "pip install 'neuron-attribution[server,tracing]'"
         ) from None
     return Tracing(config.trace_endpoint, config.trace_ratio)
-
-
-def _web_gateway(config: ServerConfig) -> type[WebGateway] | None:
-    """What serves the web page, if it is asked for; its HTTP library is an extra."""
-    if config.web is None:
-        return None
-    try:
-        from neuron_attribution_server.web_gateway import WebGateway
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"web needs {error.name}, which is not installed: pip install 'neuron-attribution[server,web]'"
-        ) from None
-    return WebGateway

@@ -209,6 +209,7 @@ class ServerConfig:
         "that the service has",
         None,
     )
+    web_connections: int = _setting(_count, "HTTP connections that may be open to the web page at a time", 256)
     trace_endpoint: str | None = _setting(
         _matching(r"https?://[^\s/]+/?", "http://HOST:PORT, or https://HOST:PORT for TLS"),
         "URL of the OpenTelemetry collector (OTLP over gRPC) that traces are sent to, such as http://localhost:4317; "

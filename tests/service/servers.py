@@ -110,10 +110,10 @@ configure_logging(config.log_level, config.log_format, call_ids)
 
 
 @contextmanager
-def server_process(factory="make_engine", *, module="fakes", workers=1, errors=subprocess.PIPE, **settings):
+def server_process(factory="make_engine", *, module="fakes", workers=1, errors=subprocess.PIPE, before="", **settings):
     """A server process with worker processes, whose engines a `factory` of a module beside this one makes.
 
-    It logs where a `log_format` is given.
+    It logs where a `log_format` is given, and runs the lines `before` it starts.
     """
     settings = {"model": "fake", "listen": "localhost:0", "grace": 5.0, **settings}
     script = (
@@ -124,6 +124,7 @@ def server_process(factory="make_engine", *, module="fakes", workers=1, errors=s
         "from neuron_attribution_server.worker_pool import worker_pool\n"
         f"config = ServerConfig(**{settings!r})\n"
         f"{_LOGGING if 'log_format' in settings else ''}"
+        f"{before}\n"
         f"pool = worker_pool(config, [engines.{factory}] * {workers})\n"
         "raise SystemExit(serve(Application(config, pool)))\n"
     )
