@@ -322,6 +322,13 @@ class Limits:
     stream_window: int
     exhaustive_scores: int
     intervention_sets: int
+    key_bytes: int = 0
+    """Zero, as those below, where an older server does not say."""
+    unread_bytes: int = 0
+    held_request_bytes: int = 0
+    transfer_timeout: float = 0.0
+    """Seconds."""
+    call_unread_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,13 @@ from neuron_attribution_server.batch_observer import BatchObserver
 from neuron_attribution_server.call_interceptor import CallInterceptor
 from neuron_attribution_server.config import ConfigurationError, ServerConfig
 from neuron_attribution_server.credentials import server_certificate
+from neuron_attribution_server.exchange import terms
+from neuron_attribution_server.hanging_up import hang_up
 from neuron_attribution_server.interceptors import ErrorInterceptor
 from neuron_attribution_server.live_metrics import LiveMetrics, Loaded
 from neuron_attribution_server.metrics import Metrics
 from neuron_attribution_server.metrics_endpoint import MetricsEndpoint
+from neuron_attribution_server.patience import note_keepers
 from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.rpc_metrics import RpcMetrics
 from neuron_attribution_server.scheduler import Scheduler
@@ -45,6 +48,7 @@ LIVENESS = "liveness"
 """The name that health answers SERVING for as long as it answers at all: without a model, and while draining."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_CALLS = 1000  # on one connection, beside those that may wait in the queue; further ones wait on the caller's side
 _LEAST_PING_MILLISECONDS = 10_000  # clients ping every 30 seconds; a lower bound above that would cut them off
 
 _log = logging.getLogger(__name__)
@@ -59,7 +63,9 @@ class Application:
     def __init__(self, config: ServerConfig, worker: Worker) -> None:
         self._config = config
         self._worker = worker
-        self._servicer = AttributionServicer(config.maximum_message_bytes, config.stream_window, config.tenant_share)
+        self._servicer = AttributionServicer(
+            config.maximum_message_bytes, config.maximum_key_bytes, config.stream_window, config.tenant_share
+        )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # unknown to the stubs
         certificate = server_certificate(config)
         self._credentials = None if certificate is None else certificate.credentials
@@ -70,8 +76,9 @@ class Application:
         self._metrics = Metrics()
         self._tracing = _tracing(config)
         self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, SERVICES), self._tracing)
+        self._terms = terms(config, hang_up, self._metrics.unread)
         expiry = None if certificate is None else certificate.expiry
-        self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry)
+        self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry, self._terms)
         self._metrics.registry.register(self._live)
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._web_gateway = _web_gateway(config)
@@ -101,6 +108,7 @@ class Application:
     async def start(self) -> None:
         """Listen; every call but health and reflection is refused as unavailable until the model is loaded."""
         _log.info("configuration: %s", self._config)
+        note_keepers(asyncio.get_running_loop())
         # The stock servicer starts as SERVING.
         await self._set_health(_NOT_SERVING)
         await self._health.set(LIVENESS, _SERVING)
@@ -209,10 +217,10 @@ class Application:
 
     def _interceptors(self) -> tuple[grpc.aio.ServerInterceptor[Any, Any], ...]:
         if self._tokens is None:
-            return self._calls, ErrorInterceptor()
+            return self._calls, ErrorInterceptor(self._terms)
         opened = {health.SERVICE_NAME: self._config.open_health, reflection.SERVICE_NAME: self._config.open_reflection}
         open_services = [name for name, is_open in opened.items() if is_open]
-        return self._calls, AuthenticationInterceptor(self._tokens, open_services), ErrorInterceptor()
+        return self._calls, AuthenticationInterceptor(self._tokens, open_services), ErrorInterceptor(self._terms)
 
     def _options(self) -> tuple[tuple[str, int], ...]:
         return (
@@ -222,6 +230,9 @@ class Application:
             ("grpc.max_connection_age_grace_ms", round(1000 * self._config.connection_grace)),
             ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_MILLISECONDS),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.max_concurrent_streams", self._config.queued_requests + _CALLS),
+            # Else gRPC reads megabytes of each call ahead of whoever waits for its request.
+            ("grpc.http2.bdp_probe", 0),
             # Two servers on one port would share its calls in silence.
             ("grpc.so_reuseport", 0),
         )

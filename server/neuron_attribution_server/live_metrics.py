@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.exchange import Terms
 from neuron_attribution_server.metrics import PREFIX
 from neuron_attribution_server.reports import GpuMemory
 from neuron_attribution_server.request_queue import RequestQueue
@@ -26,6 +27,10 @@ _GAUGES = {
     "certificate_expiry_timestamp_seconds": "When the TLS certificate in use expires, in seconds since 1970.",
     "queue_requests": "Requests that wait now.",
     "queue_tokens": "Tokens of the requests that wait now.",
+    "unread_bytes": "Bytes of answers that are computed or not yet read by their callers, copies included.",
+    "unread_capacity_bytes": "Bytes of such answers that may be held.",
+    "held_request_bytes": "Bytes of requests that come in or are not yet answered.",
+    "held_request_capacity_bytes": "Bytes of such requests that may be held.",
     "cache_bytes": "Bytes of the answers that are kept to be given again.",
     "cache_capacity_bytes": "Bytes of answers that may be kept.",
 }
@@ -58,11 +63,13 @@ class LiveMetrics(Collector):
         worker: Worker,
         gpu_memory: dict[str, GpuMemory],
         certificate_expiry: Callable[[], float] | None,
+        terms: Terms | None = None,
     ) -> None:
         self._config = config
         self._worker = worker
         self._gpu_memory = gpu_memory
         self._certificate_expiry = certificate_expiry
+        self._terms = terms
         self.loaded: Loaded | None = None
         self.serving = False
         self.draining = False
@@ -91,6 +98,10 @@ class LiveMetrics(Collector):
         yield "queue_capacity_tokens", self._config.queued_tokens
         if self._certificate_expiry is not None:
             yield "certificate_expiry_timestamp_seconds", self._certificate_expiry()
+        if self._terms is not None:
+            for name, budget in (("unread", self._terms.answers), ("held_request", self._terms.requests)):
+                yield f"{name}_bytes", budget.held
+                yield f"{name}_capacity_bytes", budget.capacity
         yield "cache_capacity_bytes", self._config.cache_bytes
         loaded = self.loaded
         yield "queue_requests", len(loaded.queue) if loaded else 0

@@ -1,4 +1,4 @@
-"""Engines for worker processes that take their time, wait, hang, or find no memory."""
+"""Engines for worker processes that take their time, wait, hang, find no memory, or have much to say."""
 
 import os
 import threading
@@ -6,10 +6,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from service.fakes import FACTS, FakeEngine
 
 HANG, HUGE = 7, 8
 """Tokens that make an engine hang, or find no memory."""
+TALK = 9
+"""A token that makes an engine answer at length."""
+LONG_ANSWER = 12 * 2**20
+"""Bytes of such an answer."""
 
 
 class SlowEngine(FakeEngine):
@@ -82,3 +87,21 @@ class GatedEngine(FakeEngine):
 
 def make_gated_engine():
     return GatedEngine()
+
+
+class TalkativeEngine(FakeEngine):
+    """Answers prompts with a TALK token at length: in the first explanation is a matrix of LONG_ANSWER bytes."""
+
+    def run(self, tasks):
+        outcomes = super().run(tasks)
+        return [_at_length(each) if TALK in getattr(each, "token_ids", ()) else each for each in outcomes]
+
+
+def _at_length(outcome):
+    first, *others = outcome.explanations
+    matrix = np.zeros((1, LONG_ANSWER // 4), np.float32)
+    return replace(outcome, explanations=(replace(first, head_scores=matrix), *others))
+
+
+def make_talkative_engine():
+    return TalkativeEngine()
