@@ -324,6 +324,13 @@ class Limits:
     stream_window: int
     exhaustive_scores: int
     intervention_sets: int
+    key_bytes: int = 0
+    """Zero, as those below, where an older server does not say."""
+    unread_bytes: int = 0
+    held_request_bytes: int = 0
+    transfer_timeout: float = 0.0
+    """Seconds."""
+    call_unread_bytes: int = 0
     request_seconds: float = 0.0
     """Predicted seconds of a worker's time; 0 is no bound."""
     queued_seconds: float = 0.0

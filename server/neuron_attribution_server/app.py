@@ -20,11 +20,14 @@ from neuron_attribution_server.batch_observer import BatchObserver
 from neuron_attribution_server.call_interceptor import CallInterceptor
 from neuron_attribution_server.config import ConfigurationError, ServerConfig
 from neuron_attribution_server.credentials import server_certificate
+from neuron_attribution_server.exchange import terms
+from neuron_attribution_server.hanging_up import hang_up
 from neuron_attribution_server.health import NOT_SERVING, SERVING, Health, HealthServicer
 from neuron_attribution_server.interceptors import ErrorInterceptor
 from neuron_attribution_server.live_metrics import LiveMetrics, Loaded
 from neuron_attribution_server.metrics import Metrics
 from neuron_attribution_server.metrics_endpoint import MetricsEndpoint
+from neuron_attribution_server.patience import note_keepers
 from neuron_attribution_server.ports import ListenError, health_options, listen_on, service_options
 from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.rpc_metrics import RpcMetrics
@@ -63,7 +66,9 @@ class Application:
     def __init__(self, config: ServerConfig, worker: Worker) -> None:
         self._config = config
         self._worker = worker
-        self._servicer = AttributionServicer(config.maximum_message_bytes, config.stream_window, config.tenant_share)
+        self._servicer = AttributionServicer(
+            config.maximum_message_bytes, config.maximum_key_bytes, config.stream_window, config.tenant_share
+        )
         self._health = Health(("", SERVICE, LIVENESS))
         certificate = server_certificate(config)
         self._credentials = None if certificate is None else certificate.credentials
@@ -74,10 +79,11 @@ class Application:
         self._metrics = Metrics()
         self._tracing = _tracing(config)
         self._calls = CallInterceptor(self._metrics, RpcMetrics(self._metrics.registry, SERVICES), self._tracing)
+        self._terms = terms(config, hang_up, self._metrics.unread)
         expiry = None if certificate is None else certificate.expiry
         reloaded = {"certificate": certificate, "tokens": self._tokens}
         failing = {name: files.failing for name, files in reloaded.items() if files is not None}
-        self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry, failing)
+        self._live = LiveMetrics(config, worker, self._metrics.gpu_memory, expiry, failing, self._terms)
         self._metrics.registry.register(self._live)
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._web: WebGateway | None = None
@@ -118,6 +124,7 @@ class Application:
     async def start(self) -> None:
         """Listen; every call but health and reflection is refused as unavailable until the model is loaded."""
         _log.info("configuration: %s", self._config)
+        note_keepers(asyncio.get_running_loop())
         self._health.set(LIVENESS, SERVING)
         if self._tokens is not None and self._credentials is None:
             _log.warning("tokens are asked for without TLS: they cross the network for anyone on it to read")
@@ -239,10 +246,10 @@ class Application:
 
     def _interceptors(self) -> tuple[grpc.aio.ServerInterceptor[Any, Any], ...]:
         if self._tokens is None:
-            return self._calls, ErrorInterceptor()
+            return self._calls, ErrorInterceptor(self._terms)
         opened = {HEALTH: self._config.open_health, reflection.SERVICE_NAME: self._config.open_reflection}
         open_services = [name for name, is_open in opened.items() if is_open]
-        return self._calls, AuthenticationInterceptor(self._tokens, open_services), ErrorInterceptor()
+        return self._calls, AuthenticationInterceptor(self._tokens, open_services), ErrorInterceptor(self._terms)
 
     async def _follow_worker(self) -> None:
         """Show the worker's health as the server's."""

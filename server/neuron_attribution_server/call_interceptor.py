@@ -91,7 +91,8 @@ class _Observation:
 
     def ends(self, code: grpc.StatusCode) -> None:
         """Note how the call ended."""
-        call, seconds = self._call, time.perf_counter() - self._started
+        call = self._call
+        seconds = time.perf_counter() - self._started - call.waited
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and call.is_ours and not call.reason:
             call.metrics.rejected(code.name)  # gRPC was faster than the handler
         self._method.handled(code, seconds, call.exemplar)

@@ -50,6 +50,8 @@ class Call:
     """Those of a text that is only tokenized."""
     prompt: str | tuple[int, ...] | None = None
     """The text or the tokens of the only prompt; for its hash alone."""
+    waited: float = 0.0
+    """Seconds that the only request and the only answer of the call took on their way."""
     span: Span | None = None
     """Where traces are sent: the call's span, whether or not it is sampled."""
 

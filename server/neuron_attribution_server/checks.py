@@ -9,6 +9,15 @@ from neuron_attribution.results import ModelSizes
 
 from neuron_attribution_server.tasks import changes_attention
 
+QUOTED = 200
+"""Characters of a text that an error quotes."""
+
+
+def quotable(text: str) -> str:
+    """As much of a caller's text as an error quotes: the middle of a long one is left out."""
+    half = QUOTED // 2
+    return text if len(text) <= QUOTED else f"{text[:half]} ... {text[-half:]}"
+
 
 def check_at_least_one(value: int, field: str) -> None:
     """Refuse zero."""

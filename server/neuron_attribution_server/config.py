@@ -88,6 +88,7 @@ _HOLDS = r"(cpu|cuda:\d+)=\d+(\.\d+)?[KMGT]i?B"
 _MEMORY = rf"{_HOLDS}(,{_HOLDS})*"
 _age = _number(float, 1, 86_400)
 _work_seconds = _number(float, 0.01, 86_400)
+_bytes = _number(int, 1024, 2**40)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +134,24 @@ class ServerConfig:
     maximum_message_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per answer", 64 * 2**20)
     maximum_request_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per request", 4 * 2**20)
     stream_window: int = _setting(_count, "items of one stream that are read and not yet answered", 64)
+    maximum_key_bytes: int = _setting(_count, "bytes of the key of a stream's item", 1024)
+    unread_bytes: int = _setting(
+        _bytes,
+        "bytes of answers that are computed or not yet read by their callers, each counted two or three times as it is "
+        "copied on its way",
+        512 * 2**20,
+    )
+    held_request_bytes: int = _setting(
+        _bytes,
+        "bytes of requests that come in or are not yet answered; one that is awaited counts as maximum_request_bytes",
+        256 * 2**20,
+    )
+    transfer_timeout: float = _setting(
+        _number(float, 0.1, 86_400),
+        "seconds a caller may take to send a request, or to read 4 MiB of an answer or all of a shorter one, before "
+        "its call is ended",
+        120.0,
+    )
     cache_bytes: int = _setting(_number(int, 0, 2**40), "bytes of answers that are kept to be given again", 64 * 2**20)
     maximum_connection_age: float = _setting(_age, "seconds after which clients connect anew, to new replicas", 1800.0)
     connection_grace: float = _setting(_age, "seconds that calls on such an old connection may still take", 3600.0)
@@ -160,8 +179,8 @@ class ServerConfig:
     )
     tenant_share: float = _setting(
         _number(float, 0.01, 1),
-        "the part of queued_requests, queued_tokens and queued_seconds that one tenant's waiting requests may fill; it "
-        "may always have one waiting, and anonymous callers share the whole queue",
+        "the part of queued_requests, queued_tokens, queued_seconds, unread_bytes and held_request_bytes that one "
+        "tenant may fill; it may always have one request waiting, and anonymous callers share all of them",
         0.5,
     )
     drain_delay: float = _setting(
@@ -268,6 +287,11 @@ class ServerConfig:
             for each in devices
         )
 
+    @property
+    def call_unread_bytes(self) -> int:
+        """What one call may hold of unread_bytes: the largest answer, with its copies."""
+        return min(self.unread_bytes, 3 * self.maximum_message_bytes)
+
     def limits(self, model_tokens: int) -> Limits:
         """What the service accepts, for a model of at most `model_tokens` positions."""
         return Limits(
@@ -290,6 +314,11 @@ class ServerConfig:
             request_seconds=self.request_seconds,
             queued_seconds=self.queued_seconds,
             batch_seconds=self.batch_seconds,
+            key_bytes=self.maximum_key_bytes,
+            unread_bytes=self.unread_bytes,
+            held_request_bytes=self.held_request_bytes,
+            transfer_timeout=self.transfer_timeout,
+            call_unread_bytes=self.call_unread_bytes,
         )
 
     def __str__(self) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
 
-import grpc
+from neuron_attribution_server.exchange import Exchange
 
 
 class EarlyHeaders:
@@ -16,8 +15,8 @@ class EarlyHeaders:
     Not any sooner: a client that has seen headers does not repeat the call by itself where it fails.
     """
 
-    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self._context = context
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
         self._sending: asyncio.Task[None] | None = None
 
     def send(self) -> None:
@@ -27,7 +26,7 @@ class EarlyHeaders:
 
     async def _send(self) -> None:
         with suppress(Exception):  # the caller has gone; whatever comes next will notice
-            await self._context.send_initial_metadata(())
+            await self._exchange.send_initial_metadata(())
 
     async def __aenter__(self) -> EarlyHeaders:
         return self

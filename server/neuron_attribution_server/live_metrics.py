@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.exchange import Terms
 from neuron_attribution_server.metrics import PREFIX
 from neuron_attribution_server.reports import GpuMemory
 from neuron_attribution_server.request_queue import RequestQueue
@@ -28,6 +29,10 @@ _GAUGES = {
     "queue_tokens": "Tokens of the requests that wait now.",
     "queue_seconds": "Worker time that the requests that wait now are predicted to take, one by one.",
     "queue_capacity_seconds": "Worker time that may wait.",
+    "unread_bytes": "Bytes of answers that are computed or not yet read by their callers, copies included.",
+    "unread_capacity_bytes": "Bytes of such answers that may be held.",
+    "held_request_bytes": "Bytes of requests that come in or are not yet answered.",
+    "held_request_capacity_bytes": "Bytes of such requests that may be held.",
     "cache_bytes": "Bytes of the answers that are kept to be given again.",
     "cache_capacity_bytes": "Bytes of answers that may be kept.",
 }
@@ -62,12 +67,14 @@ class LiveMetrics(Collector):
         gpu_memory: dict[str, GpuMemory],
         certificate_expiry: Callable[[], float] | None,
         failing: Mapping[str, Callable[[], bool]],
+        terms: Terms | None = None,
     ) -> None:
         self._config = config
         self._worker = worker
         self._gpu_memory = gpu_memory
         self._certificate_expiry = certificate_expiry
         self._failing = failing
+        self._terms = terms
         self.loaded: Loaded | None = None
         self.serving = False
         self.draining = False
@@ -99,6 +106,10 @@ class LiveMetrics(Collector):
         yield "queue_capacity_seconds", self._config.queued_seconds
         if self._certificate_expiry is not None:
             yield "certificate_expiry_timestamp_seconds", self._certificate_expiry()
+        if self._terms is not None:
+            for name, budget in (("unread", self._terms.answers), ("held_request", self._terms.requests)):
+                yield f"{name}_bytes", budget.held
+                yield f"{name}_capacity_bytes", budget.capacity
         yield "cache_capacity_bytes", self._config.cache_bytes
         loaded = self.loaded
         yield "queue_requests", len(loaded.queue) if loaded else 0

@@ -17,13 +17,16 @@ RATIO = (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1)
 TIMES = (0.1, 0.25, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3, 5, 10)
 REASONS = (
     "DEADLINE_EXCEEDED",
+    "HELD_REQUESTS",
     "MODEL_LOADING",
     "OUT_OF_MEMORY",
     "QUEUE_FULL",
+    "REQUEST_TOO_SLOW",
     "RESPONSE_TOO_LARGE",
     "TENANT_QUEUE_FULL",
     "TOKEN_INVALID",
     "TOKEN_MISSING",
+    "UNREAD_ANSWERS",
     "WORKER_DIED",
     "WORKER_GONE",
     "WORKER_RESTARTING",
@@ -92,12 +95,19 @@ class Metrics:
             ("reason",),
         )
         self._rejected = {reason: rejected.labels(reason) for reason in (*REASONS, OTHER)}
+        self._unread = self._counter(
+            "unread_calls_total", "Calls that the server ended because their callers did not read an answer in time."
+        )
         self.gpu_memory: dict[str, GpuMemory] = {}
         """What each device last reported."""
 
     def rejected(self, reason: str) -> None:
         """Count a refusal."""
         self._rejected.get(reason, self._rejected[OTHER]).inc()
+
+    def unread(self) -> None:
+        """Count a call whose caller did not read an answer in time."""
+        self._unread.inc()
 
     def tokenized(self, seconds: float) -> None:
         """Note how long a request took to be read and tokenized."""

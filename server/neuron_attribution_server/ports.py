@@ -17,7 +17,7 @@ PING_SECONDS = 60.0
 PONG_SECONDS = 20.0
 """How long its answer may take."""
 _LEAST_PING_SECONDS = 10.0  # clients ping every 30 seconds; a lower bound above that would cut them off
-_CALLS = 1000  # on one connection at a time; a caller's further ones wait on its side
+_CALLS = 1000  # on one connection, beside those that may wait in the queue; further ones wait on the caller's side
 
 HEALTH_CONNECTIONS = 100
 """Connections to an address of the health port: few ask for health, and nobody needs leave to."""
@@ -38,7 +38,9 @@ def service_options(config: ServerConfig) -> Options:
         ("grpc.max_receive_message_length", config.maximum_request_bytes),
         ("grpc.max_send_message_length", config.maximum_message_bytes),
         ("grpc.max_allowed_incoming_connections", min(config.maximum_connections, _descriptors())),
-        ("grpc.max_concurrent_streams", _CALLS),
+        ("grpc.max_concurrent_streams", config.queued_requests + _CALLS),
+        # Else gRPC reads megabytes of each call ahead of whoever waits for its request.
+        ("grpc.http2.bdp_probe", 0),
     )
 
 

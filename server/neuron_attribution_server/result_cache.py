@@ -6,16 +6,13 @@ from collections import OrderedDict
 
 from neuron_attribution.results import ModelIdentity
 
+from neuron_attribution_server.task_sizes import task_bytes
 from neuron_attribution_server.tasks import AttributeTask, PackedAttribution
 
 _ENTRY_BYTES = 2048
 """About what an entry takes beside its response and token ids."""
-_TOKEN_BYTES = 80
-"""About what a token id takes in the task and in the answer."""
-_NAME_BYTES = 160
-"""About what a neuron, a head, a layer's part or an explained token takes in the task."""
-_INTERVENTION_BYTES = 360
-"""About what an intervention takes beside what it names."""
+_TOKEN_BYTES = 40
+"""About what a token id takes in the answer."""
 
 
 class ResultCache:
@@ -42,6 +39,11 @@ class ResultCache:
         self._answers.move_to_end((model, task))
         return answer
 
+    def size(self, model: ModelIdentity, task: AttributeTask) -> int | None:
+        """Bytes of the answer that `get` would give, if there is one."""
+        answer = self._answers.get((model, task))
+        return None if answer is None else len(answer.response)
+
     def put(self, model: ModelIdentity, task: AttributeTask, answer: PackedAttribution) -> None:
         """Keep an answer. One that is larger than the cache is not kept."""
         key, size = (model, task), _size(task, answer)
@@ -55,8 +57,4 @@ class ResultCache:
 
 
 def _size(task: AttributeTask, answer: PackedAttribution) -> int:
-    interventions = task.options.interventions
-    names = len(task.explained) + len(task.options.neurons)
-    names += sum(len(each.neurons) + len(each.heads) + len(each.layers) for each in interventions)
-    key = _NAME_BYTES * names + _INTERVENTION_BYTES * len(interventions)
-    return key + len(answer.response) + _TOKEN_BYTES * len(answer.token_ids) + _ENTRY_BYTES
+    return task_bytes(task) + len(answer.response) + _TOKEN_BYTES * len(answer.token_ids) + _ENTRY_BYTES

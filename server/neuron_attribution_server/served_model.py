@@ -11,6 +11,7 @@ from neuron_attribution.results import InterveneResult, Limits, ModelInfo, Timin
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 from neuron_attribution_server.request_queue import Delivery
+from neuron_attribution_server.task_sizes import answer_bytes
 from neuron_attribution_server.tasks import (
     AttributeTask,
     InterveneOutcome,
@@ -18,6 +19,7 @@ from neuron_attribution_server.tasks import (
     ModelFacts,
     PackedAttribution,
     ProjectTask,
+    Task,
 )
 from neuron_attribution_server.tokenizer import ExactTokenizer
 from neuron_attribution_server.validate import RequestValidator
@@ -47,6 +49,7 @@ class ServedModel:
         self.identity = facts.identity
         self.predictor = WorkPredictor(facts.work, facts.sizes)
         """What requests will take, by their kinds; it learns from those that have run."""
+        self._sizes = facts.sizes
         self._tokenizer = ExactTokenizer(facts.tokenizer)
         self._written_tokens: dict[int, bytes] = {}
         self._validator = RequestValidator(facts, limits, self._tokenizer, self.predictor)
@@ -94,8 +97,12 @@ class ServedModel:
         self._validator.check_counts(message)
         return self._validator.project(convert.project_neuron_request_from_proto(message))
 
-    def finish_attribution(self, answer: PackedAttribution, timings: Timings) -> bytes:
-        """Write the answer to an attribution, serialized."""
+    def answer_bytes(self, task: Task) -> int:
+        """About how many bytes the answer to a task will have, from above."""
+        return answer_bytes(task, self._sizes)
+
+    def finish_attribution(self, answer: PackedAttribution, timings: Timings) -> tuple[bytes, bytes]:
+        """Write the answer to an attribution: as it left the worker, and what completes it, serialized."""
         return convert.completed_attribution(answer.response, map(self._written_token, answer.token_ids), timings)
 
     def finish_intervention(self, prepared: PreparedIntervention, delivery: Delivery) -> messages.InterveneResponse:

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-import grpc
 from google.protobuf.message import Message
 from neuron_attribution import convert
-from neuron_attribution.errors import ResourceExhaustedError, UnavailableError
+from neuron_attribution.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NeuronAttributionError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from neuron_attribution.results import Timings
+from neuron_attribution.status import to_item_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 
 from neuron_attribution_server.calls import current_call
 from neuron_attribution_server.early_headers import EarlyHeaders
+from neuron_attribution_server.exchange import ITEM_COPIES, Exchange, Received
 from neuron_attribution_server.reading_room import ReadingRoom
 from neuron_attribution_server.request_queue import Delivery
 from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.scheduler import Scheduler
-from neuron_attribution_server.served_model import ServedModel
-from neuron_attribution_server.streaming import ItemStream, patiently, token_by_token
+from neuron_attribution_server.served_model import PreparedAttribution, ServedModel
+from neuron_attribution_server.streaming import Answer, Item, ItemStream, patiently, token_by_token
+from neuron_attribution_server.task_sizes import task_bytes
 from neuron_attribution_server.tasks import AttributeTask, PackedAttribution, PackedProjections, Task
 
 Value = TypeVar("Value")
+Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
-Context = grpc.aio.ServicerContext[Any, Any]
-Read = Callable[[Message, Callable[[], Any]], Awaitable[Any]]
 
 _THREADS = 2
 _SHORT_REQUEST = 2 * 1024
 """Bytes up to which a request is read on the event loop: that takes less time than handing it to a thread."""
+_AROUND = 32
+"""Bytes of a stream's answer beside its key and its response, at most."""
+_TOKENIZED = 8
+"""About how many bytes of an answer with tokens a byte of a text becomes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +58,21 @@ class Backend:
     cache: ResultCache
 
 
+@dataclass(frozen=True, slots=True)
+class _ReadItem:
+    """An item of a stream: ready for the queue, or why it is not."""
+
+    key: str
+    each_token: bool
+    prepared: PreparedAttribution | Exception
+
+
 class AttributionServicer(services.NeuronAttributionServiceServicer):
     """Answers calls; before `open` and after `close` every call is refused as unavailable."""
 
-    def __init__(self, message_bytes: int, stream_window: int, tenant_share: float) -> None:
+    def __init__(self, message_bytes: int, key_bytes: int, stream_window: int, tenant_share: float) -> None:
         self._message_bytes = message_bytes
+        self._key_bytes = key_bytes
         self._stream_window = stream_window
         self._backend: Backend | None = None
         self._refusal = UnavailableError("the model is still loading; try again soon", reason="MODEL_LOADING")
@@ -66,82 +88,126 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         self._backend = None
         self._refusal = refusal
 
-    async def Attribute(self, request: messages.AttributeRequest, context: Context) -> bytes:
+    async def Attribute(self, request: Received[messages.AttributeRequest], exchange: Exchange) -> bytes:
         """Explain next-token predictions. The response is serialized already."""
         backend = self._ready()
         backend.scheduler.check_room()  # before work is done on a request that cannot be taken
-        response = await self._attribute(backend, request, partial(_submit, backend, context), self._read)
-        self._check_size(len(response))
-        return response
+        with backend.scheduler.expecting():
+            prepared = await self._read(request, backend.model.prepare_attribution)
+        self._expect(backend, request, exchange, prepared.task)
+        answer = await self._attribute(backend, prepared, partial(_submit, backend, exchange))
+        self._check_size(sum(map(len, answer)))
+        return b"".join(answer)
 
-    async def AttributeStream(self, requests: AsyncIterable[messages.AttributeStreamRequest], context: Context) -> None:
+    async def AttributeStream(self, items: AsyncIterator[Item], exchange: Exchange) -> None:
         """Explain a corpus. Each item is answered by the model that is ready then."""
         self._ready()
-        deadline = _deadline(context)
+        deadline = _deadline(exchange)
 
-        async def answer(item: messages.AttributeStreamRequest) -> list[bytes]:
-            serialized = await self._attribute(
-                self._ready(),
-                item.request,
-                # A server that gives up meanwhile says so to whoever waits.
-                lambda task: patiently(lambda: self._ready().scheduler.submit(task, deadline), deadline),
-                lambda request, work: patiently(partial(self._read, request, work), deadline),
-                reproducible=item.reproducible,
-            )
-            if item.each_token:
-                answers = await self._apart(partial(token_by_token, item.key, serialized))
-            else:
-                answers = [convert.stream_answer(item.key, serialized)]
-            for each in answers:
-                self._check_size(len(each))
-            return answers
+        async def answers(item: Item) -> AsyncGenerator[Answer, None]:
+            with self._expecting():
+                read = await patiently(partial(self._read, item, self._read_item), deadline)
+            try:
+                async with aclosing(self._item_answers(read, item, exchange, deadline)) as found:
+                    async for answer in found:
+                        yield answer
+            except DeadlineExceededError:  # it is the whole stream's
+                raise
+            except Exception as error:
+                yield partial(_item_error, read.key, current_call.get().public(error))
 
-        await ItemStream(self._stream_window, answer, current_call.get().public).run(requests, context.write)
+        await ItemStream(self._stream_window, answers).run(items, exchange)
 
-    async def ProjectNeuron(self, request: messages.ProjectNeuronRequest, context: Context) -> bytes:
+    async def ProjectNeuron(self, request: Received[messages.ProjectNeuronRequest], exchange: Exchange) -> bytes:
         """Project neurons into the vocabulary. The response is serialized already."""
         backend = self._ready()
         backend.scheduler.check_room()
         with backend.scheduler.expecting():
-            task = await self._read(request, partial(backend.model.prepare_projection, request))
-        delivery = await _submit(backend, context, task)
+            task = await self._read(request, backend.model.prepare_projection)
+        self._expect(backend, request, exchange, task)
+        delivery = await _submit(backend, exchange, task)
         assert isinstance(delivery.outcome, PackedProjections)
         self._check_size(len(delivery.outcome.response))
         return delivery.outcome.response
 
-    async def Intervene(self, request: messages.InterveneRequest, context: Context) -> messages.InterveneResponse:
+    async def Intervene(
+        self, request: Received[messages.InterveneRequest], exchange: Exchange
+    ) -> messages.InterveneResponse:
         """Rerun a prompt with neurons changed."""
         backend = self._ready()
         backend.scheduler.check_room()
         with backend.scheduler.expecting():
-            prepared = await self._read(request, partial(backend.model.prepare_intervention, request))
+            prepared = await self._read(request, backend.model.prepare_intervention)
         current_call.get().prepared(prepared.task.token_ids, prepared.tokenization)
-        delivery = await _submit(backend, context, prepared.task)
+        self._expect(backend, request, exchange, prepared.task)
+        delivery = await _submit(backend, exchange, prepared.task)
         return self._within_size(await self._apart(partial(backend.model.finish_intervention, prepared, delivery)))
 
-    async def Tokenize(self, request: messages.TokenizeRequest, context: Context) -> messages.TokenizeResponse:
+    async def Tokenize(
+        self, request: Received[messages.TokenizeRequest], exchange: Exchange
+    ) -> messages.TokenizeResponse:
         """Show the exact tokens of a text."""
-        current_call.get().reads(request.text)
-        return self._within_size(await self._read(request, partial(self._ready().model.tokenize, request)))
+        model, call = self._ready().model, current_call.get()
+        exchange.expect(min(_TOKENIZED * request.size, self._message_bytes))
 
-    async def GetModel(self, request: messages.GetModelRequest, context: Context) -> messages.GetModelResponse:
+        def tokenize(message: messages.TokenizeRequest) -> messages.TokenizeResponse:
+            call.reads(message.text)
+            return model.tokenize(message)
+
+        return self._within_size(await self._read(request, tokenize))
+
+    async def GetModel(
+        self, request: Received[messages.GetModelRequest], exchange: Exchange
+    ) -> messages.GetModelResponse:
         """Describe what is served."""
-        return self._ready().model.describe(request)
+        return await self._read(request, self._ready().model.describe)
+
+    def _read_item(self, message: messages.AttributeStreamRequest) -> _ReadItem:
+        """Read an item of a stream. What is wrong with it is answered under its key, or as much of it as is allowed."""
+        key = message.key.encode()
+        prepared: PreparedAttribution | Exception
+        try:
+            self._check_key(len(key))
+            prepare = self._ready().model.prepare_attribution
+            prepared = prepare(message.request, reproducible=message.reproducible)
+        except NeuronAttributionError as error:
+            prepared = error.with_traceback(None)  # which would keep the message
+        except Exception as error:
+            prepared = error
+        return _ReadItem(key[: self._key_bytes].decode(errors="ignore"), message.each_token, prepared)
+
+    async def _item_answers(
+        self, read: _ReadItem, item: Item, exchange: Exchange, deadline: float | None
+    ) -> AsyncGenerator[Answer, None]:
+        """The answers of one item. It waits for room before anything is computed, or taken from the cache."""
+        if isinstance(read.prepared, Exception):
+            raise read.prepared
+        task = read.prepared.task
+        item.takes(task_bytes(task))
+        room = ITEM_COPIES * self._expected_bytes(self._ready(), task)
+        with await patiently(partial(exchange.answers.room, room), deadline) as held:
+            # A server that gives up meanwhile says so to whoever waits.
+            response, completion = await self._attribute(
+                self._ready(),
+                read.prepared,
+                lambda task: patiently(lambda: self._ready().scheduler.submit(task, deadline), deadline),
+            )
+            held.resize(ITEM_COPIES * (len(response) + len(completion)))
+            for answer in self._built_in_turn(read, response, completion):
+                yield answer
+
+    def _built_in_turn(self, read: _ReadItem, response: bytes, completion: bytes) -> Iterator[Answer]:
+        parts = token_by_token(response, completion) if read.each_token else [(response, completion)]
+        around = _AROUND + len(read.key.encode())
+        self._check_size(around + max(sum(map(len, each)) for each in parts))
+        for remaining, each in zip(reversed(range(len(parts))), parts, strict=True):
+            yield partial(convert.stream_answer, read.key, each, remaining)
 
     async def _attribute(
-        self,
-        backend: Backend,
-        request: messages.AttributeRequest,
-        submit: Callable[[AttributeTask], Awaitable[Delivery]],
-        read: Read,
-        *,
-        reproducible: bool = False,
-    ) -> bytes:
-        """`read` and tokenize, look into the cache or `submit`, and write."""
+        self, backend: Backend, prepared: PreparedAttribution, submit: Callable[[AttributeTask], Awaitable[Delivery]]
+    ) -> tuple[bytes, bytes]:
+        """Look into the cache or `submit`, and write."""
         model = backend.model
-        prepare = partial(model.prepare_attribution, request, reproducible=reproducible)
-        with backend.scheduler.expecting():
-            prepared = await read(request, prepare)
         current_call.get().prepared(prepared.task.token_ids, prepared.tokenization)
         answer = backend.cache.get(model.identity, prepared.task)
         if answer is not None:
@@ -159,17 +225,35 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
             )
         return model.finish_attribution(answer, timings)
 
+    def _expect(self, backend: Backend, request: Received[Any], exchange: Exchange, task: Task) -> None:
+        """Count what a task takes and its answer will. Raises ResourceExhaustedError where there is no room for it."""
+        request.takes(task_bytes(task))
+        exchange.expect(self._expected_bytes(backend, task))
+
+    def _expected_bytes(self, backend: Backend, task: Task) -> int:
+        cached = backend.cache.size(backend.model.identity, task) if isinstance(task, AttributeTask) else None
+        return min(cached or backend.model.answer_bytes(task), self._message_bytes)
+
+    def _check_key(self, size: int) -> None:
+        if size > self._key_bytes:
+            raise InvalidArgumentError.of(
+                "key", f"{size} bytes are over the limit {self._key_bytes}; give a shorter one: each answer repeats it"
+            )
+
+    def _expecting(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._backend is None else self._backend.scheduler.expecting()
+
     def _ready(self) -> Backend:
         if self._backend is None:
             raise UnavailableError(self._refusal.message, reason=self._refusal.reason)
         return self._backend
 
-    async def _read(self, request: Message, work: Callable[[], Value]) -> Value:
+    async def _read(self, request: Received[Request], work: Callable[[Request], Value]) -> Value:
         """What reads a request: a short one at once, a long one off the event loop, where there is a place for it."""
-        if request.ByteSize() <= _SHORT_REQUEST:
-            return work()
+        if request.size <= _SHORT_REQUEST:
+            return work(request.take())
         with self._reading.place():
-            return await self._apart(work)
+            return await self._apart(lambda: work(request.take()))
 
     async def _apart(self, work: Callable[[], Value]) -> Value:
         """Off the event loop."""
@@ -189,12 +273,16 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
             )
 
 
-async def _submit(backend: Backend, context: Context, task: Task) -> Delivery:
-    async with EarlyHeaders(context) as headers:
-        return await backend.scheduler.submit(task, _deadline(context), headers.send)
+async def _submit(backend: Backend, exchange: Exchange, task: Task) -> Delivery:
+    async with EarlyHeaders(exchange) as headers:
+        return await backend.scheduler.submit(task, _deadline(exchange), headers.send)
 
 
-def _deadline(context: Context) -> float | None:
+def _deadline(exchange: Exchange) -> float | None:
     """When the caller stops waiting, on the event loop's clock."""
-    remaining: float | None = context.time_remaining()
+    remaining = exchange.time_remaining()
     return None if remaining is None else asyncio.get_running_loop().time() + remaining
+
+
+def _item_error(key: str, error: NeuronAttributionError) -> bytes:
+    return messages.AttributeStreamResponse(key=key, error=to_item_error(error)).SerializeToString()

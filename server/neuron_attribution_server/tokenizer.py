@@ -12,6 +12,8 @@ from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.results import Token, TokenizedToken, TokenizerFacts
 from tokenizers import Encoding, Tokenizer
 
+from neuron_attribution_server.checks import quotable
+
 _SHOWN_PIECES = 8
 
 
@@ -132,7 +134,7 @@ class ExactTokenizer:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(quotable(text), ensure_ascii=False)
 
 
 def _byte_starts(text: str) -> list[int]:

@@ -37,6 +37,7 @@ from neuron_attribution_server.checks import (
     check_head,
     check_interventions,
     check_neurons,
+    quotable,
 )
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ModelFacts, ProjectTask, Task
 from neuron_attribution_server.tokenizer import ExactTokenizer
@@ -60,6 +61,7 @@ class RequestValidator:
         """Refuse another model's name."""
         served = self.facts.identity.name
         if name not in ("", served):
+            name = quotable(name)
             raise NotFoundError(f"model {name!r} is not served here; {served!r} is: name it or leave the name out")
 
     def check_counts(self, message: messages.AttributeRequest | messages.ProjectNeuronRequest) -> None:

@@ -1,4 +1,4 @@
-"""Engines for worker processes that take their time, wait, hang, or find no memory."""
+"""Engines for worker processes that take their time, wait, hang, find no memory, or have much to say."""
 
 import math
 import os
@@ -7,12 +7,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from neuron_attribution_server.attribution.checkpoints import checkpoint
 from neuron_attribution_server.worker import WARM_UP
 from service.fakes import FACTS, FakeEngine
 
 HANG, HUGE, ENDLESS = 7, 8, 9
 """Tokens that make an engine hang, find no memory, or work until it is stopped."""
+TALK = 10
+"""A token that makes an engine answer at length."""
+LONG_ANSWER = 12 * 2**20
+"""Bytes of such an answer."""
 
 
 class SlowEngine(FakeEngine):
@@ -153,3 +158,21 @@ class TurnstileEngine(FakeEngine):
 
 def make_turnstile_engine():
     return TurnstileEngine()
+
+
+class TalkativeEngine(FakeEngine):
+    """Answers prompts with a TALK token at length: in the first explanation is a matrix of LONG_ANSWER bytes."""
+
+    def run(self, tasks):
+        outcomes = super().run(tasks)
+        return [_at_length(each) if TALK in getattr(each, "token_ids", ()) else each for each in outcomes]
+
+
+def _at_length(outcome):
+    first, *others = outcome.explanations
+    matrix = np.zeros((1, LONG_ANSWER // 4), np.float32)
+    return replace(outcome, explanations=(replace(first, head_scores=matrix), *others))
+
+
+def make_talkative_engine():
+    return TalkativeEngine()

@@ -151,7 +151,8 @@ def test_nothing_more_is_read_while_the_window_is_full():
 
 def test_a_caller_that_does_not_read_its_answers_is_not_worked_for():
     """Unread answers fill the connection first (64 KiB and what grows it), so the items are many and answers large."""
-    with running_server(ThreadWorker(engine := FakeEngine()), stream_window=4) as server, engine:
+    settings = {"stream_window": 4, "maximum_key_bytes": 200_000}
+    with running_server(ThreadWorker(engine := FakeEngine()), **settings) as server, engine:
         assert server.loaded.wait(PATIENCE)
         read = []
         items = (read.append(n) or item(f"{n}" + "k" * 100_000) for n in range(2000))

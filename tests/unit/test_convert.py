@@ -312,6 +312,22 @@ def test_a_newer_server_is_understood_as_far_as_possible() -> None:
 @pytest.mark.parametrize("length", [0, 1, 126, 127, 128, 16_383, 16_384, 3_000_000])
 def test_a_streams_answer_is_written_without_reading_the_response(length) -> None:
     response = messages.AttributeResponse(tokens=[messages.Token(id=7, text="x" * length)])
-    serialized = convert.stream_answer("a key", response.SerializeToString(), 3)
+    whole = response.SerializeToString()
+    serialized = convert.stream_answer("a key", (whole[:5], memoryview(whole)[5:]), 3)
     expected = messages.AttributeStreamResponse(key="a key", response=response, remaining=3)
     assert messages.AttributeStreamResponse.FromString(serialized) == expected
+
+
+@pytest.mark.parametrize("length", [0, 1, 126, 127, 128, 16_384, 300_000])
+def test_explanations_are_parted_without_reading_the_response(length) -> None:
+    predictions = [messages.TokenPrediction(token=messages.Token(id=7, text="x" * length))]
+    explanations = [messages.Explanation(position=n, predictions=predictions) for n in range(3)]
+    response = messages.AttributeResponse(model=messages.ModelIdentity(name="m"), explanations=explanations)
+    shared, apart = convert.explanations_apart(response.SerializeToString())
+    for part, explanation in zip(apart, explanations, strict=True):
+        expected = messages.AttributeResponse(model=response.model, explanations=[explanation])
+        assert messages.AttributeResponse.FromString(b"".join((*shared, part))) == expected
+
+
+def test_nothing_is_parted_where_nothing_is_explained() -> None:
+    assert convert.explanations_apart(b"") == ([], [])

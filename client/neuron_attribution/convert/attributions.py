@@ -32,7 +32,11 @@ from neuron_attribution.convert.values import duration, present, seconds
 from neuron_attribution.results import AttributeResult, Explanation, ModelIdentity, Timings, Token
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
+Bytes = bytes | memoryview
+
 _RESPONSE_FIELD = messages.AttributeStreamResponse.DESCRIPTOR.fields_by_name["response"].number
+_EXPLANATIONS_FIELD = messages.AttributeResponse.DESCRIPTOR.fields_by_name["explanations"].number
+_EMBEDDED = 2
 _RANKINGS = (
     "ffn_value_neurons",
     "ffn_value_neurons_decreasing",
@@ -67,22 +71,39 @@ def serialized_token(token: Token) -> bytes:
     return messages.AttributeResponse(tokens=(token_to_proto(token),)).SerializeToString()
 
 
-def completed_attribution(response: bytes, tokens: Iterable[bytes], timings: Timings) -> bytes:
-    """A serialized response without tokens and times, completed with tokens that are serialized already.
+def completed_attribution(response: bytes, tokens: Iterable[bytes], timings: Timings) -> tuple[bytes, bytes]:
+    """A serialized response without tokens and times, and what completes it, with tokens that are serialized already.
 
-    Nothing is parsed: serialized messages that follow one another are one message, merged.
+    Nothing is parsed or copied: serialized messages that follow one another are one message, merged.
     """
     times = messages.AttributeResponse(timings=timings_to_proto(timings)).SerializeToString()
-    return b"".join((response, *tokens, times))
+    return response, b"".join((*tokens, times))
 
 
-def stream_answer(key: str, response: bytes, remaining: int = 0) -> bytes:
-    """A serialized AttributeStreamResponse that holds a serialized response, which is not parsed.
+def stream_answer(key: str, response: Sequence[Bytes], remaining: int = 0) -> bytes:
+    """A serialized AttributeStreamResponse that holds the parts of a serialized response, which are not parsed.
 
     An embedded message is its field's tag, its length and its bytes (protobuf's encoding, wire type 2).
     """
-    rest = messages.AttributeStreamResponse(key=key, remaining=remaining)
-    return rest.SerializeToString() + _varint(_RESPONSE_FIELD << 3 | 2) + _varint(len(response)) + response
+    rest = messages.AttributeStreamResponse(key=key, remaining=remaining).SerializeToString()
+    length = sum(map(len, response))
+    return b"".join((rest, _varint(_RESPONSE_FIELD << 3 | _EMBEDDED), _varint(length), *response))
+
+
+def explanations_apart(response: bytes) -> tuple[list[Bytes], list[Bytes]]:
+    """Parts of a serialized response: those that all explanations share, and each explanation. Nothing is copied.
+
+    A serialized AttributeResponse has embedded messages only.
+    """
+    shared: list[Bytes] = []
+    explanations: list[Bytes] = []
+    whole, start = memoryview(response), 0
+    while start < len(response):
+        tag, place = _read_varint(response, start)
+        length, place = _read_varint(response, place)
+        (explanations if tag >> 3 == _EXPLANATIONS_FIELD else shared).append(whole[start : place + length])
+        start = place + length
+    return shared, explanations
 
 
 def attribute_result_from_proto(message: messages.AttributeResponse) -> AttributeResult:
@@ -102,6 +123,15 @@ def _varint(number: int) -> bytes:
         found.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*found, number])
+
+
+def _read_varint(data: bytes, place: int) -> tuple[int, int]:
+    """The number at a place, and the place behind it."""
+    number = shift = 0
+    while data[place] & 0x80:
+        number |= (data[place] & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+    return number | data[place] << shift, place + 1
 
 
 def _write_explanation(explanation: Explanation, message: messages.Explanation, walk: Walk) -> None:
