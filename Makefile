@@ -43,7 +43,8 @@ docs: $(VENV)/docs-installed
 screenshots: $(VENV)/test-installed
 	PYTHONPATH=tests $(BIN)/python -m browser.screenshot docs/images
 
-# Long runs against a real server: make soak SOAK='mixed --minutes 20', SOAK=kill_worker, SOAK=overload or SOAK=fuzz
+# Long runs against a real server: make soak SOAK='mixed --minutes 20', SOAK=kill_worker, SOAK=overload, SOAK=fuzz,
+# SOAK=predictions or SOAK=hostile
 SOAK ?= mixed
 soak: $(VENV)/test-installed
 	cd tests && ../$(BIN)/python -m soak.$(SOAK)

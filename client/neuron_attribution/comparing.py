@@ -18,6 +18,7 @@ import numpy as np
 
 from neuron_attribution import _calls
 from neuron_attribution._calls import AttributeArguments, Call, TextOrIds
+from neuron_attribution.answers import explanation_of, given, left_out
 from neuron_attribution.comparisons import ComparedSide, Comparison, DifferenceRanking, NeuronComparison
 from neuron_attribution.convert.values import at_least_one, unsigned
 from neuron_attribution.difference_search import DifferenceSearch
@@ -89,9 +90,7 @@ class _Side:
     @property
     def layers(self) -> LayerScores:
         assert self.answer is not None
-        layers = self.answer.explanations[0].layers
-        assert layers is not None
-        return layers
+        return given(explanation_of(self.answer).layers, "layers")
 
 
 def compare(
@@ -166,7 +165,7 @@ class _Comparing:
         first: list[AttributeResult] = yield questions[:1] if self._one_target else questions
         if not self._one_target:
             return first
-        self._sides[1].fields["target"] = first[0].explanations[0].target.token.id
+        self._sides[1].fields["target"] = explanation_of(first[0]).target.token.id
         second: list[AttributeResult] = yield self._rankings(depth, PARTS, Part.HEADS)[1:]
         return first + second
 
@@ -174,22 +173,21 @@ class _Comparing:
         """Later questions are about the tokens that the first answers explain."""
         for side, answer in zip(self._sides, answers, strict=True):
             side.answer = answer
-            side.fields["target"] = answer.explanations[0].target.token.id
+            side.fields["target"] = explanation_of(answer).target.token.id
         self._take_rankings(answers, PARTS)
 
     def _take_rankings(self, answers: Sequence[AttributeResult], kinds: Iterable[str]) -> None:
         for side, answer in enumerate(answers):
-            explanation = answer.explanations[0]
+            explanation = explanation_of(answer)
             for kind in kinds:
-                highest = getattr(explanation, f"{kind}_value_neurons")
-                lowest = getattr(explanation, f"{kind}_value_neurons_decreasing")
+                ends = (f"{kind}_value_neurons", f"{kind}_value_neurons_decreasing")
+                highest, lowest = (given(getattr(explanation, name), name) for name in ends)
                 self._searches[kind].take_rankings(side, highest, lowest)
             self._take_drift(side, answer)
 
     def _take_drift(self, side: int, answer: AttributeResult) -> None:
         """A side's passes give the same scores but for rounding; by how much is seen in those of its layers."""
-        layers, first = answer.explanations[0].layers, self._sides[side].layers
-        assert layers is not None
+        layers, first = given(explanation_of(answer).layers, "layers"), self._sides[side].layers
         pairs = ((layers.attention, first.attention), (layers.ffn, first.ffn))
         drift = max(float(np.abs(mine - theirs).max()) for mine, theirs in pairs)
         for search in self._searches.values():
@@ -205,16 +203,18 @@ class _Comparing:
                 for side, named in missing.items()
             ]
             answers = yield questions
-            for side, answer in zip(missing, answers, strict=True):
-                self._take_scores(side, answer)
+            for (side, named), answer in zip(missing.items(), answers, strict=True):
+                self._take_scores(side, named, answer)
 
     def _missing(self, side: int) -> list[Neuron]:
         """What one request may name of it."""
         missing = [neuron for search in self._searches.values() for neuron in search.missing(side)]
         return missing[: self._limits(side).neurons]
 
-    def _take_scores(self, side: int, answer: AttributeResult) -> None:
-        scores = answer.explanations[0].neurons
+    def _take_scores(self, side: int, named: Iterable[Neuron], answer: AttributeResult) -> None:
+        scores = explanation_of(answer).neurons
+        if not {score.neuron for score in scores}.issuperset(named):
+            raise left_out("neurons")  # asked for again and again otherwise
         for kind, search in self._searches.items():
             search.take_scores(side, [score for score in scores if _kind(score.neuron) == kind])
         self._take_drift(side, answer)
@@ -247,17 +247,15 @@ def _kind(neuron: Neuron) -> str:
 
 def _compared_side(answer: AttributeResult | None) -> ComparedSide:
     assert answer is not None
-    (explanation,) = answer.explanations
-    assert explanation.layers is not None
-    assert explanation.head_scores is not None
+    explanation = explanation_of(answer)
     return ComparedSide(
         model=answer.model,
         tokens=answer.tokens,
         target=explanation.target,
         contrast=explanation.contrast,
         predictions=explanation.predictions,
-        layers=explanation.layers,
-        head_scores=explanation.head_scores,
+        layers=given(explanation.layers, "layers"),
+        head_scores=given(explanation.head_scores, "head_scores"),
     )
 
 

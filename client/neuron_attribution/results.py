@@ -196,6 +196,8 @@ class Timings:
     batch_requests: int = 1
     batch_tokens: int = 0
     cached: bool = False
+    predicted: float = 0.0
+    """The worker time that the request alone was predicted to take when it arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +331,12 @@ class Limits:
     transfer_timeout: float = 0.0
     """Seconds."""
     call_unread_bytes: int = 0
+    request_seconds: float = 0.0
+    """Predicted seconds of a worker's time; 0 is no bound."""
+    queued_seconds: float = 0.0
+    """Predicted seconds of a worker's time."""
+    batch_seconds: float = 0.0
+    """Predicted seconds of a worker's time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +15,7 @@ from neuron_attribution.status import public_message, status_code, trailing_meta
 from neuron_attribution_server.calls import REQUEST_ID_KEY, current_call
 from neuron_attribution_server.config import ConfigurationError
 from neuron_attribution_server.interceptors import Context, Handler
+from neuron_attribution_server.regular_files import read_whole
 from neuron_attribution_server.reloading import Reloaded
 from neuron_attribution_server.tenants import current_tenant
 from neuron_attribution_server.tokens import TokenLineError, TokenTable, parse_tokens
@@ -75,16 +76,22 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[typ
 
 def _read(path: str) -> TokenTable:
     try:
-        table = parse_tokens(Path(path).read_text())
-    except OSError as error:
-        raise ConfigurationError(f"token_file: cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"token_file: {path} is not a text file") from None
+        table = parse_tokens(_text(path))
     except TokenLineError as error:
         raise ConfigurationError(f"token_file: {path}: {error}") from None
     if not table.tokens:
         _log.warning("token_file: %s names no token: every call is refused", path)
     return table
+
+
+def _text(path: str) -> str:
+    content = read_whole(path, "token_file")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise ConfigurationError(f"token_file: {path} is UTF-16 or has NUL bytes: save it as UTF-8")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"token_file: {path} is not a text file in UTF-8: save it as one") from None
 
 
 def _service(method: str) -> str:

@@ -30,6 +30,10 @@ class BatchObserver:
         """A batch that begins. `started` is on the event loop's clock."""
         return BatchObservation(batch, started, self._metrics, self._tracing)
 
+    def compared(self, predicted: float, report: BatchReport) -> None:
+        """Note what a batch was predicted to take, in seconds, beside what it took."""
+        self._metrics.batch_predicted(predicted, report)
+
 
 class BatchObservation:
     """One batch. It is noted in the event loop's next round: the batch, and at last its answers, go first."""

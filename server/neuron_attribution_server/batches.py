@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,12 +19,13 @@ class BatchLimits:
     requests: int
     tokens: int
     memory: MemoryCost
+    seconds: float = math.inf
 
-    def allow(self, tasks: Sequence[Task]) -> bool:
-        """Whether the tasks may run together."""
+    def allow(self, tasks: Sequence[Task], seconds: float = 0.0) -> bool:
+        """Whether the tasks may run together, which take so many seconds one by one."""
         return (
             len(tasks) <= self.requests
-            and (len(tasks) == 1 or not any(task.runs_alone for task in tasks))
+            and seconds <= self.seconds
             and padded_tokens(tasks) <= self.tokens
             and self.memory.batch(tasks) <= self.memory.available
         )

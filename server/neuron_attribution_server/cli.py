@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
 from dataclasses import MISSING, Field, fields
@@ -17,8 +16,9 @@ from neuron_attribution_server.calls import call_ids
 from neuron_attribution_server.config import ConfigurationError, ServerConfig, environment_name, flag_name, read_config
 from neuron_attribution_server.environment import check_environment
 from neuron_attribution_server.logs import configure_logging
+from neuron_attribution_server.server_process import serve
 from neuron_attribution_server.worker_pool import worker_pool
-from neuron_attribution_server.worker_process import load
+from neuron_attribution_server.worker_process import load_measured
 
 _WRONG_USAGE = 2
 
@@ -38,12 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     except ConfigurationError as error:
         print(f"neuron-attribution serve: {error}", file=sys.stderr)
         return _WRONG_USAGE
-    return asyncio.run(application.run())
+    return serve(application)
 
 
 def _application(config: ServerConfig) -> Application:
     configure_logging(config.log_level, config.log_format, call_ids)
-    return Application(config, worker_pool(config, [partial(load, settings) for settings in config.load_settings]))
+    return Application(
+        config, worker_pool(config, [partial(load_measured, settings) for settings in config.load_settings])
+    )
 
 
 def _help(setting: Field[Any]) -> str:

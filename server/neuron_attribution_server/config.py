@@ -87,6 +87,7 @@ _DEVICES = r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*"
 _HOLDS = r"(cpu|cuda:\d+)=\d+(\.\d+)?[KMGT]i?B"
 _MEMORY = rf"{_HOLDS}(,{_HOLDS})*"
 _age = _number(float, 1, 86_400)
+_work_seconds = _number(float, 0.01, 86_400)
 _bytes = _number(int, 1024, 2**40)
 
 
@@ -123,6 +124,11 @@ class ServerConfig:
         "position, x vocabulary; they must fit into batch_timeout",
         2**34,
     )
+    maximum_request_seconds: float | None = _setting(
+        _work_seconds,
+        "seconds of a worker's time that one request may be predicted to take (default: a third of batch_timeout)",
+        None,
+    )
     maximum_neurons: int = _setting(_count, "neurons named in one request or in one set of interventions", 1000)
     maximum_intervention_sets: int = _setting(_count, "sets of interventions in one request", 32)
     maximum_message_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per answer", 64 * 2**20)
@@ -149,10 +155,22 @@ class ServerConfig:
     cache_bytes: int = _setting(_number(int, 0, 2**40), "bytes of answers that are kept to be given again", 64 * 2**20)
     maximum_connection_age: float = _setting(_age, "seconds after which clients connect anew, to new replicas", 1800.0)
     connection_grace: float = _setting(_age, "seconds that calls on such an old connection may still take", 3600.0)
+    maximum_connections: int = _setting(
+        _count,
+        "connections to an address of the gRPC port, and at most a third of the file descriptors that the process may "
+        "have; further ones are closed at once",
+        1000,
+    )
     queued_requests: int = _setting(_count, "requests that may wait", 256)
     queued_tokens: int = _setting(_count, "tokens that may wait", 65_536)
+    queued_seconds: float = _setting(
+        _work_seconds, "seconds of a worker's time that waiting requests may be predicted to take", 600.0
+    )
     batch_tokens: int = _setting(_count, "tokens per batch, padding included", 8192)
     batch_requests: int = _setting(_count, "requests per batch", 32)
+    batch_seconds: float = _setting(
+        _work_seconds, "seconds that the requests of a batch of several may be predicted to take one by one", 30.0
+    )
     maximum_wait: float = _setting(_seconds, "seconds an idle worker waits for calls on their way", 0.002)
     maximum_age: float = _setting(
         _seconds,
@@ -161,8 +179,8 @@ class ServerConfig:
     )
     tenant_share: float = _setting(
         _number(float, 0.01, 1),
-        "the part of queued_requests, queued_tokens, unread_bytes and held_request_bytes that one tenant may fill; it "
-        "may always have one request waiting, and anonymous callers share all of them",
+        "the part of queued_requests, queued_tokens, queued_seconds, unread_bytes and held_request_bytes that one "
+        "tenant may fill; it may always have one request waiting, and anonymous callers share all of them",
         0.5,
     )
     drain_delay: float = _setting(
@@ -210,6 +228,7 @@ class ServerConfig:
         "that the service has",
         None,
     )
+    web_connections: int = _setting(_count, "HTTP connections that may be open to the web page at a time", 256)
     trace_endpoint: str | None = _setting(
         _matching(r"https?://[^\s/]+/?", "http://HOST:PORT, or https://HOST:PORT for TLS"),
         "URL of the OpenTelemetry collector (OTLP over gRPC) that traces are sent to, such as http://localhost:4317; "
@@ -242,6 +261,12 @@ class ServerConfig:
             raise ConfigurationError(
                 "tls_client_authority without tls_certificate and tls_key: it needs TLS, give both"
             )
+
+    @property
+    def request_seconds(self) -> float:
+        """Seconds of a worker's time that one request may be predicted to take."""
+        given = self.maximum_request_seconds
+        return self.batch_timeout / 3 if given is None else given
 
     @property
     def load_settings(self) -> tuple[LoadSettings, ...]:
@@ -286,6 +311,9 @@ class ServerConfig:
             request_bytes=self.maximum_request_bytes,
             stream_window=self.stream_window,
             intervention_sets=self.maximum_intervention_sets,
+            request_seconds=self.request_seconds,
+            queued_seconds=self.queued_seconds,
+            batch_seconds=self.batch_seconds,
             key_bytes=self.maximum_key_bytes,
             unread_bytes=self.unread_bytes,
             held_request_bytes=self.held_request_bytes,

@@ -45,7 +45,7 @@ class CorpusActor:
         config = ServerConfig(model=settings.model)
         self._engine = load(settings)
         facts = self._engine.facts
-        self._model = ServedModel(facts, config.limits(facts.maximum_tokens))
+        self._model = ServedModel(facts, replace(config.limits(facts.maximum_tokens), request_seconds=0.0))
         self._limits = BatchLimits(requests=config.batch_requests, tokens=config.batch_tokens, memory=facts.memory)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import grpc
 from cryptography import x509
 
 from neuron_attribution_server.config import ConfigurationError, ServerConfig
+from neuron_attribution_server.regular_files import read_whole
 from neuron_attribution_server.reloading import Reloaded
 
 
@@ -43,6 +43,10 @@ class ServerCertificate:
         self._files.refresh()
         return self._files.value.expiry
 
+    def failing(self) -> bool:
+        """Whether the files cannot be read any more, so that the next handshake uses what was read before."""
+        return self._files.failing()
+
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
         self._files.refresh()
         if self._files.value is self._given:
@@ -59,19 +63,12 @@ def server_certificate(config: ServerConfig) -> ServerCertificate | None:
 
 
 def _read(certificate: str, key: str, authority: str | None) -> _Files:
-    pair = (_content(key, "tls_key"), _content(certificate, "tls_certificate"))
-    roots = None if authority is None else _content(authority, "tls_client_authority")
+    pair = (read_whole(key, "tls_key"), read_whole(certificate, "tls_certificate"))
+    roots = None if authority is None else read_whole(authority, "tls_client_authority")
     _check_pair(certificate, key)
     if authority is not None:
         _check_authority(authority)
     return _Files(grpc.ssl_server_certificate_configuration([pair], roots), _expiry(certificate, pair[1]))
-
-
-def _content(path: str, setting: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{setting}: cannot read {path}: {error.strerror}") from None
 
 
 def _expiry(path: str, pem: bytes) -> float:
@@ -101,5 +98,7 @@ def _check_pair(certificate: str, key: str) -> None:
 def _check_authority(path: str) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
-    except OSError:
+    except ssl.SSLError:
         raise ConfigurationError(f"tls_client_authority: {path} holds no PEM certificate") from None
+    except OSError as error:
+        raise ConfigurationError(f"tls_client_authority: cannot read {path}: {error.strerror}") from None

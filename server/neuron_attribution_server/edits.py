@@ -101,6 +101,7 @@ class Edits:
         self._count = len(sequences)
         self._edits: dict[tuple[int, LayerPartKind], list[Edit]] = defaultdict(list)
         self._numbers: dict[_Spans, Tensor] = {}
+        self._paused = False
         for number, placed in enumerate(sequences):
             for intervention in placed.interventions:
                 self._add(number, intervention, placed.explained)
@@ -119,6 +120,15 @@ class Edits:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While the model runs on something else, in between."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def change_ffn(self, number: int, at: tuple[Any, Tensor], coefficients: Tensor) -> Tensor:
         """Coefficients [P, N] of every FFN neuron of a layer at some places, changed."""
@@ -161,20 +171,26 @@ class Edits:
         self, layer: LayerView, kind: LayerPartKind, edits: list[Edit], lengths: Sequence[int] | None
     ) -> Iterator[Any]:
         if kind is LayerPartKind.ATTENTION:
-            yield _before(layer.attention_output, _InputHook(self._count, edits))
+            yield self._before(layer.attention_output, _InputHook(self._count, edits))
             return
         dense, experts = layer.ffn.dense, layer.ffn.experts
         inside = [] if dense is None else _among(edits, 0, dense.width)
         if dense is not None and inside:
             hook = _InputHook(self._count, inside, dense)
             if dense.weight is not None:
-                yield _before(dense.reads, hook.see)
-            yield _before(dense.output, hook)
+                yield self._before(dense.reads, hook.see)
+            yield self._before(dense.output, hook)
         first = 0 if dense is None else dense.width
         if experts is not None and _among(edits, first, experts.count * experts.width):
             routed = _among(edits, first, experts.count * experts.width)
             hook_after = _ExpertsHook(self._count, routed, experts, lengths)
-            yield experts.module.register_forward_hook(hook_after, with_kwargs=True)
+            yield experts.module.register_forward_hook(self._unless_paused(hook_after), with_kwargs=True)
+
+    def _before(self, module: nn.Module, hook: Callable[..., Any]) -> Any:  # noqa: ANN401 - a handle
+        return module.register_forward_pre_hook(self._unless_paused(hook), with_kwargs=True)
+
+    def _unless_paused(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: None if self._paused else hook(*given)
 
 
 class _InputHook:
@@ -268,7 +284,3 @@ def _spans(view: ModelView, intervention: Intervention) -> dict[tuple[int, Layer
 def _among(edits: Sequence[Edit], first: int, count: int) -> list[Edit]:
     found = (edit.among(first, count) for edit in edits)
     return [edit for edit in found if edit is not None]
-
-
-def _before(module: nn.Module, hook: Callable[..., Any]) -> Any:  # noqa: ANN401 - a handle
-    return module.register_forward_pre_hook(hook, with_kwargs=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.attribution.checkpoints import checkpoint
 from neuron_attribution_server.edits import Edits, Placed
 from neuron_attribution_server.tasks import generated_at_once
 
@@ -46,7 +48,8 @@ def _generate(
     prompts = torch.tensor([token_ids] * len(sequences), device=view.device)
     ends = view.model.generation_config.eos_token_id
     ending = ends if isinstance(ends, list) else [ends]
-    with Edits(view, sequences).made():
+    edits = Edits(view, sequences)
+    with edits.made():
         generated = view.model.generate(  # type: ignore[operator]
             prompts,
             attention_mask=torch.ones_like(prompts),
@@ -55,8 +58,22 @@ def _generate(
             num_beams=1,
             use_cache=True,  # else every step would begin at position 0 again
             pad_token_id=ending[0],
+            stopping_criteria=StoppingCriteriaList([_Checkpoint(edits)]),
         )
     return [_until_end(row, ending) for row in generated[:, len(token_ids) :].tolist()]
+
+
+class _Checkpoint(StoppingCriteria):
+    """Stops nothing by itself: it looks up after each token, with the interventions out of the way."""
+
+    def __init__(self, edits: Edits) -> None:
+        self._edits = edits
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        """No sequence is done."""
+        with self._edits.paused():
+            checkpoint()
+        return input_ids.new_zeros(len(input_ids), dtype=torch.bool)
 
 
 def _until_end(tokens: list[int], ends: Sequence[int | None]) -> tuple[int, ...]:

@@ -33,10 +33,14 @@ def ends_soon(context: Context) -> None:
 
 @contextmanager
 def taken(context: Context) -> Iterator[None]:
-    """Hang up on a caller that does not take what is written meanwhile; the call is then cancelled."""
+    """Hang up on a caller that does not take what is written meanwhile. Raises CancelledError then."""
     patience = _Patience(context.peer())
     try:
         yield
+    except Exception:
+        if patience.is_over:
+            raise asyncio.CancelledError from None  # gRPC would log how its write failed
+        raise
     finally:
         patience.end()
 
@@ -46,7 +50,7 @@ def hang_up(peer: str) -> None:
 
     Where there are none, or no file descriptor is free to look for them, nothing happens.
     """
-    caller = _parsed(peer)
+    caller = caller_of(peer)
     with suppress(OSError):
         for descriptor in os.listdir("/proc/self/fd"):
             _shut_down_if_from(caller, int(descriptor))
@@ -57,6 +61,7 @@ class _Patience:
 
     def __init__(self, peer: str) -> None:
         self._peer = peer
+        self.is_over = False
         self._begin()
 
     def end(self) -> None:
@@ -68,11 +73,13 @@ class _Patience:
 
     def _hang_up(self) -> None:
         _log.warning("a caller did not take what it was sent in %g seconds; hanging up", UNREAD_SECONDS)
+        self.is_over = True
         hang_up(self._peer)
         self._begin()
 
 
-def _parsed(peer: str) -> tuple[str, int]:
+def caller_of(peer: str) -> tuple[str, int]:
+    """Host and port of an address as gRPC spells it."""
     _, _, address = peer.partition(":")
     host, _, port = unquote(address).rpartition(":")
     return _plain(host.strip("[]")), int(port) if port.isdigit() else 0
@@ -84,13 +91,14 @@ def _shut_down_if_from(caller: tuple[str, int], descriptor: int) -> None:
             return
         connection = socket.socket(fileno=descriptor)
         try:
-            if connection.family != socket.AF_UNIX and _name(connection.getpeername()) == caller:
+            if connection.family != socket.AF_UNIX and caller_named(connection.getpeername()) == caller:
                 connection.shutdown(socket.SHUT_RDWR)
         finally:
             connection.detach()  # it is gRPC's
 
 
-def _name(address: tuple[Any, ...]) -> tuple[str, int]:
+def caller_named(address: tuple[Any, ...]) -> tuple[str, int]:
+    """Host and port of an address as sockets have it, spelt alike."""
     return _plain(address[0]), address[1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -27,6 +27,8 @@ _GAUGES = {
     "certificate_expiry_timestamp_seconds": "When the TLS certificate in use expires, in seconds since 1970.",
     "queue_requests": "Requests that wait now.",
     "queue_tokens": "Tokens of the requests that wait now.",
+    "queue_seconds": "Worker time that the requests that wait now are predicted to take, one by one.",
+    "queue_capacity_seconds": "Worker time that may wait.",
     "unread_bytes": "Bytes of answers that are computed or not yet read by their callers, copies included.",
     "unread_capacity_bytes": "Bytes of such answers that may be held.",
     "held_request_bytes": "Bytes of requests that come in or are not yet answered.",
@@ -38,6 +40,7 @@ _COUNTERS = {
     "cache_hits_total": "Requests answered from the cache.",
     "cache_misses_total": "Requests that the cache had no answer to.",
 }
+_FAILING = ("reload_failing", "1 while files were changed and cannot be read, so that what they held before is in use.")
 _MODEL = ("model", "The served model; always 1.")
 _UP = ("worker_up", "1 while the worker of a device is loaded and alive, 0 until it is back.")
 _RESTARTS = ("worker_restarts_total", "Restarts of the worker of a device.")
@@ -63,12 +66,14 @@ class LiveMetrics(Collector):
         worker: Worker,
         gpu_memory: dict[str, GpuMemory],
         certificate_expiry: Callable[[], float] | None,
+        failing: Mapping[str, Callable[[], bool]],
         terms: Terms | None = None,
     ) -> None:
         self._config = config
         self._worker = worker
         self._gpu_memory = gpu_memory
         self._certificate_expiry = certificate_expiry
+        self._failing = failing
         self._terms = terms
         self.loaded: Loaded | None = None
         self.serving = False
@@ -78,6 +83,7 @@ class LiveMetrics(Collector):
         """Every family, empty."""
         yield from (GaugeMetricFamily(PREFIX + name, text) for name, text in _GAUGES.items())
         yield from (CounterMetricFamily(PREFIX + name, text) for name, text in _COUNTERS.items())
+        yield _failing_family()
         yield _info()
         yield from _worker_families()
 
@@ -87,6 +93,7 @@ class LiveMetrics(Collector):
             yield GaugeMetricFamily(PREFIX + name, _GAUGES[name], value)
         for name, count in self._counters():
             yield CounterMetricFamily(PREFIX + name, _COUNTERS[name], count)
+        yield from self._reloads()
         if self.loaded is not None:
             yield _info(self.loaded.facts)
         yield from self._workers()
@@ -96,6 +103,7 @@ class LiveMetrics(Collector):
         yield "draining", self.draining
         yield "queue_capacity_requests", self._config.queued_requests
         yield "queue_capacity_tokens", self._config.queued_tokens
+        yield "queue_capacity_seconds", self._config.queued_seconds
         if self._certificate_expiry is not None:
             yield "certificate_expiry_timestamp_seconds", self._certificate_expiry()
         if self._terms is not None:
@@ -106,12 +114,20 @@ class LiveMetrics(Collector):
         loaded = self.loaded
         yield "queue_requests", len(loaded.queue) if loaded else 0
         yield "queue_tokens", loaded.queue.tokens if loaded else 0
+        yield "queue_seconds", loaded.queue.seconds if loaded else 0
         yield "cache_bytes", loaded.cache.bytes if loaded else 0
 
     def _counters(self) -> Iterator[tuple[str, float]]:
         loaded = self.loaded
         yield "cache_hits_total", loaded.cache.hits if loaded else 0
         yield "cache_misses_total", loaded.cache.misses if loaded else 0
+
+    def _reloads(self) -> Iterator[Metric]:
+        family = _failing_family()
+        for files, failing in self._failing.items():
+            family.add_metric([files], failing())
+        if family.samples:
+            yield family
 
     def _workers(self) -> Iterator[Metric]:
         up, restarts, resident, gpu = _worker_families()
@@ -135,6 +151,10 @@ def _by_device(states: Iterable[DeviceState]) -> dict[str, list[DeviceState]]:
     for state in states:
         found.setdefault(state.device, []).append(state)
     return found
+
+
+def _failing_family() -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + _FAILING[0], _FAILING[1], labels=["files"])
 
 
 def _worker_families() -> tuple[GaugeMetricFamily, CounterMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:

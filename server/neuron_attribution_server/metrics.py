@@ -14,6 +14,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 TOKENS = tuple(2**power for power in range(3, 17))
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RATIO = (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1)
+TIMES = (0.1, 0.25, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3, 5, 10)
 REASONS = (
     "DEADLINE_EXCEEDED",
     "HELD_REQUESTS",
@@ -71,6 +72,17 @@ class Metrics:
         )
         inexact = self._counter("inexact_rankings_total", "Rankings that could not be claimed exact.", ("part",))
         self._rankings = {part: _RankingMetrics(neurons, inexact, part) for part in ("ffn", "attention")}
+        self._predicted = self._counter(
+            "worker_predicted_seconds_total",
+            "Worker time that batches were predicted to take; those that were stopped apart.",
+        )
+        self._worked = self._counter(
+            "worker_seconds_total", "Worker time that batches took, but for those that were stopped."
+        )
+        self._ratio = self._histogram("worker_time_ratio", "Worker time that a batch took, to its prediction.", TIMES)
+        self._stopped = self._counter(
+            "batches_stopped_total", "Batches that were stopped because nobody waited for them any more."
+        )
         self._splits = self._counter(
             "out_of_memory_splits_total", "Batches that were split in halves because memory ran out."
         )
@@ -111,6 +123,15 @@ class Metrics:
         if tokens:
             self._batch_tokens.observe(tokens)
             self._padding.observe(1 - tokens / padded)
+
+    def batch_predicted(self, predicted: float, report: BatchReport) -> None:
+        """Compare what a batch was predicted to take with what it took."""
+        if report.stopped:
+            self._stopped.inc()
+        elif predicted > 0:
+            self._predicted.inc(predicted)
+            self._worked.inc(report.seconds)
+            self._ratio.observe(report.seconds / predicted)
 
     def batch_reported(self, report: BatchReport) -> None:
         """Add up what a worker reports of a batch."""

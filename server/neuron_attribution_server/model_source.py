@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from transformers.utils.hub import cached_file
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.demo import NAME as DEMO_NAME
 from neuron_attribution_server.demo import demo_folder
+from neuron_attribution_server.model_files import check_files, check_kind, status_of
 
 _HASHED = ("*.safetensors", "*.json", "*.gguf")
+_PICKLED = "*.bin"
+"""Weights where there are no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,25 +28,38 @@ class ModelSource:
     location: str
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def gguf_file(self) -> str | None:
+        """The name of the GGUF file in the folder `location`, where the model is one."""
+        return self.arguments.get("gguf_file")
+
+    @property
+    def path(self) -> str:
+        """The folder, the GGUF file or the Hub's id, for people."""
+        return self.location if self.gguf_file is None else str(Path(self.location) / self.gguf_file)
+
     def revision(self) -> str:
         """The Hub's commit, or the first 12 digits of the SHA-256 of the model's files."""
         if "revision" in self.arguments:
             return str(self.arguments["revision"])
         folder = Path(self.location)
-        named = self.arguments.get("gguf_file")
-        files = [folder / named] if named else sorted(path for kind in _HASHED for path in folder.glob(kind))
-        return _digest(files)
+        if self.gguf_file is not None:
+            return _digest([folder / self.gguf_file])
+        kinds = _HASHED if any(folder.glob("*.safetensors")) else (*_HASHED, _PICKLED)
+        return _digest(sorted(path for kind in kinds for path in folder.glob(kind) if path.is_file()))
 
 
 def model_source(settings: LoadSettings) -> ModelSource:
-    """Read the `--model` setting."""
+    """Read the `--model` setting. Raises FailedPreconditionError for what is no file, or a folder with such in it."""
     if settings.model == "demo":
         return ModelSource(DEMO_NAME, str(demo_folder()))
     path = Path(settings.model)
-    if path.is_file():
-        return ModelSource(path.stem, str(path.parent), {"gguf_file": path.name})
     if path.is_dir():
+        check_files(path)
         return ModelSource(path.resolve().name, str(path))
+    if os.path.lexists(path):
+        check_kind(path, status_of(path).st_mode)
+        return ModelSource(path.stem, str(path.parent), {"gguf_file": path.name})
     if settings.model.startswith(("/", ".", "~")):
         raise FileNotFoundError(f"--model {settings.model}: there is no such folder or file")
     return ModelSource(settings.model, settings.model, {"revision": _commit(settings.model, settings.revision)})
@@ -54,7 +71,8 @@ def _commit(model_id: str, revision: str | None) -> str:
     Raises OSError where the Hub has no such model or revision.
     """
     config = cached_file(model_id, "config.json", revision=revision or "main")
-    assert config is not None  # it raises instead
+    if config is None:
+        raise FileNotFoundError(f"--model {model_id}: the Hub gave no config.json at revision {revision or 'main'}")
     return Path(config).parent.name
 
 

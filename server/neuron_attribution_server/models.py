@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from neuron_attribution.errors import FailedPreconditionError
@@ -21,8 +23,9 @@ from neuron_attribution_server.demo import cache_folder
 from neuron_attribution_server.engine import Engine
 from neuron_attribution_server.generation import make_greedy
 from neuron_attribution_server.invariants import measure
+from neuron_attribution_server.load_failures import Reading, check_tensors, naming_files
 from neuron_attribution_server.memory import memory_cost
-from neuron_attribution_server.model_source import model_source
+from neuron_attribution_server.model_source import ModelSource, model_source
 from neuron_attribution_server.placement import check_whole, device_of, loading_arguments, place
 from neuron_attribution_server.ranges import VocabularyRanges
 from neuron_attribution_server.tasks import ModelFacts
@@ -45,42 +48,42 @@ CAPPED = Exactness(
 def load_engine(settings: LoadSettings) -> Engine:
     """Load what the settings name.
 
-    Raises FailedPreconditionError for an architecture that is not supported or an invariant that fails, and what
-    transformers raises for a model that is not there.
+    Raises FailedPreconditionError for an architecture that is not supported, an invariant that fails and files that
+    cannot be loaded, OSError for a model that is not there, and ImportError for a package that it needs.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     torch.set_float32_matmul_precision("highest")  # scores are exact in float32: a GPU's TF32 has 10 bits of 23
     logging.set_verbosity_error()
     source = model_source(settings)
-    own_code = {"trust_remote_code": settings.trust_remote_code}
-    if "gguf_file" not in source.arguments:
-        _spec(AutoConfig.from_pretrained(source.location, **own_code, **source.arguments))
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        source.location,
-        dtype=_dtype(settings.dtype, device_of(settings)),
-        use_safetensors=None if settings.pickled_weights else True,
-        **loading_arguments(settings),
-        **own_code,
-        **source.arguments,
-    )
-    if getattr(model, "is_quantized", False) and "gguf_file" not in source.arguments:
-        model = _dequantized(model, settings)
-    place(model, settings)
-    tokenizer = AutoTokenizer.from_pretrained(source.location, **own_code, **source.arguments)
+    with naming_files(source, Reading.MODEL if source.gguf_file is None else Reading.GGUF):
+        model = _model(source, settings)
+    with naming_files(source, Reading.TOKENIZER):
+        serialized = _serialized(
+            AutoTokenizer.from_pretrained(source.location, **_own_code(settings), **source.arguments)
+        )
+        tokenizer = ExactTokenizer(serialized)
+        tokenizer.ids("a")  # some break at their first text only
     revision = source.revision()
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}.safetensors"
     identity = ModelIdentity(source.name, revision, _name(model.dtype))
-    return _engine(model, identity, _serialized(tokenizer), ranges)
+    return _engine(model, identity, serialized, tokenizer.text, ranges)
 
 
 def engine_from(model: PreTrainedModel, tokenizer_json: str | None = None, name: str = "test") -> Engine:
     """The engine around a model in memory. Without a tokenizer, tokens show as their ids."""
     identity = ModelIdentity(name, "in-memory", _name(model.dtype))
-    return _engine(model, identity, tokenizer_json or "", None)
+    token_text = ExactTokenizer(tokenizer_json).text if tokenizer_json else str
+    return _engine(model, identity, tokenizer_json or "", token_text, None)
 
 
-def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ranges: Path | None) -> Engine:
+def _engine(
+    model: PreTrainedModel,
+    identity: ModelIdentity,
+    tokenizer: str,
+    token_text: Callable[[int], str],
+    ranges: Path | None,
+) -> Engine:
     check_whole(model)
     model.eval().requires_grad_(False)
     make_greedy(model)
@@ -100,15 +103,40 @@ def _engine(model: PreTrainedModel, identity: ModelIdentity, tokenizer: str, ran
         tokenizer=tokenizer,
         memory=memory_cost(view),
     )
-    token_text = ExactTokenizer(tokenizer).text if tokenizer else str
     return Engine(view, weights, facts, token_text, VocabularyRanges(weights, ranges))
+
+
+def _model(source: ModelSource, settings: LoadSettings) -> PreTrainedModel:
+    """The model with every tensor as its files have it, where it runs."""
+    if source.gguf_file is None:
+        _spec(AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source.location,
+        dtype=_dtype(settings.dtype, device_of(settings)),
+        use_safetensors=None if settings.pickled_weights else True,
+        ignore_mismatched_sizes=True,  # they are refused below, by their names
+        output_loading_info=True,
+        **loading_arguments(settings),
+        **_own_code(settings),
+        **source.arguments,
+    )
+    model: PreTrainedModel = loaded[0]
+    check_tensors(source, loaded[1])
+    if getattr(model, "is_quantized", False) and source.gguf_file is None:
+        model = _dequantized(model, settings)
+    place(model, settings)
+    return model
+
+
+def _own_code(settings: LoadSettings) -> dict[str, bool]:
+    return {"trust_remote_code": settings.trust_remote_code}
 
 
 def _view(model: PreTrainedModel) -> ModelView:
     spec = _spec(model.config)
     try:
         return ModelView(model, spec)
-    except AttributeError as error:
+    except (AttributeError, IndexError) as error:
         raise FailedPreconditionError(
             f"model refused: its modules are not where the {spec.family} architecture has them: {error}",
             reason="UNSUPPORTED_ARCHITECTURE",

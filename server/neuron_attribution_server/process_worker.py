@@ -9,7 +9,9 @@ import pickle
 import signal
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -18,8 +20,18 @@ from neuron_attribution.errors import UnavailableError
 from neuron_attribution_server.tasks import Answer, ModelFacts, Task
 from neuron_attribution_server.watchdog import Watchdog
 from neuron_attribution_server.worker import NOBODY, WARM_UP, EngineFactory, Listener, ModelLoadError, check_warm_up
+from neuron_attribution_server.worker_messages import (
+    Batch,
+    Begun,
+    Computed,
+    Drop,
+    Failed,
+    Finished,
+    FromWorker,
+    Ready,
+)
 from neuron_attribution_server.worker_pipe import FrontEnd
-from neuron_attribution_server.worker_process import Beat, Computed, Failed, Finished, Message, Ready, main
+from neuron_attribution_server.worker_process import main
 
 EXIT_SECONDS = 5.0
 """How long a process may take to end when told to, and again once it is killed."""
@@ -28,6 +40,14 @@ _REPORT_SECONDS = 0.005
 """How long a batch's report waits, so that the answers leave first."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A batch that was sent: what waits for it, and what hears of it."""
+
+    answer: asyncio.Future[Finished]
+    listener: Listener
 
 
 class ProcessWorker:
@@ -55,8 +75,9 @@ class ProcessWorker:
         self._process: BaseProcess | None = None
         self._lifeline: Connection | None = None
         self._pipe: FrontEnd | None = None
-        self._answer: asyncio.Future[Message] | None = None
-        self._listener = NOBODY
+        self._loaded: asyncio.Future[ModelFacts] | None = None
+        self._batches: dict[int, _Running] = {}
+        self._sent = 0
         self._watchdog = Watchdog(load_timeout, heartbeat_timeout, batch_timeout)
         self._watching: asyncio.Task[None] | None = None
         self._live = False
@@ -68,17 +89,25 @@ class ProcessWorker:
         """How the process ended, for people."""
 
     @property
+    def undelivered(self) -> bool:
+        """Whether the process ended before it had read the batch it was sent."""
+        return self._pipe is not None and self._pipe.undelivered
+
+    @property
     def is_live(self) -> bool:
         """Whether the process is loaded, warm and has not ended."""
         return self._live and not self._ended.is_set()
 
     async def start(self) -> ModelFacts:
         """Start the process and wait until it has loaded the model and run a first task."""
-        await self._spawn()
-        answer = self._expect_answer()
+        try:
+            await self._spawn()
+        except OSError as error:
+            raise ModelLoadError(f"its process cannot be started: {error}") from None
+        self._loaded = asyncio.get_running_loop().create_future()
         self._watching = asyncio.create_task(self._watch())
         try:
-            facts = _facts(await answer)
+            facts = await self._loaded
             self._watchdog.loaded()
             check_warm_up(await self.run([WARM_UP]))
         except UnavailableError as error:
@@ -90,15 +119,18 @@ class ProcessWorker:
         """Return at once: nothing comes after a process that ended."""
 
     async def run(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
-        """Run one batch."""
+        """Run one batch; while another one runs, at that one's next checkpoint."""
         if self._ended.is_set() or self._pipe is None:
             raise self._death()
-        answer = self._expect_answer()
-        self._listener = listener
-        self._watchdog.batch_begins()
-        self._pipe.send(tuple(tasks))
+        self._sent += 1
+        number = self._sent
+        answer: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
+        if not self._batches:
+            self._watchdog.batch_begins()
+        self._batches[number] = _Running(answer, listener)
+        self._pipe.send(Batch(number, tuple(tasks)))
+        listener.begins(partial(self._drop, number))
         message = await answer
-        assert isinstance(message, Finished)
         asyncio.get_running_loop().call_later(_REPORT_SECONDS, _report, listener, message.report)
         return message.outcomes
 
@@ -128,18 +160,23 @@ class ProcessWorker:
             self._pipe.close()
 
     async def _spawn(self) -> None:
-        """Spawned, never forked: gRPC and CUDA do not survive a fork."""
+        """Spawned, never forked: gRPC and CUDA do not survive a fork. What fails leaves nothing behind."""
         context = multiprocessing.get_context("spawn")
-        end, worker_end = socket.socketpair()
-        worker_lifeline, self._lifeline = context.Pipe(duplex=False)
-        with worker_end, worker_lifeline:  # the process has its own; these would keep the pipes open when it ends
+        with ExitStack() as worker_ends, ExitStack() as ends:  # the process has its own of the former
+            end, worker_end = socket.socketpair()
+            worker_ends.enter_context(worker_end)
+            ends.enter_context(end)
+            worker_lifeline, lifeline = context.Pipe(duplex=False)
+            worker_ends.enter_context(worker_lifeline)
+            ends.enter_context(lifeline)
+            pipe = FrontEnd(self._received, self._unreadable, self._hung_up)
+            await asyncio.get_running_loop().create_connection(lambda: pipe, sock=end)
+            ends.callback(pipe.close)
             arguments = (worker_end, worker_lifeline, *self._arguments)
-            self._process = context.Process(target=main, args=arguments, name=self._name, daemon=True)
-            self._process.start()
-        self.pid = self._process.pid
-        pipe = FrontEnd(self._received, self._unreadable, self._hung_up)
-        await asyncio.get_running_loop().create_connection(lambda: pipe, sock=end)
-        self._pipe = pipe
+            process = context.Process(target=main, args=arguments, name=self._name, daemon=True)
+            process.start()  # last: a process cannot be taken back
+            ends.pop_all()
+        self._process, self._pipe, self._lifeline, self.pid = process, pipe, lifeline, process.pid
 
     async def _watch(self) -> None:
         """Kill the process when it is overdue."""
@@ -157,21 +194,40 @@ class ProcessWorker:
             await asyncio.wait_for(self._ended.wait(), EXIT_SECONDS)
         return self._ended.is_set()
 
-    def _expect_answer(self) -> asyncio.Future[Message]:
-        self._answer = asyncio.get_running_loop().create_future()
-        return self._answer
+    def _drop(self, number: int) -> None:
+        """Tell the process that nobody waits for a batch any more."""
+        if number in self._batches and self._pipe is not None:
+            self._pipe.send(Drop(number))
 
-    def _received(self, message: Message) -> None:
+    def _received(self, message: FromWorker) -> None:
         self._watchdog.beat()
-        if isinstance(message, Beat):
+        match message:
+            case Ready(facts):
+                self._has_loaded(facts)
+            case Failed(why):
+                self._has_loaded(ModelLoadError(why))
+            case Begun():
+                self._watchdog.batch_begins()
+            case Computed(number):
+                self._batches[number].listener.computed()
+            case Finished(number):
+                self._finished(number, message)
+
+    def _has_loaded(self, outcome: ModelFacts | ModelLoadError) -> None:
+        if self._loaded is None or self._loaded.done():
             return
-        if isinstance(message, Computed):
-            self._listener.computed()
-            return
-        self._listener = NOBODY
+        if isinstance(outcome, ModelLoadError):
+            self._loaded.set_exception(outcome)
+        else:
+            self._loaded.set_result(outcome)
+
+    def _finished(self, number: int, message: Finished) -> None:
         self._watchdog.batch_ends()
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(message)
+        answer = self._batches.pop(number).answer
+        if self._batches and not self._watchdog.counts_a_batch:  # it came too late to begin inside this one
+            self._watchdog.batch_begins()
+        if not answer.done():
+            answer.set_result(message)
 
     def _unreadable(self, error: Exception) -> None:
         _log.error("an answer of the worker process cannot be read; killing it", exc_info=error)
@@ -182,8 +238,10 @@ class ProcessWorker:
         self._process.kill()
 
     def _hung_up(self) -> None:
-        """No message comes any more: the process has ended, or is about to."""
-        assert self._process is not None
+        """No message comes any more: the process has ended, or is about to. Or it could not be started."""
+        self._live = False
+        if self._process is None:
+            return
         asyncio.get_running_loop().add_reader(self._process.sentinel, self._ending, self._process)
 
     def _ending(self, process: BaseProcess) -> None:
@@ -205,8 +263,10 @@ class ProcessWorker:
         self._ended.set()
         if self._watching is not None:
             self._watching.cancel()
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(self._death())
+        waiting = [each.answer for each in self._batches.values()]
+        for future in (self._loaded, *waiting):
+            if future is not None and not future.done():
+                future.set_exception(self._death())
 
     def _death(self) -> UnavailableError:
         return UnavailableError(f"the worker process {self.cause}; try again later", reason="WORKER_DIED")
@@ -226,9 +286,3 @@ def describe_exit(code: int | None) -> str:
 
 def _report(listener: Listener, report: bytes) -> None:
     listener.reported(pickle.loads(report))
-
-
-def _facts(message: Message) -> ModelFacts:
-    if isinstance(message, Ready):
-        return message.facts
-    raise ModelLoadError(message.message if isinstance(message, Failed) else "the worker sent no facts")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+from itertools import product
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import NoReturn
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -32,9 +32,10 @@ class VocabularyRanges:
         self._weights = weights
         self._cache = cache
         self._ranges: Ranges | None = None
+        self._layers: dict[tuple[Kind, int], Tensor] = {}
 
     def __call__(self) -> Ranges:
-        """The ranges, computed at the first call."""
+        """The ranges, computed at the first call; where that is stopped, the next one goes on where it was."""
         if self._ranges is None:
             self._ranges = self._load() or self._compute()
         return self._ranges
@@ -52,20 +53,21 @@ class VocabularyRanges:
     def _compute(self) -> Ranges:
         layers = len(self._weights.ffn_subvalues)
         with tqdm(total=2 * layers, desc="vocabulary ranges", unit="layer", disable=self._cache is None) as progress:
-            ranges = {
-                kind: stack_layers([self._layer(kind, layer, progress) for layer in range(layers)]) for kind in Kind
-            }
+            for kind, layer in product(Kind, range(layers)):
+                if (kind, layer) not in self._layers:
+                    self._layers[kind, layer] = self._layer(kind, layer)
+                progress.update()
+        ranges = {kind: stack_layers([self._layers[kind, layer] for layer in range(layers)]) for kind in Kind}
+        self._layers.clear()
         try:
             self._save(ranges)
         except (OSError, SafetensorError) as error:
             _log.warning("vocabulary ranges are not kept: %s cannot be written: %s", self._cache, error)
         return ranges
 
-    def _layer(self, kind: Kind, layer: int, progress: tqdm[NoReturn]) -> Tensor:
+    def _layer(self, kind: Kind, layer: int) -> Tensor:
         unembedding, subvalues = self._weights.unembedding, subvalues_of(self._weights, kind)[layer]
-        found = each_chunk(subvalues, lambda rows: vocabulary_ranges(unembedding, rows))
-        progress.update()
-        return found
+        return each_chunk(subvalues, lambda rows: vocabulary_ranges(unembedding, rows))
 
     def _save(self, ranges: Ranges) -> None:
         """Written beside and renamed, so that another process never reads half a file."""

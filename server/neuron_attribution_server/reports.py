@@ -57,6 +57,12 @@ class BatchReport:
     """What happened while one batch ran."""
 
     device: str = ""
+    seconds: float = 0.0
+    """What the worker spent on it; not what went first in between."""
+    tasks: int = 0
+    """How many tasks it had, where the seconds are known."""
+    stopped: bool = False
+    """Whether it was stopped because nobody waited for it any more."""
     passes: list[PassReport] = field(default_factory=list)
     explained_tokens: int = 0
     ffn: RankingCounts = field(default_factory=RankingCounts)

@@ -1,15 +1,17 @@
 """The waiting tasks: who may join, who leaves, and which of them make the next batch.
 
-1. Between tenants: the one that was given the fewest tokens goes next, so each gets its share of every batch and
-   a flood delays only its own tenant. A tenant that joins starts level with the least served of those that wait.
-2. Within a tenant: its oldest task leads the batch; tasks of similar length join it, so that little is padded.
+1. Between tenants: the one that was given the fewest seconds of work goes next, so each gets its share of every batch
+   and a flood delays only its own tenant. A tenant that joins starts level with the least served of those that wait.
+2. Within a tenant: its oldest task leads the batch; tasks of similar length join it, so that little is padded, and
+   short ones share no batch with long ones.
 3. A task older than the maximum age is taken before any younger one of its tenant, whatever the padding.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from neuron_attribution.errors import ResourceExhaustedError
@@ -20,13 +22,19 @@ from neuron_attribution_server.tasks import Answer, Task
 from neuron_attribution_server.tenants import ANONYMOUS
 from neuron_attribution_server.worker import unheard
 
+SHORT_SECONDS = 1.0
+"""Tasks of no more predicted seconds may go before a longer one that runs, and share batches among themselves."""
+
+TOKEN_PRICE = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A task's outcome and the seconds it waited for its batch."""
+    """A task's outcome, the seconds it waited for its batch, and those that it was predicted to take."""
 
     outcome: Answer
     queue: float
+    predicted: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +49,10 @@ class QueuedTask:
     call: Call | None = None
     computed: Callable[[], None] = unheard
     """Called when its answer is computed and about to be written."""
+    seconds: float = 0.0
+    """What it is predicted to take alone."""
+    left: Callable[[], None] = unheard
+    """Called when nobody waits for it any more while it runs."""
 
     def is_wanted(self, now: float) -> bool:
         """Whether somebody still waits for it."""
@@ -49,7 +61,7 @@ class QueuedTask:
     def deliver(self, outcome: Answer, started: float) -> None:
         """Hand the outcome to whoever waits, if anybody still does."""
         if not self.delivery.done():
-            self.delivery.set_result(Delivery(outcome, started - self.enqueued))
+            self.delivery.set_result(Delivery(outcome, started - self.enqueued, self.seconds))
 
 
 @dataclass(slots=True)
@@ -58,18 +70,37 @@ class _Line:
 
     items: dict[QueuedTask, None] = field(default_factory=dict)  # a set that keeps its order
     tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """How much waits."""
+
+    requests: int
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueLimits:
-    """How many requests and tokens may wait, and the part of either that one tenant may fill.
+    """How many requests, tokens and seconds of work may wait, and the part of each that one tenant may fill.
 
     A tenant may always have one request waiting. Anonymous callers cannot be told apart and share the whole queue.
     """
 
     requests: int
     tokens: int
+    seconds: float
     tenant_share: float
+
+    def are_passed(self, waiting: _Waiting, more: _Waiting, share: float = 1.0) -> bool:
+        """Whether what waits and one request more are over the limits, or over a share of them."""
+        return (
+            waiting.requests + more.requests > share * self.requests
+            or waiting.tokens + more.tokens > share * self.tokens
+            or waiting.seconds + more.seconds > share * self.seconds
+        )
 
 
 class RequestQueue:
@@ -80,9 +111,10 @@ class RequestQueue:
         self._batch = batch
         self._maximum_age = maximum_age
         self._lines: dict[str, _Line] = {}
-        self._served: dict[str, int] = {}  # tokens given to each tenant, since the queue was last empty
+        self._served: dict[str, float] = {}  # what each tenant was given, since the queue was last empty
         self._requests = 0
         self._tokens = 0
+        self._seconds = 0.0
 
     def __len__(self) -> int:
         return self._requests
@@ -93,28 +125,35 @@ class RequestQueue:
         return self._tokens
 
     @property
+    def seconds(self) -> float:
+        """What the waiting tasks are predicted to take, one by one."""
+        return self._seconds
+
+    @property
     def batches(self) -> int:
         """About how many batches the waiting tasks make."""
         by_requests, by_tokens = self._requests / self._batch.requests, self._tokens / self._batch.tokens
         return max(1, round(max(by_requests, by_tokens)))
 
-    def check_room(self, tenant: str, tokens: int, retry_after: float) -> None:
-        """Raise ResourceExhaustedError where a tenant's task of that many tokens cannot join."""
-        line, share = self._lines.get(tenant), self._limits.tenant_share
-        if _is_full(self._requests, self._tokens, tokens, self._limits.requests, self._limits.tokens):
-            whose, reason, waiting, waiting_tokens = "", "QUEUE_FULL", self._requests, self._tokens
+    def check_room(self, tenant: str, tokens: int, seconds: float, retry_after: float) -> None:
+        """Raise ResourceExhaustedError where a tenant's task of so many tokens and seconds cannot join.
+
+        A tenant may always have one waiting, however long it takes, unless the whole queue is full.
+        """
+        line, more = self._lines.get(tenant), _Waiting(1, tokens, seconds)
+        every = _Waiting(self._requests, self._tokens, self.seconds)
+        mine = _Waiting(0, 0, 0.0) if line is None else _Waiting(len(line.items), line.tokens, line.seconds)
+        if self._requests and self._limits.are_passed(every, more):
+            whose, reason, waiting = "", "QUEUE_FULL", every
         elif (
-            line is not None
-            and tenant != ANONYMOUS
-            and _is_full(
-                len(line.items), line.tokens, tokens, share * self._limits.requests, share * self._limits.tokens
-            )
+            line is not None and tenant != ANONYMOUS and self._limits.are_passed(mine, more, self._limits.tenant_share)
         ):
-            whose, reason, waiting, waiting_tokens = "of yours ", "TENANT_QUEUE_FULL", len(line.items), line.tokens
+            whose, reason, waiting = "of yours ", "TENANT_QUEUE_FULL", mine
         else:
             return
         raise ResourceExhaustedError(
-            f"{waiting} requests {whose}with {waiting_tokens} tokens are waiting, {tokens} more tokens have no room; "
+            f"{waiting.requests} requests {whose}with {waiting.tokens} tokens are waiting, {tokens} more tokens have "
+            f"no room ({waiting.seconds:.1f} and {seconds:.1f} seconds of a worker's time); "
             f"try again in {retry_after:.1f} seconds",
             reason=reason,
             retry_after=retry_after,
@@ -129,8 +168,10 @@ class RequestQueue:
         line = self._lines[item.tenant]
         line.items[item] = None
         line.tokens += item.task.tokens
+        line.seconds += item.seconds
         self._requests += 1
         self._tokens += item.task.tokens
+        self._seconds += item.seconds
 
     def discard(self, item: QueuedTask) -> None:
         """Take a task out, if it still waits."""
@@ -139,12 +180,15 @@ class RequestQueue:
             return
         del line.items[item]
         line.tokens -= item.task.tokens
+        line.seconds -= item.seconds
         self._requests -= 1
         self._tokens -= item.task.tokens
+        self._seconds -= item.seconds
         if not line.items:
             del self._lines[item.tenant]
         if not self._lines:
             self._served.clear()
+            self._seconds = 0.0  # nothing waits, whatever rounding has left
 
     def has_full_batch(self, now: float) -> bool:
         """Whether waiting longer could not make the next batch larger."""
@@ -153,52 +197,96 @@ class RequestQueue:
 
     def pop_batch(self, now: float) -> list[QueuedTask]:
         """Take the next batch out. Tasks whose time ran out are dropped; there may be nothing left."""
+        self._drop_unwanted(now)
+        return self._taken(self._next_batch(now))
+
+    def pop_short(self, now: float, limits: BatchLimits) -> list[QueuedTask]:
+        """Take out the next batch of short tasks alone, within limits of its own, in the same order between tenants."""
+        self._drop_unwanted(now)
+        return self._taken(self._next_batch(now, limits, short_only=True))
+
+    @property
+    def has_short(self) -> bool:
+        """Whether a short task waits."""
+        return any(is_short(item) for line in self._lines.values() for item in line.items)
+
+    def charge(self, batch: Sequence[QueuedTask], seconds: float) -> None:
+        """Replace what a batch was predicted to take, in its tenants' accounts, by what it took."""
+        predicted = math.fsum(map(_price, batch))
+        for item in batch:
+            if item.tenant in self._served:
+                self._served[item.tenant] += _price(item) * (seconds / predicted - 1)
+
+    def _drop_unwanted(self, now: float) -> None:
         for item in [item for line in self._lines.values() for item in line.items if not item.is_wanted(now)]:
             self.discard(item)
-        batch = self._next_batch(now)
+
+    def _taken(self, batch: list[QueuedTask]) -> list[QueuedTask]:
         for item in batch:
-            self._served[item.tenant] += item.task.tokens
+            self._served[item.tenant] += _price(item)
         for item in batch:
             self.discard(item)
         return batch
 
-    def _next_batch(self, now: float) -> list[QueuedTask]:
+    def _next_batch(
+        self, now: float, limits: BatchLimits | None = None, *, short_only: bool = False
+    ) -> list[QueuedTask]:
         """The oldest task of the tenant whose turn it is, and what fits beside it, tenants taking turns."""
-        if not self._lines:
+        limits = limits or self._batch
+        lines = {
+            tenant: [each for each in line.items if is_short(each) or not short_only]
+            for tenant, line in self._lines.items()
+        }
+        lines = {tenant: items for tenant, items in lines.items() if items}
+        if not lines:
             return []
         served = dict(self._served)
-        leader = next(iter(self._lines[min(self._lines, key=served.__getitem__)].items))
-        served[leader.tenant] += leader.task.tokens
+        leader = lines[min(lines, key=served.__getitem__)][0]
+        if short_only and not limits.allow([leader.task], leader.seconds):
+            return []
+        served[leader.tenant] += _price(leader)
         batch = [leader]
-        turns = {tenant: self._fitting(tenant, batch, now) for tenant in self._lines}
-        while turns and len(batch) < self._batch.requests:
+        turns = {tenant: self._fitting(items, batch, limits, now) for tenant, items in lines.items()}
+        while turns and len(batch) < limits.requests:
             tenant = min(turns, key=served.__getitem__)
             item = next(turns[tenant], None)
             if item is None:
                 del turns[tenant]
             else:
                 batch.append(item)
-                served[tenant] += item.task.tokens
+                served[tenant] += _price(item)
         return batch
 
-    def _fitting(self, tenant: str, batch: list[QueuedTask], now: float) -> Iterator[QueuedTask]:
+    def _fitting(
+        self, line: list[QueuedTask], batch: list[QueuedTask], limits: BatchLimits, now: float
+    ) -> Iterator[QueuedTask]:
         """A tenant's tasks that fit into the growing batch: the too old by age, then the others by length.
 
-        What is too old and does not fit ends the turn: were younger tasks taken, the tenant might never lead a batch.
+        Short tasks wait for no long one: those of a batch are all short or all long. What is too old and does not fit
+        ends the turn: were younger tasks taken, the tenant might never lead a batch.
         """
         leader = batch[0]
-        items = [item for item in self._lines[tenant].items if item is not leader]
+        items = [item for item in line if item is not leader and is_short(item) == is_short(leader)]
         old = [item for item in items if now - item.enqueued >= self._maximum_age]
         for item in old:
-            if not self._batch.allow([*(each.task for each in batch), item.task]):
+            if not _allows(limits, [*batch, item]):
                 return
             yield item
         length = leader.task.length
         for item in sorted(items[len(old) :], key=lambda item: abs(item.task.length - length)):
-            tasks = [*(each.task for each in batch), item.task]
-            if is_dense(tasks) and self._batch.allow(tasks):
+            if is_dense([each.task for each in (*batch, item)]) and _allows(limits, [*batch, item]):
                 yield item
 
 
-def _is_full(requests: int, tokens: int, more_tokens: int, most_requests: float, most_tokens: float) -> bool:
-    return requests + 1 > most_requests or tokens + more_tokens > most_tokens
+def is_short(item: QueuedTask) -> bool:
+    """Whether a task is so short that it may go before a long one that runs."""
+    return item.seconds <= SHORT_SECONDS
+
+
+def _allows(limits: BatchLimits, items: Sequence[QueuedTask]) -> bool:
+    return limits.allow([item.task for item in items], math.fsum(item.seconds for item in items))
+
+
+def _price(item: QueuedTask) -> float:
+    """What a tenant's account is charged: seconds, and a trifle for each token, which alone count without prices."""
+    return item.seconds + TOKEN_PRICE * item.task.tokens

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from neuron_attribution.errors import (
     DeadlineExceededError,
@@ -20,9 +21,17 @@ from neuron_attribution_server.batches import BatchLimits
 from neuron_attribution_server.calls import current_call
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.request_queue import Delivery, QueuedTask, QueueLimits, RequestQueue
+from neuron_attribution_server.request_queue import (
+    SHORT_SECONDS,
+    Delivery,
+    QueuedTask,
+    QueueLimits,
+    RequestQueue,
+    is_short,
+)
 from neuron_attribution_server.tasks import Answer, MemoryCost, Task
 from neuron_attribution_server.tenants import current_tenant
+from neuron_attribution_server.work_prices import WorkPredictor
 from neuron_attribution_server.worker import Listener, Worker, failed_batch, unheard
 
 _SHORTEST_RETRY = 0.1
@@ -31,23 +40,43 @@ _RESTART_RETRY = 5.0
 _JITTER = 0.2
 """The part by which times to come back after differ, so that callers do not all come back at once."""
 
+_Run = Callable[[Sequence[Task], Listener], Awaitable[list[Answer]]]
+
 _log = logging.getLogger(__name__)
 
 
 class Scheduler:
     """Feeds one worker. Use it from the event loop only."""
 
-    def __init__(self, worker: Worker, config: ServerConfig, memory: MemoryCost, observer: BatchObserver) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        config: ServerConfig,
+        memory: MemoryCost,
+        predictor: WorkPredictor,
+        observer: BatchObserver,
+    ) -> None:
         self._worker = worker
         self._observer = observer
+        self._predictor = predictor
         self._maximum_wait = config.maximum_wait
-        self._queue = RequestQueue(
-            QueueLimits(requests=config.queued_requests, tokens=config.queued_tokens, tenant_share=config.tenant_share),
-            BatchLimits(requests=config.batch_requests, tokens=config.batch_tokens, memory=memory),
-            config.maximum_age,
+        self._limits = BatchLimits(
+            requests=config.batch_requests,
+            tokens=config.batch_tokens,
+            memory=memory,
+            seconds=config.batch_seconds,
         )
+        waiting = QueueLimits(
+            requests=config.queued_requests,
+            tokens=config.queued_tokens,
+            seconds=config.queued_seconds,
+            tenant_share=config.tenant_share,
+        )
+        self._queue = RequestQueue(waiting, self._limits, config.maximum_age)
         self._arrival = asyncio.Event()
-        self._batch_seconds = 0.0
+        self._news = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        self._long: list[list[QueuedTask]] = []
         self._expected = 0
 
     @property
@@ -55,13 +84,13 @@ class Scheduler:
         """What waits."""
         return self._queue
 
-    def check_room(self, tokens: int = 1) -> None:
-        """Raise ResourceExhaustedError where no task of that many tokens can be taken from the current tenant.
+    def check_room(self, tokens: int = 1, seconds: float = 0.0) -> None:
+        """Raise ResourceExhaustedError where no such task can be taken from the current tenant.
 
         While no worker lives no room appears: UnavailableError sends the caller to another server.
         """
         try:
-            self._queue.check_room(current_tenant.get(), tokens, self._retry_after())
+            self._queue.check_room(current_tenant.get(), tokens, seconds, self._retry_after())
         except ResourceExhaustedError as error:
             if self._worker.is_live:
                 raise
@@ -74,8 +103,9 @@ class Scheduler:
         Raises ResourceExhaustedError for a full queue, DeadlineExceededError, and whatever the task failed with.
         Cancelling the call takes the task out of the queue.
         """
-        self.check_room(task.tokens)
-        item = self._enqueue(task, deadline, computed)
+        seconds = self._predictor.seconds([task])
+        self.check_room(task.tokens, seconds)
+        item = self._enqueue(task, deadline, computed, seconds)
         try:
             async with asyncio.timeout_at(deadline):
                 delivery = await item.delivery
@@ -83,6 +113,7 @@ class Scheduler:
             raise DeadlineExceededError("the time allowed ran out; the work was dropped") from None
         finally:
             self._queue.discard(item)
+            item.left()
         if isinstance(delivery.outcome, NeuronAttributionError):
             raise delivery.outcome
         return delivery
@@ -90,29 +121,69 @@ class Scheduler:
     async def run(self) -> None:
         """Run batches until cancelled, as many at the same time as the worker can."""
         clock = asyncio.get_running_loop().time
-        running: set[asyncio.Task[None]] = set()
+        running = self._running
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._let_short_ones_first())
             while True:
                 if not self._queue:
                     await self._first_arrival()
                     await self._fill()
                 await self._worker.ready()  # what expires meanwhile is still in the queue, and never runs
                 if batch := self._queue.pop_batch(clock()):
-                    running.add(group.create_task(self._run_batch(batch)))
+                    running.add(group.create_task(self._run_next(batch)))
                 while len(running) >= self._worker.capacity:
-                    _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    running -= done
+
+    async def _run_next(self, batch: list[QueuedTask]) -> None:
+        """Run a batch; a long one may be interrupted."""
+        if all(map(is_short, batch)):
+            await self._run_batch(batch, self._worker.run)
+            return
+        self._long.append(batch)
+        self._news.set()
+        try:
+            await self._run_batch(batch, self._worker.run)
+        finally:
+            self._long.remove(batch)
+
+    async def _let_short_ones_first(self) -> None:
+        """While every device is busy and a long batch runs, short tasks run inside it, half of the time at most."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            batch = self._queue.pop_short(clock(), self._inside()) if self._is_held_up else []
+            if not batch:
+                self._news.clear()
+                await self._news.wait()
+                continue
+            started = clock()
+            await self._run_batch(batch, self._worker.interrupt)
+            await asyncio.sleep(min(clock() - started, SHORT_SECONDS))
+
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether what waits, waits for a long batch."""
+        return bool(self._long) and len(self._running) >= self._worker.capacity
+
+    def _inside(self) -> BatchLimits:
+        """What may run inside a long batch: a second's work, in the memory that it leaves."""
+        memory = self._limits.memory
+        held = max(memory.batch([item.task for item in batch]) for batch in self._long)
+        left = replace(memory, available=memory.available - held)
+        return replace(self._limits, seconds=SHORT_SECONDS, memory=left)
 
     def _retry_after(self) -> float:
-        """Seconds that the waiting batches may take."""
-        seconds = self._batch_seconds * self._queue.batches / self._worker.capacity
+        """Seconds that the waiting tasks may take."""
+        seconds = self._queue.seconds / self._worker.capacity
         return min(max(seconds, _SHORTEST_RETRY), _LONGEST_RETRY) * random.uniform(1 - _JITTER, 1 + _JITTER)
 
-    def _enqueue(self, task: Task, deadline: float | None, computed: Callable[[], None]) -> QueuedTask:
+    def _enqueue(self, task: Task, deadline: float | None, computed: Callable[[], None], seconds: float) -> QueuedTask:
         loop = asyncio.get_running_loop()
-        call = current_call.get(None)
-        item = QueuedTask(task, current_tenant.get(), loop.time(), deadline, loop.create_future(), call, computed)
+        call, now = current_call.get(None), loop.time()
+        item = QueuedTask(task, current_tenant.get(), now, deadline, loop.create_future(), call, computed, seconds)
         self._queue.add(item)
         self._arrival.set()
+        self._news.set()
         return item
 
     async def _first_arrival(self) -> None:
@@ -139,35 +210,58 @@ class Scheduler:
                     self._arrival.clear()
                     await self._arrival.wait()
 
-    async def _run_batch(self, batch: list[QueuedTask]) -> None:
+    async def _run_batch(self, batch: list[QueuedTask], run: _Run) -> None:
         clock = asyncio.get_running_loop().time
         started = clock()
         tasks = [item.task for item in batch]
         outcomes: list[Answer]
         observation = self._observer.begins(batch, started)
         try:
-            outcomes = await self._worker.run(tasks, _BatchListener(batch, observation))
+            outcomes = await run(tasks, _BatchListener(batch, observation, self._has_run))
         except NeuronAttributionError as error:
             outcomes = [error] * len(batch)
         except Exception as error:  # else no later batch would run
-            _log.exception("a batch of %d tasks failed", len(batch))
+            _log.exception("a batch of %d tasks failed", len(tasks))
             outcomes = failed_batch(error, tasks)
         finally:
             observation.ends()
-        self._batch_seconds = clock() - started
         for item, outcome in zip(batch, outcomes, strict=True):
+            item.left = unheard  # there is nothing left to stop
             item.deliver(outcome, started)
+
+    def _has_run(self, batch: Sequence[QueuedTask], report: BatchReport) -> None:
+        """Learn from what a batch took, where that is known of all of it."""
+        if report.tasks != len(batch):
+            return
+        self._queue.charge(batch, report.seconds)
+        tasks = [item.task for item in batch]
+        self._observer.compared(self._predictor.seconds(tasks), report)
+        if not report.stopped and not report.out_of_memory_splits:
+            self._predictor.learn(tasks, report.seconds)
 
 
 class _BatchListener(Listener):
-    """Passes on to a batch's callers and to its observation what concerns them."""
+    """Passes on to a batch's callers and to its observation what concerns them; stops what nobody waits for."""
 
-    def __init__(self, batch: Sequence[QueuedTask], observation: BatchObservation) -> None:
+    def __init__(
+        self,
+        batch: Sequence[QueuedTask],
+        observation: BatchObservation,
+        has_run: Callable[[Sequence[QueuedTask], BatchReport], None],
+    ) -> None:
         self._batch = batch
         self._observation = observation
+        self._has_run = has_run
+        self._stop: Callable[[], None] = unheard
+        for item in batch:
+            item.left = self._one_left
 
     def wanted(self, place: int) -> bool:
         return self._batch[place].is_wanted(asyncio.get_running_loop().time())
+
+    def begins(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._one_left()
 
     def computed(self) -> None:
         for item in self._batch:
@@ -176,3 +270,8 @@ class _BatchListener(Listener):
 
     def reported(self, report: BatchReport) -> None:
         self._observation.reported(report)
+        self._has_run(self._batch, report)
+
+    def _one_left(self) -> None:
+        if not any(map(self.wanted, range(len(self._batch)))):
+            self._stop()

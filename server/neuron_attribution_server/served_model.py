@@ -23,6 +23,7 @@ from neuron_attribution_server.tasks import (
 )
 from neuron_attribution_server.tokenizer import ExactTokenizer
 from neuron_attribution_server.validate import RequestValidator
+from neuron_attribution_server.work_prices import WorkPredictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,12 @@ class ServedModel:
 
     def __init__(self, facts: ModelFacts, limits: Limits) -> None:
         self.identity = facts.identity
+        self.predictor = WorkPredictor(facts.work, facts.sizes)
+        """What requests will take, by their kinds; it learns from those that have run."""
         self._sizes = facts.sizes
         self._tokenizer = ExactTokenizer(facts.tokenizer)
         self._written_tokens: dict[int, bytes] = {}
-        self._validator = RequestValidator(facts, limits, self._tokenizer)
+        self._validator = RequestValidator(facts, limits, self._tokenizer, self.predictor)
         self._info = ModelInfo(
             model=facts.identity,
             family=facts.family,
@@ -113,6 +116,7 @@ class ServedModel:
             scoring=outcome.scoring,
             batch_requests=outcome.batch_requests,
             batch_tokens=outcome.batch_tokens,
+            predicted=delivery.predicted,
         )
         tokens = tuple(map(self._tokenizer.token, prepared.task.token_ids))
         return convert.intervene_result_to_proto(

@@ -217,7 +217,12 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
             assert isinstance(delivery.outcome, PackedAttribution)
             answer = delivery.outcome
             backend.cache.put(model.identity, prepared.task, answer)
-            timings = replace(answer.timings, queue=delivery.queue, tokenization=prepared.tokenization)
+            timings = replace(
+                answer.timings,
+                queue=delivery.queue,
+                tokenization=prepared.tokenization,
+                predicted=delivery.predicted,
+            )
         return model.finish_attribution(answer, timings)
 
     def _expect(self, backend: Backend, request: Received[Any], exchange: Exchange, task: Task) -> None:

@@ -83,8 +83,9 @@ class SupervisedWorker:
 
     def _log_death(self, level: int, pid: int | None, cause: str, next_step: str) -> None:
         restarts = self.restarts
+        process = "no process" if pid is None else f"process {pid}"
         _log.log(
             level,
-            "%s (process %s) %s; deaths within %g seconds: %d, allowed: %d; %s",
-            *(self._name, pid, cause, restarts.window, restarts.recent, restarts.allowed, next_step),
+            "%s (%s) %s; deaths within %g seconds: %d, allowed: %d; %s",
+            *(self._name, process, cause, restarts.window, restarts.recent, restarts.allowed, next_step),
         )

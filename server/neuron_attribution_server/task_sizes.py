@@ -41,13 +41,15 @@ def _interventions_bytes(interventions: Iterable[Intervention]) -> int:
 
 def answer_bytes(task: Task, sizes: ModelSizes) -> int:
     """Bytes of the serialized answer to a task of a model of such sizes."""
-    projected = _TOKEN * task.projected_tokens
+    every_head = sizes.layers * sizes.heads
+    projected = _TOKEN * task.projected_tokens(every_head)
     if isinstance(task, ProjectTask):
         return _NAMED * (1 + len(task.neurons)) + projected
     tokens = _NAMED + _TOKEN * task.length
     if isinstance(task, InterveneTask):
         return tokens + task.sequences * (_NAMED + _PREDICTIONS + _TOKEN * task.generate)
-    heads = task.detailed_heads * (_NAMED + 2 * _FLOAT * task.length)
+    detailed = task.rows * min(task.detailed_heads, 2 * every_head)
+    heads = detailed * (_NAMED + 2 * _FLOAT * task.length)
     return tokens + task.rows * _explanation(task, sizes) + heads + projected
 
 

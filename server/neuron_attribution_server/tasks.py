@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Protocol
@@ -91,26 +91,23 @@ class AttributeTask:
 
     @property
     def detailed_heads(self) -> int:
-        """The heads whose positions are scored, in all explanations."""
-        return self.rows * self.options.head_top_k * (2 if self.options.direction is Direction.BOTH else 1)
+        """The heads whose positions are scored at each explained token, were there as many."""
+        if Part.HEAD_POSITIONS not in self.options.parts:
+            return 0
+        return self.options.head_top_k * (2 if self.options.direction is Direction.BOTH else 1)
 
-    @property
-    def projected_tokens(self) -> int:
-        """The vocabulary tokens in its answer, at most."""
+    def projected_tokens(self, heads: int) -> int:
+        """The vocabulary tokens in its answer, at most, of a model of so many heads."""
         options, ends = self.options, 2 if self.options.direction is Direction.BOTH else 1
         ranked = ends * len(RANKED_PARTS & options.parts) * options.top_k + len(options.neurons)
-        positions = self.detailed_heads * min(options.top_k, self.length) if options.position_projection_top_k else 0
-        return 2 * (self.rows * ranked * options.projection_top_k + 3 * positions * options.position_projection_top_k)
+        positions = 3 * min(self.detailed_heads, ends * heads) * min(options.top_k, self.length)
+        per_row = ranked * options.projection_top_k + positions * options.position_projection_top_k
+        return 2 * self.rows * per_row
 
     @property
     def changed_heads(self) -> bool:
         """Whether value vectors are changed, which each head then has its own of."""
         return any(map(changes_attention, self.options.interventions))
-
-    @property
-    def runs_alone(self) -> bool:
-        """Whether it takes so long that no other task should wait for it in one batch."""
-        return self.options.exhaustive
 
 
 def generated_at_once(length: int) -> int:
@@ -157,13 +154,7 @@ class InterveneTask:
         """Nothing is explained."""
         return 0
 
-    @property
-    def runs_alone(self) -> bool:
-        """A forward pass, but for generation: that is one for each token."""
-        return self.generate > 0
-
-    @property
-    def projected_tokens(self) -> int:
+    def projected_tokens(self, _heads: int) -> int:
         """Nothing is projected."""
         return 0
 
@@ -218,15 +209,9 @@ class ProjectTask:
         """Nothing is explained."""
         return 0
 
-    @property
-    def projected_tokens(self) -> int:
+    def projected_tokens(self, _heads: int) -> int:
         """The vocabulary tokens in its answer."""
         return 2 * len(self.neurons) * self.top_k
-
-    @property
-    def runs_alone(self) -> bool:
-        """A product or two."""
-        return False
 
 
 Task = AttributeTask | InterveneTask | ProjectTask
@@ -319,6 +304,8 @@ class MemoryCost:
     """Of each explained token: the coefficients of every neuron, and their query scores."""
     per_projected_token: int = 0
     """Of each vocabulary token that an answer may name."""
+    heads: int = 2**31
+    """Those that the model has: no more are detailed, whatever is asked for."""
 
     def batch(self, tasks: Sequence[Task]) -> int:
         """The bytes that a batch of tasks takes."""
@@ -332,10 +319,17 @@ class MemoryCost:
             + self.per_changed_token * longest * changed
             + self.per_row * min(sum(task.scored_rows for task in tasks), self.rows_at_once)
             + self.per_row_token * longest * rows
-            + self.per_head_position * longest * sum(task.detailed_heads for task in tasks)
+            + self.per_head_position * longest * sum(task.rows * min(task.detailed_heads, self.heads) for task in tasks)
             + self.per_explained * sum(task.scored_rows for task in tasks)
-            + self.per_projected_token * sum(task.projected_tokens for task in tasks)
+            + self.per_projected_token * sum(task.projected_tokens(self.heads) for task in tasks)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkPrices:
+    """Seconds of a worker's time that each kind of work takes, by its name; without any, nothing is predicted."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +346,7 @@ class ModelFacts:
     invariants: tuple[Invariant, ...]
     tokenizer: str
     memory: MemoryCost
+    work: WorkPrices = WorkPrices()
 
 
 class Engine(Protocol):

@@ -44,6 +44,10 @@ class ThreadWorker:
         listener.reported(report)
         return answers
 
+    async def interrupt(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
+        """Run one batch after the one that runs: a thread has no pipe to look into."""
+        return await self.run(tasks, listener)
+
     def devices(self) -> Sequence[DeviceState]:
         """The engine's device, once loaded."""
         return [DeviceState(self._device, self.is_live)] if self._device else []

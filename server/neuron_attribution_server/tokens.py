@@ -39,10 +39,13 @@ class TokenTable:
 
 
 def parse_tokens(text: str) -> TokenTable:
-    """Read lines of the form `TENANT SHA256HEX`; blank lines and # comments are skipped. Raises TokenLineError."""
+    """Read lines of the form `TENANT SHA256HEX`; blank lines and # comments are skipped. Raises TokenLineError.
+
+    A byte-order mark before a line does not matter: editors put it there, once for each file that was joined.
+    """
     tokens: dict[bytes, Token] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        content = line.strip()
+        content = line.removeprefix("\ufeff").strip()
         if not content or content.startswith("#"):
             continue
         token = _parse(content, number)

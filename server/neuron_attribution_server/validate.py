@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from neuron_attribution.convert.values import unicode_text
-from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from neuron_attribution.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
 from neuron_attribution.requests import (
     ALL_PARTS,
     AttributeOptions,
@@ -36,6 +41,11 @@ from neuron_attribution_server.checks import (
 )
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ModelFacts, ProjectTask, Task
 from neuron_attribution_server.tokenizer import ExactTokenizer
+from neuron_attribution_server.too_long import check_seconds
+from neuron_attribution_server.work_prices import WorkPredictor
+
+LEAST_TOKEN_BYTES = 12
+"""A projected token takes so much of an answer, at least: its id, its text, its score, and their tags."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class RequestValidator:
     facts: ModelFacts
     limits: Limits
     tokenizer: ExactTokenizer
+    predictor: WorkPredictor
 
     def check_model(self, name: str) -> None:
         """Refuse another model's name."""
@@ -86,6 +97,7 @@ class RequestValidator:
         )
         self._check_explanations(task)
         self._check_exhaustive(task)
+        check_seconds(task, self.predictor, self.limits.request_seconds)
         return task
 
     def intervene(self, request: InterveneRequest) -> InterveneTask:
@@ -103,6 +115,7 @@ class RequestValidator:
         )
         self._check_generated(task)
         self._check_batch(task)
+        check_seconds(task, self.predictor, self.limits.request_seconds)
         return task
 
     def project(self, request: ProjectNeuronRequest) -> ProjectTask:
@@ -124,6 +137,7 @@ class RequestValidator:
             subkey=request.subkey,
         )
         self._check_projections(task)
+        check_seconds(task, self.predictor, self.limits.request_seconds)
         return task
 
     def tokenize(self, request: TokenizeRequest) -> tuple[TokenizedToken, ...]:
@@ -272,9 +286,17 @@ class RequestValidator:
         self._check_memory(task, "neurons", asked, "name fewer neurons or lower top_k")
 
     def _check_explanations(self, task: AttributeTask) -> None:
-        asked = f"{task.rows} of {task.tokens} tokens are to be explained, with {task.projected_tokens} projected ones"
+        projected = task.projected_tokens(self.facts.memory.heads)
+        asked = f"{task.rows} of {task.tokens} tokens are to be explained, with {projected} projected ones"
         remedy = "shorten the prompt, explain fewer tokens at once, or lower the counts of neurons and projected tokens"
         self._check_memory(task, "prompt", asked, remedy)
+        least = LEAST_TOKEN_BYTES * projected // max(1, task.rows)
+        if least > self.limits.message_bytes:
+            raise ResourceExhaustedError(
+                f"the answer would have at least {least} bytes for each explained token, over the limit "
+                f"{self.limits.message_bytes}; lower top_k, projection_top_k or position_projection_top_k",
+                reason="RESPONSE_TOO_LARGE",
+            )
 
     def _check_memory(self, task: Task, field: str, asked: str, remedy: str) -> None:
         """Refuse what could not run even alone."""

@@ -20,7 +20,7 @@ class Watchdog:
         self._allowed_silence = max(heartbeat_timeout, LOADING_SILENCE)
         self._silence = 0.0
         self._loading: float | None = 0.0
-        self._running: float | None = None
+        self._running: list[float] = []
 
     def beat(self) -> None:
         """Note a sign of life."""
@@ -32,12 +32,18 @@ class Watchdog:
         self._loading = None
 
     def batch_begins(self) -> None:
-        """Start to count the time of a batch."""
-        self._running = 0.0
+        """Start to count the time of a batch; that of one which it interrupts stands still meanwhile."""
+        self._running.append(0.0)
 
     def batch_ends(self) -> None:
-        """Stop to count the time of a batch."""
-        self._running = None
+        """Stop to count the time of the batch that began last."""
+        if self._running:
+            self._running.pop()
+
+    @property
+    def counts_a_batch(self) -> bool:
+        """Whether the time of a batch is being counted."""
+        return bool(self._running)
 
     async def overdue(self) -> str:
         """Wait until the worker is overdue; say why."""
@@ -50,7 +56,7 @@ class Watchdog:
                 self._loading += TICK_SECONDS
                 if self._loading > self._load_timeout:
                     return f"it has been loading for {self._load_timeout:g} seconds (load_timeout)"
-            if self._running is not None:
-                self._running += TICK_SECONDS
-                if self._running > self._batch_timeout:
+            if self._running:
+                self._running[-1] += TICK_SECONDS
+                if self._running[-1] > self._batch_timeout:
                     return f"its batch has been running for {self._batch_timeout:g} seconds (batch_timeout)"

@@ -1,97 +1,108 @@
-"""One call as JSON over HTTP: canonical protobuf JSON in and out, errors as google.rpc.Status."""
+"""One call as JSON over HTTP, from its headers to its answer, within the time that it allows."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import re
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import grpc
 from aiohttp import web
-from google.protobuf import json_format, message_factory
+from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
-from neuron_attribution.channel import DEFAULT_TIMEOUT
-from neuron_attribution.errors import (
-    DeadlineExceededError,
-    InvalidArgumentError,
-    NeuronAttributionError,
-    UnimplementedError,
-)
-from neuron_attribution.status import from_rpc_error, status_code, to_status
+from neuron_attribution.errors import DeadlineExceededError, NeuronAttributionError, UnimplementedError
+from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2
 
+from neuron_attribution_server import web_requests
 from neuron_attribution_server.authentication import tenant_of
 from neuron_attribution_server.calls import REQUEST_ID_KEY
+from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.held_bytes import HeldBytes
+from neuron_attribution_server.http_connection import Connection
 from neuron_attribution_server.reloading import Reloaded
+from neuron_attribution_server.tenants import ANONYMOUS
 from neuron_attribution_server.tokens import TokenTable
-
-Converted = TypeVar("Converted")
+from neuron_attribution_server.web_answers import failure, success
+from neuron_attribution_server.web_json import JSON_LENGTH, check_answer, most_values, parsed, written
+from neuron_attribution_server.web_requests import in_time
+from neuron_attribution_server.web_turns import QUICK, Conversions
 
 SERVICE = neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"]
-TIMEOUT_HEADER = "Grpc-Timeout"
-_FORWARDED = ("authorization", REQUEST_ID_KEY, "traceparent", "tracestate")
-_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_LONGEST_TIMEOUT = 86_400.0
-_CONVERSIONS = 2
-_ENCODED = "ENCODED_MESSAGE"
-
-HTTP_STATUSES: dict[grpc.StatusCode, int] = {
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.FAILED_PRECONDITION: 400,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-    grpc.StatusCode.CANCELLED: 499,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.ABORTED: 409,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.INTERNAL: 500,
-}
-"""As google/rpc/code.proto maps them."""
+_REQUEST_BYTES = 64 * 2**20
+"""Bytes of long requests that are held until they are read; of larger ones than usual, four may be."""
+_ANSWER_BYTES = 256 * 2**20
+"""Bytes of answers, as JSON, that are held until they are sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Method:
     request: type[Message]
-    call: grpc.aio.UnaryUnaryMultiCallable[Any, Any]
+    response: type[Message]
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
 
 class JsonCalls:
     """Answers /v1/METHOD for every call of the service that is no stream, its name in snake_case."""
 
-    def __init__(self, channel: grpc.aio.Channel, tokens: Reloaded[TokenTable] | None) -> None:
+    def __init__(self, config: ServerConfig, channel: grpc.aio.Channel, tokens: Reloaded[TokenTable] | None) -> None:
+        self._largest_request = config.maximum_request_bytes
+        self._most_values = most_values(config)
         self._tokens = tokens
-        self._threads = ThreadPoolExecutor(_CONVERSIONS, "web")
+        self._conversions = Conversions()
+        held = max(_REQUEST_BYTES, 4 * config.maximum_request_bytes)
+        self._requests = HeldBytes("requests", "read", held, config.tenant_share)
+        self._answers = HeldBytes("answers", "sent", _ANSWER_BYTES, config.tenant_share)
         unary = [method for method in SERVICE.methods if not (method.client_streaming or method.server_streaming)]
         self._methods = {_snake_case(method.name): _method(method, channel) for method in unary}
 
-    async def answer(self, request: web.Request) -> web.Response:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer one call. A caller who goes away cancels it."""
+        arrived = asyncio.get_running_loop().time()
+        identity = ""
         try:
-            metadata = _metadata(request)
-            if self._tokens is not None:
-                tenant_of(self._tokens, metadata)  # before the body costs anything
+            metadata = web_requests.metadata(request)
+            tenant = ANONYMOUS if self._tokens is None else tenant_of(self._tokens, metadata)  # before the body costs
             method = self._method(request)
-            message = await self._converted(_parsed, await _body(request), method.request)
-            call = method.call(message, timeout=_timeout(request), metadata=metadata)
-            response = await call
+            deadline = arrived + web_requests.timeout(request)
+            async with in_time(deadline):
+                message = await self._message(request, method, tenant)
+            call = method.call(message, timeout=_remaining(deadline), metadata=metadata)
+            answer = await call
+            identity = _identity(await call.trailing_metadata())
+            return await self._send(request, answer, method, tenant, deadline, identity)
         except grpc.aio.AioRpcError as error:
             return failure(from_rpc_error(error, "the server"), _identity(error.trailing_metadata()))
         except NeuronAttributionError as error:
-            return failure(error)
-        identity = _identity(await call.trailing_metadata())
-        return _json(200, await self._converted(_written, response), identity)
+            return failure(error, identity)
 
-    async def _converted(self, conversion: Callable[..., Converted], *given: object) -> Converted:
-        """Convert in one of few threads: large messages take Python's time, which gRPC's callers need too."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, conversion, *given)
+    def close(self) -> None:
+        """Begin no more conversions."""
+        self._conversions.close()
+
+    async def _message(self, request: web.Request, method: _Method, tenant: str) -> bytes:
+        """The call's request, serialized."""
+        with self._requests.message(tenant) as held:
+            body = await web_requests.body(request, self._largest_request, held)
+            work = partial(parsed, body, method.request, self._most_values)
+            return await self._conversions.run(tenant, len(body), work)
+
+    async def _send(
+        self, request: web.Request, answer: bytes, method: _Method, tenant: str, deadline: float, identity: str
+    ) -> web.StreamResponse:
+        """Send the answer; what is not read of it by the deadline is not sent."""
+        check_answer(answer)
+        with self._answers.message(tenant) as held:
+            held.grow_to(JSON_LENGTH * len(answer) - QUICK)
+            async with in_time(deadline):
+                text = await self._conversions.run(tenant, len(answer), partial(written, answer, method.response))
+            response = success(text, identity)
+            if isinstance(request.protocol, Connection):
+                await request.protocol.send(request, response, deadline)
+            return response
 
     def _method(self, request: web.Request) -> _Method:
         method = self._methods.get(request.match_info["method"])
@@ -102,80 +113,20 @@ class JsonCalls:
 
 def _method(method: MethodDescriptor, channel: grpc.aio.Channel) -> _Method:
     request, response = (message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type))
-    call = channel.unary_unary(
-        f"/{SERVICE.full_name}/{method.name}",
-        request_serializer=request.SerializeToString,
-        response_deserializer=response.FromString,
-    )
-    return _Method(request, call)
+    return _Method(request, response, channel.unary_unary(f"/{SERVICE.full_name}/{method.name}", bytes, bytes))
 
 
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-async def _body(request: web.Request) -> bytes:
-    """The request's body. Only JSON is taken: a form of another site cannot send it."""
-    if request.content_type != "application/json":
-        raise InvalidArgumentError("the request is not JSON: send the header 'Content-Type: application/json'")
-    if "Content-Encoding" in request.headers:
-        raise InvalidArgumentError("the request has a Content-Encoding: send it uncompressed", reason=_ENCODED)
-    try:
-        async with asyncio.timeout(_timeout(request)):
-            return await request.read()
-    except TimeoutError:
-        raise DeadlineExceededError("the request's body did not come in the time allowed") from None
-    except web.RequestPayloadError:
-        raise InvalidArgumentError(
-            "the request's body ends early or is cut wrongly", reason="MALFORMED_MESSAGE"
-        ) from None
-
-
-def _parsed(body: bytes, kind: type[Message]) -> Message:
-    try:
-        return json_format.Parse(body, kind())
-    except (json_format.ParseError, ValueError, RecursionError) as error:
-        raise InvalidArgumentError(
-            f"the request is not the protobuf JSON of {kind.DESCRIPTOR.name}: {error}", reason="MALFORMED_MESSAGE"
-        ) from None
-
-
-def _written(message: Message) -> str:
-    return json_format.MessageToJson(
-        message, indent=None, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-
-
-def _timeout(request: web.Request) -> float:
-    text = request.headers.get(TIMEOUT_HEADER)
-    if text is None:
-        return DEFAULT_TIMEOUT
-    match = re.fullmatch(r"([0-9]{1,8})([HMSmun])", text, re.ASCII)
-    if match is None:
-        raise InvalidArgumentError(f"{TIMEOUT_HEADER}: write a number and a unit of H, M, S, m, u, n, such as 30S")
-    return min(int(match[1]) * _UNITS[match[2]], _LONGEST_TIMEOUT)
-
-
-def _metadata(request: web.Request) -> tuple[tuple[str, str], ...]:
-    given = ((name, request.headers.get(name, "")) for name in _FORWARDED)
-    return tuple((name, value) for name, value in given if value and value.isascii() and value.isprintable())
+def _remaining(deadline: float) -> float:
+    """Seconds until the deadline. Raises DeadlineExceededError."""
+    remaining = deadline - asyncio.get_running_loop().time()
+    if remaining <= 0:
+        raise DeadlineExceededError("the time allowed ran out")
+    return remaining
 
 
 def _identity(metadata: Any) -> str:  # noqa: ANN401 - gRPC's metadata, pairs
     return str(dict(metadata or ()).get(REQUEST_ID_KEY, ""))
-
-
-def failure(error: NeuronAttributionError, identity: str = "") -> web.Response:
-    """An error as it is answered."""
-    status = 415 if error.reason == _ENCODED else HTTP_STATUSES[status_code(error)]
-    response = _json(status, json_format.MessageToJson(to_status(error)), identity)
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(math.ceil(error.retry_after))
-    if response.status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
-
-
-def _json(status: int, text: str, identity: str) -> web.Response:
-    headers = {"Cache-Control": "no-store"} | ({"X-Request-Id": identity} if identity else {})
-    return web.Response(status=status, text=text, content_type="application/json", headers=headers)

@@ -18,10 +18,12 @@ from neuron_attribution.errors import InternalError
 
 from neuron_attribution_server.calls import REQUEST_ID_KEY, request_id
 from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.http_port import HttpPort
 from neuron_attribution_server.reloading import Reloaded
 from neuron_attribution_server.tokens import TokenTable
-from neuron_attribution_server.web_calls import JsonCalls, failure
-from neuron_attribution_server.web_connection import WebRunner
+from neuron_attribution_server.web_answers import failure
+from neuron_attribution_server.web_calls import JsonCalls
+from neuron_attribution_server.web_connection import WebConnection
 from neuron_attribution_server.web_hosts import only_own_names
 from neuron_attribution_server.web_page import page_files
 from neuron_attribution_server.web_tls import web_context
@@ -46,27 +48,27 @@ class WebGateway:
         self._tokens = tokens
         self._folder = Path(tempfile.mkdtemp(prefix="neuron-attribution-"))
         self._channel: grpc.aio.Channel | None = None
-        self._runner: WebRunner | None = None
+        self._calls: JsonCalls | None = None
+        self._port: HttpPort | None = None
         self.address = ""
         """HOST:PORT that is listened on, once started."""
 
     async def start(self, listen: str) -> None:
         """Listen."""
         context = web_context(self._config)
-        host, _, port = listen.rpartition(":")
-        host = host.strip("[]")
+        host = listen.rpartition(":")[0].strip("[]")
         middlewares = [*await only_own_names(host), _answered]
-        calls = JsonCalls(await self._connected(), self._tokens)
-        application = _application(calls, self._config.maximum_request_bytes, middlewares)
-        self._runner = WebRunner(application, handler_cancellation=True, shutdown_timeout=self._config.grace)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host, int(port), ssl_context=context).start()
-        self.address = f"{listen.rpartition(':')[0]}:{self._runner.addresses[0][1]}"
+        self._calls = JsonCalls(self._config, await self._connected(), self._tokens)
+        application = _application(self._calls, middlewares)
+        self._port = HttpPort(application, WebConnection, self._config.web_connections, self._config.grace)
+        self.address = await self._port.start(listen, context)
 
     async def stop(self) -> None:
         """Refuse new calls, and let running ones finish within the grace."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._port is not None:
+            await self._port.stop()
+        if self._calls is not None:
+            self._calls.close()
         if self._channel is not None:
             await self._channel.close(None)
         await self._server.stop(_CLOSE_SECONDS)
@@ -84,8 +86,8 @@ class WebGateway:
         return self._channel
 
 
-def _application(calls: JsonCalls, largest_request: int, middlewares: Sequence[Middleware]) -> web.Application:
-    application = web.Application(client_max_size=largest_request, middlewares=middlewares)
+def _application(calls: JsonCalls, middlewares: Sequence[Middleware]) -> web.Application:
+    application = web.Application(middlewares=middlewares)
     for path, file in page_files().items():
         application.router.add_get(path, _serving(file.content, file.kind))
     application.router.add_post("/v1/{method}", calls.answer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 
 from neuron_attribution_server.config import ConfigurationError, ServerConfig
+from neuron_attribution_server.regular_files import read_whole
 from neuron_attribution_server.reloading import Reloaded
 
 
@@ -14,7 +15,13 @@ def web_context(config: ServerConfig) -> ssl.SSLContext | None:
     if certificate is None or key is None:
         return None
 
+    named = {"tls_certificate": certificate, "tls_key": key}
+    if authority is not None:
+        named["tls_client_authority"] = authority
+
     def read() -> ssl.SSLContext:
+        for setting, path in named.items():
+            read_whole(path, setting)  # OpenSSL, which opens them itself, would wait for a FIFO
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             context.load_cert_chain(certificate, key, password="")
@@ -29,7 +36,7 @@ def web_context(config: ServerConfig) -> ssl.SSLContext | None:
             raise ConfigurationError(f"the web page's certificate cannot be read: {error}") from None
         return context
 
-    files = Reloaded([path for path in (certificate, key, authority) if path is not None], read)
+    files = Reloaded(tuple(named.values()), read)
 
     def follow(handshake: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         files.refresh()

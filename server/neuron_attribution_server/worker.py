@@ -11,6 +11,7 @@ from neuron_attribution import convert
 from neuron_attribution.errors import InternalError, NeuronAttributionError
 from neuron_attribution.results import ProjectNeuronResult, Timings
 
+from neuron_attribution_server.attribution.checkpoints import checked
 from neuron_attribution_server.out_of_memory import does_not_fit, free_caches, is_out_of_memory
 from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.tasks import (
@@ -45,6 +46,9 @@ class Listener:
     def wanted(self, _place: int) -> bool:
         """Whether somebody still waits for a task, by its place in the batch."""
         return True
+
+    def begins(self, stop: Callable[[], None]) -> None:
+        """Hear that a device has the batch. `stop` ends it at its next checkpoint, when nobody waits for it."""
 
     def computed(self) -> None:
         """Hear that the batch is computed and its answers are being written."""
@@ -104,6 +108,10 @@ class Worker(Protocol):
 
         What is run a second time, is only where it is still wanted.
         """
+        ...
+
+    async def interrupt(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
+        """Run one short batch at the next checkpoint of a batch that runs, which goes on after it. As `run` else."""
         ...
 
     async def ended(self) -> None:
@@ -175,5 +183,10 @@ def _packed(facts: ModelFacts, outcome: Outcome) -> Answer:
         batch_requests=outcome.batch_requests,
         batch_tokens=outcome.batch_tokens,
     )
-    response = convert.explanations_to_proto(facts.identity, outcome.explanations).SerializeToString()
-    return PackedAttribution(outcome.token_ids, response, timings)
+    return PackedAttribution(outcome.token_ids, _packed_explanations(facts, outcome), timings)
+
+
+def _packed_explanations(facts: ModelFacts, outcome: AttributeOutcome) -> bytes:
+    """The response, serialized, with a checkpoint at every neuron: there may be thousands of large projections."""
+    message = convert.explanations_to_proto(facts.identity, outcome.explanations, checked)
+    return message.SerializeToString()

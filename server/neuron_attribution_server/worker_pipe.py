@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import select
 import socket
 import struct
 import threading
@@ -23,7 +24,6 @@ class WorkerEnd:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
-        self._incoming = end.makefile("rb")
         self._lock = threading.Lock()
 
     def send(self, message: object) -> None:
@@ -41,10 +41,18 @@ class WorkerEnd:
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         return pickle.loads(self._exactly(length))
 
-    def _exactly(self, size: int) -> bytes:
-        data = self._incoming.read(size)
-        if len(data) < size:
-            raise EOFError
+    def has_message(self) -> bool:
+        """Whether a message, or the end, has come. The front end sends messages whole."""
+        return bool(select.select([self._end], [], [], 0)[0])
+
+    def _exactly(self, size: int) -> bytearray:
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            count = self._end.recv_into(rest)
+            if not count:
+                raise EOFError
+            rest = rest[count:]
         return data
 
 
@@ -53,6 +61,9 @@ class FrontEnd(asyncio.Protocol):
 
     What cannot be read goes to `unreadable`, as an exception; nothing is read after it.
     """
+
+    undelivered = False
+    """Whether the worker has gone before it had read all that was sent, as far as the system tells."""
 
     def __init__(
         self,
@@ -88,8 +99,9 @@ class FrontEnd(asyncio.Protocol):
             del self._data[:end]
             self._received(message)
 
-    def connection_lost(self, _error: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         """Say so."""
+        self.undelivered = error is not None  # the system resets a connection that closes with unread data
         self._closed()
 
     def send(self, message: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from neuron_attribution_server.tasks import Answer, ModelFacts, Task
 from neuron_attribution_server.worker import NOBODY, DeviceState, EngineFactory, Listener
 
 _RETRY_SECONDS = 1.0
+_MOST_DEATHS = 2  # of workers that ran a request alone: one may be chance
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ class WorkerPool:
     def __init__(self, workers: Sequence[SupervisedWorker]) -> None:
         self._workers = workers
         self._idle: asyncio.Queue[tuple[SupervisedWorker, ProcessWorker] | None] = asyncio.Queue()
+        self._busy: set[ProcessWorker] = set()
+        self._interrupted: set[ProcessWorker] = set()
         self._supervising: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
@@ -63,21 +66,31 @@ class WorkerPool:
             await self.changed()
 
     async def run(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
-        """Run one batch. If its worker dies, its tasks run once more, one by one: only what kills again fails.
+        """Run one batch. If its worker dies, its tasks run again, one by one: what kills twice alone fails.
 
         Nobody's task is not run again. Raises UnavailableError once no worker will come back.
         """
         try:
             return await self._attempt(tasks, listener)
-        except UnavailableError as error:
+        except _LostError as lost:
             if self._ended.is_set():
-                raise
-            _log.warning("running the tasks of a lost batch again, one by one: %d (%s)", len(tasks), error.message)
-        again = _Again(listener)
-        return [
-            await self._alone(task, again) if listener.wanted(place) else _abandoned()
-            for place, task in enumerate(tasks)
-        ]
+                raise lost.error from None
+            _log.warning("running the tasks of a lost batch again, one by one: %d (%s)", len(tasks), lost.error.message)
+            deaths = int(lost.is_blamed and len(tasks) == 1)
+        return [await self._alone(task, _Again(listener, place), deaths) for place, task in enumerate(tasks)]
+
+    async def interrupt(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
+        """Run one short batch inside one that runs; where none does any more, as `run`."""
+        worker = next(iter(self._busy - self._interrupted), None)
+        if worker is None:
+            return await self.run(tasks, listener)
+        self._interrupted.add(worker)
+        try:
+            return await worker.run(tasks, listener)
+        except UnavailableError:
+            return await self.run(tasks, listener)
+        finally:
+            self._interrupted.discard(worker)
 
     async def changed(self) -> None:
         """Wait until a worker goes live or dies."""
@@ -94,20 +107,41 @@ class WorkerPool:
         await asyncio.gather(*self._supervising, return_exceptions=True)
         await asyncio.gather(*(each.stop() for each in self._workers))
 
-    async def _attempt(self, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
+    async def _attempt(self, tasks: Sequence[Task], listener: Listener, *, alone: bool = False) -> list[Answer]:
+        """Run a batch, inside which nothing else runs where it has to be `alone`.
+
+        Raises _LostError where the worker dies, UnavailableError where none will come back.
+        """
         supervised, worker = await self._next_idle()
-        answers = await worker.run(tasks, listener)
+        if not alone:
+            self._busy.add(worker)
+        try:
+            answers = await worker.run(tasks, listener)
+        except UnavailableError as error:
+            is_blamed = not worker.undelivered and worker not in self._interrupted
+            raise _LostError(error, is_blamed=is_blamed) from None
+        finally:
+            self._busy.discard(worker)
         # After a death or a cancellation it is not idle again: the one has ended, the other one still computes.
         supervised.restarts.worked()
         self._idle.put_nowait((supervised, worker))
         return answers
 
-    async def _alone(self, task: Task, listener: Listener) -> Answer:
-        try:
-            [answer] = await self._attempt([task], listener)
-        except UnavailableError as error:
-            return error if self._ended.is_set() else _deadly(error)
-        return answer
+    async def _alone(self, task: Task, listener: Listener, deaths: int) -> Answer:
+        """Run one task until it is answered, nobody wants it, or it has killed `_MOST_DEATHS` workers."""
+        while listener.wanted(0):
+            try:
+                [answer] = await self._attempt([task], listener, alone=True)
+                return answer
+            except _LostError as lost:
+                deaths += lost.is_blamed
+                if self._ended.is_set():
+                    return lost.error
+                if deaths >= _MOST_DEATHS:
+                    return _deadly(lost.error)
+            except UnavailableError as error:
+                return error
+        return _abandoned()
 
     async def _next_idle(self) -> tuple[SupervisedWorker, ProcessWorker]:
         while True:
@@ -137,11 +171,30 @@ class WorkerPool:
         self._changed = asyncio.Event()
 
 
-class _Again(Listener):
-    """Passes on the reports of what runs again, one task of many at a time."""
+class _LostError(Exception):
+    """A worker died while it had a batch.
 
-    def __init__(self, listener: Listener) -> None:
+    It `is_blamed` on the batch unless the worker never had all of that, or had another batch inside it.
+    """
+
+    def __init__(self, error: UnavailableError, *, is_blamed: bool) -> None:
+        super().__init__(error)
+        self.error = error
+        self.is_blamed = is_blamed
+
+
+class _Again(Listener):
+    """Passes on what concerns one task of many, which runs again by itself."""
+
+    def __init__(self, listener: Listener, place: int) -> None:
         self._listener = listener
+        self._place = place
+
+    def wanted(self, _: int) -> bool:
+        return self._listener.wanted(self._place)
+
+    def begins(self, stop: Callable[[], None]) -> None:
+        self._listener.begins(stop)
 
     def reported(self, report: BatchReport) -> None:
         self._listener.reported(report)
@@ -179,5 +232,6 @@ def _abandoned() -> UnavailableError:
 def _deadly(error: UnavailableError) -> UnavailableError:
     """No time to try again after is given: a request that kills workers must not be sent again by itself."""
     return UnavailableError(
-        f"the worker died twice while it ran this request; it is not run again ({error.message})", reason="WORKER_DIED"
+        f"the worker died twice while it ran this request alone; it is not run again ({error.message})",
+        reason="WORKER_DIED",
     )

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 
 from neuron_attribution.errors import NeuronAttributionError
 
 from neuron_attribution_server import math_libraries
+from neuron_attribution_server.calibration import MeasuredEngine, measured_work
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.logs import configure_logging
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.tasks import Answer, Engine, ModelFacts, Task
-from neuron_attribution_server.worker import EngineFactory, failed_batch, run_batch
+from neuron_attribution_server.tasks import Engine
+from neuron_attribution_server.worker import EngineFactory
+from neuron_attribution_server.worker_batches import BatchRunner
+from neuron_attribution_server.worker_messages import Beat, Failed, Ready
 from neuron_attribution_server.worker_pipe import WorkerEnd
 
 BEAT_SECONDS = 1.0
@@ -34,42 +32,6 @@ _log = logging.getLogger(__name__)
 _EXPECTED = (NeuronAttributionError, OSError, ValueError, RuntimeError, ImportError)
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The model is loaded."""
-
-    facts: ModelFacts
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The model could not be loaded, in one line."""
-
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """A batch is computed; its answers are being written and follow."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A batch is done."""
-
-    outcomes: list[Answer]
-    report: bytes
-    """The pickled BatchReport, which is read when the answers are on their way: somebody waits for them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """The process lives: it is not stopped, and its interpreter runs threads."""
-
-
-Message = Ready | Failed | Computed | Finished | Beat
-
-
 def load(settings: LoadSettings) -> Engine:
     """Load the model. The import is here so that PyTorch is loaded in the worker process alone."""
     math_libraries.settle()
@@ -78,19 +40,26 @@ def load(settings: LoadSettings) -> Engine:
     return load_engine(settings)
 
 
+def load_measured(settings: LoadSettings) -> Engine:
+    """Load the model and measure what work costs here, which a scheduler wants to know."""
+    engine = load(settings)
+    return MeasuredEngine(engine, measured_work(engine))
+
+
 def main(pipe: socket.socket, lifeline: Connection, factory: EngineFactory, log_level: str, log_format: str) -> None:
     """Run in the worker process. Nothing comes through the lifeline: that it ends, ends the process."""
-    # A signal to the whole group (Ctrl-C, systemd) is the parent's to handle: it drains first, then closes the pipe.
+    # A signal to the whole group (Ctrl-C, a hangup, systemd) is the parent's: it drains first, then closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logging(log_level, log_format)
     front_end = WorkerEnd(pipe)
     threading.Thread(target=_follow, args=(lifeline,), daemon=True).start()
     threading.Thread(target=_beat, args=(front_end,), daemon=True).start()
     engine = _load(front_end, factory)
-    with suppress(EOFError, OSError):  # told to stop, or without a parent
-        while engine is not None:
-            _run(front_end, engine, front_end.receive())
+    if engine is not None:
+        with suppress(EOFError, OSError):  # told to stop, or without a parent
+            BatchRunner(front_end, engine).serve()
 
 
 def _beat(front_end: WorkerEnd) -> None:
@@ -118,23 +87,6 @@ def _load(front_end: WorkerEnd, factory: EngineFactory) -> Engine | None:
         front_end.send(Failed(_in_one_line(error)))
         return None
     return engine
-
-
-def _run(front_end: WorkerEnd, engine: Engine, tasks: Sequence[Task]) -> None:
-    report = BatchReport()
-    outcomes = run_batch(engine, tasks, report, partial(_computed, front_end))
-    try:
-        front_end.send(Finished(outcomes, pickle.dumps(report)))
-    except OSError:
-        raise
-    except Exception as error:
-        _log.exception("outcomes could not be sent")
-        front_end.send(Finished(failed_batch(error, tasks), pickle.dumps(report)))
-
-
-def _computed(front_end: WorkerEnd) -> None:
-    with suppress(OSError):  # the parent has gone; the answers will notice
-        front_end.send(Computed())
 
 
 def _in_one_line(error: Exception) -> str:

@@ -56,19 +56,25 @@ def long_night(folder):
     """All servers, called all the time, and a Prometheus that has scraped each of them."""
     authority = Authority(folder)
     pair = authority.issue("server", DAY)
-    tls = {"certificate": {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}}
+    tokens = folder / "tokens"
+    tokens.write_text("")
+    files = {
+        "certificate": {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)},
+        "tokens": {"token_file": str(tokens)},
+    }
     metrics = {name: free_address() for name in (HEALTHY, *TROUBLES)}
     logs = {name: folder / f"{name}.log" for name in TROUBLES}
     with ExitStack() as stack:
         stack.enter_context(pytest.MonkeyPatch.context()).setenv("LOADED_ONCE", str(folder / "loaded"))
         processes = {
-            name: stack.enter_context(_server(trouble, logs[name], metrics_listen=metrics[name], **tls.get(name, {})))
+            name: stack.enter_context(_server(trouble, logs[name], metrics_listen=metrics[name], **files.get(name, {})))
             for name, trouble in TROUBLES.items()
         }
         addresses = {name: listening_address(process) for name, process in processes.items()}
         addresses[HEALTHY], _ = stack.enter_context(serving("--metrics-listen", metrics[HEALTHY]))
         for name in _LOADED:
             assert processes[name].stdout.readline().startswith("ready: "), f"{name}: {logs[name].read_text()}"
+        tokens.write_text("a line without a hash")
         night = Night(stack.enter_context(running_prometheus(folder, RULES, metrics)), processes, metrics, logs)
         stack.enter_context(calling(_lines(addresses, authority.certificate.read_bytes())))
         night.until_query("neuron_attribution_ready == 1", lambda samples: len(samples) == len(_LOADED) + 1)

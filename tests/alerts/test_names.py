@@ -55,7 +55,7 @@ def test_every_series_that_is_selected_exists(exposed, title):
 
 
 def test_the_name_that_needs_a_gpu_is_one_that_the_server_knows():
-    described = LiveMetrics(ServerConfig(model="fake"), ThreadWorker(FakeEngine()), {}, None).describe()
+    described = LiveMetrics(ServerConfig(model="fake"), ThreadWorker(FakeEngine()), {}, None, {}).describe()
     assert GPU_MEMORY in {family.name for family in described}
 
 

@@ -58,6 +58,7 @@ TROUBLES = {
         engine="alarming_engines.make_inexact_engine",
         callers=1,
     ),
+    "tokens": Trouble({"NeuronAttributionReloadFailing"}, log=("what was read before stays in use",)),
     "loading": Trouble(
         {"NeuronAttributionNotReady", "NeuronAttributionNoReplicaReady"},
         engine="fakes.hang_while_loading",

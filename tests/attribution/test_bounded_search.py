@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuron_attribution_server.attribution.ranking import SPARE, BoundedSearch, Ranked, settle
+from neuron_attribution_server.attribution.ranking import SPARE, BoundedSearch, Ranked, all_scored, settle
 from torch import Tensor
 
 FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=150)
@@ -118,3 +118,12 @@ def assert_best(problem: Problem, found: Ranked) -> None:
     assert found.scores.equal(problem.scores[order])
     assert found.ids.tolist() == order.tolist()
     assert len(order) <= found.scored <= len(problem.scores)
+
+
+@FIXED
+@given(st.lists(st.sampled_from([-torch.inf, -1.0, 0.0, 0.5, 0.5000001, 3.0]), max_size=60), st.integers(0, 70))
+def test_what_is_all_scored_is_ranked_as_a_stable_sort_ranks_it(scores: list[float], k: int) -> None:
+    values = torch.tensor(scores)
+    ranked, whole = all_scored(values, k), values.sort(descending=True, stable=True)
+    assert ranked.ids.tolist() == whole.indices[:k].tolist()
+    assert ranked.scores.tolist() == whole.values[:k].tolist()

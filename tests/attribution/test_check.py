@@ -93,9 +93,13 @@ def test_pickled_weights_are_read_only_where_allowed(tmp_path, monkeypatch) -> N
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 97}))
     torch.save(state, folder / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(FailedPreconditionError, match="safetensors"):
         load_engine(LoadSettings(str(folder)))
-    assert load_engine(LoadSettings(str(folder), pickled_weights=True)).facts.sizes.vocabulary == 97
+    settings = LoadSettings(str(folder), pickled_weights=True)
+    before = load_engine(settings).facts
+    assert before.sizes.vocabulary == 97
+    torch.save({name: 2 * tensor for name, tensor in state.items()}, folder / "pytorch_model.bin")
+    assert load_engine(settings).facts.identity.revision != before.identity.revision
 
 
 def test_code_of_a_model_is_run_only_where_allowed(tmp_path, monkeypatch) -> None:
@@ -104,7 +108,7 @@ def test_code_of_a_model_is_run_only_where_allowed(tmp_path, monkeypatch) -> Non
     config = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text('raise RuntimeError("the code of the model ran")\n')
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(FailedPreconditionError, match="trust_remote_code"):
         load_engine(LoadSettings(str(tmp_path)))
-    with pytest.raises(RuntimeError, match="the code of the model ran"):
+    with pytest.raises(FailedPreconditionError, match="the code of the model ran"):
         load_engine(LoadSettings(str(tmp_path), trust_remote_code=True))

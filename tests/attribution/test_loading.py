@@ -93,6 +93,14 @@ def test_layers_that_do_more_than_add_are_refused():
         engine_from(model)
 
 
+def test_a_model_without_its_norm_is_refused():
+    model = tiny_gpt2()
+    model.transformer.ln_f = torch.nn.Identity()
+    with pytest.raises(FailedPreconditionError, match="has a norm where this model has Identity") as refused:
+        engine_from(model)
+    assert refused.value.reason == "UNSUPPORTED_ARCHITECTURE"
+
+
 def test_an_unknown_architecture_is_refused_by_name():
     model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(

@@ -4,6 +4,7 @@ import json
 import pickle
 
 import pytest
+from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.models import load_engine
 from reference.tiny_models import tiny_llama
@@ -38,7 +39,7 @@ def change(path, **entries):
 
 def refused(folder):
     """Why the folder is not served, having left no trace."""
-    with pytest.raises((OSError, ValueError)) as error:
+    with pytest.raises(FailedPreconditionError) as error:
         load_engine(LoadSettings(str(folder)))
     assert not (folder / "trace").exists()
     return str(error.value)

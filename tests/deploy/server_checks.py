@@ -5,8 +5,7 @@ from pathlib import PurePosixPath
 
 from neuron_attribution_server.app import LIVENESS, SERVICE
 from neuron_attribution_server.config import ConfigurationError, ServerConfig, flag_name, read_config
-from neuron_attribution_server.process_worker import EXIT_SECONDS
-from neuron_attribution_server.tracing import FLUSH_SECONDS
+from neuron_attribution_server.stopping import LATE_SECONDS
 
 FLAGS = {flag_name(setting.name) for setting in fields(ServerConfig)}
 LISTENERS = {"grpc": "listen", "health": "health_listen", "metrics": "metrics_listen"}
@@ -87,7 +86,7 @@ def _file_problems(container):
 
 
 def _drain_problems(manifests, config):
-    least = config.drain_delay + config.grace + 2 * EXIT_SECONDS + FLUSH_SECONDS + SPARE_SECONDS
+    least = config.drain_delay + config.grace + LATE_SECONDS + SPARE_SECONDS
     grace = manifests.pod["terminationGracePeriodSeconds"]
     if grace < least:
         yield f"terminationGracePeriodSeconds is {grace}, less than the {least:g} that a stop may take"

@@ -61,7 +61,7 @@ MUTATIONS = [
     (f"{SERVER}.readinessProbe.grpc.service", "liveness", server_problems, "readinessProbe asks"),
     (f"{SERVER}.startupProbe.grpc.port", 50051, server_problems, "startupProbe asks"),
     (f"{SERVER}.volumeMounts.2.subPath", "tls.crt", server_problems, "subPath"),
-    (f"{POD}.terminationGracePeriodSeconds", 75, server_problems, "less than the 95"),
+    (f"{POD}.terminationGracePeriodSeconds", 75, server_problems, "less than the 89"),
     (f"{SERVER}.args.5", "--drain-delay=0", server_problems, "no drain delay"),
     ("Deployment.spec.progressDeadlineSeconds", 600, server_problems, "a rollout fails"),
     ("Deployment.spec.selector.matchLabels", {"app": "other"}, wiring_problems, "the deployment selects"),

@@ -2,6 +2,8 @@
 
 import datetime
 import ipaddress
+import socket
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+SECONDS = 30
 DAY = datetime.timedelta(days=1)
 LOCALHOST = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
 
@@ -71,6 +74,19 @@ def encrypted_key(pair):
 def serial_number(pem):
     """The serial number of a PEM certificate."""
     return x509.load_pem_x509_certificate(pem).serial_number
+
+
+def served_serial_number(address):
+    """The serial number of the certificate that a new connection gets."""
+    host, _, port = address.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host, int(port)), timeout=SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secure,
+    ):
+        return serial_number(ssl.DER_cert_to_PEM_cert(secure.getpeercert(binary_form=True)).encode())
 
 
 def _pem(certificate):

@@ -6,6 +6,7 @@ import pytest
 from neuron_attribution import channel
 from neuron_attribution_server.thread_worker import ThreadWorker
 from service.fakes import FakeEngine
+from service.faulty_engines import Turnstile
 from service.servers import running_server
 
 
@@ -41,3 +42,10 @@ def shared_server():
     with running_server(ThreadWorker(FakeEngine()), **limits) as server:
         assert server.loaded.wait(30)
         yield server
+
+
+@pytest.fixture
+def turnstile(tmp_path, monkeypatch):
+    """What lets batches into the engines of `make_turnstile_engine`."""
+    monkeypatch.setenv("TURNSTILE", str(tmp_path))
+    return Turnstile(tmp_path)

@@ -1,5 +1,6 @@
 """Engines for worker processes that take their time, wait, hang, find no memory, or have much to say."""
 
+import math
 import os
 import threading
 import time
@@ -7,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from neuron_attribution_server.attribution.checkpoints import checkpoint
+from neuron_attribution_server.worker import WARM_UP
 from service.fakes import FACTS, FakeEngine
 
-HANG, HUGE = 7, 8
-"""Tokens that make an engine hang, or find no memory."""
-TALK = 9
+HANG, HUGE, ENDLESS = 7, 8, 9
+"""Tokens that make an engine hang, find no memory, or work until it is stopped."""
+TALK = 10
 """A token that makes an engine answer at length."""
 LONG_ANSWER = 12 * 2**20
 """Bytes of such an answer."""
@@ -61,6 +64,22 @@ def make_slow_small_engine():
     return SlowSmallEngine()
 
 
+class EngineWithCheckpoints(FakeEngine):
+    """Takes a tenth of a second for each token, looking up all the while; for an ENDLESS one it takes for ever."""
+
+    def run(self, tasks):
+        seconds = 0.1 * sum(task.tokens for task in tasks)
+        end = math.inf if any(ENDLESS in task.token_ids for task in tasks) else time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            checkpoint()
+            time.sleep(0.005)
+        return super().run(tasks)
+
+
+def make_engine_with_checkpoints():
+    return EngineWithCheckpoints()
+
+
 def never_make_an_engine():
     threading.Event().wait()
 
@@ -87,6 +106,58 @@ class GatedEngine(FakeEngine):
 
 def make_gated_engine():
     return GatedEngine()
+
+
+def make_engine_when_allowed():
+    """Loads for as long as the folder that SLOW_LOAD names has no file `load`."""
+    while not (Path(os.environ["SLOW_LOAD"]) / "load").exists():
+        time.sleep(0.01)
+    return FakeEngine()
+
+
+class Turnstile:
+    """A folder that turnstile engines share with a test: the sizes of the batches so far, and how many may go in."""
+
+    def __init__(self, folder):
+        self._batches, self._allowed = folder / "batches", folder / "allowed"
+        self._batches.touch()
+
+    @property
+    def batches(self):
+        """The size of each batch that has come, whether or not it is in."""
+        return [int(size) for size in self._batches.read_text().split()]
+
+    @property
+    def allowed(self):
+        return int(self._allowed.read_text()) if self._allowed.exists() else 0
+
+    def allow(self, number):
+        """Let in the first so many batches."""
+        new = self._allowed.with_suffix(".new")
+        new.write_text(str(number))
+        new.rename(self._allowed)
+
+    def comes(self, size):
+        """Note one more batch; return its number, from one on."""
+        with self._batches.open("a") as file:
+            file.write(f"{size}\n")
+        return len(self.batches)
+
+
+class TurnstileEngine(FakeEngine):
+    """Waits before each batch, but for the first task that warms it up, until its turnstile lets it in."""
+
+    def run(self, tasks):
+        if WARM_UP not in tasks:
+            turnstile = Turnstile(Path(os.environ["TURNSTILE"]))
+            number = turnstile.comes(len(tasks))
+            while turnstile.allowed < number:
+                time.sleep(0.01)
+        return super().run(tasks)
+
+
+def make_turnstile_engine():
+    return TurnstileEngine()
 
 
 class TalkativeEngine(FakeEngine):

@@ -13,6 +13,7 @@ import struct
 import threading
 from contextlib import suppress
 
+from service.raw_tls import SecureSocket
 from service.servers import PATIENCE
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -26,14 +27,15 @@ _LARGEST_FRAME, _FIRST_WINDOW = 16_384, 65_535
 class RawPeer:
     """One connection, opened at once and kept until it is closed. `window` is what each stream is granted, in bytes.
 
-    A `mute` peer answers nothing, as one does whose machine has gone.
+    A `mute` peer answers nothing, as one does whose machine has gone. With `secure`, an SSLContext, it speaks TLS.
     """
 
-    def __init__(self, address, *, window=0, mute=False):
+    def __init__(self, address, *, window=0, mute=False, secure=None):
         host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host.strip("[]"), int(port)), PATIENCE)
-        self._socket.settimeout(None)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", PATIENCE, 0))
+        plain = socket.create_connection((host.strip("[]"), int(port)), PATIENCE)
+        plain.settimeout(None)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", PATIENCE, 0))
+        self._socket = plain if secure is None else SecureSocket(plain, secure)
         self.mute = mute
         """Whether settings and pings go unanswered; it may become so at any time."""
         self._sending = threading.Lock()

@@ -110,21 +110,23 @@ configure_logging(config.log_level, config.log_format, call_ids)
 
 
 @contextmanager
-def server_process(factory="make_engine", *, module="fakes", workers=1, errors=subprocess.PIPE, **settings):
+def server_process(factory="make_engine", *, module="fakes", workers=1, errors=subprocess.PIPE, before="", **settings):
     """A server process with worker processes, whose engines a `factory` of a module beside this one makes.
 
-    It logs where a `log_format` is given.
+    It logs where a `log_format` is given, and runs the lines `before` it starts.
     """
     settings = {"model": "fake", "listen": "localhost:0", "grace": 5.0, **settings}
     script = (
-        f"import asyncio, service.{module} as engines\n"
+        f"import service.{module} as engines\n"
         "from neuron_attribution_server.app import Application\n"
         "from neuron_attribution_server.config import ServerConfig\n"
+        "from neuron_attribution_server.server_process import serve\n"
         "from neuron_attribution_server.worker_pool import worker_pool\n"
         f"config = ServerConfig(**{settings!r})\n"
         f"{_LOGGING if 'log_format' in settings else ''}"
+        f"{before}\n"
         f"pool = worker_pool(config, [engines.{factory}] * {workers})\n"
-        "raise SystemExit(asyncio.run(Application(config, pool).run()))\n"
+        "raise SystemExit(serve(Application(config, pool)))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script],

@@ -2,12 +2,22 @@
 
 import asyncio
 import json
+import re
 import threading
+import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from google.protobuf import json_format
-from neuron_attribution import AsyncClient, Client, InvalidArgumentError, NotFoundError
+from neuron_attribution import (
+    AsyncClient,
+    Client,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NeuronAttributionError,
+    NotFoundError,
+)
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
 from service.demo_server import run, serving
@@ -185,3 +195,62 @@ def test_a_stop_signal_ends_the_server_cleanly():
     with serving() as (_, process):
         process.terminate()
         assert process.wait(30) == 0
+
+
+LONG_TEXT = " one two three four five six seven eight nine ten eleven twelve"
+PATIENCE = 120
+
+
+def test_what_would_take_a_worker_too_long_is_refused_with_what_would_not(client):
+    """It used to run past the time of a batch, to be run again, and to kill the worker twice."""
+    dear = {"scoring_method": "coefficient-reciprocal-rank", "top_k": 1000, "projection_top_k": 0}
+    with pytest.raises(InvalidArgumentError) as refused:
+        client.attribute(PROMPT, completion=LONG_TEXT * 10, parts=["ffn-value-neurons"], timeout=PATIENCE, **dear)
+    assert refused.value.reason == "TAKES_TOO_LONG"
+    [violation] = refused.value.violations
+    advised = int(re.search(r"explain at most (\d+) tokens", violation.description)[1])
+    assert violation.field == "completion"
+    assert 1 <= advised < 120
+    assert client.get_model().limits.request_seconds == 100
+
+
+@contextmanager
+def at_work(client, *arguments, **options):
+    """While a long request runs; what became of it is awaited at the end."""
+    outcomes = []
+
+    def ask():
+        try:
+            outcomes.append(client.attribute(*arguments, **options))
+        except NeuronAttributionError as error:
+            outcomes.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield outcomes
+    finally:
+        asking.join()
+
+
+def test_short_calls_go_first_while_a_long_request_runs_and_it_stops_when_nobody_waits(client, address):
+    """Each used to wait for all of it; and what nobody waited for went on to its end."""
+    long = {"exhaustive": True, "parts": ["ffn-value-neurons"], "projection_top_k": 0}
+    began = time.monotonic()
+    with Client(address) as other, at_work(client, "The sun", timeout=PATIENCE, **long) as outcomes:
+        time.sleep(1.0)
+        too_late = []
+        for index in range(3):
+            other.project_neuron(f"24.{index}", timeout=PATIENCE)
+            too_late.append(bool(outcomes))
+        other.attribute(PROMPT, parts=["layers"], timeout=PATIENCE)
+        too_late.append(bool(outcomes))
+    assert not any(too_late)
+    whole = time.monotonic() - began
+    assert outcomes[0].explanations[0].ffn_value_neurons.coverage.scored == 30 * 1536
+    with pytest.raises(DeadlineExceededError):
+        client.attribute("The moon", timeout=1.0, **long)
+    began = time.monotonic()
+    client.project_neuron("23.7", timeout=PATIENCE)
+    client.attribute("The moon", parts=["ffn-value-neurons"], query_sources=100, timeout=PATIENCE)
+    assert time.monotonic() - began < whole / 2

@@ -59,6 +59,8 @@ CONTRACT = {
     PREFIX + "queue_tokens": ("gauge", []),
     PREFIX + "queue_capacity_requests": ("gauge", []),
     PREFIX + "queue_capacity_tokens": ("gauge", []),
+    PREFIX + "queue_seconds": ("gauge", []),
+    PREFIX + "queue_capacity_seconds": ("gauge", []),
     PREFIX + "queue_wait_seconds": ("histogram", []),
     PREFIX + "rejected": ("counter", ["reason"]),
     PREFIX + "batch_requests": ("histogram", []),
@@ -68,6 +70,10 @@ CONTRACT = {
     PREFIX + "neurons": ("counter", ["part", "state"]),
     PREFIX + "explained_tokens": ("counter", []),
     PREFIX + "inexact_rankings": ("counter", PART),
+    PREFIX + "worker_predicted_seconds": ("counter", []),
+    PREFIX + "worker_seconds": ("counter", []),
+    PREFIX + "worker_time_ratio": ("histogram", []),
+    PREFIX + "batches_stopped": ("counter", []),
     PREFIX + "out_of_memory_splits": ("counter", []),
     PREFIX + "out_of_memory_failures": ("counter", []),
     PREFIX + "worker_up": ("gauge", WORKER),
@@ -83,6 +89,7 @@ CONTRACT = {
     PREFIX + "model_info": ("gauge", ["model", "revision", "dtype", "family", "device"]),
     PREFIX + "build_info": ("gauge", ["version", "python", "grpcio", "torch"]),
     PREFIX + "certificate_expiry_timestamp_seconds": ("gauge", []),
+    PREFIX + "reload_failing": ("gauge", ["files"]),
 }
 """The names that dashboards, alerts and autoscaling rely on. The plain text format calls a counter without _total."""
 
@@ -128,7 +135,7 @@ def test_the_names_types_and_labels_are_the_promised_ones(everything):
 def test_the_documentation_lists_every_metric_as_it_is():
     metrics = Metrics()
     RpcMetrics(metrics.registry, SERVICES)
-    live = LiveMetrics(ServerConfig(model="fake"), ThreadWorker(FakeEngine()), {}, None)
+    live = LiveMetrics(ServerConfig(model="fake"), ThreadWorker(FakeEngine()), {}, None, {})
     helps = {family.name: family.documentation for family in (*metrics.registry.collect(), *live.describe())}
     rows = [_row(name, kind, labels, helps) for name, (kind, labels) in CONTRACT.items()]
     documented = [
@@ -157,7 +164,7 @@ def test_gpu_memory_is_shown_by_device_while_its_worker_lives():
 
     held = {"cuda:0": GpuMemory(1, 2, 3), "cuda:1": GpuMemory(4, 5, 6)}
     worker, metrics = Gpu(), Metrics()
-    metrics.registry.register(LiveMetrics(ServerConfig(model="fake"), worker, held, None))
+    metrics.registry.register(LiveMetrics(ServerConfig(model="fake"), worker, held, None, {}))
 
     def shown(device, state):
         return metrics.registry.get_sample_value(PREFIX + "gpu_memory_bytes", {"worker": device, "state": state})

@@ -1,14 +1,12 @@
 """The queue alone: each task that joins is taken once, within the budget, in a fair and bounded order."""
 
 from collections import Counter
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from neuron_attribution.errors import ResourceExhaustedError
-from neuron_attribution.requests import AttributeOptions
 from neuron_attribution_server.batches import PADDED_PER_TOKEN, BatchLimits, padded_tokens
 from neuron_attribution_server.request_queue import QueuedTask, QueueLimits, RequestQueue
 from neuron_attribution_server.tasks import AttributeTask, MemoryCost
@@ -27,17 +25,26 @@ class Caller:
         return self.cancelled
 
 
-def queued(tokens, tenant="one", enqueued=0.0, deadline=None):
-    return QueuedTask(AttributeTask(token_ids=tuple(range(tokens))), tenant, enqueued, deadline, Caller())
+def queued(tokens, tenant="one", enqueued=0.0, deadline=None, seconds=0.0):
+    task = AttributeTask(token_ids=tuple(range(tokens)))
+    return QueuedTask(task, tenant, enqueued, deadline, Caller(), seconds=seconds)
 
 
 def request_queue(
-    requests=10**6, tokens=10**6, share=1.0, batch_requests=4, batch_tokens=64, memory=10**6, maximum_age=FOR_EVER
+    requests=10**6,
+    tokens=10**6,
+    share=1.0,
+    batch_requests=4,
+    batch_tokens=64,
+    memory=10**6,
+    maximum_age=FOR_EVER,
+    seconds=1e9,
+    batch_seconds=1e9,
 ):
     cost = MemoryCost(available=memory, per_token=1)
     return RequestQueue(
-        QueueLimits(requests=requests, tokens=tokens, tenant_share=share),
-        BatchLimits(requests=batch_requests, tokens=batch_tokens, memory=cost),
+        QueueLimits(requests=requests, tokens=tokens, seconds=seconds, tenant_share=share),
+        BatchLimits(requests=batch_requests, tokens=batch_tokens, memory=cost, seconds=batch_seconds),
         maximum_age,
     )
 
@@ -163,11 +170,63 @@ def test_two_tasks_share_a_batch_however_their_lengths_differ():
     assert tokens_of(queue.pop_batch(0.0)) == [1, 30]
 
 
-def test_an_exhaustive_task_keeps_nobody_waiting_in_its_batch():
+def test_short_tasks_share_no_batch_with_a_long_one():
     queue = request_queue()
-    tasks = filled(queue, [queued(5), queued(5), queued(5)])
-    tasks[1].task = replace(tasks[1].task, options=AttributeOptions(exhaustive=True))
-    assert list(popped(queue)) == [[tasks[0], tasks[2]], [tasks[1]]]
+    short, long = [queued(5), queued(5)], [queued(5, seconds=2.0), queued(5, seconds=3.0)]
+    filled(queue, [short[0], long[0], short[1], long[1]])
+    assert list(popped(queue)) == [short, long]
+
+
+def test_long_tasks_share_a_batch_up_to_its_seconds():
+    queue = request_queue(batch_seconds=5.0)
+    tasks = filled(queue, [queued(5, seconds=seconds) for seconds in (2.0, 9.0, 2.5, 3.0)])
+    assert list(popped(queue)) == [[tasks[0], tasks[2]], [tasks[1]], [tasks[3]]]
+
+
+def test_short_tasks_are_taken_alone_in_the_order_between_tenants():
+    queue = request_queue()
+    long = queued(5, "one", seconds=4.0)
+    short = [queued(5, "one", seconds=0.3), queued(5, "two", seconds=0.3), queued(5, "two", seconds=0.6)]
+    filled(queue, [long, *short])
+    limits = BatchLimits(requests=4, tokens=64, memory=MemoryCost(available=100), seconds=0.8)
+    assert queue.pop_short(0.0, limits) == [short[0], short[1]]
+    assert queue.pop_short(0.0, limits) == [short[2]]
+    assert queue.pop_short(0.0, limits) == []
+    assert queue.pop_batch(0.0) == [long]
+
+
+def test_a_short_task_that_leaves_no_memory_to_a_long_one_waits():
+    queue = request_queue()
+    filled(queue, [queued(5)])
+    tight = BatchLimits(requests=4, tokens=64, memory=MemoryCost(available=4, per_token=1))
+    assert queue.pop_short(0.0, tight) == []
+    assert len(queue) == 1
+
+
+def test_tenants_take_turns_by_seconds_and_by_what_was_really_taken():
+    """Each is given as much time as the other, not as many tasks; what took longer than predicted counts as it was."""
+    queue = request_queue(batch_requests=1)
+    heavy = [queued(5, "heavy", seconds=4.0) for _ in range(3)]
+    light = [queued(5, "light", seconds=1.5) for _ in range(8)]
+    filled(queue, [*heavy, *light])
+    order = [queue.pop_batch(0.0)[0].tenant for _ in range(5)]
+    assert order == ["heavy", "light", "light", "light", "heavy"]
+    queue.charge([heavy[1]], 13.0)
+    assert [queue.pop_batch(0.0)[0].tenant for _ in range(5)] == ["light"] * 5
+
+
+def test_the_seconds_that_wait_are_bounded_for_all_and_for_each_tenant():
+    queue = request_queue(seconds=10.0, share=0.5)
+    queue.check_room("one", 1, 99.0, 0.5)  # an empty queue takes any
+    filled(queue, [queued(1, "one", seconds=4.0)])
+    with pytest.raises(ResourceExhaustedError) as refused:
+        queue.check_room("one", 1, 2.0, 0.5)
+    assert refused.value.reason == "TENANT_QUEUE_FULL"
+    queue.check_room("two", 1, 5.9, 0.5)
+    with pytest.raises(ResourceExhaustedError) as refused:
+        queue.check_room("two", 1, 6.1, 0.5)
+    assert refused.value.reason == "QUEUE_FULL"
+    assert "4.0 and 6.1 seconds" in refused.value.message
 
 
 def test_a_task_of_another_length_is_passed_over_until_it_is_too_old():
@@ -238,13 +297,13 @@ def test_room_is_refused_to_the_tenant_that_filled_its_share_only():
     queue = request_queue(requests=10, tokens=100, share=0.2)
     filled(queue, [queued(1, "one"), queued(1, "one")])
     for tenant in ("another", ANONYMOUS):
-        queue.check_room(tenant, 1, 0.5)
+        queue.check_room(tenant, 1, 0.0, 0.5)
     with pytest.raises(ResourceExhaustedError) as refused:
-        queue.check_room("one", 1, 0.5)
+        queue.check_room("one", 1, 0.0, 0.5)
     assert (refused.value.reason, refused.value.retry_after) == ("TENANT_QUEUE_FULL", 0.5)
     filled(queue, [queued(60, "another")])  # its only one may be as long as the queue allows
     with pytest.raises(ResourceExhaustedError):
-        queue.check_room("another", 1, 0.5)
+        queue.check_room("another", 1, 0.0, 0.5)
 
 
 def test_what_expired_is_dropped_when_a_batch_is_taken():

@@ -16,8 +16,10 @@ from neuron_attribution_server.batch_observer import BatchObserver
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.metrics import Metrics
 from neuron_attribution_server.scheduler import Scheduler
-from neuron_attribution_server.tasks import AttributeTask, MemoryCost, ProjectOutcome
+from neuron_attribution_server.tasks import AttributeTask, MemoryCost, ProjectOutcome, WorkPrices
 from neuron_attribution_server.tenants import current_tenant
+from neuron_attribution_server.work_prices import WorkPredictor
+from service.fakes import SIZES
 
 OUTCOME = ProjectOutcome(())
 
@@ -58,13 +60,14 @@ def calls_of(tenant):
         current_tenant.reset(token)
 
 
-def scheduling(scenario, worker_type=GatedWorker, **settings):
+def scheduling(scenario, worker_type=GatedWorker, prices=None, **settings):
     """Run `scenario(scheduler, worker, submit)`; `submit` starts a submission and lets it reach the queue."""
 
     async def run():
         worker = worker_type()
         config, memory = ServerConfig(model="fake", **settings), MemoryCost(available=100, per_token=1)
-        scheduler = Scheduler(worker, config, memory, BatchObserver(Metrics()))
+        predictor = WorkPredictor(WorkPrices(prices or {}), SIZES)
+        scheduler = Scheduler(worker, config, memory, predictor, BatchObserver(Metrics()))
         running = asyncio.create_task(scheduler.run())
 
         async def submit(tokens, deadline=None):
@@ -189,18 +192,8 @@ def test_one_tenant_may_fill_half_of_the_queue_and_anonymous_callers_all_of_it()
     scheduling(scenario, queued_requests=4, queued_tokens=40, maximum_tokens=30)
 
 
-def test_the_time_to_come_back_after_grows_with_the_queue_and_differs_between_callers():
-    class SlowWorker(GatedWorker):
-        async def run(self, tasks, listener):
-            await super().run(tasks, listener)
-            await asyncio.sleep(0.5)
-            self.gate.clear()
-            self.running.clear()
-            return [OUTCOME] * len(tasks)
-
+def test_the_time_to_come_back_after_grows_with_the_work_that_waits_and_differs_between_callers():
     async def scenario(scheduler, worker, submit):
-        worker.gate.set()
-        await (await submit(1))
         await submit(1)
         await worker.running.wait()
         for _ in range(8):
@@ -211,10 +204,10 @@ def test_the_time_to_come_back_after_grows_with_the_queue_and_differs_between_ca
                 scheduler.check_room()
             delays.add(refused.value.retry_after)
         assert len(delays) > 1
-        assert min(delays) >= 4 * 0.5 * 0.8  # four batches wait
+        assert min(delays) >= 8 * 0.5 * 0.8
         assert max(delays) < 30
 
-    scheduling(scenario, SlowWorker, queued_requests=8, batch_requests=2)
+    scheduling(scenario, prices={"TOKEN": 0.5}, queued_requests=8, batch_requests=2)
 
 
 def test_a_worker_with_room_for_two_runs_two_batches_at_the_same_time():

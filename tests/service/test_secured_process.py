@@ -1,20 +1,16 @@
 """A real server process with mutual TLS and tokens: who is let in, while files are replaced under it."""
 
 import datetime
-import hashlib
 
 import pytest
 from neuron_attribution import Client, UnauthenticatedError, UnavailableError
 from service.certificates import Authority
 from service.servers import PATIENCE, eventually, listening_address, server_process
+from service.token_lines import line
 
 pytestmark = pytest.mark.usefixtures("hasty")
 ALICE, BOB = "alices-token", "bobs-token"
 EXPIRED = -datetime.timedelta(hours=1)
-
-
-def line(tenant, token):
-    return f"{tenant} {hashlib.sha256(token.encode()).hexdigest()}\n"
 
 
 class Secured:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from neuron_attribution_server.thread_worker import ThreadWorker
 from neuron_attribution_server.worker import run_batch
 from service.fakes import DIE, FakeEngine
 from service.faulty_engines import HANG, HUGE, SmallEngine
+from service.scraping import Scrape, free_address
 from service.servers import (
     PATIENCE,
     failure,
@@ -174,6 +176,93 @@ def test_a_poisonous_request_fails_alone():
         assert from_rpc_error(poisoned, address).reason == "WORKER_DIED"
         pushback = dict(poisoned.trailing_metadata())["grpc-retry-pushback-ms"]
         assert pushback == "-1", "a client that sends it again would kill the next worker"
+
+
+@contextmanager
+def turnstile_server(**settings):
+    """A ready server process whose batches a turnstile lets in, its address, and a stub that tries nothing again."""
+    settings = {"module": "faulty_engines", "cache_bytes": 0, "restarts": 10, **settings}
+    with server_process("make_turnstile_engine", **settings) as process:
+        address = listening_address(process)
+        assert process.stdout.readline().startswith("ready: ")
+        with grpc.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel:
+            yield process, services.NeuronAttributionServiceStub(channel)
+
+
+def begun(stub, *callers):
+    return [stub.Attribute.future(own_prompt(caller), timeout=PATIENCE) for caller in callers]
+
+
+def test_a_worker_that_dies_under_many_and_once_under_one_costs_nobody_an_answer(turnstile):
+    """Whoever was in a batch of several has done nothing yet: what kills workers does it alone, and twice."""
+    metrics = free_address()
+    with turnstile_server(metrics_listen=metrics) as (process, stub):
+        calls = begun(stub, 0)
+        eventually(lambda: turnstile.batches == [1])
+        calls += begun(stub, 1, 2, 3, 4)
+        eventually(lambda: Scrape(metrics).value("queue_requests") == 4)
+        turnstile.allow(1)
+        eventually(lambda: turnstile.batches == [1, 4])
+        strike(process)
+        eventually(lambda: turnstile.batches == [1, 4, 1])
+        strike(process)
+        eventually(lambda: turnstile.batches == [1, 4, 1, 1])
+        turnstile.allow(len(calls) * 3)
+        assert all_right([call.result() for call in calls])
+
+
+def test_a_worker_that_never_got_the_request_does_not_speak_against_it(turnstile):
+    with turnstile_server() as (process, stub):
+        strike(process, signal.SIGSTOP)
+        [call] = begun(stub, 0)
+        time.sleep(0.5)  # it is written, and nobody reads it
+        strike(process)
+        eventually(lambda: turnstile.batches == [1])
+        strike(process)
+        eventually(lambda: turnstile.batches == [1, 1])
+        turnstile.allow(2)
+        assert is_right(call.result(), 0)
+
+
+def test_what_kills_twice_alone_is_refused(turnstile):
+    with turnstile_server() as (process, stub):
+        [call] = begun(stub, 0)
+        for deaths in (1, 2):
+            eventually(lambda: turnstile.batches == [1] * deaths)  # noqa: B023 - called at once
+            strike(process)
+        error = from_rpc_error(call.exception(), "the server")
+        assert error.reason == "WORKER_DIED"
+        assert "died twice while it ran this request alone" in error.message
+
+
+def allow_descriptors(process, *limits):
+    """Set the limits of a process's descriptors. What is open stays."""
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_worker_that_cannot_be_spawned_comes_later(tmp_path):
+    log = tmp_path / "log"
+    with log.open("w") as errors, slow_server(errors=errors, log_format="text") as (process, address):
+        before = open_files(process)
+        limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        allow_descriptors(process, 3, limits[1])
+        strike(process)
+        eventually(lambda: "its process cannot be started: [Errno 24] Too many open files" in log.read_text())
+        allow_descriptors(process, *limits)
+        assert all_right(answers_around(address, lambda: None))
+        eventually(lambda: open_files(process) <= before)
+        assert "worker-0 (no process) could not be restarted: its process cannot be started" in log.read_text()
+
+
+def test_a_worker_that_can_never_be_spawned_ends_the_server_when_its_restarts_are_used():
+    with slow_server(restarts=2, log_format="text") as (process, _):
+        allow_descriptors(process, 3, 3)
+        strike(process)
+        _, log = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert log.count("cannot be started: [Errno 24] Too many open files; deaths") == 2
+    assert "deaths within 600 seconds: 3, allowed: 2; more than are allowed: giving up" in log
+    assert "Traceback" not in log
 
 
 def test_a_stopped_worker_is_noticed_and_replaced():

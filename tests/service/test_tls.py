@@ -4,8 +4,6 @@ import asyncio
 import datetime
 import logging
 import os
-import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -18,7 +16,7 @@ from neuron_attribution import AsyncClient, Client, UnavailableError
 from neuron_attribution_server.app import Application
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.thread_worker import ThreadWorker
-from service.certificates import Authority, encrypted_key, serial_number
+from service.certificates import Authority, encrypted_key, serial_number, served_serial_number
 from service.fakes import FakeEngine
 from service.servers import PATIENCE, RunningServer, eventually, failure, running_server
 
@@ -214,19 +212,6 @@ def test_the_health_port_follows_the_model(authority, tmp_path):
         assert port.health() == SERVING
 
 
-def served_serial_number(address):
-    """What a new connection gets."""
-    host, _, port = address.rpartition(":")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    with (
-        socket.create_connection((host, int(port)), timeout=PATIENCE) as plain,
-        context.wrap_socket(plain, server_hostname=host) as secure,
-    ):
-        return serial_number(ssl.DER_cert_to_PEM_cert(secure.getpeercert(binary_form=True)).encode())
-
-
 def test_certificates_are_replaced_without_a_failing_call(authority):
     """Calls go on over an open channel; each replacement is served to new connections."""
     pair = authority.issue("replaced")
@@ -313,8 +298,11 @@ def test_a_start_with_unusable_files_is_refused_in_one_line(authority, alice, fo
     encrypted = folder / "encrypted.pem"
     subject = authority.issue("encrypted-subject")
     encrypted.write_bytes(encrypted_key(subject))
+    fifo = folder / "fifo.pem"
+    os.mkfifo(fifo)
     cases = [
         ({"tls_certificate": folder / "none.pem", "tls_key": alice.key}, "tls_certificate: cannot read"),
+        ({"tls_certificate": alice.certificate, "tls_key": fifo}, f"tls_key: cannot read {fifo}: it is a FIFO"),
         (
             {"tls_certificate": authority.certificate, "tls_key": alice.key},
             f"the tls_key {alice.key} does not belong to the tls_certificate {authority.certificate}",

@@ -1,9 +1,9 @@
 """Bearer tokens: the file that names them, who gets in with one, and what the others are told."""
 
 import asyncio
-import hashlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from neuron_attribution import AsyncClient, Client, UnauthenticatedError
 from neuron_attribution.status import DETAILS_KEY
 from neuron_attribution_server.app import Application
+from neuron_attribution_server.authentication import token_file
 from neuron_attribution_server.config import ConfigurationError, ServerConfig
 from neuron_attribution_server.servicer import AttributionServicer
 from neuron_attribution_server.tenants import ANONYMOUS, current_tenant
@@ -24,17 +25,10 @@ from neuron_attribution_server.thread_worker import ThreadWorker
 from neuron_attribution_server.tokens import TokenLineError, parse_tokens
 from service.fakes import FakeEngine
 from service.servers import PATIENCE, eventually, failure, running_server
+from service.token_lines import digest, line
 
 ALICE, BOB = "alices-token", "bobs-token"
 SERVING = health_pb2.HealthCheckResponse.SERVING
-
-
-def digest(token):
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def line(tenant, token):
-    return f"{tenant} {digest(token)}\n"
 
 
 def bearer(token, scheme="Bearer"):
@@ -75,6 +69,16 @@ def test_a_bad_line_is_named_by_its_number_only(bad):
     assert bad not in str(refused.value), "it may be a token"
 
 
+def test_marks_and_line_ends_of_other_systems_do_not_matter(tmp_path):
+    """A byte-order mark comes with every file that Windows' editors write, and stays in it when files are joined."""
+    path = tmp_path / "tokens"
+    path.write_bytes(b"\xef\xbb\xbf" + line("alice", ALICE).replace("\n", "\r\n").encode() + b"\r\n")
+    with path.open("ab") as file:
+        file.write(b"\xef\xbb\xbf" + line("bob", BOB).encode())
+    table = token_file(str(path)).value
+    assert [table.tenant_of(token) for token in (ALICE, BOB)] == ["alice", "bob"]
+
+
 def test_one_token_of_two_tenants_is_refused():
     with pytest.raises(TokenLineError, match="line 2: this token stands in an earlier line"):
         parse_tokens(line("alice", ALICE) + line("bob", ALICE))
@@ -82,12 +86,61 @@ def test_one_token_of_two_tenants_is_refused():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), (b"\xff\xfe", "not a text file"), (b"secret-token\n", "line 1 is not TENANT SHA256HEX")],
+    [
+        (b"\xff", "is not a text file in UTF-8"),
+        (line("alice", ALICE).encode("utf-16"), "is UTF-16 or has NUL bytes: save it as UTF-8"),
+        (line("alice", ALICE).encode("utf-16-be"), "is UTF-16 or has NUL bytes"),
+        (line("alice", ALICE).encode() + b"\0", "is UTF-16 or has NUL bytes"),
+        (b"#" * (2**20 + 1), "is larger than 1,048,576 bytes"),
+        (b"secret-token\n", "line 1 is not TENANT SHA256HEX"),
+    ],
 )
 def test_a_file_that_cannot_be_used_stops_the_start(tmp_path, content, message):
     path = tmp_path / "tokens"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
+    refuses_to_start(path, message)
+
+
+def make_nothing(path):
+    """Leave it missing."""
+
+
+def make_dangling(path):
+    path.symlink_to(path.with_name("nowhere"))
+
+
+def make_looping(path):
+    path.symlink_to(path)
+
+
+def make_device(path):
+    path.symlink_to("/dev/zero")
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (make_nothing, "No such file"),
+        (make_dangling, "No such file"),
+        (make_looping, "Too many levels of symbolic links"),
+        (os.mkdir, "it is a folder"),
+        (os.mkfifo, "it is a FIFO"),
+        (make_socket, "it is a socket"),
+        (make_device, "it is a device"),
+    ],
+)
+def test_what_is_no_regular_file_stops_the_start(tmp_path, make, message):
+    """Nobody opens it: some would never let go of who does."""
+    make(tmp_path / "tokens")
+    refuses_to_start(tmp_path / "tokens", message)
+
+
+def refuses_to_start(path, message):
     with pytest.raises(ConfigurationError) as refused:
         Application(ServerConfig(model="fake", token_file=str(path)), ThreadWorker(FakeEngine()))
     assert f"token_file: {path}" in str(refused.value).replace("cannot read ", "")

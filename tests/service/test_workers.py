@@ -1,6 +1,11 @@
 """Both workers behind the same interface, and what the process worker does when things go wrong."""
 
 import asyncio
+import errno
+import gc
+import multiprocessing.connection
+import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
 import signal
 import time
@@ -165,15 +170,51 @@ def test_a_process_that_does_not_listen_is_killed(monkeypatch):
     working(ProcessWorker(make_engine), scenario)
 
 
-def test_a_start_that_is_cancelled_leaves_no_process():
+def descriptors():
+    """How many are open and belong to something."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_start_that_is_cancelled_leaves_nothing(turns):
+    """Whether its pipe is not yet connected, or the process is there already."""
+
     async def run():
         worker = ProcessWorker(make_engine)
         starting = asyncio.create_task(worker.start())
-        await asyncio.sleep(0)  # one turn: the process is spawned, and its pipe is not yet connected
-        assert psutil.pid_exists(worker.pid)
+        for _ in range(turns):
+            await asyncio.sleep(0)
         starting.cancel()
         await asyncio.wait((starting,))
         await worker.stop()
-        assert not psutil.pid_exists(worker.pid)
+        assert worker.pid is None or not psutil.pid_exists(worker.pid)
 
+    multiprocessing.resource_tracker.ensure_running()  # the first process brings it along, and it stays
+    before = descriptors()
     asyncio.run(asyncio.wait_for(run(), 30))
+    assert descriptors() <= before
+
+
+@pytest.mark.parametrize(
+    "failing",
+    ["socket.socketpair", "multiprocessing.connection.Pipe", "os.pipe", "multiprocessing.util.spawnv_passfds"],
+)
+def test_a_process_that_cannot_be_spawned_leaves_nothing(monkeypatch, failing):
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def run():
+        worker = ProcessWorker(make_engine)
+        with monkeypatch.context() as patch:
+            patch.setattr(failing, fail)
+            with pytest.raises(ModelLoadError, match=r"its process cannot be started: .*Too many open files"):
+                await worker.start()
+        assert not worker.is_live
+        await worker.stop()
+
+    multiprocessing.resource_tracker.ensure_running()
+    before, children = descriptors(), psutil.Process().children()
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert descriptors() <= before
+    assert psutil.Process().children() == children

@@ -119,9 +119,9 @@ class Soak:
     def _attribute(self, client: Client, generator: random.Random) -> None:
         index = generator.randrange(len(self._cases))
         prompt, options = self._cases[index]
-        difference = _difference(self._expected[index], client.attribute(prompt, **options))
-        if not difference <= TOLERANCE:
-            self.wrong.append(f"{prompt!r} with {options}: off by {difference:.1e}")
+        apart = difference(self._expected[index], client.attribute(prompt, **options))
+        if not apart <= TOLERANCE:
+            self.wrong.append(f"{prompt!r} with {options}: off by {apart:.1e}")
 
     def _project(self, client: Client, generator: random.Random) -> None:
         layer, index = generator.randrange(30), generator.randrange(1536)
@@ -174,7 +174,7 @@ def _sample(samples: dict[int, list[Sample]], start: float) -> None:
         taken.append(Sample(now, resident_bytes(pid), anonymous_bytes(pid), open_files(pid)))
 
 
-def _difference(alone: AttributeResult, now: AttributeResult) -> float:
+def difference(alone: AttributeResult, now: AttributeResult) -> float:
     """The largest difference of any score; infinite where tokens, neurons or their number differ."""
     if alone.tokens != now.tokens or len(alone.explanations) != len(now.explanations):
         return float("inf")

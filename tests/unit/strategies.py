@@ -35,7 +35,10 @@ SCALARS = {
 FIELDS = {
     "head_scores": st.none() | arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=4)),
     **dict.fromkeys(("factor", "value"), st.floats(-3e38, 3e38)),
-    **dict.fromkeys(("queue", "tokenization", "forward", "scoring", "maximum_wait", "maximum_age", "transfer_timeout"), SECONDS),
+    **dict.fromkeys(
+        ("queue", "tokenization", "forward", "scoring", "predicted", "maximum_wait", "maximum_age"), SECONDS
+    ),
+    **dict.fromkeys(("request_seconds", "queued_seconds", "batch_seconds"), SECONDS),
 }
 
 

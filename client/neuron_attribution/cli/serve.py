@@ -17,6 +17,7 @@ SERVER_MODULES = (
     "safetensors",
     "grpc_health",
     "grpc_reflection",
+    "aiohttp",
     "prometheus_client",
     "cryptography",
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.convert.layers import (
@@ -15,6 +14,7 @@ from neuron_attribution.convert.layers import (
     write_head_score,
 )
 from neuron_attribution.convert.rankings import (
+    Walk,
     neuron_score_from_proto,
     query_layers_from_proto,
     ranking_from_proto,
@@ -37,16 +37,15 @@ Bytes = bytes | memoryview
 _RESPONSE_FIELD = messages.AttributeStreamResponse.DESCRIPTOR.fields_by_name["response"].number
 _EXPLANATIONS_FIELD = messages.AttributeResponse.DESCRIPTOR.fields_by_name["explanations"].number
 _EMBEDDED = 2
-_PARTS: dict[str, Callable[[Any, Any], None]] = {
-    "ffn_value_neurons": write_ranking,
-    "ffn_value_neurons_decreasing": write_ranking,
-    "attention_value_neurons": write_ranking,
-    "attention_value_neurons_decreasing": write_ranking,
-    "ffn_query_layers": write_query_layers,
-    "attention_query_layers": write_query_layers,
-    "query_ffn_neurons": write_ranking,
-    "query_ffn_neurons_decreasing": write_ranking,
-}
+_RANKINGS = (
+    "ffn_value_neurons",
+    "ffn_value_neurons_decreasing",
+    "attention_value_neurons",
+    "attention_value_neurons_decreasing",
+    "query_ffn_neurons",
+    "query_ffn_neurons_decreasing",
+)
+_QUERY_LAYERS = ("ffn_query_layers", "attention_query_layers")
 
 
 def attribute_result_to_proto(result: AttributeResult) -> messages.AttributeResponse:
@@ -57,11 +56,13 @@ def attribute_result_to_proto(result: AttributeResult) -> messages.AttributeResp
     return message
 
 
-def explanations_to_proto(model: ModelIdentity, explanations: Sequence[Explanation]) -> messages.AttributeResponse:
-    """Write an attribution without tokens and times."""
+def explanations_to_proto(
+    model: ModelIdentity, explanations: Sequence[Explanation], walk: Walk = iter
+) -> messages.AttributeResponse:
+    """Write an attribution without tokens and times; `walk` goes through the neurons of its rankings."""
     message = messages.AttributeResponse(model=model_identity_to_proto(model))
     for explanation in explanations:
-        _write_explanation(explanation, message.explanations.add())
+        _write_explanation(explanation, message.explanations.add(), walk)
     return message
 
 
@@ -133,7 +134,7 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
     return number | data[place] << shift, place + 1
 
 
-def _write_explanation(explanation: Explanation, message: messages.Explanation) -> None:
+def _write_explanation(explanation: Explanation, message: messages.Explanation, walk: Walk) -> None:
     message.position = explanation.position
     message.target.CopyFrom(prediction_to_proto(explanation.target))
     if explanation.contrast is not None:
@@ -147,10 +148,14 @@ def _write_explanation(explanation: Explanation, message: messages.Explanation) 
         write_head_score(head, message.heads.add())
     for head in explanation.heads_decreasing:
         write_head_score(head, message.heads_decreasing.add())
-    for name, write in _PARTS.items():
-        part = getattr(explanation, name)
-        if part is not None:
-            write(part, getattr(message, name))
+    for name in _RANKINGS:
+        ranking = getattr(explanation, name)
+        if ranking is not None:
+            write_ranking(ranking, getattr(message, name), walk)
+    for name in _QUERY_LAYERS:
+        layers = getattr(explanation, name)
+        if layers is not None:
+            write_query_layers(layers, getattr(message, name))
     for neuron in explanation.neurons:
         write_neuron_score(neuron, message.neurons.add())
 
@@ -188,6 +193,7 @@ def timings_to_proto(timings: Timings) -> messages.Timings:
         batch_requests=timings.batch_requests,
         batch_tokens=timings.batch_tokens,
         cached=timings.cached,
+        predicted=duration(timings.predicted),
     )
 
 
@@ -201,4 +207,5 @@ def timings_from_proto(message: messages.Timings) -> Timings:
         batch_requests=message.batch_requests,
         batch_tokens=message.batch_tokens,
         cached=message.cached,
+        predicted=seconds(message.predicted),
     )

@@ -11,7 +11,14 @@ from neuron_attribution.convert.values import duration, seconds
 from neuron_attribution.results import Exactness, Invariant, Limits, ModelInfo, ModelSizes, TokenizerFacts
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
-_LIMITS_IN_SECONDS = ("maximum_wait", "maximum_age", "transfer_timeout")
+_LIMITS_IN_SECONDS = (
+    "maximum_wait",
+    "maximum_age",
+    "transfer_timeout",
+    "request_seconds",
+    "queued_seconds",
+    "batch_seconds",
+)
 
 
 def model_info_to_proto(info: ModelInfo) -> messages.GetModelResponse:

@@ -5,6 +5,8 @@ They are written in place: a message that becomes part of another is copied, and
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from neuron_attribution.convert.enums import COMPONENT_KINDS, PROMOTED_SIDES
 from neuron_attribution.convert.neurons import neuron_from_proto
 from neuron_attribution.convert.projections import projection_from_proto, projection_to_proto
@@ -24,9 +26,13 @@ _KINDS = {kind.value: COMPONENT_KINDS.encode(kind) for kind in ComponentKind}
 """By the members' values, which are hashed faster than the members."""
 
 
-def write_ranking(ranking: NeuronRanking, message: messages.NeuronRanking) -> None:
+Walk = Callable[[Iterable[NeuronScore]], Iterable[NeuronScore]]
+"""Goes through neurons one by one, and may do something between them."""
+
+
+def write_ranking(ranking: NeuronRanking, message: messages.NeuronRanking, walk: Walk = iter) -> None:
     """Write a ranking into its message."""
-    for neuron in ranking.neurons:
+    for neuron in walk(ranking.neurons):
         write_neuron_score(neuron, message.neurons.add())
     coverage = ranking.coverage
     message.coverage.neurons = coverage.neurons

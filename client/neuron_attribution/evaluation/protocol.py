@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from neuron_attribution.answers import explanation_of, given
 from neuron_attribution.client import Client
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError
 from neuron_attribution.evaluation.facts import Fact
@@ -18,7 +19,7 @@ from neuron_attribution.evaluation.random_neurons import RandomNeurons
 from neuron_attribution.evaluation.rows import Measured, Row
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
 from neuron_attribution.requests import Intervention, Part, ScoringMethod
-from neuron_attribution.results import Explanation, InterveneResult, ModelSizes, TokenPrediction
+from neuron_attribution.results import Explanation, InterveneResult, ModelSizes, NeuronRanking, TokenPrediction
 
 HIGHEST_RANK = 10
 METHOD_NEURONS = 10
@@ -62,15 +63,15 @@ class Protocol:
         queries = self._explained(fact, target, [Part.QUERY_FFN_NEURONS], QUERIES)
         ranked = self._ranked(fact, target, values, queries)
         taken, result = self._taken_away(fact, target, ranked)
-        assert values.layers is not None
+        layers = given(values.layers, "layers")
         without = dict(zip(taken, (_measured(each.after.target) for each in result.results), strict=True))
         return Row(
             **_named(fact),
             status="eligible",
             original=_measured(result.before.target),
             without=without,
-            attention_sum=float(values.layers.attention.sum()),
-            ffn_sum=float(values.layers.ffn.sum()),
+            attention_sum=float(layers.attention.sum()),
+            ffn_sum=float(layers.ffn.sum()),
             layers=_layers(taken),
         )
 
@@ -99,7 +100,7 @@ class Protocol:
         top_k: int = METHOD_NEURONS,
         method: ScoringMethod = ScoringMethod.LOG_PROBABILITY_INCREASE,
     ) -> Explanation:
-        return self.client.attribute(
+        answer = self.client.attribute(
             fact.prompt,
             target=target,
             parts=parts,
@@ -107,17 +108,15 @@ class Protocol:
             scoring_method=method,
             projection_top_k=0,
             query_sources=QUERY_SOURCES,
-        ).explanations[0]
+        )
+        return explanation_of(answer)
 
     def _ranked(self, fact: Fact, target: int, values: Explanation, queries: Explanation) -> Taken:
         """The neurons that the rankings name."""
         found = {letter: self._best(fact, target, values, method) for letter, method in METHODS.items()}
-        assert values.attention_value_neurons is not None
-        assert values.ffn_value_neurons is not None
-        assert queries.query_ffn_neurons is not None
-        attention = _distinct((each.neuron for each in values.attention_value_neurons.neurons), ATTENTION_VALUES)
-        ffn = _distinct((each.neuron for each in values.ffn_value_neurons.neurons), FFN_VALUES)
-        query = _distinct((each.neuron for each in queries.query_ffn_neurons.neurons), QUERIES)
+        attention = _best_of(values, "attention_value_neurons", ATTENTION_VALUES)
+        ffn = _best_of(values, "ffn_value_neurons", FFN_VALUES)
+        query = _best_of(queries, "query_ffn_neurons", QUERIES)
         return {**found, VALUES: attention + ffn, QUERY: query}
 
     def _taken_away(self, fact: Fact, target: int, ranked: Taken) -> tuple[Taken, InterveneResult]:
@@ -151,8 +150,7 @@ class Protocol:
     def _best(self, fact: Fact, target: int, values: Explanation, method: ScoringMethod) -> tuple[Neuron, ...]:
         if method is not ScoringMethod.LOG_PROBABILITY_INCREASE:
             values = self._explained(fact, target, [Part.FFN_VALUE_NEURONS], METHOD_NEURONS, method)
-        assert values.ffn_value_neurons is not None
-        return _distinct((each.neuron for each in values.ffn_value_neurons.neurons), METHOD_NEURONS)
+        return _best_of(values, "ffn_value_neurons", METHOD_NEURONS)
 
 
 def _refused(error: InvalidArgumentError, sets: Sequence[Sequence[Neuron]]) -> FfnNeuron | None:
@@ -177,9 +175,10 @@ def _measured(prediction: TokenPrediction) -> Measured:
     return Measured(prediction.probability, prediction.log_probability, prediction.rank)
 
 
-def _distinct(neurons: Iterable[Neuron], count: int) -> tuple[Neuron, ...]:
-    """The first neurons, each once: an attention neuron is ranked at each source position."""
-    return tuple(dict.fromkeys(neurons))[:count]
+def _best_of(explanation: Explanation, name: str, count: int) -> tuple[Neuron, ...]:
+    """The first neurons of a ranking, each once: an attention neuron is ranked at each source position."""
+    ranking: NeuronRanking = given(getattr(explanation, name), name)
+    return tuple(dict.fromkeys(each.neuron for each in ranking.neurons))[:count]
 
 
 def _layers(taken: Mapping[str, Sequence[Neuron]]) -> dict[str, dict[int, int]]:

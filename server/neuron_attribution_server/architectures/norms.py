@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from neuron_attribution.errors import FailedPreconditionError
 from torch import Tensor, nn
 
 from neuron_attribution_server.architectures.parameters import parameter
@@ -76,7 +77,11 @@ def norm_view(module: nn.Module, spec: ArchitectureSpec) -> NormView:
     """Read a norm module's weight, bias and epsilon, by whichever of its usual names each goes."""
     epsilon = next((getattr(module, name) for name in ("eps", "variance_epsilon") if hasattr(module, name)), None)
     epsilon = spec.norm_epsilon if epsilon is None else epsilon
-    assert epsilon is not None
+    if epsilon is None:
+        raise FailedPreconditionError(
+            f"model refused: the {spec.family} architecture has a norm where this model has {type(module).__name__}",
+            reason="UNSUPPORTED_ARCHITECTURE",
+        )
     weight = parameter(module, "weight")
     return NormView(
         torch.ones(()) if weight is None else weight.float() + spec.norm_offset,

@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from neuron_attribution_server.attribution.checkpoints import checked
 from neuron_attribution_server.attribution.unembedding import Unembedding
 
 CAPPED_AT_ONCE = 64
@@ -49,7 +50,9 @@ class CappedObjective:
         if include_constant and unembedding.constant is not None:
             self._logits += unembedding.constant
         every = torch.arange(len(self._logits), device=scale.device)
-        self._flat_values = torch.cat([self._value(self._logits[part], part) for part in every.split(CAPPED_AT_ONCE)])
+        self._flat_values = torch.cat(
+            [self._value(self._logits[part], part) for part in checked(every.split(CAPPED_AT_ONCE))]
+        )
         self.values = self._flat_values.view(len(targets), self._states)
 
     @property
@@ -67,19 +70,19 @@ class CappedObjective:
     def slopes(self) -> Tensor:
         """The gradient of f at each base with respect to the residual stream, [E, S, d]."""
         weight = self._unembedding.weight
-        flat = torch.stack([self._slope(base) @ weight for base in range(len(self._logits))])
+        flat = torch.stack([self._slope(base) @ weight for base in checked(range(len(self._logits)))])
         gradients = flat.view(len(self._targets), self._states, -1)
         return self._unembedding.fold_gradient(gradients) / self._scale[:, None, None]
 
     def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
         """f(base + v) - f(base), [C], of folded, scaled vectors [C, d] and flat base indices [C]."""
-        parts = zip(vectors.split(CAPPED_AT_ONCE), bases.split(CAPPED_AT_ONCE), strict=True)
+        parts = checked(zip(vectors.split(CAPPED_AT_ONCE), bases.split(CAPPED_AT_ONCE), strict=True))
         values = [self._value(self._logits[at].addmm_(some, self._unembedding.weight.T), at) for some, at in parts]
         return torch.cat(values) - self._flat_values[bases]
 
     def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
         """The same for multiples of each vector at one base, [C, P]: folded vectors [C, d], factors [C, P]."""
-        parts = zip(vectors.split(CAPPED_AT_ONCE), factors.split(CAPPED_AT_ONCE), strict=True)
+        parts = checked(zip(vectors.split(CAPPED_AT_ONCE), factors.split(CAPPED_AT_ONCE), strict=True))
         return torch.cat([self._multiples(some, by, base) for some, by in parts]) - self._flat_values[base]
 
     def _multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:

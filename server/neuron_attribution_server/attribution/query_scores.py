@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuron_attribution_server.attribution.checkpoints import checked
 from neuron_attribution_server.attribution.subvalues import Subvalues, stack_layers
 
 SMALLEST_SHARE = 1e-4
@@ -69,7 +70,7 @@ def query_ffn_scores(
     [K, d]. Layers with no source above score zero, and so do the gaps of layers narrower than the widest.
     """
     scores = []
-    for layer, mine in enumerate(coefficients):
+    for layer, mine in enumerate(checked(coefficients)):
         written = subvalues[layer]
         above = at.layers > layer
         read = torch.zeros(len(at.rows), keys.shape[1], dtype=keys.dtype, device=keys.device)

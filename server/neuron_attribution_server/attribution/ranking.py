@@ -101,5 +101,11 @@ def best(ids: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def all_scored(scores: Tensor, k: int) -> Ranked:
     """The ranking of scores [n] that are all known."""
-    top = scores.sort(descending=True, stable=True)
-    return Ranked(top.indices[:k], top.values[:k], len(scores))
+    k = min(k, len(scores))
+    if not k:
+        return Ranked(scores.new_empty(0, dtype=torch.long), scores[:0], len(scores))
+    least = scores.topk(k).values[-1]
+    above, equal = (scores > least).nonzero().squeeze(1), (scores == least).nonzero().squeeze(1)
+    chosen = torch.cat([above, equal[: k - len(above)]])
+    ids, best_scores = best(chosen, scores[chosen], k)
+    return Ranked(ids, best_scores, len(scores))

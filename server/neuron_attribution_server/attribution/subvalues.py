@@ -14,6 +14,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from neuron_attribution_server.attribution.checkpoints import checked
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrozenWrite:
@@ -101,7 +103,7 @@ class Subvalues:
 
 def each_chunk(subvalues: Subvalues, function: Callable[[Tensor], Tensor]) -> Tensor:
     """What a function of rows [n_i, d] gives for every row, [..., n]."""
-    return join([function(chunk) for chunk in subvalues.chunks()], -1)
+    return join([function(chunk) for chunk in checked(subvalues.chunks())], -1)
 
 
 def stack_layers(layers: Sequence[Tensor], dim: int = 0) -> Tensor:

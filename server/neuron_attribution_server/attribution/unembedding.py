@@ -13,8 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuron_attribution_server.attribution.checkpoints import checked, checkpoint
+
 VOCABULARY_BLOCK = 2048
 """Tokens per block: a block's logits of a few hundred vectors stay in the processor's cache."""
+
+LOGITS_AT_ONCE = 1024
+"""Vectors whose logits are computed between two checkpoints, where all of them are kept."""
 
 SMALLEST_SUM, LARGEST_SUM = 1e-30, 1e30
 
@@ -54,8 +59,16 @@ class Unembedding:
         return self.centre(self.gamma * gradients)
 
     def logits(self, folded: Tensor) -> Tensor:
-        """Logits [..., V] of folded, scaled vectors [..., d], without the constant."""
-        return folded @ self.weight.T
+        """Logits [..., V] of folded, scaled vectors [..., d], without the constant; a thousand at a time."""
+        flat = folded.flatten(0, -2)
+        if len(flat) <= LOGITS_AT_ONCE:
+            return folded @ self.weight.T
+        logits = flat.new_empty(len(flat), len(self.weight))
+        for start in range(0, len(flat), LOGITS_AT_ONCE):
+            checkpoint()
+            some = slice(start, start + LOGITS_AT_ONCE)
+            torch.mm(flat[some], self.weight.T, out=logits[some])
+        return logits.view(*folded.shape[:-1], -1)
 
     def capped(self, logits: Tensor) -> Tensor:
         """Logits after the soft-cap, where there is one."""
@@ -69,9 +82,10 @@ class Unembedding:
         return self.capped(logits)
 
     def blocks(self) -> Iterator[slice]:
-        """The vocabulary in blocks."""
+        """The vocabulary in blocks, with a checkpoint before each."""
         size = len(self.weight)
         for start in range(0, size, VOCABULARY_BLOCK):
+            checkpoint()
             yield slice(start, min(start + VOCABULARY_BLOCK, size))
 
 
@@ -80,7 +94,9 @@ def normalised(logits: Tensor) -> Tensor:
 
     Not torch.log_softmax: its sum over 49,152 tokens on a CPU was off by 1.3e-5, this one by 1e-6.
     """
-    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+    for some in checked(logits.view(-1, logits.shape[-1]).split(LOGITS_AT_ONCE)):
+        some.sub_(some.logsumexp(-1, keepdim=True))
+    return logits
 
 
 def is_safe_sum(sums: Tensor) -> Tensor:

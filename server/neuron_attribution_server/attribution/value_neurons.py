@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuron_attribution_server.attribution.checkpoints import checked
 from neuron_attribution_server.attribution.ranking import Ranked, all_scored
 from neuron_attribution_server.attribution.states import RowStates
 from neuron_attribution_server.attribution.subvalues import Subvalues
@@ -99,7 +100,7 @@ class ValueNeurons(ABC):
         """One end of the ranking of scores that are all known, [layers, units, positions] of some layers at a time."""
         found = [
             all_scored(self._without_gaps(sign * scores(layers), layers).flatten(), min(k, self.total))
-            for layers in self._groups()
+            for layers in checked(self._groups())
         ]
         starts = [layers.start * self.units * self.positions for layers in self._groups()]
         ids = torch.cat([each.ids + start for each, start in zip(found, starts, strict=True)])
@@ -111,7 +112,7 @@ class ValueNeurons(ABC):
 
         In descending order; what a layer has no unit for is below all others.
         """
-        found = [self._top(layers, count, values(layers)) for layers in self._groups()]
+        found = [self._top(layers, count, values(layers)) for layers in checked(self._groups())]
         ids, highest = (torch.cat(parts) for parts in zip(*found, strict=True))
         best = highest.topk(min(count, len(highest)))
         return ids[best.indices], best.values

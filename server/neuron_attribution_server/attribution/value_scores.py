@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from neuron_attribution_server.attribution.bounds import Slack
+from neuron_attribution_server.attribution.checkpoints import checked
 from neuron_attribution_server.attribution.objectives import Objective
 from neuron_attribution_server.attribution.states import RowStates, SubvalueNorms, Weights
 from neuron_attribution_server.attribution.subvalues import Subvalues, stack_layers
@@ -49,7 +50,7 @@ def head_scores(objective: Objective, weights: Weights, states: RowStates, scale
     vectors = torch.stack(
         [
             torch.einsum("ehk,hkd->ehd", states.head_outputs[:, layer], subvalues.all().unflatten(0, (heads, -1)))
-            for layer, subvalues in enumerate(weights.attention_subvalues)
+            for layer, subvalues in enumerate(checked(weights.attention_subvalues))
         ],
         1,
     )
@@ -80,7 +81,7 @@ def position_vectors(weights: Weights, states: RowStates, row: int, layers: Tens
 
 def subvalue_products(slopes: Tensor, subvalues: Sequence[Subvalues]) -> Tensor:
     """<slope, subvalue> of every neuron, [E, L, n], for slopes [E, L, d]: one matrix product per layer for all rows."""
-    return stack_layers([rows.products(slopes[:, layer]) for layer, rows in enumerate(subvalues)], 1)
+    return stack_layers([rows.products(slopes[:, layer]) for layer, rows in enumerate(checked(subvalues))], 1)
 
 
 def unit_slack(slack: Slack, norms: SubvalueNorms, bases: slice) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from neuron_attribution_server.architectures.model_view import ModelView
 from neuron_attribution_server.attribution.capped_objectives import CappedObjective
+from neuron_attribution_server.attribution.checkpoints import checkpoint
 from neuron_attribution_server.attribution.methods import FROM_INCREASE
 from neuron_attribution_server.attribution.objectives import LogProbability, LogProbabilityDifference, Objective
 from neuron_attribution_server.attribution.search_seconds import SearchSeconds
@@ -129,6 +130,7 @@ class _Group:
 
     def draft(self, index: int) -> dict[str, Any]:
         """One row's explanation as keyword arguments, without projections of neurons."""
+        checkpoint()
         row = self._rows[index]
         parts = row.options.parts
         draft: dict[str, Any] = {"position": row.position} | self._predictions[index]

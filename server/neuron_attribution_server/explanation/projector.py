@@ -12,6 +12,7 @@ from neuron_attribution.results import ProjectedToken, Projection, Token
 from torch import Tensor
 
 from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.attribution.checkpoints import checked
 from neuron_attribution_server.attribution.projection import extremes, through_head
 from neuron_attribution_server.attribution.unembedding import Unembedding
 from neuron_attribution_server.explanation.keys import attention_keys, ffn_keys
@@ -39,7 +40,7 @@ class Projector:
         columns = [tensor.tolist() for tensor in (found.top, found.top_scores, found.bottom, found.bottom_scores)]
         return [
             Projection(self._tokens(top, top_scores), self._tokens(bottom, bottom_scores))
-            for top, top_scores, bottom, bottom_scores in zip(*columns, strict=True)
+            for top, top_scores, bottom, bottom_scores in checked(zip(*columns, strict=True))
         ]
 
     def subvalues(self, neurons: Iterable[Neuron], k: int) -> dict[Neuron, Projection]:
@@ -86,7 +87,7 @@ class Projector:
                 ffn_keys(self._view, [neuron], subkey)
                 if isinstance(neuron, FfnNeuron)
                 else attention_keys(self._view, [neuron])
-                for neuron in neurons
+                for neuron in checked(neurons)
             ]
         )
 

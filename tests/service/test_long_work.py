@@ -1,0 +1,260 @@
+"""Work that takes long: short tasks go first inside it, it stops when nobody waits, and accounts go by what it took."""
+
+import asyncio
+
+import pytest
+from neuron_attribution.errors import DeadlineExceededError, UnavailableError
+from neuron_attribution_server.batch_observer import BatchObserver
+from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.metrics import Metrics
+from neuron_attribution_server.process_worker import ProcessWorker
+from neuron_attribution_server.reports import BatchReport
+from neuron_attribution_server.scheduler import Scheduler
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, MemoryCost, ProjectOutcome, WorkPrices
+from neuron_attribution_server.work_prices import WorkPredictor
+from neuron_attribution_server.worker import Listener
+from service.fakes import SIZES
+from service.faulty_engines import ENDLESS, make_engine_with_checkpoints
+
+OUTCOME = ProjectOutcome(())
+LONG, SHORT = 5, 1
+"""Tokens of tasks; one takes a second and a bit."""
+
+
+class HeldWorker:
+    """Batches run until `ended` is set, or their listener stops them; those that interrupt end at once."""
+
+    capacity = 1
+    is_live = True
+
+    def __init__(self):
+        self.ended = asyncio.Event()
+        self.running = asyncio.Event()
+        self.batches = []
+        self.inside = []
+        self.stopped = 0
+
+    async def ready(self):
+        pass
+
+    async def run(self, tasks, listener):
+        self.batches.append([task.tokens for task in tasks])
+        listener.begins(self._stop)
+        self.running.set()
+        await self.ended.wait()
+        listener.reported(BatchReport(seconds=7.0, tasks=len(tasks)))
+        return [OUTCOME] * len(tasks)
+
+    async def interrupt(self, tasks, listener):
+        self.inside.append([task.tokens for task in tasks])
+        listener.begins(lambda: None)
+        return [OUTCOME] * len(tasks)
+
+    def _stop(self):
+        self.stopped += 1
+        self.ended.set()
+
+
+def scheduling(scenario, memory=1000, **settings):
+    async def run():
+        worker = HeldWorker()
+        config = ServerConfig(model="fake", **settings)
+        predictor = WorkPredictor(WorkPrices({"TOKEN": 0.9}), SIZES)
+        cost = MemoryCost(available=memory, per_token=1)
+        scheduler = Scheduler(worker, config, cost, predictor, BatchObserver(Metrics()))
+        running = asyncio.create_task(scheduler.run())
+
+        async def submit(tokens, deadline=None):
+            task = AttributeTask(token_ids=tuple(range(tokens)))
+            submission = asyncio.create_task(scheduler.submit(task, deadline))
+            await asyncio.sleep(0)
+            return submission
+
+        await scenario(scheduler, worker, submit)
+        running.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_short_tasks_run_inside_a_long_one_which_goes_on():
+    async def scenario(_, worker, submit):
+        long = await submit(LONG)
+        await worker.running.wait()
+        for _ in range(3):
+            delivery = await (await submit(SHORT))
+            assert delivery.predicted == pytest.approx(0.9)
+        assert worker.inside == [[1], [1], [1]]
+        assert not long.done()
+        worker.ended.set()
+        await long
+
+    scheduling(scenario)
+
+
+def test_long_tasks_wait_for_the_one_that_runs():
+    async def scenario(_, worker, submit):
+        await submit(LONG)
+        await worker.running.wait()
+        second = await submit(LONG)
+        await (await submit(SHORT))
+        assert not second.done()
+        assert (worker.batches, worker.inside) == ([[LONG]], [[SHORT]])
+
+    scheduling(scenario, batch_seconds=5.0)
+
+
+def test_short_tasks_wait_for_the_batch_of_other_short_ones():
+    async def scenario(_, worker, submit):
+        await submit(SHORT)
+        await worker.running.wait()
+        waiting = await submit(SHORT)
+        await asyncio.sleep(0.1)
+        assert worker.inside == []
+        assert not waiting.done()
+
+    scheduling(scenario)
+
+
+def test_what_the_long_one_leaves_no_memory_for_waits():
+    async def scenario(_, worker, submit):
+        await submit(LONG)
+        await worker.running.wait()
+        waiting = await submit(SHORT)
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        assert worker.inside == []
+        worker.ended.set()
+        await waiting
+
+    scheduling(scenario, memory=LONG)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late"])
+def test_a_batch_is_stopped_when_the_last_who_waits_for_it_leaves(how):
+    async def scenario(_, worker, submit):
+        deadline = asyncio.get_running_loop().time() + 0.2 if how == "late" else None
+        first = await submit(LONG, deadline)
+        await worker.running.wait()
+        if how == "cancelled":
+            first.cancel()
+        with pytest.raises(asyncio.CancelledError if how == "cancelled" else DeadlineExceededError):
+            await first
+        assert worker.stopped == 1
+
+    scheduling(scenario)
+
+
+def test_a_batch_goes_on_while_anyone_waits_for_it():
+    async def scenario(_, worker, submit):
+        blocking = await submit(SHORT)
+        await worker.running.wait()
+        first, second = await submit(LONG), await submit(LONG)
+        worker.ended.set()
+        await blocking
+        worker.ended.clear()
+        while len(worker.batches) < 2:
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0.05)
+        assert (worker.batches[1], worker.stopped) == ([LONG, LONG], 0)
+        worker.ended.set()
+        await second
+
+    scheduling(scenario)
+
+
+def test_predictions_follow_what_batches_took():
+    async def scenario(scheduler, worker, submit):
+        worker.ended.set()
+        before = (await (await submit(LONG))).predicted
+        for _ in range(30):
+            await (await submit(LONG))
+        after = (await (await submit(LONG))).predicted
+        assert (before, after) == (pytest.approx(4.5), pytest.approx(7.0, rel=0.02))
+
+    scheduling(scenario)
+
+
+class Hearing(Listener):
+    def __init__(self):
+        self.stop = None
+        self.report = None
+
+    def begins(self, stop):
+        self.stop = stop
+
+    def reported(self, report):
+        self.report = report
+
+
+def in_a_process(scenario):
+    async def run():
+        worker = ProcessWorker(make_engine_with_checkpoints, batch_timeout=2.0)
+        try:
+            await worker.start()
+            await scenario(worker)
+        finally:
+            await worker.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def task(*ids):
+    return AttributeTask(token_ids=ids, explained=(ExplainedToken(len(ids) - 1),))
+
+
+async def reported(listener):
+    while listener.report is None:
+        await asyncio.sleep(0.01)
+    return listener.report
+
+
+def test_a_process_runs_what_comes_inside_a_batch_and_stops_it_when_told_to():
+    async def scenario(worker):
+        long, inside = Hearing(), Hearing()
+        running = asyncio.create_task(worker.run([task(ENDLESS)], long))
+        await asyncio.sleep(0.3)
+        [answer] = await worker.run([task(1)], inside)
+        assert answer.token_ids == (1,)
+        assert not running.done()
+        long.stop()
+        [stopped] = await running
+        assert stopped.reason == "UNWANTED"
+        report = await reported(long)
+        assert report.stopped
+        assert report.seconds > 0.2
+        [answer] = await worker.run([task(1)])
+        assert answer.token_ids == (1,)
+
+    in_a_process(scenario)
+
+
+def test_the_time_of_what_goes_first_counts_for_itself_alone():
+    async def scenario(worker):
+        long, inside = Hearing(), Hearing()
+        running = asyncio.create_task(worker.run([task(ENDLESS)], long))
+        await asyncio.sleep(0.1)
+        await worker.run([task(1, 1, 1, 1)], inside)  # each token takes a tenth of a second
+        long.stop()
+        await running
+        first, second = await reported(long), await reported(inside)
+        assert second.seconds >= 0.4
+        assert first.seconds < second.seconds
+
+    in_a_process(scenario)
+
+
+def test_a_batch_that_hangs_between_checkpoints_is_killed_with_what_waits_inside():
+    async def scenario(worker):
+        running = asyncio.create_task(worker.run([task(ENDLESS)]))
+        await asyncio.sleep(0)
+        for _ in range(3):  # together longer than the time of a batch, which stands still meanwhile
+            await worker.run([task(*(1,) * 9)])
+        assert not running.done()
+        hanging = asyncio.create_task(worker.run([task(ENDLESS)]))
+        with pytest.raises(UnavailableError, match="batch_timeout"):
+            await hanging
+        with pytest.raises(UnavailableError, match="batch_timeout"):
+            await running
+
+    in_a_process(scenario)

@@ -1,0 +1,200 @@
+"""What tasks are predicted to take: counted, priced by measurement, corrected, and bounded with advice that holds."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Part, ScoringMethod
+from neuron_attribution.results import ModelSizes
+from neuron_attribution_server.calibration import measured_work
+from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, WorkPrices
+from neuron_attribution_server.too_long import check_seconds
+from neuron_attribution_server.work import Work, work_of
+from neuron_attribution_server.work_prices import Sample, WorkPredictor, measured_prices
+from service.fakes import FACTS, SIZES, FakeEngine
+
+DEMO = ModelSizes(
+    layers=30, heads=9, key_value_heads=3, head_size=64, ffn_width=1536, hidden_size=576, vocabulary=49152
+)
+PRICES = {kind.name: 10.0 ** -(1 + number % 5) for number, kind in enumerate(Work)}
+"""Seconds of each kind of work, as different as they are on real devices."""
+
+
+def attribution(tokens=5, rows=1, generate=0, contrast=None, **options):
+    explained = () if generate else tuple(map(ExplainedToken, range(tokens - rows, tokens)))
+    asked = AttributeOptions(**options)
+    return AttributeTask(
+        token_ids=(1,) * tokens, explained=explained, generate=generate, contrast=contrast, options=asked
+    )
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "parts": st.frozensets(st.sampled_from(Part), min_size=1),
+        "top_k": st.integers(1, 1000),
+        "direction": st.sampled_from(Direction),
+        "scoring_method": st.sampled_from(ScoringMethod),
+        "projection_top_k": st.integers(0, 1000),
+        "query_sources": st.integers(1, 1000),
+        "exhaustive": st.booleans(),
+        "position_projection_top_k": st.integers(0, 10),
+        "head_top_k": st.integers(0, 1000),
+    }
+)
+ATTRIBUTIONS = st.one_of(
+    st.builds(
+        lambda more, rows, options: attribution(rows + more, rows, **options),
+        st.integers(0, 300),
+        st.integers(1, 100),
+        OPTIONS,
+    ),
+    st.builds(
+        lambda tokens, count, options: attribution(tokens, generate=count, **options),
+        st.integers(1, 300),
+        st.integers(1, 100),
+        OPTIONS,
+    ),
+)
+INTERVENTIONS = st.builds(
+    lambda tokens, sets, generate: InterveneTask(
+        token_ids=(1,) * tokens, sets=((Intervention(neurons=(FfnNeuron(0, 1),)),),) * sets, generate=generate
+    ),
+    st.integers(1, 300),
+    st.integers(1, 32),
+    st.integers(0, 100),
+)
+PROJECTIONS = st.builds(
+    lambda neurons, top_k: ProjectTask(neurons=(FfnNeuron(0, 1),) * neurons, top_k=top_k),
+    st.integers(1, 1000),
+    st.integers(1, 1000),
+)
+TASKS = st.one_of(ATTRIBUTIONS, INTERVENTIONS, PROJECTIONS)
+
+
+def predictor():
+    return WorkPredictor(WorkPrices(PRICES), DEMO)
+
+
+def test_prices_are_found_again_from_samples_of_their_work():
+    """Samples that tell the kinds of work apart; a price nobody sampled stays what the model's sizes make of it."""
+    tasks = [
+        attribution(8, parts=frozenset({Part.LAYERS})),
+        attribution(800, parts=frozenset({Part.LAYERS})),
+        attribution(90, 80, parts=frozenset({Part.LAYERS})),
+        ProjectTask(neurons=(FfnNeuron(0, 1),) * 500, top_k=1),
+        ProjectTask(neurons=(FfnNeuron(0, 1),) * 5, top_k=1000),
+    ]
+    truth = WorkPredictor(
+        WorkPrices({"BATCH": 0.02, "TOKEN": 2e-3, "VECTOR": 4e-4, "PROJECTION": 5e-4, "WRITTEN": 9e-6}), DEMO
+    )
+    samples = [Sample(work_of([task], DEMO), truth.seconds([task])) for task in tasks]
+    found = WorkPredictor(measured_prices(DEMO, samples), DEMO)
+    for task in tasks:
+        assert found.seconds([task]) == pytest.approx(truth.seconds([task]), rel=0.15)
+
+
+def test_a_wrong_prediction_is_corrected_by_what_batches_take():
+    wrong, tasks = predictor(), [attribution(50, 3), attribution(5), ProjectTask(neurons=(FfnNeuron(0, 1),) * 40)]
+    truth = {id(task): 7 * wrong.seconds([task]) for task in tasks}
+    for _ in range(300):
+        for task in tasks:
+            wrong.learn([task], truth[id(task)])
+    for task in tasks:
+        assert wrong.seconds([task]) == pytest.approx(truth[id(task)], rel=0.1)
+
+
+def test_one_batch_on_a_busy_machine_changes_little():
+    learning, task = predictor(), attribution(50, 3)
+    before = learning.seconds([task])
+    learning.learn([task], 1e6)
+    assert before < learning.seconds([task]) < 1.5 * before
+
+
+@given(TASKS)
+def test_asking_for_more_is_never_predicted_to_take_less(task):
+    seconds = predictor().seconds([task])
+    assert seconds > 0
+    for more in larger(task):
+        assert predictor().seconds([more]) >= seconds * (1 - 1e-9)
+
+
+def larger(task):
+    match task:
+        case AttributeTask():
+            longer = tuple(replace(token, position=token.position + 1) for token in task.explained)
+            yield replace(task, token_ids=(*task.token_ids, 1), explained=longer)
+            for field in ("top_k", "projection_top_k", "query_sources", "head_top_k"):
+                yield replace(task, options=replace(task.options, **{field: getattr(task.options, field) + 1}))
+        case InterveneTask():
+            yield replace(task, sets=(*task.sets, task.sets[0]))
+            yield replace(task, generate=task.generate + 1)
+        case ProjectTask():
+            yield replace(task, neurons=(*task.neurons, FfnNeuron(0, 2)))
+
+
+@given(st.lists(TASKS, min_size=1, max_size=5))
+def test_a_batch_is_predicted_to_take_no_more_than_its_tasks_one_by_one(tasks):
+    """Padding apart, which batches keep within bounds: here all sequences are as long as the longest."""
+    longest = max(getattr(task, "length", 1) for task in tasks)
+    alike = [task for task in tasks if isinstance(task, ProjectTask) or task.length == longest]
+    alone = sum(predictor().seconds([task]) for task in alike)
+    assert predictor().seconds(alike) <= alone * (1 + 1e-9)
+
+
+def test_no_more_heads_are_charged_than_there_are():
+    many, all_of_them = (attribution(50, head_top_k=count, position_projection_top_k=3) for count in (1000, 270))
+    assert work_of([many], DEMO) == work_of([all_of_them], DEMO)
+    cost = replace(FACTS.memory, per_head_position=10, per_projected_token=1, heads=270)
+    assert cost.batch([many]) == cost.batch([all_of_them])
+
+
+@given(TASKS, st.floats(0.05, 1.5))
+def test_advice_is_about_a_field_and_holds(task, part):
+    """What the refusal tells the caller to do makes a request that is not refused."""
+    prices = predictor()
+    limit = part * prices.seconds([task])
+    if part >= 1:
+        check_seconds(task, prices, limit)
+        return
+    with pytest.raises(InvalidArgumentError) as refused:
+        check_seconds(task, prices, limit)
+    assert refused.value.reason == "TAKES_TOO_LONG"
+    [violation] = refused.value.violations
+    advised = re.search(r"at most (\d+)", violation.description)
+    if advised is not None:
+        check_seconds(heeding(task, violation.field, int(advised[1])), prices, limit)
+
+
+def heeding(task, field, value):
+    match field:
+        case "completion":
+            start = len(task.explained) - value
+            return replace(
+                task,
+                explained=task.explained[:value],
+                token_ids=task.token_ids[: len(task.token_ids) - start],
+            )
+        case "generate":
+            return replace(task, generate=value)
+        case "sets" | "neurons":
+            return replace(task, **{field: getattr(task, field)[:value]})
+        case _ if isinstance(task, AttributeTask):
+            return replace(task, options=replace(task.options, **{field: value}))
+        case _:
+            return replace(task, **{field: value})
+
+
+def test_without_a_limit_or_prices_nothing_is_refused():
+    task = attribution(300, 100)
+    check_seconds(task, predictor(), 0.0)
+    check_seconds(task, WorkPredictor(WorkPrices(), SIZES), 1e-6)
+
+
+def test_prices_are_measured_on_an_engine_within_its_limits():
+    prices = measured_work(FakeEngine()).seconds
+    assert set(prices) == {kind.name for kind in Work}
+    assert all(price >= 0 for price in prices.values())
