@@ -188,13 +188,17 @@ class CallBytes:
             raise self.budget.full()
         return Holding(self, size)
 
-    async def room(self, size: int) -> Holding:
-        """Hold bytes once there is room. Raises ResourceExhaustedError where too many calls wait for it."""
+    async def room(self, size: int, seconds: float | None = None) -> Holding:
+        """Hold bytes once there is room.
+
+        Raises ResourceExhaustedError where too many calls wait for it, TimeoutError after so many seconds.
+        """
         if self._may_hold(size):
             return Holding(self, size)
         waiting = self._line_up(size)
         try:
-            return await waiting
+            async with asyncio.timeout(seconds):
+                return await waiting
         except asyncio.CancelledError:
             if waiting.cancelled():
                 self._give_up(waiting)
