@@ -49,6 +49,11 @@ class ByteBudget:
         self._reminder: asyncio.TimerHandle | None = None
         self._taking_back = False
 
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits because the whole server's room is short."""
+        return bool(self._waiting) and not all(self._has_room(call.wanted) for call in self._waiting)
+
     def of_call(self, capacity: int | None = None) -> CallBytes:
         """What a call of the current tenant holds, `capacity` at most; without one, what its tenant may have."""
         return CallBytes(self, current_tenant.get(), self.capacity if capacity is None else capacity)
@@ -179,17 +184,21 @@ class CallBytes:
 
     def hold(self, size: int) -> Holding:
         """Hold bytes at once. Raises ResourceExhaustedError where there is no room."""
-        waiting = self._line_up(size)
-        if not waiting.done():
-            self._give_up(waiting)
+        if not self._may_hold(size):
             raise self.budget.full()
-        return waiting.result()
+        return Holding(self, size)
 
-    async def room(self, size: int) -> Holding:
-        """Hold bytes once there is room. Raises ResourceExhaustedError where too many calls wait for it."""
+    async def room(self, size: int, seconds: float | None = None) -> Holding:
+        """Hold bytes once there is room.
+
+        Raises ResourceExhaustedError where too many calls wait for it, TimeoutError after so many seconds.
+        """
+        if self._may_hold(size):
+            return Holding(self, size)
         waiting = self._line_up(size)
         try:
-            return await waiting
+            async with asyncio.timeout(seconds):
+                return await waiting
         except asyncio.CancelledError:
             if waiting.cancelled():
                 self._give_up(waiting)
@@ -202,7 +211,7 @@ class CallBytes:
         if not self.waits:
             return False
         size, waiting = self._waiting[0]
-        if not (fits(self._held, size, self._capacity) and self.budget.allows(self.tenant, size)):
+        if not self._fits(size):
             return False
         self._waiting.popleft()
         waiting.set_result(Holding(self, size))
@@ -212,6 +221,13 @@ class CallBytes:
         """Count bytes that it holds from now on, or, where negative, no longer holds."""
         self._held += size
         self.budget.change(self.tenant, size)
+
+    def _may_hold(self, size: int) -> bool:
+        """Whether it may hold so much more, and is in nobody's way."""
+        return not self.waits and self._fits(size) and not self.budget.is_short
+
+    def _fits(self, size: int) -> bool:
+        return fits(self._held, size, self._capacity) and self.budget.allows(self.tenant, size)
 
     def _line_up(self, size: int) -> asyncio.Future[Holding]:
         self.budget.line_up(self)

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 
 import grpc
@@ -37,6 +38,9 @@ ITEM_COPIES = 3
 """The same of an answer in a stream: as it came from the worker, as it is built in turn, and gRPC's copy of that."""
 
 
+_READ, _LATE, _TAKEN = "read", "late", "taken back"
+
+
 class CallerGoneError(Exception):
     """The caller has cancelled the call, or is connected no more."""
 
@@ -54,8 +58,8 @@ class Terms:
 
 def terms(config: ServerConfig, hang_up: Callable[[str], None], noted: Callable[[], None]) -> Terms:
     """The terms of a server; `hang_up` closes connections, `noted` hears of callers that do not read."""
-    answers = Held("answers that are computed or not read yet", "UNREAD_ANSWERS")
-    requests = Held("requests that come in or are not answered yet", "HELD_REQUESTS")
+    answers = Held("answers that are computed or not read yet", reason="UNREAD_ANSWERS")
+    requests = Held("requests that come in or are not answered yet", reason="HELD_REQUESTS")
     return Terms(
         answers=ByteBudget(answers, config.unread_bytes, config.tenant_share),
         call_answers=config.call_unread_bytes,
@@ -110,13 +114,13 @@ class Exchange:
         mark = Mark(call.request_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, mark),))
         self._mark = weakref.ref(mark)
-        self._patience = Patience(terms.patience, context.peer(), mark)
+        self._patience = Patience(terms.patience, context, mark)
         self.answers = terms.answers.of_call(terms.call_answers)
         """What it may hold of answers."""
         self._requests = terms.requests.of_call()
         self._request, self._answer = Holding(self._requests, 0), Holding(self.answers, 0)
         self._items = 0
-        self._awaited: tuple[Holding, asyncio.Future[None]] | None = None
+        self._awaited: tuple[Holding, asyncio.Future[str]] | None = None
 
     @property
     def caller_was_too_slow(self) -> bool:
@@ -138,16 +142,15 @@ class Exchange:
         """
         seconds = self._terms.patience.seconds
         try:
-            async with asyncio.timeout(seconds):
-                place = await self._requests.room(self._terms.largest_request)
+            self._request = await self._requests.room(self._terms.largest_request, seconds)
         except TimeoutError:
             raise self._terms.requests.full() from None
-        self._request = place
-        with self._waiting():
-            data = await self._read(place, seconds)
+        begun = time.perf_counter()
+        data = await self._read(self._request, seconds)
+        self._call.waited += time.perf_counter() - begun
         if data is None:
             raise InvalidArgumentError("the call has no request", reason="MALFORMED_MESSAGE")
-        return Received(data, deserialize, place, CALL_BYTES)
+        return Received(data, deserialize, self._request, CALL_BYTES)
 
     async def requests(self, deserialize: Callable[[bytes], Request]) -> AsyncIterator[Received[Request]]:
         """The requests of a stream; whoever gets one releases its room. None is read while there is no room for it."""
@@ -182,30 +185,37 @@ class Exchange:
     async def answer(self, message: bytes) -> None:
         """Send the only answer of a call."""
         self._answer.resize(COPIES * len(message))
-        with self._waiting():
+        begun = time.perf_counter()
+        try:
             await self.write(message)
+        finally:
+            self._call.waited += time.perf_counter() - begun
 
     async def write(self, message: bytes) -> None:
         """Send an answer; when this returns, the caller has let all of it be sent."""
+        timer = self._patience.begin(len(message))
         try:
-            with self._patience.while_read(len(message)):
-                await self._context.write(message)
+            await self._context.write(message)
         except grpc.aio.BaseError:
             raise CallerGoneError from None
+        finally:
+            timer.cancel()
 
     async def abort(self, error: NeuronAttributionError, metadata: Metadata = ()) -> NoReturn:
         """End the call with an error."""
         identity = self._mark() or self._call.request_id
         trailer = (*trailing_metadata(error), (REQUEST_ID_KEY, identity), *metadata)
+        timer = self._patience.begin(0)
         try:
-            with self._patience.while_read(0):
-                await self._context.abort(status_code(error), public_message(error), trailer)
+            await self._context.abort(status_code(error), public_message(error), trailer)
         except grpc.aio.AbortError:
             raise
         except grpc.aio.BaseError:
             if status_code(error) is grpc.StatusCode.INVALID_ARGUMENT:  # as when it goes before its request has come
                 self._context.set_code(grpc.StatusCode.CANCELLED)
             raise CallerGoneError from None
+        finally:
+            timer.cancel()
 
     def __enter__(self) -> Exchange:
         return self
@@ -214,31 +224,26 @@ class Exchange:
         self._request.release()
         self._answer.release()
 
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        """While it is the caller who takes time."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._call.waited += time.perf_counter() - begun
-
     async def _read(self, place: Holding, seconds: float | None) -> bytes | None:
         """The next message, or None where there is none; its place may be taken back meanwhile."""
-        reading = asyncio.ensure_future(self._context.read())
+        loop = asyncio.get_running_loop()
+        reading = loop.create_task(self._context.read())
+        settled: asyncio.Future[str] = loop.create_future()
         # gRPC loses the memory of what comes in when nobody waits for it any more, so this is never cancelled.
-        reading.add_done_callback(_heard)
-        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._awaited = place, taken
+        reading.add_done_callback(partial(_settle, settled, _READ))
+        timer = None if seconds is None else loop.call_later(seconds, _settle, settled, _LATE)
+        self._awaited = place, settled
         self._lend_or_keep()
         try:
-            await asyncio.wait((reading, taken), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            outcome = await settled
         finally:
             place.keep()
             self._awaited = None
-        if reading.done():
+            if timer is not None:
+                timer.cancel()
+        if outcome is _READ:
             return _message(reading)
-        if taken.done():
+        if outcome is _TAKEN:
             raise self._terms.requests.full()
         raise DeadlineExceededError(f"the request did not come in {seconds:g} seconds", reason="REQUEST_TOO_SLOW")
 
@@ -246,20 +251,22 @@ class Exchange:
         """Lend the room of a request that is awaited while the caller waits for nothing."""
         if self._awaited is None:
             return
-        place, taken = self._awaited
+        place, settled = self._awaited
         if self._items:
             place.keep()
         else:
-            place.lend(lambda: None if taken.done() else taken.set_result(None))
+            place.lend(partial(_settle, settled, _TAKEN))
 
 
-def _heard(reading: asyncio.Future[Any]) -> None:
-    """What a read that nobody waits for any more ends with is of no interest."""
-    if not reading.cancelled():
+def _settle(settled: asyncio.Future[str], outcome: str, reading: asyncio.Task[Any] | None = None) -> None:
+    """Tell what a read ended with, unless something came before; that of one nobody waits for is of no interest."""
+    if not settled.done():
+        settled.set_result(outcome)
+    elif reading is not None and not reading.cancelled():
         reading.exception()
 
 
-def _message(reading: asyncio.Future[Any]) -> bytes | None:
+def _message(reading: asyncio.Task[Any]) -> bytes | None:
     try:
         message = reading.result()
     except grpc.aio.BaseError:

@@ -12,10 +12,11 @@ import asyncio
 import gc
 import logging
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
+
+import grpc
 
 LARGE = 4 * 2**20
 """Bytes that may take the time allowed; more may take longer, by as much."""
@@ -51,23 +52,21 @@ class PatienceTerms:
 class Patience:
     """With the caller of one call, whose handler runs in the current task."""
 
-    def __init__(self, terms: PatienceTerms, peer: str, mark: Mark) -> None:
+    def __init__(self, terms: PatienceTerms, context: grpc.aio.ServicerContext[Any, Any], mark: Mark) -> None:
         self._terms = terms
-        self._peer = peer
+        self._context = context
         self._mark = weakref.ref(mark)
         self._handler = asyncio.current_task()
         self.is_lost = False
         """Whether the call was ended because its caller took too long."""
 
-    @contextmanager
-    def while_read(self, size: int) -> Iterator[None]:
-        """End the call where the caller does not read so many bytes in time; the task is cancelled then."""
+    def begin(self, size: int) -> asyncio.TimerHandle:
+        """End the call where the caller does not read so many bytes in time, unless what is returned is cancelled.
+
+        The handler's task is cancelled then.
+        """
         seconds = self._terms.seconds * max(1.0, size / LARGE)
-        timer = asyncio.get_running_loop().call_later(seconds, self._end, size, seconds)
-        try:
-            yield
-        finally:
-            timer.cancel()
+        return asyncio.get_running_loop().call_later(seconds, self._end, size, seconds)
 
     def _end(self, size: int, seconds: float) -> None:
         self.is_lost = True
@@ -78,7 +77,8 @@ class Patience:
             if keeper is not None:
                 keeper.cancel()
             self._handler.cancel()
-        asyncio.get_running_loop().call_later(_LETTING_GO_SECONDS, _make_sure, self._mark, self._peer, self._terms)
+        peer = self._context.peer()
+        asyncio.get_running_loop().call_later(_LETTING_GO_SECONDS, _make_sure, self._mark, peer, self._terms)
 
 
 def _make_sure(mark: weakref.ref[Mark], peer: str, terms: PatienceTerms) -> None:

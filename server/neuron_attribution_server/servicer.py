@@ -45,8 +45,8 @@ _SHORT_REQUEST = 2 * 1024
 """Bytes up to which a request is read on the event loop: that takes less time than handing it to a thread."""
 _AROUND = 32
 """Bytes of a stream's answer beside its key and its response, at most."""
-_TOKENIZED = 8
-"""About how many bytes of an answer with tokens a byte of a text becomes."""
+_TOKENIZED = 16
+"""How many bytes of an answer with tokens a byte of a text becomes, about and at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,11 @@ CONTRACT = {
     PREFIX + "worker_restarts": ("counter", WORKER),
     PREFIX + "worker_resident_memory_bytes": ("gauge", WORKER),
     PREFIX + "gpu_memory_bytes": ("gauge", ["worker", "state"]),
+    PREFIX + "unread_bytes": ("gauge", []),
+    PREFIX + "unread_capacity_bytes": ("gauge", []),
+    PREFIX + "unread_calls": ("counter", []),
+    PREFIX + "held_request_bytes": ("gauge", []),
+    PREFIX + "held_request_capacity_bytes": ("gauge", []),
     PREFIX + "cache_hits": ("counter", []),
     PREFIX + "cache_misses": ("counter", []),
     PREFIX + "cache_bytes": ("gauge", []),
@@ -530,7 +535,7 @@ def _raw_call(server, path, metadata):
     return server.channel.unary_unary(path)(b"", timeout=PATIENCE, metadata=metadata)
 
 
-REFUSALS = {"ResourceExhaustedError", "UnavailableError", "DeadlineExceededError", "UnauthenticatedError"}
+REFUSALS = {"ResourceExhaustedError", "UnavailableError", "DeadlineExceededError", "UnauthenticatedError", "Held"}
 
 
 def test_every_reason_the_server_gives_has_a_series():

@@ -38,7 +38,7 @@ FIELDS = {
     **dict.fromkeys(
         ("queue", "tokenization", "forward", "scoring", "predicted", "maximum_wait", "maximum_age"), SECONDS
     ),
-    **dict.fromkeys(("request_seconds", "queued_seconds", "batch_seconds"), SECONDS),
+    **dict.fromkeys(("request_seconds", "queued_seconds", "batch_seconds", "transfer_timeout"), SECONDS),
 }
 
 
