@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from functools import partial
 
 import grpc
@@ -13,13 +14,24 @@ from neuron_attribution_server.config import ConfigurationError, ServerConfig
 from neuron_attribution_server.regular_files import read_whole
 from neuron_attribution_server.reloading import Reloaded
 
+_HANDSHAKE_BEGINS = 0.1
+"""Seconds in which a handshake that has asked for the certificate takes it up.
+
+gRPC asks under a lock, takes up what it has without one, and frees that when it is given another: a crash where a
+handshake of another thread is in between. While the answer waits, others wait for the lock, and those in between end.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """What the PEM files hold, and when the certificate expires, in seconds since 1970."""
+    """What the PEM files hold, as bytes and as gRPC takes it; and when the certificate expires, in seconds since 1970.
 
-    configuration: grpc.ServerCertificateConfiguration
-    expiry: float
+    The same bytes are the same files.
+    """
+
+    contents: tuple[bytes | None, ...] = field(repr=False)
+    configuration: grpc.ServerCertificateConfiguration = field(compare=False)
+    expiry: float = field(compare=False)
 
 
 class ServerCertificate:
@@ -52,6 +64,7 @@ class ServerCertificate:
         if self._files.value is self._given:
             return None
         self._given = self._files.value
+        time.sleep(_HANDSHAKE_BEGINS)
         return self._given.configuration
 
 
@@ -68,7 +81,8 @@ def _read(certificate: str, key: str, authority: str | None) -> _Files:
     _check_pair(certificate, key)
     if authority is not None:
         _check_authority(authority)
-    return _Files(grpc.ssl_server_certificate_configuration([pair], roots), _expiry(certificate, pair[1]))
+    configuration = grpc.ssl_server_certificate_configuration([pair], roots)
+    return _Files((*pair, roots), configuration, _expiry(certificate, pair[1]))
 
 
 def _expiry(path: str, pem: bytes) -> float:

@@ -25,7 +25,7 @@ class Reloaded(Generic[Value]):
     """What `read` makes of some files. A change that cannot be read is tried again at each look; the old value stays.
 
     `read` raises ConfigurationError; so does the constructor. `interval` is the least time between two looks at the
-    files, in seconds. Threads may share it.
+    files, in seconds. Threads may share it. `value` is another object only where it is another value.
     """
 
     def __init__(self, paths: Sequence[str], read: Callable[[], Value], interval: float = 0.0) -> None:
@@ -65,7 +65,9 @@ class Reloaded(Generic[Value]):
             return  # half of it may be older than the rest; the next look reads it again
         if stamps != self._stamps or self._failure:
             self._succeeded()
-        self._stamps, self._settled, self.value = stamps, settled, value
+        self._stamps, self._settled = stamps, settled
+        if value != self.value:
+            self.value = value
 
     def _failed(self, failure: str) -> None:
         """Say so once, however often it is tried."""

@@ -3,6 +3,7 @@
 import os
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 import psutil
@@ -149,6 +150,25 @@ def test_a_certificate_replaced_while_it_cannot_be_read_is_served_as_soon_as_it_
         assert served_serial_number(served.address) == old
         assert NO_DESCRIPTOR in served.log_since(begin)
     assert served_serial_number(served.address) == serial_number(fresh.certificate.read_bytes())
+
+
+def test_handshakes_at_once_survive_a_new_certificate(served):
+    """gRPC frees a configuration that is replaced, whoever uses it: it must not be given the same one again."""
+    fresh = served.authority.issue("for-many")
+    served.pair.replace_by(fresh)
+    end = time.monotonic() + LOOKS
+
+    def shake_hands():
+        numbers = set()
+        while time.monotonic() < end:
+            numbers.add(served_serial_number(served.address))
+        return numbers
+
+    with ThreadPoolExecutor(6) as callers:
+        futures = [callers.submit(shake_hands) for _ in range(6)]
+    assert {number for future in futures for number in future.result()} == {
+        serial_number(fresh.certificate.read_bytes())
+    }
 
 
 def test_a_file_that_stays_unreadable_is_told_of_once_and_counted_as_failing_until_it_is_whole(served):
