@@ -28,6 +28,8 @@ QUIET_SECONDS = 60
 SETTLING_SECONDS = 30
 SLOWER = 5.0
 GROWTH = 0.05
+SHOWN = 30
+"""Lines of the log, and troubles, that are shown at most."""
 
 
 def main() -> int:
@@ -43,6 +45,10 @@ def main() -> int:
         with Actors(server, arguments.seed) as actors:
             harmed = ordinary.during(lambda: actors.act(60 * arguments.minutes))
         print(f"with hostile callers: {harmed}\n{actors}", flush=True)
+        if server.ended is not None:
+            print("\n".join(server.log.splitlines()[-SHOWN:]), *harmed.troubles[:SHOWN], sep="\n")
+            print(f"the server has ended with status {server.ended}")
+            return 1
         settled = ordinary.during(lambda: time.sleep(SETTLING_SECONDS))
         after, statuses = memory(server), server.statuses()
         seconds, code = server.hang_up()
@@ -64,7 +70,7 @@ def main() -> int:
         troubles.append(f"the 99th percentile is {slower:.1f} times the quiet one")
     if seconds > GRACE + 10 or code:
         troubles.append(f"the end took {seconds:.1f} s, with exit status {code}")
-    print("\n".join(troubles) or "nothing to complain of")
+    print("\n".join(troubles[:SHOWN]) or "nothing to complain of")
     return int(bool(troubles))
 
 

@@ -161,7 +161,7 @@ class Actors:
         item = messages.AttributeStreamRequest(
             key="k" * 4_000_000,
             request=messages.AttributeRequest(
-                prompt=messages.Prompt(text="A"), completion=messages.Prompt(text=" b c d e")
+                prompt=messages.Prompt(text="A"), completion=messages.Completion(text=" b c d e")
             ),
             each_token=True,
         )

@@ -76,6 +76,12 @@ class HostileServer:
         return self._process.pid
 
     @property
+    def ended(self) -> int | None:
+        """The exit status, if it has ended."""
+        assert self._process is not None
+        return self._process.poll()
+
+    @property
     def context(self) -> ssl.SSLContext:
         """For peers that speak HTTP/2 by themselves."""
         context = ssl.create_default_context(cafile=str(self.authority.certificate))

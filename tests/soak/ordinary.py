@@ -15,7 +15,6 @@ from soak.hostile_server import ORDINARY, HostileServer
 from soak.mixed import TOLERANCE, difference
 
 CALLERS = 8
-SHOWN = 5
 PROMPTS = (
     "The capital of France is",
     "Water boils at a temperature of",
