@@ -122,6 +122,8 @@ def status_of(error: BaseException | None, context: Context) -> grpc.StatusCode:
         return code
     if error is None:
         return grpc.StatusCode.OK
+    if isinstance(error, grpc.aio.BaseError):  # what it was sent, the caller was not there to take
+        return grpc.StatusCode.CANCELLED
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         remaining: float | None = context.time_remaining()
         is_late = remaining is not None and remaining < _DEADLINE_SLACK

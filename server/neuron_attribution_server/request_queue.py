@@ -200,15 +200,13 @@ class RequestQueue:
         self._drop_unwanted(now)
         return self._taken(self._next_batch(now))
 
-    def pop_short(self, now: float, limits: BatchLimits) -> list[QueuedTask]:
-        """Take out the next batch of short tasks alone, within limits of its own, in the same order between tenants."""
-        self._drop_unwanted(now)
-        return self._taken(self._next_batch(now, limits, short_only=True))
+    def pop_shorter(self, now: float, limits: BatchLimits, more_than: float = -1.0) -> list[QueuedTask]:
+        """Take out the next batch of tasks that keep to some limits, in the same order between tenants.
 
-    @property
-    def has_short(self) -> bool:
-        """Whether a short task waits."""
-        return any(is_short(item) for line in self._lines.values() for item in line.items)
+        None takes longer than the batch may, nor `more_than` seconds or less.
+        """
+        self._drop_unwanted(now)
+        return self._taken(self._next_batch(now, limits, more_than))
 
     def charge(self, batch: Sequence[QueuedTask], seconds: float) -> None:
         """Replace what a batch was predicted to take, in its tenants' accounts, by what it took."""
@@ -228,13 +226,11 @@ class RequestQueue:
             self.discard(item)
         return batch
 
-    def _next_batch(
-        self, now: float, limits: BatchLimits | None = None, *, short_only: bool = False
-    ) -> list[QueuedTask]:
+    def _next_batch(self, now: float, limits: BatchLimits | None = None, more_than: float = -1.0) -> list[QueuedTask]:
         """The oldest task of the tenant whose turn it is, and what fits beside it, tenants taking turns."""
-        limits = limits or self._batch
+        longest = math.inf if limits is None else limits.seconds
         lines = {
-            tenant: [each for each in line.items if is_short(each) or not short_only]
+            tenant: [each for each in line.items if more_than < each.seconds <= longest]
             for tenant, line in self._lines.items()
         }
         lines = {tenant: items for tenant, items in lines.items() if items}
@@ -242,8 +238,9 @@ class RequestQueue:
             return []
         served = dict(self._served)
         leader = lines[min(lines, key=served.__getitem__)][0]
-        if short_only and not limits.allow([leader.task], leader.seconds):
+        if limits is not None and not limits.allow([leader.task], leader.seconds):
             return []
+        limits = limits or self._batch
         served[leader.tenant] += _price(leader)
         batch = [leader]
         turns = {tenant: self._fitting(items, batch, limits, now) for tenant, items in lines.items()}

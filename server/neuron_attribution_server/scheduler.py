@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +38,10 @@ from neuron_attribution_server.worker import Listener, Worker, failed_batch, unh
 _SHORTEST_RETRY = 0.1
 _LONGEST_RETRY = 30.0
 _RESTART_RETRY = 5.0
+SHORTER_PART = 0.25
+"""Of a long batch's seconds: what takes no more may run inside it, though it is not short."""
+LONGEST_INSIDE = 10.0
+"""Seconds that such a batch may take at most."""
 _JITTER = 0.2
 """The part by which times to come back after differ, so that callers do not all come back at once."""
 
@@ -77,6 +82,8 @@ class Scheduler:
         self._news = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._long: list[list[QueuedTask]] = []
+        self._short_inside: list[QueuedTask] = []
+        self._shorter_inside: list[QueuedTask] = []
         self._expected = 0
 
     @property
@@ -124,6 +131,7 @@ class Scheduler:
         running = self._running
         async with asyncio.TaskGroup() as group:
             group.create_task(self._let_short_ones_first())
+            group.create_task(self._let_shorter_ones_first())
             while True:
                 if not self._queue:
                     await self._first_arrival()
@@ -141,7 +149,7 @@ class Scheduler:
             await self._run_batch(batch, self._worker.run)
             return
         self._long.append(batch)
-        self._news.set()
+        self._tell()
         try:
             await self._run_batch(batch, self._worker.run)
         finally:
@@ -149,28 +157,48 @@ class Scheduler:
 
     async def _let_short_ones_first(self) -> None:
         """While every device is busy and a long batch runs, short tasks run inside it, half of the time at most."""
-        clock = asyncio.get_running_loop().time
         while True:
-            batch = self._queue.pop_short(clock(), self._inside()) if self._is_held_up else []
-            if not batch:
-                self._news.clear()
-                await self._news.wait()
-                continue
-            started = clock()
+            limits = self._inside(SHORT_SECONDS)
+            await self._run_inside(limits, -1.0, self._short_inside)
+
+    async def _let_shorter_ones_first(self) -> None:
+        """The same for tasks that are not short, but much shorter than the long batch: short ones run inside them."""
+        while True:
+            most = max((math.fsum(each.seconds for each in batch) for batch in self._long), default=0.0)
+            limits = self._inside(min(SHORTER_PART * most, LONGEST_INSIDE))
+            await self._run_inside(None if self._short_inside else limits, SHORT_SECONDS, self._shorter_inside)
+
+    async def _run_inside(self, limits: BatchLimits | None, more_than: float, inside: list[QueuedTask]) -> None:
+        """Run the next batch inside a long one, and then let that go on as long; or wait until there is news."""
+        clock = asyncio.get_running_loop().time
+        batch = [] if limits is None else self._queue.pop_shorter(clock(), limits, more_than)
+        if not batch:
+            news = self._news
+            await news.wait()
+            return
+        started = clock()
+        inside += batch
+        try:
             await self._run_batch(batch, self._worker.interrupt)
-            await asyncio.sleep(min(clock() - started, SHORT_SECONDS))
+        finally:
+            inside.clear()
+            self._tell()
+        await asyncio.sleep(min(clock() - started, limits.seconds if limits else 0.0))
 
-    @property
-    def _is_held_up(self) -> bool:
-        """Whether what waits, waits for a long batch."""
-        return bool(self._long) and len(self._running) >= self._worker.capacity
-
-    def _inside(self) -> BatchLimits:
-        """What may run inside a long batch: a second's work, in the memory that it leaves."""
+    def _inside(self, seconds: float) -> BatchLimits | None:
+        """What may run inside a long batch, in the memory that is left; None where nothing waits for one."""
+        if not self._long or len(self._running) < self._worker.capacity:
+            return None
         memory = self._limits.memory
         held = max(memory.batch([item.task for item in batch]) for batch in self._long)
-        left = replace(memory, available=memory.available - held)
-        return replace(self._limits, seconds=SHORT_SECONDS, memory=left)
+        for others in (self._short_inside, self._shorter_inside):
+            held += memory.batch([item.task for item in others]) if others else 0
+        return replace(self._limits, seconds=seconds, memory=replace(memory, available=memory.available - held))
+
+    def _tell(self) -> None:
+        """Wake whoever waits for news of what waits and what runs."""
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _retry_after(self) -> float:
         """Seconds that the waiting tasks may take."""
@@ -183,7 +211,7 @@ class Scheduler:
         item = QueuedTask(task, current_tenant.get(), now, deadline, loop.create_future(), call, computed, seconds)
         self._queue.add(item)
         self._arrival.set()
-        self._news.set()
+        self._tell()
         return item
 
     async def _first_arrival(self) -> None:

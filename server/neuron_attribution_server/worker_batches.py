@@ -30,7 +30,7 @@ class Unwanted(BaseException):
 
 
 class BatchRunner:
-    """Runs what comes through a pipe, one batch inside another at most."""
+    """Runs what comes through a pipe, a batch inside another where it comes meanwhile."""
 
     def __init__(self, front_end: WorkerEnd, engine: Engine) -> None:
         self._front_end = front_end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,7 +32,7 @@ class WorkerPool:
         self._workers = workers
         self._idle: asyncio.Queue[tuple[SupervisedWorker, ProcessWorker] | None] = asyncio.Queue()
         self._busy: set[ProcessWorker] = set()
-        self._interrupted: set[ProcessWorker] = set()
+        self._inside: Counter[ProcessWorker] = Counter()
         self._supervising: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
@@ -81,16 +82,17 @@ class WorkerPool:
 
     async def interrupt(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
         """Run one short batch inside one that runs; where none does any more, as `run`."""
-        worker = next(iter(self._busy - self._interrupted), None)
+        worker = min(self._busy, key=self._inside.__getitem__, default=None)
         if worker is None:
             return await self.run(tasks, listener)
-        self._interrupted.add(worker)
+        self._inside[worker] += 1
         try:
             return await worker.run(tasks, listener)
         except UnavailableError:
             return await self.run(tasks, listener)
         finally:
-            self._interrupted.discard(worker)
+            self._inside[worker] -= 1
+            self._inside += Counter()  # drops the workers that have none
 
     async def changed(self) -> None:
         """Wait until a worker goes live or dies."""
@@ -118,7 +120,7 @@ class WorkerPool:
         try:
             answers = await worker.run(tasks, listener)
         except UnavailableError as error:
-            is_blamed = not worker.undelivered and worker not in self._interrupted
+            is_blamed = not worker.undelivered and worker not in self._inside
             raise _LostError(error, is_blamed=is_blamed) from None
         finally:
             self._busy.discard(worker)

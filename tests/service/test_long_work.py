@@ -103,6 +103,22 @@ def test_long_tasks_wait_for_the_one_that_runs():
     scheduling(scenario, batch_seconds=5.0)
 
 
+def test_tasks_much_shorter_than_the_long_one_run_inside_it_too():
+    """Three tokens take 2.7 seconds, which is not short, but the long one takes 18."""
+
+    async def scenario(_, worker, submit):
+        long = await submit(20)
+        await worker.running.wait()
+        await (await submit(3))
+        assert worker.inside == [[3]]
+        waiting = await submit(9)
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        assert not long.done()
+
+    scheduling(scenario)
+
+
 def test_short_tasks_wait_for_the_batch_of_other_short_ones():
     async def scenario(_, worker, submit):
         await submit(SHORT)

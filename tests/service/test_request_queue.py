@@ -189,17 +189,17 @@ def test_short_tasks_are_taken_alone_in_the_order_between_tenants():
     short = [queued(5, "one", seconds=0.3), queued(5, "two", seconds=0.3), queued(5, "two", seconds=0.6)]
     filled(queue, [long, *short])
     limits = BatchLimits(requests=4, tokens=64, memory=MemoryCost(available=100), seconds=0.8)
-    assert queue.pop_short(0.0, limits) == [short[0], short[1]]
-    assert queue.pop_short(0.0, limits) == [short[2]]
-    assert queue.pop_short(0.0, limits) == []
+    assert queue.pop_shorter(0.0, limits) == [short[0], short[1]]
+    assert queue.pop_shorter(0.0, limits) == [short[2]]
+    assert queue.pop_shorter(0.0, limits) == []
     assert queue.pop_batch(0.0) == [long]
 
 
 def test_a_short_task_that_leaves_no_memory_to_a_long_one_waits():
     queue = request_queue()
     filled(queue, [queued(5)])
-    tight = BatchLimits(requests=4, tokens=64, memory=MemoryCost(available=4, per_token=1))
-    assert queue.pop_short(0.0, tight) == []
+    tight = BatchLimits(requests=4, tokens=64, memory=MemoryCost(available=4, per_token=1), seconds=1.0)
+    assert queue.pop_shorter(0.0, tight) == []
     assert len(queue) == 1
 
 

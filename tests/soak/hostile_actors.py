@@ -188,6 +188,7 @@ class Actors:
                 while lowered is not None:
                     outcome, lowered = self._try(channel, lowered)
                     yield outcome
+                    self._pause(0.1)
 
     def _try(self, channel: grpc.Channel, request: Request) -> tuple[str, Request | None]:
         """Send a request and leave after a while: what came of it, and what to try next."""
@@ -298,6 +299,8 @@ class Actors:
                 client.get_model()
             except NeuronAttributionError as error:
                 return error.reason
+            if not self._is_going:
+                return "left too soon"
             self._pause(1.0)
         return REVOKED_AND_VALID
 
