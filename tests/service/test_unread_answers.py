@@ -135,7 +135,7 @@ def test_a_long_cached_answer_is_not_copied_for_each_item_that_asks_for_it(serve
 
 def test_keys_are_bounded_before_they_are_repeated(served):
     """Eight items with keys of 4 MB, to be answered token by token: they are refused by name, under less of the key."""
-    request = attribution(completion=messages.Completion(text="x" * 40))
+    request = attribution(" is", completion=messages.Completion(text="x" * 9))
     items = [item("k" * KEYS_BYTES, request, each_token=True).SerializeToString() for _ in range(8)]
     with RawPeer(served.address) as peer:
         stream = []
@@ -177,6 +177,13 @@ def test_the_memory_of_answers_that_nobody_read_is_free_for_others(served):
     assert held[1] - held[0] < 50
 
 
+def test_who_alone_calls_and_reads_nothing_is_hung_up_on_too(served):
+    """gRPC remembers the last call that came; no other call may help it to forget."""
+    with RawPeer(served.address) as peer:
+        stream = peer.open(path("AttributeStream"), item().SerializeToString(), end=False)
+        assert eventually(lambda: peer.ended(stream))
+
+
 def test_hanging_up_leaves_the_other_calls_of_the_connection_alone(served):
     with served.stub() as stub:
         unread = stub.AttributeStream(iter([item(), item()]), timeout=PATIENCE)
@@ -214,6 +221,23 @@ def _open(*items):
     threading.Event().wait(PATIENCE)
 
 
+def test_requests_wait_as_the_bytes_they_came_in(served):
+    """Thirty items of half a million neurons each: 2 MB as they come, thirteen times that when they are read."""
+    request = long_request(neurons=[messages.Neuron(ffn=messages.FfnNeuron())] * 500_000)
+    items = [item(str(number), request) for number in range(30)]
+    with served.stub() as stub:
+        answers = []
+        begin = partial(_read_in_a_thread, stub.AttributeStream(iter(items), timeout=PATIENCE), answers)
+        growth = largest_growth(served, begin, lambda: len(answers) == len(items))
+    assert len(answers) == len(items)
+    assert all(answer.error.reason == "INVALID_ARGUMENT" for answer in answers)
+    assert growth < 200
+
+
+def _read_in_a_thread(call, answers):
+    threading.Thread(target=lambda: answers.extend(call), daemon=True).start()
+
+
 def test_half_sent_requests_are_counted_and_given_up(served):
     """40 requests of nearly 4 MB, of which the last bytes never come: no more are taken than there is room for."""
     data = messages.AttributeRequest(model="m" * 4_000_000).SerializeToString()
@@ -227,6 +251,7 @@ def test_half_sent_requests_are_counted_and_given_up(served):
 
         growth = largest_growth(served, send, lambda: any(map(peer.ended, streams)))
         assert served.added("held_request_bytes") <= 32 * MIB
+        assert served.added("rejected_total", reason="REQUEST_TOO_SLOW") >= 1
         assert growth < 32 + 40, "the budget, and what gRPC reads ahead of those that wait"
         assert others_are_answered(served)
 
