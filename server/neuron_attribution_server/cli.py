@@ -18,7 +18,7 @@ from neuron_attribution_server.environment import check_environment
 from neuron_attribution_server.logs import configure_logging
 from neuron_attribution_server.server_process import serve
 from neuron_attribution_server.worker_pool import worker_pool
-from neuron_attribution_server.worker_process import load_measured
+from neuron_attribution_server.worker_process import load, load_measured
 
 _WRONG_USAGE = 2
 
@@ -43,9 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _application(config: ServerConfig) -> Application:
     configure_logging(config.log_level, config.log_format, call_ids)
-    return Application(
-        config, worker_pool(config, [partial(load_measured, settings) for settings in config.load_settings])
-    )
+    first = [partial(load_measured, settings) for settings in config.load_settings]
+    again = [partial(load, settings) for settings in config.load_settings]  # by then batches have told the prices
+    return Application(config, worker_pool(config, first, again))
 
 
 def _help(setting: Field[Any]) -> str:

@@ -17,8 +17,14 @@ _log = logging.getLogger(__name__)
 class SupervisedWorker:
     """A succession of worker processes, one at a time. `on_change` is called when one goes live, and when it dies."""
 
-    def __init__(self, spawn: Callable[[], ProcessWorker], name: str, restarts: Restarts) -> None:
-        self._spawn = spawn
+    def __init__(
+        self,
+        spawn: Callable[[], ProcessWorker],
+        spawn_again: Callable[[], ProcessWorker],
+        name: str,
+        restarts: Restarts,
+    ) -> None:
+        self._spawn_again = spawn_again
         self._name = name
         self._worker = spawn()
         self._facts: ModelFacts | None = None
@@ -64,7 +70,7 @@ class SupervisedWorker:
                 return False
             self._log_death(logging.WARNING, pid, cause, f"restarting in {pause:g} seconds")
             await asyncio.sleep(pause)
-            self._worker = self._spawn()
+            self._worker = self._spawn_again()
             try:
                 await self._load_again()
             except ModelLoadError as error:

@@ -202,14 +202,15 @@ class _Again(Listener):
         self._listener.reported(report)
 
 
-def worker_pool(config: ServerConfig, factories: Sequence[EngineFactory]) -> WorkerPool:
-    """One worker process for each factory, as the settings say."""
+def worker_pool(
+    config: ServerConfig, factories: Sequence[EngineFactory], again: Sequence[EngineFactory] | None = None
+) -> WorkerPool:
+    """One worker process for each factory, as the settings say; `again` are those for processes after the first."""
     workers = []
-    for index, factory in enumerate(factories):
+    for index, (factory, later) in enumerate(zip(factories, again or factories, strict=True)):
         name = f"worker-{index}"
         spawn = partial(
             ProcessWorker,
-            factory,
             name=name,
             log_level=config.log_level,
             load_timeout=config.load_timeout,
@@ -217,7 +218,8 @@ def worker_pool(config: ServerConfig, factories: Sequence[EngineFactory]) -> Wor
             heartbeat_timeout=config.heartbeat_timeout,
             batch_timeout=config.batch_timeout,
         )
-        workers.append(SupervisedWorker(spawn, name, Restarts(config.restarts, config.restart_window)))
+        restarts = Restarts(config.restarts, config.restart_window)
+        workers.append(SupervisedWorker(partial(spawn, factory), partial(spawn, later), name, restarts))
     return WorkerPool(workers)
 
 

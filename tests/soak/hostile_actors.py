@@ -46,7 +46,7 @@ IDLE = 200
 SPARE_FILES = 24
 REVOKED_AND_VALID = "A REVOKED TOKEN IS VALID"
 Request = AttributeRequest | InterveneRequest | ProjectNeuronRequest
-SHORT_OF_FILES, SHORT_OF_MEMORY = 8.0, 5.0
+SHORT_OF_FILES = SHORT_OF_MEMORY = 3.0
 """Seconds."""
 SHORT_ATTRIBUTION = messages.AttributeRequest(prompt=messages.Prompt(text="The capital of Spain is"))
 
@@ -57,6 +57,7 @@ class Actors:
     def __init__(self, server: HostileServer, seed: int) -> None:
         self._server = server
         self._random = random.Random(seed)
+        self._seconds = 0.0
         self._until = 0.0
         self._opened = ExitStack()
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -75,6 +76,7 @@ class Actors:
 
     def act(self, seconds: float) -> None:
         """Do everything for so many seconds."""
+        self._seconds = seconds
         self._until = time.monotonic() + seconds
         acts = (
             self.zero_windows,
@@ -249,10 +251,8 @@ class Actors:
             self._pause(6.0)
 
     def no_file_descriptors(self) -> Iterator[str]:
-        """Now and then: connections until there is no descriptor left, and a worker that dies just then."""
-        self._pause(self._random.uniform(25, 35))
-        if not self._is_going:
-            return
+        """Once: connections until there is no descriptor left, and a worker that dies just then."""
+        self._pause(self._seconds / 3)
         files = psutil.Process(self._server.pid).num_fds() + SPARE_FILES
         with self._server.limited(resource.RLIMIT_NOFILE, files), ExitStack() as stack:
             for number in range(IDLE):
@@ -262,17 +262,17 @@ class Actors:
             self._server.kill_worker()
             self._pause(SHORT_OF_FILES)
         yield "once"
+        self._pause(self._seconds)
 
     def no_memory_for_a_worker(self) -> Iterator[str]:
-        """Now and then: no address space for a new worker, and the one there is dies."""
-        self._pause(self._random.uniform(45, 60))
-        if not self._is_going:
-            return
+        """Once: no address space for a new worker, and the one there is dies."""
+        self._pause(self._seconds * 2 / 3)
         size = psutil.Process(self._server.pid).memory_info().vms
         with self._server.limited(resource.RLIMIT_AS, size + (64 << 20)):
             self._server.kill_worker()
             self._pause(SHORT_OF_MEMORY)
         yield "once"
+        self._pause(self._seconds)
 
     def unreadable_files(self) -> Iterator[str]:
         """The token file and the certificate vanish and come back; a token that was revoked meanwhile is refused."""
