@@ -25,6 +25,8 @@ from soak.ordinary import Ordinary
 from soak.processes import anonymous_bytes, family
 
 QUIET_SECONDS = 60
+WARM_UP_SECONDS = 45
+"""Of hostile callers, after which memory must be flat."""
 SETTLING_SECONDS = 30
 SLOWER = 5.0
 GROWTH = 0.05
@@ -40,8 +42,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, HostileServer(Path(folder)) as server:
         ordinary = Ordinary(server, arguments.seed)
         quiet = ordinary.during(lambda: time.sleep(QUIET_SECONDS))
-        before = memory(server)
         print(f"quiet: {quiet}", flush=True)
+        with Actors(server, arguments.seed) as first:
+            ordinary.during(lambda: first.act(WARM_UP_SECONDS))
+        ordinary.during(lambda: time.sleep(SETTLING_SECONDS))
+        before = memory(server)
         with Actors(server, arguments.seed) as actors:
             harmed = ordinary.during(lambda: actors.act(60 * arguments.minutes))
         print(f"with hostile callers: {harmed}\n{actors}", flush=True)
