@@ -10,7 +10,7 @@ import pytest
 from neuron_attribution import ResourceExhaustedError
 from neuron_attribution.status import from_item_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server import byte_budget
+from neuron_attribution_server import lent_room
 from neuron_attribution_server.thread_worker import ThreadWorker
 from service.fakes import FakeEngine
 from service.greedy import (
@@ -106,7 +106,7 @@ def _send_most(peer, stream, data):
 
 def test_room_that_is_awaited_is_taken_back_from_who_sends_nothing(monkeypatch):
     """Two streams that say nothing have all the room there is; the older one makes room, with a reason to come back."""
-    monkeypatch.setattr(byte_budget, "LEAST_LENDING_SECONDS", 0.5)
+    monkeypatch.setattr(lent_room, "LEAST_LENDING_SECONDS", 0.5)
     settings = {"maximum_request_bytes": MIB, "held_request_bytes": 2 * MIB, "stream_window": 1}
     with running_server(ThreadWorker(engine := FakeEngine()), **settings) as server, engine:
         assert server.loaded.wait(PATIENCE)
