@@ -10,17 +10,17 @@ import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 
 from neuron_attribution.errors import ResourceExhaustedError
 
+from neuron_attribution_server.lent_room import LentRoom
 from neuron_attribution_server.tenants import ANONYMOUS, current_tenant
 
 RETRY_SECONDS = 1.0
 MOST_WAITING = 1000
 """Calls that may wait for room at a time."""
-LEAST_LENDING_SECONDS = 10.0
-"""How long room that is lent may be kept where others wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,7 @@ class ByteBudget:
         """Bytes held now."""
         self._tenants: Counter[str] = Counter()
         self._waiting: OrderedDict[CallBytes, None] = OrderedDict()  # whose turn is next comes first
-        self._lent: OrderedDict[Holding, tuple[float, Callable[[], None]]] = OrderedDict()
-        self._reminder: asyncio.TimerHandle | None = None
-        self._taking_back = False
+        self._lent: LentRoom[Holding] = LentRoom(self.admit)
 
     @property
     def is_short(self) -> bool:
@@ -84,14 +82,14 @@ class ByteBudget:
         self._waiting.pop(call, None)
 
     def lend(self, holding: Holding, take_back: Callable[[], None]) -> None:
-        """Let `take_back` be called, once, where others wait for what has been held and lent for long enough."""
-        self._lent[holding] = (asyncio.get_running_loop().time(), take_back)
+        """Let what is held be released, and `take_back` be called, where others wait for it for long enough."""
+        self._lent.lend(holding, partial(_take_back, holding, take_back))
         if self._waiting:
             self.admit()
 
     def keep(self, holding: Holding) -> None:
         """Lend it no more."""
-        self._lent.pop(holding, None)
+        self._lent.keep(holding)
 
     def admit(self) -> None:
         """Give room to whoever waits for it and may have it, calls taking turns.
@@ -100,8 +98,10 @@ class ByteBudget:
         """
         while sum(self._admit(call) for call in self._turns()):
             pass
-        if self._waiting:
-            self._take_back()
+        first = next(iter(self._waiting), None)
+        if first is not None:
+            anyone = not self._has_room(first.wanted)
+            self._lent.take_back(lambda holding: anyone or holding.tenant == first.tenant)
 
     def full(self) -> ResourceExhaustedError:
         """What a call is refused with."""
@@ -128,33 +128,6 @@ class ByteBudget:
         if call.waits:
             self._waiting[call] = None
         return True
-
-    def _take_back(self) -> None:
-        """Ask for the room that was lent first, or wait until it has been lent for long enough."""
-        if self._reminder is not None:
-            self._reminder.cancel()
-            self._reminder = None
-        holding = None if self._taking_back else self._next_to_take_back()
-        if holding is None:
-            return
-        since, take_back = self._lent[holding]
-        loop = asyncio.get_running_loop()
-        if loop.time() < since + LEAST_LENDING_SECONDS:
-            self._reminder = loop.call_at(since + LEAST_LENDING_SECONDS, self.admit)
-        else:
-            self.keep(holding)
-            self._taking_back = True
-            loop.call_soon(self._taken_back, holding, take_back)
-
-    def _next_to_take_back(self) -> Holding | None:
-        first = next(iter(self._waiting))
-        anyone = not self._has_room(first.wanted)
-        return next((each for each in self._lent if anyone or each.tenant == first.tenant), None)
-
-    def _taken_back(self, holding: Holding, take_back: Callable[[], None]) -> None:
-        self._taking_back = False
-        take_back()
-        holding.release()
 
     def _has_room(self, size: int) -> bool:
         return fits(self.held, size, self.capacity)
@@ -196,15 +169,15 @@ class CallBytes:
         if self._may_hold(size):
             return Holding(self, size)
         waiting = self._line_up(size)
-        try:
-            async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds):
+            try:
                 return await waiting
-        except asyncio.CancelledError:
-            if waiting.cancelled():
-                self._give_up(waiting)
-            else:
-                waiting.result().release()
-            raise
+            except asyncio.CancelledError:
+                if waiting.cancelled():
+                    self._give_up(waiting)
+                else:
+                    waiting.result().release()
+                raise
 
     def admit(self) -> bool:
         """Give room to the first of what waits, if it may have it."""
@@ -283,6 +256,11 @@ class Holding:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _take_back(holding: Holding, take_back: Callable[[], None]) -> None:
+    take_back()
+    holding.release()
 
 
 def fits(held: int, size: int, capacity: int) -> bool:

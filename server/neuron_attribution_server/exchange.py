@@ -22,7 +22,7 @@ from neuron_attribution.status import public_message, status_code, trailing_meta
 from neuron_attribution_server.byte_budget import ByteBudget, Held, Holding
 from neuron_attribution_server.calls import REQUEST_ID_KEY, Call
 from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.patience import Mark, Patience, PatienceTerms
+from neuron_attribution_server.patience import Mark, Patience, PatienceTerms, Timer
 
 Request = TypeVar("Request")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -36,8 +36,6 @@ COPIES = 2
 """How often an answer is in memory while it is sent: gRPC copies it."""
 ITEM_COPIES = 3
 """The same of an answer in a stream: as it came from the worker, as it is built in turn, and gRPC's copy of that."""
-
-
 _READ, _LATE, _TAKEN = "read", "late", "taken back"
 
 
@@ -231,7 +229,7 @@ class Exchange:
         settled: asyncio.Future[str] = loop.create_future()
         # gRPC loses the memory of what comes in when nobody waits for it any more, so this is never cancelled.
         reading.add_done_callback(partial(_settle, settled, _READ))
-        timer = None if seconds is None else loop.call_later(seconds, _settle, settled, _LATE)
+        timer = None if seconds is None else Timer(seconds, partial(_settle, settled, _LATE))
         self._awaited = place, settled
         self._lend_or_keep()
         try:
@@ -259,11 +257,11 @@ class Exchange:
 
 
 def _settle(settled: asyncio.Future[str], outcome: str, reading: asyncio.Task[Any] | None = None) -> None:
-    """Tell what a read ended with, unless something came before; that of one nobody waits for is of no interest."""
+    """Tell what a read ended with, unless something came before."""
+    if reading is not None and not reading.cancelled():
+        reading.exception()  # asyncio would log one that nobody has looked at
     if not settled.done():
         settled.set_result(outcome)
-    elif reading is not None and not reading.cancelled():
-        reading.exception()
 
 
 def _message(reading: asyncio.Task[Any]) -> bytes | None:

@@ -14,6 +14,7 @@ import logging
 import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ import grpc
 LARGE = 4 * 2**20
 """Bytes that may take the time allowed; more may take longer, by as much."""
 _LETTING_GO_SECONDS = 2.0
+_HEARING_SECONDS = 0.05
 _HANDLER = "_handle_exceptions"
 """The coroutine that gRPC runs handlers in."""
 
@@ -31,6 +33,22 @@ _log = logging.getLogger(__name__)
 def note_keepers(loop: asyncio.AbstractEventLoop) -> None:
     """From now on, note of each handler's task on this loop which task keeps its call."""
     loop.set_task_factory(_noted_task)  # type: ignore[arg-type]  # the stubs want a protocol
+
+
+class Timer:
+    """Calls back after some seconds, unless it is cancelled: not before this loop has heard what came meanwhile."""
+
+    def __init__(self, seconds: float, callback: Callable[[], None]) -> None:
+        self._callback = callback
+        self._handle = asyncio.get_running_loop().call_later(seconds, self._ask_again)
+
+    def cancel(self) -> None:
+        """Call nobody."""
+        self._handle.cancel()
+
+    def _ask_again(self) -> None:
+        """A loop that was held up calls back first, and lets tasks know afterwards that they need not wait."""
+        self._handle = asyncio.get_running_loop().call_later(_HEARING_SECONDS, self._callback)
 
 
 class Mark(str):
@@ -60,13 +78,13 @@ class Patience:
         self.is_lost = False
         """Whether the call was ended because its caller took too long."""
 
-    def begin(self, size: int) -> asyncio.TimerHandle:
+    def begin(self, size: int) -> Timer:
         """End the call where the caller does not read so many bytes in time, unless what is returned is cancelled.
 
         The handler's task is cancelled then.
         """
         seconds = self._terms.seconds * max(1.0, size / LARGE)
-        return asyncio.get_running_loop().call_later(seconds, self._end, size, seconds)
+        return Timer(seconds, partial(self._end, size, seconds))
 
     def _end(self, size: int, seconds: float) -> None:
         self.is_lost = True

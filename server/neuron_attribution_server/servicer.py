@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
@@ -11,16 +11,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
-from neuron_attribution import convert
 from neuron_attribution.errors import (
     DeadlineExceededError,
-    InvalidArgumentError,
-    NeuronAttributionError,
     ResourceExhaustedError,
     UnavailableError,
 )
 from neuron_attribution.results import Timings
-from neuron_attribution.status import to_item_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 
@@ -32,7 +28,15 @@ from neuron_attribution_server.request_queue import Delivery
 from neuron_attribution_server.result_cache import ResultCache
 from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.served_model import PreparedAttribution, ServedModel
-from neuron_attribution_server.streaming import Answer, Item, ItemStream, patiently, token_by_token
+from neuron_attribution_server.stream_items import (
+    ReadItem,
+    in_turn,
+    item_error,
+    largest_answer,
+    read_item,
+    token_by_token,
+)
+from neuron_attribution_server.streaming import Answer, Item, ItemStream, patiently
 from neuron_attribution_server.task_sizes import task_bytes
 from neuron_attribution_server.tasks import AttributeTask, PackedAttribution, PackedProjections, Task
 
@@ -43,8 +47,6 @@ Response = TypeVar("Response", bound=Message)
 _THREADS = 2
 _SHORT_REQUEST = 2 * 1024
 """Bytes up to which a request is read on the event loop: that takes less time than handing it to a thread."""
-_AROUND = 32
-"""Bytes of a stream's answer beside its key and its response, at most."""
 _TOKENIZED = 16
 """How many bytes of an answer with tokens a byte of a text becomes, about and at most."""
 
@@ -56,15 +58,6 @@ class Backend:
     model: ServedModel
     scheduler: Scheduler
     cache: ResultCache
-
-
-@dataclass(frozen=True, slots=True)
-class _ReadItem:
-    """An item of a stream: ready for the queue, or why it is not."""
-
-    key: str
-    each_token: bool
-    prepared: PreparedAttribution | Exception
 
 
 class AttributionServicer(services.NeuronAttributionServiceServicer):
@@ -114,7 +107,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
             except DeadlineExceededError:  # it is the whole stream's
                 raise
             except Exception as error:
-                yield partial(_item_error, read.key, current_call.get().public(error))
+                yield partial(item_error, read.key, current_call.get().public(error))
 
         await ItemStream(self._stream_window, answers).run(items, exchange)
 
@@ -162,22 +155,11 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         """Describe what is served."""
         return await self._read(request, self._ready().model.describe)
 
-    def _read_item(self, message: messages.AttributeStreamRequest) -> _ReadItem:
-        """Read an item of a stream. What is wrong with it is answered under its key, or as much of it as is allowed."""
-        key = message.key.encode()
-        prepared: PreparedAttribution | Exception
-        try:
-            self._check_key(len(key))
-            prepare = self._ready().model.prepare_attribution
-            prepared = prepare(message.request, reproducible=message.reproducible)
-        except NeuronAttributionError as error:
-            prepared = error.with_traceback(None)  # which would keep the message
-        except Exception as error:
-            prepared = error
-        return _ReadItem(key[: self._key_bytes].decode(errors="ignore"), message.each_token, prepared)
+    def _read_item(self, message: messages.AttributeStreamRequest) -> ReadItem:
+        return read_item(message, self._key_bytes, lambda: self._ready().model)
 
     async def _item_answers(
-        self, read: _ReadItem, item: Item, exchange: Exchange, deadline: float | None
+        self, read: ReadItem, item: Item, exchange: Exchange, deadline: float | None
     ) -> AsyncGenerator[Answer, None]:
         """The answers of one item. It waits for room before anything is computed, or taken from the cache."""
         if isinstance(read.prepared, Exception):
@@ -187,21 +169,16 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         room = ITEM_COPIES * self._expected_bytes(self._ready(), task)
         with await patiently(partial(exchange.answers.room, room), deadline) as held:
             # A server that gives up meanwhile says so to whoever waits.
-            response, completion = await self._attribute(
+            answer = await self._attribute(
                 self._ready(),
                 read.prepared,
                 lambda task: patiently(lambda: self._ready().scheduler.submit(task, deadline), deadline),
             )
-            held.resize(ITEM_COPIES * (len(response) + len(completion)))
-            for answer in self._built_in_turn(read, response, completion):
-                yield answer
-
-    def _built_in_turn(self, read: _ReadItem, response: bytes, completion: bytes) -> Iterator[Answer]:
-        parts = token_by_token(response, completion) if read.each_token else [(response, completion)]
-        around = _AROUND + len(read.key.encode())
-        self._check_size(around + max(sum(map(len, each)) for each in parts))
-        for remaining, each in zip(reversed(range(len(parts))), parts, strict=True):
-            yield partial(convert.stream_answer, read.key, each, remaining)
+            held.resize(ITEM_COPIES * sum(map(len, answer)))
+            parts = token_by_token(*answer) if read.each_token else [answer]
+            self._check_size(largest_answer(read.key, parts))
+            for each in in_turn(read.key, parts):
+                yield each
 
     async def _attribute(
         self, backend: Backend, prepared: PreparedAttribution, submit: Callable[[AttributeTask], Awaitable[Delivery]]
@@ -233,12 +210,6 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
     def _expected_bytes(self, backend: Backend, task: Task) -> int:
         cached = backend.cache.size(backend.model.identity, task) if isinstance(task, AttributeTask) else None
         return min(cached or backend.model.answer_bytes(task), self._message_bytes)
-
-    def _check_key(self, size: int) -> None:
-        if size > self._key_bytes:
-            raise InvalidArgumentError.of(
-                "key", f"{size} bytes are over the limit {self._key_bytes}; give a shorter one: each answer repeats it"
-            )
 
     def _expecting(self) -> AbstractContextManager[None]:
         return nullcontext() if self._backend is None else self._backend.scheduler.expecting()
@@ -282,7 +253,3 @@ def _deadline(exchange: Exchange) -> float | None:
     """When the caller stops waiting, on the event loop's clock."""
     remaining = exchange.time_remaining()
     return None if remaining is None else asyncio.get_running_loop().time() + remaining
-
-
-def _item_error(key: str, error: NeuronAttributionError) -> bytes:
-    return messages.AttributeStreamResponse(key=key, error=to_item_error(error)).SerializeToString()

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
-from neuron_attribution import convert
 from neuron_attribution.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
@@ -17,7 +16,6 @@ Value = TypeVar("Value")
 Item = Received[messages.AttributeStreamRequest]
 Answer = Callable[[], bytes]
 """An answer that is built when it is its turn to be sent, serialized."""
-Bytes = bytes | memoryview
 
 
 class ItemStream:
@@ -46,12 +44,6 @@ class ItemStream:
                     async with self._writing:
                         await exchange.write(answer())
         self._room.release()  # not before: a caller that does not read its answers is sent no more of them
-
-
-def token_by_token(response: bytes, completion: bytes) -> list[tuple[Bytes, ...]]:
-    """The parts of one answer for each explanation, with all that they share; of one where there is none to part."""
-    shared, explanations = convert.explanations_apart(response)
-    return [(*shared, completion, explanation) for explanation in explanations or [b""]]
 
 
 async def patiently(attempt: Callable[[], Awaitable[Value]], deadline: float | None) -> Value:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 from neuron_attribution.errors import ResourceExhaustedError
-from neuron_attribution_server import byte_budget
+from neuron_attribution_server import byte_budget, lent_room
 from neuron_attribution_server.byte_budget import ByteBudget, Held
 from neuron_attribution_server.tenants import current_tenant
 
@@ -113,6 +113,18 @@ async def test_whoever_gives_up_holds_nothing_and_is_in_nobodys_way():
 
 
 @on_a_loop
+async def test_who_waits_in_vain_is_in_nobodys_way():
+    budget = ByteBudget(WHAT, 10, 1)
+    budget.of_call().hold(5)
+    second = asyncio.create_task(budget.of_call().room(9, 0.05))
+    third = asyncio.create_task(budget.of_call().room(5))
+    with pytest.raises(TimeoutError):
+        await second
+    (await third).release()
+    assert budget.held == 5
+
+
+@on_a_loop
 async def test_too_many_waiting_calls_are_refused():
     budget = ByteBudget(WHAT, 1, 1)
     budget.of_call().hold(1)
@@ -126,7 +138,7 @@ async def test_too_many_waiting_calls_are_refused():
 
 
 def test_what_is_lent_is_taken_back_for_who_waits_the_longest_lent_first(monkeypatch):
-    monkeypatch.setattr(byte_budget, "LEAST_LENDING_SECONDS", 0.2)
+    monkeypatch.setattr(lent_room, "LEAST_LENDING_SECONDS", 0.2)
     taken = []
 
     async def run():
