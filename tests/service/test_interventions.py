@@ -6,7 +6,7 @@ from neuron_attribution import Client, FfnNeuron, Head, Intervention, Scale
 from neuron_attribution.requests import AttributeOptions
 from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.batches import BatchLimits, padded_tokens
+from neuron_attribution_server.batches import padded_tokens
 from neuron_attribution_server.tasks import AttributeTask, InterveneTask, MemoryCost
 from neuron_attribution_server.thread_worker import ThreadWorker
 from service.fakes import PROMPT, FakeEngine
@@ -71,12 +71,7 @@ def test_every_sequence_counts_in_batches_and_memory():
     assert memory.batch([generating]) == 1 + 16 * 15 + 2 * 4 * 15, "sixteen sequences of 15 tokens generate together"
 
 
-def test_nobody_waits_in_one_batch_for_what_sets_generate():
-    limits = BatchLimits(requests=8, tokens=1000, memory=MemoryCost(available=10**6))
-    plain = AttributeTask(token_ids=(1,) * 4)
-    quick, slow = (InterveneTask(token_ids=(1,) * 10, sets=SETS, generate=generate) for generate in (0, 1))
-    assert [limits.allow([plain, each]) for each in (quick, slow)] == [True, False]
-    assert limits.allow([slow])
+def test_what_sets_generate_in_turn_is_counted():
     assert InterveneTask(token_ids=(1,) * 300, sets=SETS, generate=5).generated_in_turn == 15
 
 
