@@ -10,11 +10,13 @@ over 30 %, where a request took over three times its prediction, or where one to
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -149,6 +151,15 @@ def table(found: list[Measured]) -> str:
     return "\n".join(rows)
 
 
+def heading(count: int, seed: int) -> str:
+    return f"""# Soak: predictions
+
+Written by `python -m soak.predictions --count {count} --seed {seed}`: random requests of every kind
+that a server allows, on the demo model, one by one, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores. Each was
+predicted before it ran, and the predictions learned from those before it.
+"""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
@@ -164,7 +175,7 @@ def main() -> int:
     )
     print(text)
     if arguments.output is not None:
-        arguments.output.write_text(f"{text}\n")
+        arguments.output.write_text(f"{heading(arguments.count, arguments.seed)}\n{text}\n")
     return int(error > MEDIAN_ERROR or most > MOST or memory > 1)
 
 
