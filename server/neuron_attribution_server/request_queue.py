@@ -228,9 +228,10 @@ class RequestQueue:
 
     def _next_batch(self, now: float, limits: BatchLimits | None = None, more_than: float = -1.0) -> list[QueuedTask]:
         """The oldest task of the tenant whose turn it is, and what fits beside it, tenants taking turns."""
-        longest = math.inf if limits is None else limits.seconds
         lines = {
-            tenant: [each for each in line.items if more_than < each.seconds <= longest]
+            tenant: [
+                each for each in line.items if each.seconds > more_than and (limits is None or _fits(each, limits))
+            ]
             for tenant, line in self._lines.items()
         }
         lines = {tenant: items for tenant, items in lines.items() if items}
@@ -238,8 +239,6 @@ class RequestQueue:
             return []
         served = dict(self._served)
         leader = lines[min(lines, key=served.__getitem__)][0]
-        if limits is not None and not limits.allow([leader.task], leader.seconds):
-            return []
         limits = limits or self._batch
         served[leader.tenant] += _price(leader)
         batch = [leader]
@@ -278,6 +277,11 @@ class RequestQueue:
 def is_short(item: QueuedTask) -> bool:
     """Whether a task is so short that it may go before a long one that runs."""
     return item.seconds <= SHORT_SECONDS
+
+
+def _fits(item: QueuedTask, limits: BatchLimits) -> bool:
+    """Whether a task may run alone within limits."""
+    return limits.allow([item.task], item.seconds)
 
 
 def _allows(limits: BatchLimits, items: Sequence[QueuedTask]) -> bool:

@@ -200,6 +200,8 @@ def test_a_short_task_that_leaves_no_memory_to_a_long_one_waits():
     filled(queue, [queued(5)])
     tight = BatchLimits(requests=4, tokens=64, memory=MemoryCost(available=4, per_token=1), seconds=1.0)
     assert queue.pop_shorter(0.0, tight) == []
+    [smaller] = filled(queue, [queued(4, "another", seconds=0.5)])
+    assert queue.pop_shorter(0.0, tight) == [smaller], "nobody waits for one that does not fit"
     assert len(queue) == 1
 
 
