@@ -145,8 +145,9 @@ def test_a_tenant_that_reads_nothing_leaves_the_others_their_room(tmp_path):
     alice, bob = ([("authorization", f"Bearer {tenant}")] for tenant in ("alice", "bob"))
     settings = {"token_file": str(tokens), "transfer_timeout": 60.0, "unread_bytes": 5 * 2 * LONG_ANSWER}
     with serving(token="bob", **settings) as server, server.stub() as stub:
-        unread = [stub.AttributeStream(iter([item()]), metadata=alice) for _ in range(2)]
+        unread = [stub.AttributeStream(iter([item()]), metadata=alice)]
         assert eventually(lambda: server.added("unread_bytes") >= 3 * LONG_ANSWER)
+        unread.append(stub.AttributeStream(iter([item()]), metadata=alice))
         error, _ = failure(lambda: stub.Attribute(long_request(), timeout=PATIENCE, metadata=alice))
         assert error.reason == "UNREAD_ANSWERS"
         assert stub.Attribute(long_request(), timeout=PATIENCE, metadata=bob).explanations
