@@ -77,6 +77,7 @@ class ProcessWorker:
         self._pipe: FrontEnd | None = None
         self._loaded: asyncio.Future[ModelFacts] | None = None
         self._batches: dict[int, _Running] = {}
+        self._inside: set[int] = set()
         self._sent = 0
         self._watchdog = Watchdog(load_timeout, heartbeat_timeout, batch_timeout)
         self._watching: asyncio.Task[None] | None = None
@@ -92,6 +93,11 @@ class ProcessWorker:
     def undelivered(self) -> bool:
         """Whether the process ended before it had read the batch it was sent."""
         return self._pipe is not None and self._pipe.undelivered
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether, just now or when the process ended, a batch has begun inside another one and is not done."""
+        return bool(self._inside)
 
     @property
     def is_live(self) -> bool:
@@ -206,7 +212,8 @@ class ProcessWorker:
                 self._has_loaded(facts)
             case Failed(why):
                 self._has_loaded(ModelLoadError(why))
-            case Begun():
+            case Begun(number):
+                self._inside.add(number)
                 self._watchdog.batch_begins()
             case Computed(number):
                 self._batches[number].listener.computed()
@@ -223,6 +230,7 @@ class ProcessWorker:
 
     def _finished(self, number: int, message: Finished) -> None:
         self._watchdog.batch_ends()
+        self._inside.discard(number)
         answer = self._batches.pop(number).answer
         if self._batches and not self._watchdog.counts_a_batch:  # it came too late to begin inside this one
             self._watchdog.batch_begins()

@@ -109,18 +109,14 @@ class WorkerPool:
         await asyncio.gather(*self._supervising, return_exceptions=True)
         await asyncio.gather(*(each.stop() for each in self._workers))
 
-    async def _attempt(self, tasks: Sequence[Task], listener: Listener, *, alone: bool = False) -> list[Answer]:
-        """Run a batch, inside which nothing else runs where it has to be `alone`.
-
-        Raises _LostError where the worker dies, UnavailableError where none will come back.
-        """
+    async def _attempt(self, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
+        """Raises _LostError where the worker dies, UnavailableError where none will come back."""
         supervised, worker = await self._next_idle()
-        if not alone:
-            self._busy.add(worker)
+        self._busy.add(worker)
         try:
             answers = await worker.run(tasks, listener)
         except UnavailableError as error:
-            is_blamed = not worker.undelivered and worker not in self._inside
+            is_blamed = not (worker.undelivered or worker.was_interrupted)
             raise _LostError(error, is_blamed=is_blamed) from None
         finally:
             self._busy.discard(worker)
@@ -133,7 +129,7 @@ class WorkerPool:
         """Run one task until it is answered, nobody wants it, or it has killed `_MOST_DEATHS` workers."""
         while listener.wanted(0):
             try:
-                [answer] = await self._attempt([task], listener, alone=True)
+                [answer] = await self._attempt([task], listener)
                 return answer
             except _LostError as lost:
                 deaths += lost.is_blamed
@@ -176,7 +172,7 @@ class WorkerPool:
 class _LostError(Exception):
     """A worker died while it had a batch.
 
-    It `is_blamed` on the batch unless the worker never had all of that, or had another batch inside it.
+    It `is_blamed` on the batch unless the worker never had all of that, or was at work on another one inside it.
     """
 
     def __init__(self, error: UnavailableError, *, is_blamed: bool) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -149,26 +150,18 @@ def assert_close(got, expected):
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_two_clients_share_a_forward_pass(address):
-    """While a long prompt keeps the worker busy two clients wait, and then run as one batch."""
-    results = []
+def test_clients_share_a_forward_pass(address):
+    """While the first of eight is at work the others come, and then run as one batch."""
+    together = threading.Barrier(8)
 
-    def ask(prompt, started=None):
+    def ask(number):
         with Client(address) as client:
-            if started:
-                started.set()
-            results.append(client.attribute(prompt, parts=["layers"]))
+            client.get_model()  # it is connected
+            together.wait()
+            return client.attribute(f"The number {number} is", parts=["layers"]).timings.batch_requests
 
-    busy = threading.Event()
-    threads = [threading.Thread(target=ask, args=("word " * 1500, busy))]
-    threads[0].start()
-    busy.wait()
-    threads += [threading.Thread(target=ask, args=(prompt,)) for prompt in ("Paris is the capital of", "The sun")]
-    for thread in threads[1:]:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert max(result.timings.batch_requests for result in results) >= 2
+    with ThreadPoolExecutor(8) as callers:
+        assert max(callers.map(ask, range(8))) >= 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Work that takes long: short tasks go first inside it, it stops when nobody waits, and accounts go by what it took."""
 
 import asyncio
+import os
+import signal
 
 import pytest
 from neuron_attribution.errors import DeadlineExceededError, UnavailableError
@@ -13,7 +15,8 @@ from neuron_attribution_server.scheduler import Scheduler
 from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, MemoryCost, ProjectOutcome, WorkPrices
 from neuron_attribution_server.work_prices import WorkPredictor
 from neuron_attribution_server.worker import Listener
-from service.fakes import SIZES
+from neuron_attribution_server.worker_pool import worker_pool
+from service.fakes import DIE, SIZES
 from service.faulty_engines import ENDLESS, make_engine_with_checkpoints
 
 OUTCOME = ProjectOutcome(())
@@ -258,6 +261,55 @@ def test_the_time_of_what_goes_first_counts_for_itself_alone():
         assert first.seconds < second.seconds
 
     in_a_process(scenario)
+
+
+def test_a_death_inside_a_long_task_is_not_the_long_ones_and_it_makes_way_again_when_it_runs_again():
+    async def scenario():
+        config = ServerConfig(model="fake", restarts=5)
+        pool = worker_pool(config, [make_engine_with_checkpoints])
+        await pool.start()
+        long, deadly = Hearing(), []
+        running = asyncio.create_task(pool.run([task(ENDLESS)], long))
+        for _ in range(2):
+            while long.stop is None:
+                await asyncio.sleep(0.01)
+            long.stop = None
+            deadly.append(asyncio.create_task(pool.interrupt([task(DIE)])))
+        while long.stop is None:
+            await asyncio.sleep(0.01)
+        [answer] = await pool.interrupt([task(1)])
+        assert answer.token_ids == (1,)
+        for each in deadly:
+            each.cancel()
+        long.stop()
+        [stopped] = await running
+        assert stopped.reason == "UNWANTED"
+        await pool.stop()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_who_was_at_work_when_the_process_died_is_known():
+    async def scenario(worker):
+        running = asyncio.create_task(worker.run([task(ENDLESS)]))
+        await asyncio.sleep(0.3)
+        dying = asyncio.create_task(worker.run([task(DIE)]))
+        for batch in (dying, running):
+            with pytest.raises(UnavailableError):
+                await batch
+        assert worker.was_interrupted
+
+    async def without(worker):
+        running = asyncio.create_task(worker.run([task(ENDLESS)]))
+        await asyncio.sleep(0.3)
+        await worker.run([task(1)])
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(UnavailableError):
+            await running
+        assert not worker.was_interrupted
+
+    in_a_process(scenario)
+    in_a_process(without)
 
 
 def test_a_batch_that_hangs_between_checkpoints_is_killed_with_what_waits_inside():
