@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from neuron_attribution.errors import UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2, neuron_attribution_pb2_grpc
 
+from neuron_attribution_server import heap
 from neuron_attribution_server.authentication import AuthenticationInterceptor, token_file
 from neuron_attribution_server.batch_observer import BatchObserver
 from neuron_attribution_server.call_interceptor import CallInterceptor
@@ -150,7 +151,8 @@ class Application:
         self._servicer.open(Backend(model, scheduler, cache))
         self._live.loaded = Loaded(facts, scheduler.queue, cache)
         self._set_health(SERVING)
-        self._running = [asyncio.create_task(scheduler.run()), asyncio.create_task(self._follow_worker())]
+        lasting = scheduler.run(), self._follow_worker(), heap.keep_giving_back()
+        self._running = [asyncio.create_task(each) for each in lasting]
 
     async def stop(self) -> None:
         """Refuse new calls, let running ones finish within the grace, and end the worker.

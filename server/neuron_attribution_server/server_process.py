@@ -10,6 +10,7 @@ import resource
 import threading
 from contextlib import suppress
 
+from neuron_attribution_server import heap
 from neuron_attribution_server.app import Application
 
 _LOG_SECONDS = 0.5
@@ -20,6 +21,7 @@ _log = logging.getLogger(__name__)
 def serve(application: Application) -> int:
     """Serve until a stop signal; return the exit status. The process cannot outlive the end by more than seconds."""
     _allow_files()
+    heap.map_large_pieces()
     return asyncio.run(application.run(_Exit()))
 
 
