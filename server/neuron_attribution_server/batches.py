@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from neuron_attribution_server.tasks import MemoryCost, Task
@@ -20,13 +20,15 @@ class BatchLimits:
     tokens: int
     memory: MemoryCost
     seconds: float = math.inf
+    together: Callable[[Sequence[Task]], float] | None = None
+    """Predicts the seconds that count; without it, those that the tasks take one by one."""
 
     def allow(self, tasks: Sequence[Task], seconds: float = 0.0) -> bool:
         """Whether the tasks may run together, which take so many seconds one by one."""
         return (
             len(tasks) <= self.requests
-            and seconds <= self.seconds
             and padded_tokens(tasks) <= self.tokens
+            and (seconds if self.together is None else self.together(tasks)) <= self.seconds
             and self.memory.batch(tasks) <= self.memory.available
         )
 

@@ -1,7 +1,8 @@
 """The waiting tasks: who may join, who leaves, and which of them make the next batch.
 
 1. Between tenants: the one that was given the fewest seconds of work goes next, so each gets its share of every batch
-   and a flood delays only its own tenant. A tenant that joins starts level with the least served of those that wait.
+   and a flood delays only its own tenant. What runs counts as predicted until it is known what it took. A tenant that
+   joins is owed nothing: it starts level with who was served last, by what that one has really had.
 2. Within a tenant: its oldest task leads the batch; tasks of similar length join it, so that little is padded, and
    short ones share no batch with long ones.
 3. A task older than the maximum age is taken before any younger one of its tenant, whatever the padding.
@@ -21,9 +22,6 @@ from neuron_attribution_server.calls import Call
 from neuron_attribution_server.tasks import Answer, Task
 from neuron_attribution_server.tenants import ANONYMOUS
 from neuron_attribution_server.worker import unheard
-
-SHORT_SECONDS = 1.0
-"""Tasks of no more predicted seconds may go before a longer one that runs, and share batches among themselves."""
 
 TOKEN_PRICE = 1e-6
 
@@ -51,6 +49,10 @@ class QueuedTask:
     """Called when its answer is computed and about to be written."""
     seconds: float = 0.0
     """What it is predicted to take alone."""
+    is_short: bool = True
+    """Whether it may go before a longer one that runs. Short tasks share batches among themselves."""
+    charged: float | None = None
+    """What its tenant was charged for it, once it has run."""
     left: Callable[[], None] = unheard
     """Called when nobody waits for it any more while it runs."""
 
@@ -111,7 +113,10 @@ class RequestQueue:
         self._batch = batch
         self._maximum_age = maximum_age
         self._lines: dict[str, _Line] = {}
-        self._served: dict[str, float] = {}  # what each tenant was given, since the queue was last empty
+        self._had: dict[str, float] = {}  # the seconds each tenant was given since nothing waited or ran
+        self._promised: dict[str, float] = {}  # those of what runs
+        self._running = 0
+        self._floor = 0.0  # what the tenant that was served last had had by then
         self._requests = 0
         self._tokens = 0
         self._seconds = 0.0
@@ -162,8 +167,8 @@ class RequestQueue:
     def add(self, item: QueuedTask) -> None:
         """Put a task at the end of its tenant's line; check_room comes first."""
         if item.tenant not in self._lines:
-            least = min((self._served[tenant] for tenant in self._lines), default=0)
-            self._served[item.tenant] = max(self._served.get(item.tenant, 0), least)
+            self._had[item.tenant] = max(self._had.get(item.tenant, 0.0), self._floor)
+            self._promised.setdefault(item.tenant, 0.0)
             self._lines[item.tenant] = _Line()
         line = self._lines[item.tenant]
         line.items[item] = None
@@ -187,8 +192,8 @@ class RequestQueue:
         if not line.items:
             del self._lines[item.tenant]
         if not self._lines:
-            self._served.clear()
             self._seconds = 0.0  # nothing waits, whatever rounding has left
+            self._forget()
 
     def has_full_batch(self, now: float) -> bool:
         """Whether waiting longer could not make the next batch larger."""
@@ -200,44 +205,64 @@ class RequestQueue:
         self._drop_unwanted(now)
         return self._taken(self._next_batch(now))
 
-    def pop_shorter(self, now: float, limits: BatchLimits, more_than: float = -1.0) -> list[QueuedTask]:
-        """Take out the next batch of tasks that keep to some limits, in the same order between tenants.
+    def pop_shorter(self, now: float, limits: BatchLimits, *, short: bool = True) -> list[QueuedTask]:
+        """Take out the next batch of tasks that are `short`, or are not, in the same order between tenants.
 
-        None takes longer than the batch may, nor `more_than` seconds or less.
+        None takes longer than the batch may.
         """
         self._drop_unwanted(now)
-        return self._taken(self._next_batch(now, limits, more_than))
+        return self._taken(self._next_batch(now, limits, short=short))
 
     def charge(self, batch: Sequence[QueuedTask], seconds: float) -> None:
-        """Replace what a batch was predicted to take, in its tenants' accounts, by what it took."""
+        """Charge its tenants with what a batch took, in place of what they were charged with for it before."""
         predicted = math.fsum(map(_price, batch))
         for item in batch:
-            if item.tenant in self._served:
-                self._served[item.tenant] += _price(item) * (seconds / predicted - 1)
+            share = _price(item) * seconds / predicted
+            if item.charged is None:
+                self._running -= 1
+                if item.tenant in self._promised:
+                    self._promised[item.tenant] -= _price(item)
+            if item.tenant in self._had:
+                self._had[item.tenant] += share - (item.charged or 0.0)
+            item.charged = share
+        self._forget()
+
+    def _forget(self) -> None:
+        """Where nothing waits or runs, nobody is ahead of another."""
+        if self._running or self._lines:
+            return
+        self._had.clear()
+        self._promised.clear()
+        self._floor = 0.0
 
     def _drop_unwanted(self, now: float) -> None:
         for item in [item for line in self._lines.values() for item in line.items if not item.is_wanted(now)]:
             self.discard(item)
 
     def _taken(self, batch: list[QueuedTask]) -> list[QueuedTask]:
+        self._running += len(batch)
+        if batch:
+            self._floor = max(self._floor, min(self._had[item.tenant] for item in batch))
         for item in batch:
-            self._served[item.tenant] += _price(item)
-        for item in batch:
+            self._promised[item.tenant] += _price(item)
             self.discard(item)
         return batch
 
-    def _next_batch(self, now: float, limits: BatchLimits | None = None, more_than: float = -1.0) -> list[QueuedTask]:
-        """The oldest task of the tenant whose turn it is, and what fits beside it, tenants taking turns."""
+    def _next_batch(
+        self, now: float, limits: BatchLimits | None = None, *, short: bool | None = None
+    ) -> list[QueuedTask]:
+        """The oldest task of the tenant whose turn it is, and what fits beside it, tenants taking turns.
+
+        With `limits` only tasks that fit into them, and are `short` or are not.
+        """
         lines = {
-            tenant: [
-                each for each in line.items if each.seconds > more_than and (limits is None or _fits(each, limits))
-            ]
+            tenant: [each for each in line.items if limits is None or (each.is_short == short and _fits(each, limits))]
             for tenant, line in self._lines.items()
         }
         lines = {tenant: items for tenant, items in lines.items() if items}
         if not lines:
             return []
-        served = dict(self._served)
+        served = {tenant: self._had[tenant] + self._promised[tenant] for tenant in lines}
         leader = lines[min(lines, key=served.__getitem__)][0]
         limits = limits or self._batch
         served[leader.tenant] += _price(leader)
@@ -262,7 +287,7 @@ class RequestQueue:
         ends the turn: were younger tasks taken, the tenant might never lead a batch.
         """
         leader = batch[0]
-        items = [item for item in line if item is not leader and is_short(item) == is_short(leader)]
+        items = [item for item in line if item is not leader and item.is_short == leader.is_short]
         old = [item for item in items if now - item.enqueued >= self._maximum_age]
         for item in old:
             if not _allows(limits, [*batch, item]):
@@ -274,14 +299,9 @@ class RequestQueue:
                 yield item
 
 
-def is_short(item: QueuedTask) -> bool:
-    """Whether a task is so short that it may go before a long one that runs."""
-    return item.seconds <= SHORT_SECONDS
-
-
 def _fits(item: QueuedTask, limits: BatchLimits) -> bool:
     """Whether a task may run alone within limits."""
-    return limits.allow([item.task], item.seconds)
+    return _allows(limits, [item])
 
 
 def _allows(limits: BatchLimits, items: Sequence[QueuedTask]) -> bool:

@@ -22,15 +22,8 @@ from neuron_attribution_server.batches import BatchLimits
 from neuron_attribution_server.calls import current_call
 from neuron_attribution_server.config import ServerConfig
 from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.request_queue import (
-    SHORT_SECONDS,
-    Delivery,
-    QueuedTask,
-    QueueLimits,
-    RequestQueue,
-    is_short,
-)
-from neuron_attribution_server.tasks import Answer, MemoryCost, Task
+from neuron_attribution_server.request_queue import Delivery, QueuedTask, QueueLimits, RequestQueue
+from neuron_attribution_server.tasks import Answer, AttributeTask, ExplainedToken, MemoryCost, Task
 from neuron_attribution_server.tenants import current_tenant
 from neuron_attribution_server.work_prices import WorkPredictor
 from neuron_attribution_server.worker import Listener, Worker, failed_batch, unheard
@@ -38,6 +31,9 @@ from neuron_attribution_server.worker import Listener, Worker, failed_batch, unh
 _SHORTEST_RETRY = 0.1
 _LONGEST_RETRY = 30.0
 _RESTART_RETRY = 5.0
+SHORT_SECONDS = 1.0
+SHORT_TASK = AttributeTask(token_ids=(0,) * 16, explained=(ExplainedToken(15),))
+"""Short is what takes no more seconds, or no longer than this: where the device is slow or busy, all takes long."""
 SHORTER_PART = 0.25
 """Of a long batch's seconds: what takes no more may run inside it, though it is not short."""
 LONGEST_INSIDE = 10.0
@@ -145,7 +141,7 @@ class Scheduler:
 
     async def _run_next(self, batch: list[QueuedTask]) -> None:
         """Run a batch; a long one may be interrupted."""
-        if all(map(is_short, batch)):
+        if all(item.is_short for item in batch):
             await self._run_batch(batch, self._worker.run)
             return
         self._long.append(batch)
@@ -156,22 +152,31 @@ class Scheduler:
             self._long.remove(batch)
 
     async def _let_short_ones_first(self) -> None:
-        """While every device is busy and a long batch runs, short tasks run inside it, half of the time at most."""
+        """While every device is busy and a long batch runs, short tasks run inside it, two thirds of the time at most.
+
+        Between them it goes on for no longer than one of them may take.
+        """
         while True:
-            limits = self._inside(SHORT_SECONDS)
-            await self._run_inside(limits, -1.0, self._short_inside)
+            short = self._short_seconds
+            await self._run_inside(self._inside(2 * short), self._short_inside, short, short=True)
 
     async def _let_shorter_ones_first(self) -> None:
-        """The same for tasks that are not short, but much shorter than the long batch: short ones run inside them."""
+        """The same, half of the time, for tasks that are much shorter than the long batch: short ones go into them."""
         while True:
             most = max((math.fsum(each.seconds for each in batch) for batch in self._long), default=0.0)
-            limits = self._inside(min(SHORTER_PART * most, LONGEST_INSIDE))
-            await self._run_inside(None if self._short_inside else limits, SHORT_SECONDS, self._shorter_inside)
+            seconds = min(SHORTER_PART * most, LONGEST_INSIDE)
+            limits = None if self._short_inside else self._inside(seconds)
+            await self._run_inside(limits, self._shorter_inside, seconds, short=False)
 
-    async def _run_inside(self, limits: BatchLimits | None, more_than: float, inside: list[QueuedTask]) -> None:
-        """Run the next batch inside a long one, and then let that go on as long; or wait until there is news."""
+    async def _run_inside(
+        self, limits: BatchLimits | None, inside: list[QueuedTask], pause: float, *, short: bool
+    ) -> None:
+        """Run the next batch inside a long one, and then let that go on as long, up to `pause` seconds.
+
+        Where there is none, wait until there is news.
+        """
         clock = asyncio.get_running_loop().time
-        batch = [] if limits is None else self._queue.pop_shorter(clock(), limits, more_than)
+        batch = [] if limits is None else self._queue.pop_shorter(clock(), limits, short=short)
         if not batch:
             news = self._news
             await news.wait()
@@ -183,7 +188,7 @@ class Scheduler:
         finally:
             inside.clear()
             self._tell()
-        await asyncio.sleep(min(clock() - started, limits.seconds if limits else 0.0))
+        await asyncio.sleep(min(clock() - started, pause))
 
     def _inside(self, seconds: float) -> BatchLimits | None:
         """What may run inside a long batch, in the memory that is left; None where nothing waits for one."""
@@ -193,7 +198,12 @@ class Scheduler:
         held = max(memory.batch([item.task for item in batch]) for batch in self._long)
         for others in (self._short_inside, self._shorter_inside):
             held += memory.batch([item.task for item in others]) if others else 0
-        return replace(self._limits, seconds=seconds, memory=replace(memory, available=memory.available - held))
+        memory = replace(memory, available=memory.available - held)
+        return replace(self._limits, seconds=seconds, together=self._predictor.seconds, memory=memory)
+
+    @property
+    def _short_seconds(self) -> float:
+        return max(SHORT_SECONDS, self._predictor.seconds([SHORT_TASK]))
 
     def _tell(self) -> None:
         """Wake whoever waits for news of what waits and what runs."""
@@ -208,7 +218,17 @@ class Scheduler:
     def _enqueue(self, task: Task, deadline: float | None, computed: Callable[[], None], seconds: float) -> QueuedTask:
         loop = asyncio.get_running_loop()
         call, now = current_call.get(None), loop.time()
-        item = QueuedTask(task, current_tenant.get(), now, deadline, loop.create_future(), call, computed, seconds)
+        item = QueuedTask(
+            task,
+            current_tenant.get(),
+            now,
+            deadline,
+            loop.create_future(),
+            call,
+            computed,
+            seconds,
+            is_short=seconds <= self._short_seconds,
+        )
         self._queue.add(item)
         self._arrival.set()
         self._tell()
@@ -253,6 +273,7 @@ class Scheduler:
             outcomes = failed_batch(error, tasks)
         finally:
             observation.ends()
+            self._queue.charge(batch, min(clock() - started, math.fsum(item.seconds for item in batch)))
         for item, outcome in zip(batch, outcomes, strict=True):
             item.left = unheard  # there is nothing left to stop
             item.deliver(outcome, started)

@@ -20,8 +20,8 @@ from service.fakes import DIE, SIZES
 from service.faulty_engines import ENDLESS, make_engine_with_checkpoints
 
 OUTCOME = ProjectOutcome(())
-LONG, SHORT = 5, 1
-"""Tokens of tasks; one takes a second and a bit."""
+LONG, SHORT = 90, 18
+"""Tokens of tasks; twenty take a second."""
 
 
 class HeldWorker:
@@ -58,11 +58,11 @@ class HeldWorker:
         self.ended.set()
 
 
-def scheduling(scenario, memory=1000, **settings):
+def scheduling(scenario, memory=1000, price=0.05, **settings):
     async def run():
         worker = HeldWorker()
         config = ServerConfig(model="fake", **settings)
-        predictor = WorkPredictor(WorkPrices({"TOKEN": 0.9}), SIZES)
+        predictor = WorkPredictor(WorkPrices(price if isinstance(price, dict) else {"TOKEN": price}), SIZES)
         cost = MemoryCost(available=memory, per_token=1)
         scheduler = Scheduler(worker, config, cost, predictor, BatchObserver(Metrics()))
         running = asyncio.create_task(scheduler.run())
@@ -86,7 +86,7 @@ def test_short_tasks_run_inside_a_long_one_which_goes_on():
         for _ in range(3):
             delivery = await (await submit(SHORT))
             assert delivery.predicted == pytest.approx(0.9)
-        assert worker.inside == [[1], [1], [1]]
+        assert worker.inside == [[SHORT]] * 3
         assert not long.done()
         worker.ended.set()
         await long
@@ -107,19 +107,45 @@ def test_long_tasks_wait_for_the_one_that_runs():
 
 
 def test_tasks_much_shorter_than_the_long_one_run_inside_it_too():
-    """Three tokens take 2.7 seconds, which is not short, but the long one takes 18."""
+    """2.7 seconds are not short, but the long one takes 18."""
 
     async def scenario(_, worker, submit):
-        long = await submit(20)
+        long = await submit(360)
         await worker.running.wait()
-        await (await submit(3))
-        assert worker.inside == [[3]]
-        waiting = await submit(9)
+        await (await submit(54))
+        assert worker.inside == [[54]]
+        waiting = await submit(162)
         await asyncio.sleep(0.1)
         assert not waiting.done()
         assert not long.done()
 
     scheduling(scenario)
+
+
+def test_where_everything_takes_long_a_short_attribution_still_goes_first():
+    """A token takes a second here, or the device is that busy."""
+
+    async def scenario(_, worker, submit):
+        long = await submit(LONG)
+        await worker.running.wait()
+        delivery = await (await submit(5))
+        assert (delivery.predicted, worker.inside) == (pytest.approx(5.0), [[5]])
+        assert not long.done()
+
+    scheduling(scenario, price=1.0)
+
+
+def test_what_runs_inside_is_as_much_as_is_predicted_to_take_two_seconds_together():
+    """Three share most of the work; one by one they would take 2.8 seconds."""
+
+    async def scenario(_, worker, submit):
+        await submit(LONG)
+        await worker.running.wait()
+        waiting = [await submit(4) for _ in range(4)]
+        await asyncio.gather(*waiting)
+        assert worker.inside == [[4], [4, 4, 4]]
+
+    scheduling(scenario, price={"TOKEN": 0.01, "BATCH": 0.9})
 
 
 def test_short_tasks_wait_for_the_batch_of_other_short_ones():

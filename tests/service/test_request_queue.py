@@ -27,7 +27,7 @@ class Caller:
 
 def queued(tokens, tenant="one", enqueued=0.0, deadline=None, seconds=0.0):
     task = AttributeTask(token_ids=tuple(range(tokens)))
-    return QueuedTask(task, tenant, enqueued, deadline, Caller(), seconds=seconds)
+    return QueuedTask(task, tenant, enqueued, deadline, Caller(), seconds=seconds, is_short=seconds <= 1.0)
 
 
 def request_queue(
@@ -217,6 +217,22 @@ def test_tenants_take_turns_by_seconds_and_by_what_was_really_taken():
     assert [queue.pop_batch(0.0)[0].tenant for _ in range(5)] == ["light"] * 5
 
 
+def test_what_was_never_taken_is_held_against_nobody():
+    """A long task that is stopped at once costs its tenant little, and those who came meanwhile no more than that."""
+    queue = request_queue(batch_requests=1)
+    filled(queue, [queued(5, "long", seconds=98.0), *[queued(5, "long", seconds=0.5) for _ in range(9)]])
+    long = queue.pop_batch(0.0)
+    for _ in range(3):  # one at a time, away in between
+        filled(queue, [queued(5, "other", seconds=0.5)])
+        batch = queue.pop_batch(0.0)
+        assert batch[0].tenant == "other"
+        queue.charge(batch, 0.5)
+    queue.charge(long, 1.0)
+    filled(queue, [queued(5, "other", seconds=0.5) for _ in range(9)])
+    leaders = [queue.pop_batch(0.0)[0].tenant for _ in range(8)]
+    assert Counter(leaders)["other"] >= 3
+
+
 def test_the_seconds_that_wait_are_bounded_for_all_and_for_each_tenant():
     queue = request_queue(seconds=10.0, share=0.5)
     queue.check_room("one", 1, 99.0, 0.5)  # an empty queue takes any
@@ -277,7 +293,7 @@ def test_a_newcomer_is_not_owed_what_it_missed():
     queue = request_queue(batch_requests=1, batch_tokens=1000)
     filled(queue, [queued(10, "steady") for _ in range(100)])
     for _ in range(50):
-        queue.pop_batch(0.0)
+        queue.charge(queue.pop_batch(0.0), 1e-5)
     filled(queue, [queued(10, "newcomer") for _ in range(50)])
     leaders = Counter(queue.pop_batch(0.0)[0].tenant for _ in range(20))
     assert leaders == {"steady": 10, "newcomer": 10}
