@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 HEADER_SECONDS = 10.0
 """How long the handshake of TLS may take, and then the headers of the first request."""
@@ -118,8 +119,9 @@ class Connection(web.RequestHandler):
         return web.Response(status=status, text=f"{status} {cause}\n" if status < 500 else f"{status}\n")
 
     def log_exception(self, *_: Any, exc_info: BaseException | None = None, **__: Any) -> None:  # noqa: ANN401 - aiohttp's
-        """Tell its type alone."""
-        _log.warning("a connection of the %s ended by %s", self.port_name, type(exc_info).__name__)
+        """Tell its type alone: a failure of our own, or bytes that are no HTTP."""
+        level = logging.DEBUG if isinstance(exc_info, HttpProcessingError) else logging.WARNING
+        _log.log(level, "a connection of the %s ended by %s", self.port_name, type(exc_info).__name__)
 
     def _has_asked(self) -> None:
         if self._first_request is not None:

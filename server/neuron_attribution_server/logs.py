@@ -11,6 +11,8 @@ from typing import Any
 
 _TEXT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 
+_GRPC = "grpc._cython.cygrpc"
+
 LogContext = Callable[[], Mapping[str, str]]
 """What to add to a line that is logged now: the ids of the call that is handled, for instance."""
 
@@ -29,6 +31,13 @@ def configure_logging(level: str, log_format: str = "text", context: LogContext 
             "HF_HUB_DISABLE_PROGRESS_BARS", "1"
         )  # bars are no lines; read when transformers is imported
     logging.getLogger("neuron_attribution_server").setLevel(level.upper())
+    logging.getLogger(_GRPC).addFilter(_is_the_servers_doing)
+
+
+def _is_the_servers_doing(record: logging.LogRecord) -> bool:
+    """What gRPC logs as an error, with a traceback, where a caller leaves amid an answer is none: it is Canceled."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ != "ExecuteBatchError"
 
 
 class TextFormatter(logging.Formatter):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import time
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import grpc
 import numpy
 import pytest
+from grpc_health.v1 import health_pb2
 from neuron_attribution import Client, NeuronAttributionError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.app import SERVICE
@@ -19,6 +21,7 @@ from neuron_attribution_server.thread_worker import ThreadWorker
 from service.collector import collecting
 from service.demo_server import serving
 from service.fakes import FakeEngine
+from service.raw_http2 import RawPeer
 from service.servers import (
     PATIENCE,
     RunningServer,
@@ -195,6 +198,19 @@ def test_the_real_model_logs_no_prompt_either(tmp_path):
         assert secret not in log.read_text()
     assert calls(log)[0]["prompt_sha256"] == prompt_digest([token.id for token in result.tokens])
     assert [line["code"] for line in calls(log)][1:] == ["InvalidArgument"] * 2
+
+
+def test_a_caller_that_leaves_amid_an_answer_is_no_error(tmp_path):
+    log = tmp_path / "log"
+    with logged(log) as server:
+        for _ in range(5):
+            with RawPeer(server.address) as peer:
+                for name in ("Check", "Watch"):
+                    request = health_pb2.HealthCheckRequest()
+                    peer.open(f"/grpc.health.v1.Health/{name}", request.SerializeToString())
+                time.sleep(0.1)  # their answers are under way, and find no window
+        server.attribute()
+    assert [line for line in lines(log) if line["level"] == "error"] == []
 
 
 def test_a_line_s_fields_are_there_for_other_handlers_too(caplog):
