@@ -25,8 +25,8 @@ from soak.ordinary import Ordinary
 from soak.processes import anonymous_bytes, family
 
 QUIET_SECONDS = 60
-WARM_UP_SECONDS = 45
-"""Of hostile callers, after which memory must be flat."""
+WARM_UP_SECONDS = 120
+"""Of hostile callers, who kill nothing yet, after which memory must be flat."""
 SETTLING_SECONDS = 30
 SLOWER = 5.0
 GROWTH = 0.05
@@ -43,13 +43,13 @@ def main() -> int:
         ordinary = Ordinary(server, arguments.seed)
         quiet = ordinary.during(lambda: time.sleep(QUIET_SECONDS))
         print(f"quiet: {quiet}", flush=True)
-        with Actors(server, arguments.seed) as first:
+        with Actors(server, arguments.seed, kill=False) as first:
             ordinary.during(lambda: first.act(WARM_UP_SECONDS))
         ordinary.during(lambda: time.sleep(SETTLING_SECONDS))
         before = memory(server)
         with Actors(server, arguments.seed) as actors:
             harmed = ordinary.during(lambda: actors.act(60 * arguments.minutes))
-        print(f"with hostile callers: {harmed}\n{actors}", flush=True)
+        print(f"with hostile callers: {harmed}\n{harmed.slowest()}\n{actors}", flush=True)
         if server.ended is not None:
             print("\n".join(server.log.splitlines()[-SHOWN:]), *harmed.troubles[:SHOWN], sep="\n")
             print(f"the server has ended with status {server.ended}")

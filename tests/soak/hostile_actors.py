@@ -46,16 +46,17 @@ IDLE = 200
 SPARE_FILES = 24
 REVOKED_AND_VALID = "A REVOKED TOKEN IS VALID"
 Request = AttributeRequest | InterveneRequest | ProjectNeuronRequest
-SHORT_OF_FILES = SHORT_OF_MEMORY = 3.0
+SHORT_OF_FILES = SHORT_OF_MEMORY = 1.5
 """Seconds."""
 SHORT_ATTRIBUTION = messages.AttributeRequest(prompt=messages.Prompt(text="The capital of Spain is"))
 
 
 class Actors:
-    """All of them. As a context manager: what they have opened is closed at the end."""
+    """All of them, or those who do not `kill` workers. As a context manager: what they opened is closed at the end."""
 
-    def __init__(self, server: HostileServer, seed: int) -> None:
+    def __init__(self, server: HostileServer, seed: int, *, kill: bool = True) -> None:
         self._server = server
+        self._kill = kill
         self._random = random.Random(seed)
         self._seconds = 0.0
         self._until = 0.0
@@ -78,7 +79,7 @@ class Actors:
         """Do everything for so many seconds."""
         self._seconds = seconds
         self._until = time.monotonic() + seconds
-        acts = (
+        acts = [
             self.zero_windows,
             self.zero_windows_on_the_health_port,
             self.large_keys,
@@ -86,12 +87,12 @@ class Actors:
             self.heaviest_requests,
             self.big_json,
             self.half_sent_requests,
-            self.no_file_descriptors,
-            self.no_memory_for_a_worker,
             self.unreadable_files,
             self.cancelled_work,
             self.random_disconnects,
-        )
+        ]
+        if self._kill:
+            acts += [self.no_file_descriptors, self.no_memory_for_a_worker]
         threads = [threading.Thread(target=self._repeat, args=(act,)) for act in acts]
         for thread in threads:
             thread.start()
@@ -107,12 +108,16 @@ class Actors:
                     if not self._is_going:
                         return
             except grpc.RpcError as error:
-                self.counts[act.__name__][error.code().name] += 1
+                self._failed(act, error.code().name)
             except NeuronAttributionError as error:
-                self.counts[act.__name__][error.reason] += 1
+                self._failed(act, error.reason)
             except OSError as error:
-                self.counts[act.__name__][type(error).__name__] += 1
-                time.sleep(0.2)
+                self._failed(act, type(error).__name__)
+
+    def _failed(self, act: Callable[[], Iterator[str]], outcome: str) -> None:
+        """Count it and wait a moment: how often callers come is for whatever stands in front of a server to bound."""
+        self.counts[act.__name__][outcome] += 1
+        self._pause(0.2)
 
     @property
     def _is_going(self) -> bool:
@@ -195,7 +200,7 @@ class Actors:
     def _try(self, channel: grpc.Channel, request: Request) -> tuple[str, Request | None]:
         """Send a request and leave after a while: what came of it, and what to try next."""
         try:
-            self._send(channel, request, 15.0)
+            self._send(channel, request, 5.0)
         except grpc.RpcError as caught:
             error = from_rpc_error(caught, "the server")
             return error.reason, _lowered(request, error)
@@ -307,8 +312,8 @@ class Actors:
     def cancelled_work(self) -> Iterator[str]:
         """Long requests whose callers leave after a moment."""
         with self._channel() as channel:
-            options = AttributeOptions(exhaustive=True)
-            request = AttributeRequest(prompt=f"The {self._random.random()}", options=options)
+            options = AttributeOptions(direction=Direction.BOTH, top_k=1000, projection_top_k=0)
+            request = AttributeRequest(prompt=f"The {self._random.random()}", completion=" a b c", options=options)
             self._send(channel, request, self._random.uniform(0.1, 1.0))
             yield "answered"
 
@@ -365,7 +370,8 @@ def _lowered(request: Request, error: NeuronAttributionError) -> Request | None:
     advised = re.search(r"at most (\d+)", error.message)
     value = int(advised[1]) if advised else None
     if isinstance(request, AttributeRequest) and request.options.exhaustive:
-        return replace(request, prompt=request.prompt[: max(1, len(request.prompt) // 2)])
+        shorter = request.prompt[: len(request.prompt) // 2]
+        return replace(request, prompt=shorter) if shorter else None
     for field in ("generate", "completion", "neurons"):
         asked = getattr(request, field, None)
         if asked:

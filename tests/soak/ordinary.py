@@ -26,21 +26,28 @@ OPTIONS = ({}, {"top_k": 30, "projection_top_k": 3}, {"parts": ["layers", "heads
 
 @dataclass
 class Seen:
-    """What the callers saw of one time: seconds of each call, and what was wrong."""
+    """What the callers saw of one time, which `began` then: each call, and what was wrong."""
 
-    seconds: list[float] = field(default_factory=list)
+    began: float
+    ended: list[tuple[float, float, str]] = field(default_factory=list)
+    """Of each call: its seconds, when it ended, and its kind."""
     kinds: Counter[str] = field(default_factory=Counter)
     troubles: list[str] = field(default_factory=list)
 
     def quantile(self, part: float) -> float:
         """The seconds within which so large a part of the calls was answered."""
-        ordered = sorted(self.seconds)
+        ordered = sorted(seconds for seconds, *_ in self.ended)
         return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+    def slowest(self, count: int = 12) -> str:
+        """The slowest calls, in the order in which they ended, and when that was."""
+        slow = sorted(sorted(self.ended, reverse=True)[:count], key=lambda each: each[1])
+        return "slowest: " + ", ".join(f"{kind} {seconds:.1f} s (at {at:.0f} s)" for seconds, at, kind in slow)
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
         times = ", ".join(f"{name} {self.quantile(part):.2f} s" for name, part in (("p50", 0.5), ("p99", 0.99)))
-        return f"{len(self.seconds)} calls ({kinds}), {len(self.troubles)} failed or wrong; {times}"
+        return f"{len(self.ended)} calls ({kinds}), {len(self.troubles)} failed or wrong; {times}"
 
 
 class Ordinary:
@@ -58,7 +65,7 @@ class Ordinary:
 
     def during(self, happening: Callable[[], object]) -> Seen:
         """Call without a pause from all callers while something happens; return what they saw."""
-        seen, stop = Seen(), threading.Event()
+        seen, stop = Seen(began=time.monotonic()), threading.Event()
         self._rounds += 1
         callers = [threading.Thread(target=self._calls, args=(number, seen, stop)) for number in range(CALLERS)]
         for caller in callers:
@@ -81,7 +88,8 @@ class Ordinary:
                     getattr(self, f"_{kind}")(client, source)
                 except Exception as error:
                     seen.troubles.append(f"{kind}: {type(error).__name__}: {error}")
-                seen.seconds.append(time.monotonic() - began)
+                ended = time.monotonic()
+                seen.ended.append((ended - began, ended - seen.began, kind))
                 seen.kinds[kind] += 1
 
     def _attribute(self, client: Client, source: random.Random) -> None:
