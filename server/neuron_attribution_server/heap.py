@@ -1,9 +1,10 @@
-"""What the process has allocated and freed goes back to the system, where the C library is glibc."""
+"""What the process has allocated and needs no more goes back to the system: the heaps' pages where they are glibc's."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import platform
 from functools import cache
 
@@ -32,9 +33,15 @@ def give_back() -> None:
 
 
 async def keep_giving_back() -> None:
-    """Give back what is free every ten seconds, until cancelled."""
-    while _glibc():
+    """Give back what is free every ten seconds, until cancelled.
+
+    Errors that hold each other are found first, which Python by itself does when there are many, not when they are
+    large. What is there at the start is looked at no more, so that this takes milliseconds.
+    """
+    gc.freeze()
+    while True:
         await asyncio.sleep(_PAUSE_SECONDS)
+        gc.collect()
         await asyncio.to_thread(give_back)
 
 

@@ -118,7 +118,10 @@ class Scheduler:
             self._queue.discard(item)
             item.left()
         if isinstance(delivery.outcome, NeuronAttributionError):
-            raise delivery.outcome
+            try:
+                raise delivery.outcome
+            finally:
+                del delivery, item, task  # with the error they would be garbage until that is looked for
         return delivery
 
     async def run(self) -> None:

@@ -56,7 +56,10 @@ class _Turns:
 
         # Not where this is cancelled: a thread cannot be stopped, and the turn lasts for as long as it works.
         running.add_done_callback(done)
-        return await asyncio.wrap_future(running)
+        try:
+            return await asyncio.wrap_future(running)
+        finally:
+            del running  # with the error of the work it would be garbage that keeps what was to be converted
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

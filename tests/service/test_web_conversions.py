@@ -1,8 +1,10 @@
 """Messages from JSON and to JSON: in turns, within limits, and no more of them held than there is room for."""
 
 import asyncio
+import gc
 import json
 import threading
+import weakref
 from functools import partial
 
 import pytest
@@ -52,6 +54,30 @@ def converting(test):
             conversions.close()
 
     asyncio.run(run())
+
+
+def test_what_could_not_be_converted_is_held_by_no_error():
+    """Python would find such garbage only after many more, each as large as a request may be."""
+
+    class Body:
+        pass
+
+    def fail(_):
+        raise InvalidArgumentError("no message")
+
+    async def test(conversions, *_):
+        body = Body()
+        held = weakref.ref(body)
+        with pytest.raises(InvalidArgumentError):
+            await asyncio.create_task(conversions.run("one", LONG, partial(fail, body)))
+        del body
+        await until(lambda: held() is None)
+
+    gc.disable()
+    try:
+        converting(test)
+    finally:
+        gc.enable()
 
 
 def begin(conversions, work, tenant, size, name):
