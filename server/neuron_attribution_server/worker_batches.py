@@ -12,7 +12,6 @@ from functools import partial
 
 from neuron_attribution.errors import CancelledError
 
-from neuron_attribution_server import heap
 from neuron_attribution_server.attribution.checkpoints import at_checkpoints
 from neuron_attribution_server.reports import BatchReport
 from neuron_attribution_server.tasks import Answer, Engine
@@ -22,8 +21,6 @@ from neuron_attribution_server.worker_pipe import WorkerEnd
 
 LOOK_SECONDS = 0.02
 """The least time between two looks into the pipe: checkpoints may be much closer to each other."""
-LONG_SECONDS = 1.0
-"""After a batch of more, the memory that it took is given back, which is little beside it."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,9 +72,6 @@ class BatchRunner:
         if self._running:
             self._given_way += report.seconds
         self._finish(batch, outcomes, report)
-        del outcomes
-        if report.seconds > LONG_SECONDS:
-            heap.give_back()
 
     def _look_up(self, number: int) -> None:
         """At a checkpoint of a batch: read what has come."""

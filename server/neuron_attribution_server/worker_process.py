@@ -9,11 +9,12 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from itertools import count
 from multiprocessing.connection import Connection
 
 from neuron_attribution.errors import NeuronAttributionError
 
-from neuron_attribution_server import math_libraries
+from neuron_attribution_server import heap, math_libraries
 from neuron_attribution_server.calibration import MeasuredEngine, measured_work
 from neuron_attribution_server.config import LoadSettings
 from neuron_attribution_server.logs import configure_logging
@@ -25,6 +26,7 @@ from neuron_attribution_server.worker_pipe import WorkerEnd
 
 BEAT_SECONDS = 1.0
 _TIDY_SECONDS = 1.0
+_BEATS_UNTIL_TIDIED = 10
 
 _log = logging.getLogger(__name__)
 
@@ -64,9 +66,11 @@ def main(pipe: socket.socket, lifeline: Connection, factory: EngineFactory, log_
 
 def _beat(front_end: WorkerEnd) -> None:
     with suppress(OSError):  # the parent has gone; the lifeline ends the process
-        while True:
+        for beats in count(1):
             front_end.send(Beat())
             time.sleep(BEAT_SECONDS)
+            if beats % _BEATS_UNTIL_TIDIED == 0:
+                heap.give_back()
 
 
 def _follow(lifeline: Connection) -> None:

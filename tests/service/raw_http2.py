@@ -148,7 +148,7 @@ class RawPeer:
         for name, value in struct.iter_unpack("!HI", payload):
             if name == _INITIAL_WINDOW_SIZE:
                 more, self._first_window = value - self._first_window, value
-                self._grant({stream: more for stream in self._windows if stream})
+                self._grant({stream: more for stream in tuple(self._windows) if stream})
 
     def _grant(self, windows):
         with self._changed:

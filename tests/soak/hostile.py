@@ -28,6 +28,7 @@ QUIET_SECONDS = 60
 WARM_UP_SECONDS = 120
 """Of hostile callers, who kill nothing yet, after which memory must be flat."""
 SETTLING_SECONDS = 30
+TIDY_SECONDS = 12
 SLOWER = 5.0
 GROWTH = 0.05
 SHOWN = 30
@@ -80,7 +81,8 @@ def main() -> int:
 
 
 def memory(server: HostileServer) -> dict[str, int]:
-    """What the front end and the worker have allocated: medians of a few looks."""
+    """What the front end and the worker have allocated, once they had the time to tidy: medians of a few looks."""
+    time.sleep(TIDY_SECONDS)
     looks = []
     for _ in range(5):
         looks.append([anonymous_bytes(pid) for pid in family(server.pid)])

@@ -377,5 +377,9 @@ def _lowered(request: Request, error: NeuronAttributionError) -> Request | None:
         if asked:
             size = asked if isinstance(asked, int) else len(asked)
             smaller = value or max(1, size // 4)
+            if smaller == size:
+                break
             return replace(request, **{field: smaller if isinstance(asked, int) else asked[:smaller]})
+    if isinstance(request, AttributeRequest) and request.options.top_k > 1:
+        return replace(request, options=replace(request.options, top_k=request.options.top_k // 2))
     return None
