@@ -14,13 +14,13 @@ from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.status import from_status, to_status
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
-from neuron_attribution_server.batches import BatchLimits, is_dense
-from neuron_attribution_server.config import LoadSettings, ServerConfig
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.served_model import PreparedAttribution, ServedModel
-from neuron_attribution_server.tasks import Answer, PackedAttribution
-from neuron_attribution_server.worker import run_batch
-from neuron_attribution_server.worker_process import load
+from neuron_attribution_server.front_end.scheduling.batches import BatchLimits, is_dense
+from neuron_attribution_server.front_end.service.served_model import PreparedAttribution, ServedModel
+from neuron_attribution_server.model.process.main import load
+from neuron_attribution_server.settings.config import LoadSettings, ServerConfig
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import run_batch
+from neuron_attribution_server.tasks.tasks import Answer, PackedAttribution
 
 COLUMN = "pickled"
 """The one column of what goes in, prompts, and of what comes out, their rows."""

@@ -20,8 +20,8 @@ from neuron_attribution.analysis.rows import ItemRows
 from neuron_attribution.errors import FailedPreconditionError, UnavailableError
 from ray.exceptions import RayError
 
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.corpus_actor import CorpusActor, packed, unpacked
+from neuron_attribution_server.corpus.actor import CorpusActor, packed, unpacked
+from neuron_attribution_server.settings.config import LoadSettings
 
 LOCAL = "local"
 

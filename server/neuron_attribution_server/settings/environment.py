@@ -7,7 +7,12 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 
-from neuron_attribution_server.config import ENVIRONMENT_PREFIX, ConfigurationError, ServerConfig, environment_name
+from neuron_attribution_server.settings.config import (
+    ENVIRONMENT_PREFIX,
+    ConfigurationError,
+    ServerConfig,
+    environment_name,
+)
 
 # What Kubernetes sets in every pod for each service of its namespace; ours has our name.
 _SERVICE_LINK = re.compile(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-from neuron_attribution_server.config import ConfigurationError
+from neuron_attribution_server.settings.config import ConfigurationError
 
 MOST_BYTES = 2**20
 """The largest file that is read whole: as much as a Secret of Kubernetes holds."""

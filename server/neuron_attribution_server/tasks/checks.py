@@ -7,7 +7,7 @@ from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
 from neuron_attribution.requests import InterventionSet, SetTo
 from neuron_attribution.results import ModelSizes
 
-from neuron_attribution_server.tasks import changes_attention
+from neuron_attribution_server.tasks.tasks import changes_attention
 
 QUOTED = 200
 """Characters of a text that an error quotes."""

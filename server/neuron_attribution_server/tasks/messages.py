@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuron_attribution_server.tasks import Answer, ModelFacts, Task
+from neuron_attribution_server.tasks.tasks import Answer, ModelFacts, Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.results import Token, TokenizedToken, TokenizerFacts
 from tokenizers import Encoding, Tokenizer
 
-from neuron_attribution_server.checks import quotable
+from neuron_attribution_server.tasks.checks import quotable
 
 _SHOWN_PIECES = 8
 

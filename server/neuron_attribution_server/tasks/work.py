@@ -15,7 +15,7 @@ from math import ceil
 from neuron_attribution.requests import AttributeOptions, Direction, InterventionSet, Part, ScoringMethod, Side
 from neuron_attribution.results import ModelSizes
 
-from neuron_attribution_server.tasks import (
+from neuron_attribution_server.tasks.tasks import (
     RANKED_PARTS,
     AttributeTask,
     InterveneTask,

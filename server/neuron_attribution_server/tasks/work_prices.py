@@ -10,8 +10,8 @@ from statistics import median
 import numpy as np
 from neuron_attribution.results import ModelSizes
 
-from neuron_attribution_server.tasks import Task, WorkPrices
-from neuron_attribution_server.work import Counts, Work, work_of
+from neuron_attribution_server.tasks.tasks import Task, WorkPrices
+from neuron_attribution_server.tasks.work import Counts, Work, work_of
 
 _READ = 100
 """Multiplications in the time that it takes to read a weight from memory: what one vector alone costs."""

@@ -6,10 +6,10 @@ import logging
 
 import grpc
 
-from neuron_attribution_server.calls import Call
-from neuron_attribution_server.prompt_digest import prompt_digest
-from neuron_attribution_server.rpc_metrics import code_name
-from neuron_attribution_server.tenants import ANONYMOUS, current_tenant
+from neuron_attribution_server.front_end.calls.calls import Call
+from neuron_attribution_server.front_end.calls.prompt_digest import prompt_digest
+from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS, current_tenant
+from neuron_attribution_server.front_end.observability.rpc_metrics import code_name
 
 _log = logging.getLogger(__name__)
 

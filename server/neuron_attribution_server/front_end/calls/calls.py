@@ -16,8 +16,8 @@ from neuron_attribution.errors import (
     UnavailableError,
 )
 
-from neuron_attribution_server.metrics import Exemplar, Metrics
-from neuron_attribution_server.public_errors import public_error
+from neuron_attribution_server.front_end.calls.public_errors import public_error
+from neuron_attribution_server.front_end.observability.metrics import Exemplar, Metrics
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from neuron_attribution_server import hanging_up
-from neuron_attribution_server.interceptors import Context
+from neuron_attribution_server.front_end.transfer import hanging_up
+from neuron_attribution_server.front_end.transfer.exchange import Context
 
 MOST_WATCHERS = 1000
 """Watchers of one port at a time."""

@@ -11,8 +11,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
-from neuron_attribution_server.http_connection import Connection
-from neuron_attribution_server.http_port import HttpPort
+from neuron_attribution_server.front_end.http.connection import Connection
+from neuron_attribution_server.front_end.http.port import HttpPort
 
 CONNECTIONS = 32
 """Connections at a time: two or three Prometheus servers fetch, and people look."""

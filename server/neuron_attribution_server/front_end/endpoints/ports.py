@@ -6,7 +6,7 @@ import resource
 
 import grpc
 
-from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.settings.config import ServerConfig
 
 Options = tuple[tuple[str, int], ...]
 

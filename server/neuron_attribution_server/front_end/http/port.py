@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 from aiohttp import web
 
-from neuron_attribution_server import http_connection
-from neuron_attribution_server.http_connection import Activity, Connection
+from neuron_attribution_server.front_end.http import connection as http_connection
+from neuron_attribution_server.front_end.http.connection import Activity, Connection
 
 Handler: TypeAlias = "Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]"
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
-from neuron_attribution_server.call_log import log_call
-from neuron_attribution_server.calls import Call, current_call, request_id
-from neuron_attribution_server.interceptors import OURS, Context, Handler
-from neuron_attribution_server.metrics import Metrics
-from neuron_attribution_server.rpc_metrics import MethodMetrics, RpcMetrics
+from neuron_attribution_server.front_end.calls.call_log import log_call
+from neuron_attribution_server.front_end.calls.calls import Call, current_call, request_id
+from neuron_attribution_server.front_end.interceptors.errors import OURS, Context, Handler
+from neuron_attribution_server.front_end.observability.metrics import Metrics
+from neuron_attribution_server.front_end.observability.rpc_metrics import MethodMetrics, RpcMetrics
 
 if TYPE_CHECKING:
-    from neuron_attribution_server.tracing import Tracing
+    from neuron_attribution_server.front_end.observability.tracing import Tracing
 
 _HANDLERS: dict[tuple[bool, bool], tuple[str, Callable[..., Handler]]] = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),

@@ -11,8 +11,8 @@ import grpc
 from neuron_attribution.errors import NeuronAttributionError, ResourceExhaustedError
 from neuron_attribution.status import PUSHBACK_KEY
 
-from neuron_attribution_server.calls import Call, current_call
-from neuron_attribution_server.exchange import CallerGoneError, Exchange, Received, Terms
+from neuron_attribution_server.front_end.calls.calls import Call, current_call
+from neuron_attribution_server.front_end.transfer.exchange import CallerGoneError, Exchange, Received, Terms
 
 OURS = "/neuron_attribution."
 UNREAD = "UNREAD"

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, disable_created_metrics
 
-from neuron_attribution_server.reports import BatchReport, GpuMemory, RankingCounts
+from neuron_attribution_server.tasks.reports import BatchReport, GpuMemory, RankingCounts
 
 PREFIX = "neuron_attribution_"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from neuron_attribution_server.metrics import SECONDS, Exemplar
+from neuron_attribution_server.front_end.observability.metrics import SECONDS, Exemplar
 
 UNKNOWN = "unknown"
 _LABELS = ("grpc_type", "grpc_service", "grpc_method")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from opentelemetry.context import Context
@@ -26,8 +26,8 @@ from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from neuron_attribution_server.reports import BatchReport, PassReport
-from neuron_attribution_server.request_queue import QueuedTask
+from neuron_attribution_server.tasks.reports import BatchReport, PassReport
+from neuron_attribution_server.tasks.tasks import Task
 
 FLUSH_SECONDS = 5.0
 """How long the last spans may take to be sent when the server ends."""
@@ -41,6 +41,34 @@ _FAULTS = {
     grpc.StatusCode.DATA_LOSS,
 }
 """What the semantic conventions count as an error of a server's span."""
+
+
+class TracedCall(Protocol):
+    """A call that may have a span."""
+
+    @property
+    def span(self) -> Span | None:
+        """Its span, whether or not it is sampled."""
+        ...
+
+
+class WaitedTask(Protocol):
+    """A task of a batch that has waited for it."""
+
+    @property
+    def task(self) -> Task:
+        """What was asked."""
+        ...
+
+    @property
+    def enqueued(self) -> float:
+        """Since when it waited, on the queue's clock."""
+        ...
+
+    @property
+    def call(self) -> TracedCall | None:
+        """The call it came with, if it came with one."""
+        ...
 
 
 class Tracing:
@@ -75,7 +103,7 @@ class Tracing:
             span.set_status(StatusCode.ERROR, code.name)
         span.end()
 
-    def batch_begins(self, batch: Sequence[QueuedTask], started: float, now: int) -> Span | None:
+    def batch_begins(self, batch: Sequence[WaitedTask], started: float, now: int) -> Span | None:
         """The span of a batch that holds items of sampled calls.
 
         It began at `started` on the queue's clock, which was `now` in nanoseconds since 1970.

@@ -7,16 +7,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from neuron_attribution_server.batches import padded_tokens
-from neuron_attribution_server.metrics import Metrics
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.request_queue import QueuedTask
-from neuron_attribution_server.tasks import ProjectTask
+from neuron_attribution_server.front_end.observability.metrics import Metrics
+from neuron_attribution_server.front_end.scheduling.batches import padded_tokens
+from neuron_attribution_server.front_end.scheduling.request_queue import QueuedTask
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.tasks import ProjectTask
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from neuron_attribution_server.tracing import Tracing
+    from neuron_attribution_server.front_end.observability.tracing import Tracing
 
 
 class BatchObserver:

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 from neuron_attribution.errors import ResourceExhaustedError
 
-from neuron_attribution_server.batches import BatchLimits, is_dense
-from neuron_attribution_server.calls import Call
-from neuron_attribution_server.tasks import Answer, Task
-from neuron_attribution_server.tenants import ANONYMOUS
-from neuron_attribution_server.worker import unheard
+from neuron_attribution_server.front_end.calls.calls import Call
+from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS
+from neuron_attribution_server.front_end.scheduling.batches import BatchLimits, is_dense
+from neuron_attribution_server.tasks.running import unheard
+from neuron_attribution_server.tasks.tasks import Answer, Task
 
 TOKEN_PRICE = 1e-6
 

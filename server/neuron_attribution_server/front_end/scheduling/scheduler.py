@@ -17,16 +17,17 @@ from neuron_attribution.errors import (
     UnavailableError,
 )
 
-from neuron_attribution_server.batch_observer import BatchObservation, BatchObserver
-from neuron_attribution_server.batches import BatchLimits
-from neuron_attribution_server.calls import current_call
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.request_queue import Delivery, QueuedTask, QueueLimits, RequestQueue
-from neuron_attribution_server.tasks import Answer, AttributeTask, ExplainedToken, MemoryCost, Task
-from neuron_attribution_server.tenants import current_tenant
-from neuron_attribution_server.work_prices import WorkPredictor
-from neuron_attribution_server.worker import Listener, Worker, failed_batch, unheard
+from neuron_attribution_server.front_end.calls.calls import current_call
+from neuron_attribution_server.front_end.calls.tenants import current_tenant
+from neuron_attribution_server.front_end.scheduling.batch_observer import BatchObservation, BatchObserver
+from neuron_attribution_server.front_end.scheduling.batches import BatchLimits
+from neuron_attribution_server.front_end.scheduling.request_queue import Delivery, QueuedTask, QueueLimits, RequestQueue
+from neuron_attribution_server.front_end.workers.interface import Listener, Worker
+from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import failed_batch, unheard
+from neuron_attribution_server.tasks.tasks import Answer, AttributeTask, ExplainedToken, MemoryCost, Task
+from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
 _SHORTEST_RETRY = 0.1
 _LONGEST_RETRY = 30.0

@@ -12,13 +12,13 @@ import grpc
 from neuron_attribution.errors import UnauthenticatedError
 from neuron_attribution.status import public_message, status_code, trailing_metadata
 
-from neuron_attribution_server.calls import REQUEST_ID_KEY, current_call
-from neuron_attribution_server.config import ConfigurationError
-from neuron_attribution_server.interceptors import Context, Handler
-from neuron_attribution_server.regular_files import read_whole
-from neuron_attribution_server.reloading import Reloaded
-from neuron_attribution_server.tenants import current_tenant
-from neuron_attribution_server.tokens import TokenLineError, TokenTable, parse_tokens
+from neuron_attribution_server.front_end.calls.calls import REQUEST_ID_KEY, current_call
+from neuron_attribution_server.front_end.calls.tenants import current_tenant
+from neuron_attribution_server.front_end.interceptors.errors import Context, Handler
+from neuron_attribution_server.front_end.security.reloading import Reloaded
+from neuron_attribution_server.front_end.security.tokens import TokenLineError, TokenTable, parse_tokens
+from neuron_attribution_server.settings.config import ConfigurationError
+from neuron_attribution_server.settings.regular_files import read_whole
 
 _LOOK_SECONDS = 1.0
 _SEND = (

@@ -10,9 +10,9 @@ from functools import partial
 import grpc
 from cryptography import x509
 
-from neuron_attribution_server.config import ConfigurationError, ServerConfig
-from neuron_attribution_server.regular_files import read_whole
-from neuron_attribution_server.reloading import Reloaded
+from neuron_attribution_server.front_end.security.reloading import Reloaded
+from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig
+from neuron_attribution_server.settings.regular_files import read_whole
 
 _HANDSHAKE_BEGINS = 0.1
 """Seconds in which a handshake that has asked for the certificate takes it up.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from neuron_attribution_server.config import ConfigurationError
+from neuron_attribution_server.settings.config import ConfigurationError
 
 Value = TypeVar("Value")
 _Stamp = tuple[int, int, int, int, int]

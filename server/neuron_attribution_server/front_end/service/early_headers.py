@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from types import TracebackType
 
-from neuron_attribution_server.exchange import Exchange
+from neuron_attribution_server.front_end.transfer.exchange import Exchange
 
 
 class EarlyHeaders:

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from neuron_attribution.errors import ResourceExhaustedError
 
-from neuron_attribution_server.tenants import ANONYMOUS, current_tenant
+from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS, current_tenant
 
 READERS = 32
 _RETRY_SECONDS = 1.0
 
 
-class ReadingRoom:
+class ReadingLimit:
     """Places for the requests that are read. A tenant may fill its share; anonymous callers cannot be told apart."""
 
     def __init__(self, tenant_share: float) -> None:

@@ -10,9 +10,10 @@ from neuron_attribution import convert
 from neuron_attribution.results import InterveneResult, Limits, ModelInfo, Timings, TokenizeResult
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
-from neuron_attribution_server.request_queue import Delivery
-from neuron_attribution_server.task_sizes import answer_bytes
-from neuron_attribution_server.tasks import (
+from neuron_attribution_server.front_end.scheduling.request_queue import Delivery
+from neuron_attribution_server.front_end.service.task_sizes import answer_bytes
+from neuron_attribution_server.front_end.service.validate import RequestValidator
+from neuron_attribution_server.tasks.tasks import (
     AttributeTask,
     InterveneOutcome,
     InterveneTask,
@@ -21,9 +22,8 @@ from neuron_attribution_server.tasks import (
     ProjectTask,
     Task,
 )
-from neuron_attribution_server.tokenizer import ExactTokenizer
-from neuron_attribution_server.validate import RequestValidator
-from neuron_attribution_server.work_prices import WorkPredictor
+from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
+from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,14 @@ from neuron_attribution.results import Timings
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 
-from neuron_attribution_server.calls import current_call
-from neuron_attribution_server.early_headers import EarlyHeaders
-from neuron_attribution_server.exchange import ITEM_COPIES, Exchange, Received
-from neuron_attribution_server.reading_room import ReadingRoom
-from neuron_attribution_server.request_queue import Delivery
-from neuron_attribution_server.result_cache import ResultCache
-from neuron_attribution_server.scheduler import Scheduler
-from neuron_attribution_server.served_model import PreparedAttribution, ServedModel
-from neuron_attribution_server.stream_items import (
+from neuron_attribution_server.front_end.calls.calls import current_call
+from neuron_attribution_server.front_end.scheduling.request_queue import Delivery
+from neuron_attribution_server.front_end.scheduling.scheduler import Scheduler
+from neuron_attribution_server.front_end.service.early_headers import EarlyHeaders
+from neuron_attribution_server.front_end.service.reading_limit import ReadingLimit
+from neuron_attribution_server.front_end.service.result_cache import ResultCache
+from neuron_attribution_server.front_end.service.served_model import PreparedAttribution, ServedModel
+from neuron_attribution_server.front_end.service.stream_items import (
     ReadItem,
     in_turn,
     item_error,
@@ -36,9 +35,10 @@ from neuron_attribution_server.stream_items import (
     read_item,
     token_by_token,
 )
-from neuron_attribution_server.streaming import Answer, Item, ItemStream, patiently
-from neuron_attribution_server.task_sizes import task_bytes
-from neuron_attribution_server.tasks import AttributeTask, PackedAttribution, PackedProjections, Task
+from neuron_attribution_server.front_end.service.streaming import Answer, Item, ItemStream, patiently
+from neuron_attribution_server.front_end.service.task_sizes import task_bytes
+from neuron_attribution_server.front_end.transfer.exchange import ITEM_COPIES, Exchange, Received
+from neuron_attribution_server.tasks.tasks import AttributeTask, PackedAttribution, PackedProjections, Task
 
 Value = TypeVar("Value")
 Request = TypeVar("Request", bound=Message)
@@ -69,7 +69,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         self._stream_window = stream_window
         self._backend: Backend | None = None
         self._refusal = UnavailableError("the model is still loading; try again soon", reason="MODEL_LOADING")
-        self._reading = ReadingRoom(tenant_share)
+        self._reading = ReadingLimit(tenant_share)
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="messages")
 
     def open(self, backend: Backend) -> None:

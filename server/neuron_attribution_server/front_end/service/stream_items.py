@@ -11,7 +11,7 @@ from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionErr
 from neuron_attribution.status import to_item_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
-from neuron_attribution_server.served_model import PreparedAttribution, ServedModel
+from neuron_attribution_server.front_end.service.served_model import PreparedAttribution, ServedModel
 
 Bytes = bytes | memoryview
 Parts = tuple[Bytes, ...]

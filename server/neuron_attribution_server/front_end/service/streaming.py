@@ -10,7 +10,7 @@ from typing import TypeVar
 from neuron_attribution.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
-from neuron_attribution_server.exchange import Exchange, Received
+from neuron_attribution_server.front_end.transfer.exchange import Exchange, Received
 
 Value = TypeVar("Value")
 Item = Received[messages.AttributeStreamRequest]

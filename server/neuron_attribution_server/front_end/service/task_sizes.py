@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from neuron_attribution.requests import Direction, Intervention
 from neuron_attribution.results import ModelSizes
 
-from neuron_attribution_server.tasks import RANKED_PARTS, AttributeTask, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.tasks.tasks import RANKED_PARTS, AttributeTask, InterveneTask, ProjectTask, Task
 
 _TOKEN_ID = 40
 _NAME = 160

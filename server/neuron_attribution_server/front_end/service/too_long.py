@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.requests import AttributeOptions, Part
 
-from neuron_attribution_server.tasks import AttributeTask, InterveneTask, ProjectTask, Task
-from neuron_attribution_server.work_prices import WorkPredictor
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
 Shorter = Callable[[int], Task]
 

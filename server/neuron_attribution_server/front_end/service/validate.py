@@ -30,7 +30,8 @@ from neuron_attribution.requests import (
 from neuron_attribution.results import Limits, TokenizedToken
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
-from neuron_attribution_server.checks import (
+from neuron_attribution_server.front_end.service.too_long import check_seconds
+from neuron_attribution_server.tasks.checks import (
     check_at_least_one,
     check_at_most,
     check_attributable,
@@ -39,10 +40,16 @@ from neuron_attribution_server.checks import (
     check_neurons,
     quotable,
 )
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ModelFacts, ProjectTask, Task
-from neuron_attribution_server.tokenizer import ExactTokenizer
-from neuron_attribution_server.too_long import check_seconds
-from neuron_attribution_server.work_prices import WorkPredictor
+from neuron_attribution_server.tasks.tasks import (
+    AttributeTask,
+    ExplainedToken,
+    InterveneTask,
+    ModelFacts,
+    ProjectTask,
+    Task,
+)
+from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
+from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
 LEAST_TOKEN_BYTES = 12
 """A projected token takes so much of an answer, at least: its id, its text, its score, and their tags."""

@@ -15,8 +15,8 @@ from types import TracebackType
 
 from neuron_attribution.errors import ResourceExhaustedError
 
-from neuron_attribution_server.lent_room import LentRoom
-from neuron_attribution_server.tenants import ANONYMOUS, current_tenant
+from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS, current_tenant
+from neuron_attribution_server.front_end.transfer.lent_room import LentRoom
 
 RETRY_SECONDS = 1.0
 MOST_WAITING = 1000

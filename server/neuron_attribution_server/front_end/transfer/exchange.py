@@ -19,10 +19,10 @@ from google.protobuf.message import DecodeError
 from neuron_attribution.errors import DeadlineExceededError, InvalidArgumentError, NeuronAttributionError
 from neuron_attribution.status import public_message, status_code, trailing_metadata
 
-from neuron_attribution_server.byte_budget import ByteBudget, Held, Holding
-from neuron_attribution_server.calls import REQUEST_ID_KEY, Call
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.patience import Mark, Patience, PatienceTerms, Timer
+from neuron_attribution_server.front_end.calls.calls import REQUEST_ID_KEY, Call
+from neuron_attribution_server.front_end.transfer.byte_budget import ByteBudget, Held, Holding
+from neuron_attribution_server.front_end.transfer.patience import Mark, Patience, PatienceTerms, Timer
+from neuron_attribution_server.settings.config import ServerConfig
 
 Request = TypeVar("Request")
 Context = grpc.aio.ServicerContext[Any, Any]

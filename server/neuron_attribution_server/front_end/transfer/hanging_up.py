@@ -17,7 +17,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any
 from urllib.parse import unquote
 
-from neuron_attribution_server.interceptors import Context
+from neuron_attribution_server.front_end.transfer.exchange import Context
 
 UNREAD_SECONDS = 20.0
 """How long a caller may leave an answer unread."""

@@ -17,19 +17,25 @@ from neuron_attribution.errors import DeadlineExceededError, NeuronAttributionEr
 from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2
 
-from neuron_attribution_server import web_requests
-from neuron_attribution_server.authentication import tenant_of
-from neuron_attribution_server.calls import REQUEST_ID_KEY
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.held_bytes import HeldBytes
-from neuron_attribution_server.http_connection import Connection
-from neuron_attribution_server.reloading import Reloaded
-from neuron_attribution_server.tenants import ANONYMOUS
-from neuron_attribution_server.tokens import TokenTable
-from neuron_attribution_server.web_answers import failure, success
-from neuron_attribution_server.web_json import JSON_LENGTH, check_answer, most_values, parsed, written
-from neuron_attribution_server.web_requests import in_time
-from neuron_attribution_server.web_turns import QUICK, Conversions
+from neuron_attribution_server.front_end.calls.calls import REQUEST_ID_KEY
+from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS
+from neuron_attribution_server.front_end.http.connection import Connection
+from neuron_attribution_server.front_end.security.authentication import tenant_of
+from neuron_attribution_server.front_end.security.reloading import Reloaded
+from neuron_attribution_server.front_end.security.tokens import TokenTable
+from neuron_attribution_server.front_end.web import requests as web_requests
+from neuron_attribution_server.front_end.web.answers import failure, success
+from neuron_attribution_server.front_end.web.held_bytes import HeldBytes
+from neuron_attribution_server.front_end.web.json_conversion import (
+    JSON_LENGTH,
+    check_answer,
+    most_values,
+    parsed,
+    written,
+)
+from neuron_attribution_server.front_end.web.requests import in_time
+from neuron_attribution_server.front_end.web.turns import QUICK, Conversions
+from neuron_attribution_server.settings.config import ServerConfig
 
 SERVICE = neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"]
 _REQUEST_BYTES = 64 * 2**20

@@ -5,9 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 from neuron_attribution.errors import InternalError, InvalidArgumentError
 
-from neuron_attribution_server.http_connection import Connection
-from neuron_attribution_server.web_answers import failure
-from neuron_attribution_server.web_page import HEADERS
+from neuron_attribution_server.front_end.http.connection import Connection
+from neuron_attribution_server.front_end.web.answers import failure
+from neuron_attribution_server.front_end.web.page import HEADERS
 
 
 class WebConnection(Connection):

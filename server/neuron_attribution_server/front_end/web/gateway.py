@@ -16,17 +16,17 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from neuron_attribution.errors import InternalError
 
-from neuron_attribution_server.calls import REQUEST_ID_KEY, request_id
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.http_port import HttpPort
-from neuron_attribution_server.reloading import Reloaded
-from neuron_attribution_server.tokens import TokenTable
-from neuron_attribution_server.web_answers import failure
-from neuron_attribution_server.web_calls import JsonCalls
-from neuron_attribution_server.web_connection import WebConnection
-from neuron_attribution_server.web_hosts import only_own_names
-from neuron_attribution_server.web_page import page_files
-from neuron_attribution_server.web_tls import web_context
+from neuron_attribution_server.front_end.calls.calls import REQUEST_ID_KEY, request_id
+from neuron_attribution_server.front_end.http.port import HttpPort
+from neuron_attribution_server.front_end.security.reloading import Reloaded
+from neuron_attribution_server.front_end.security.tokens import TokenTable
+from neuron_attribution_server.front_end.web.answers import failure
+from neuron_attribution_server.front_end.web.calls import JsonCalls
+from neuron_attribution_server.front_end.web.connection import WebConnection
+from neuron_attribution_server.front_end.web.hosts import only_own_names
+from neuron_attribution_server.front_end.web.page import page_files
+from neuron_attribution_server.front_end.web.tls import web_context
+from neuron_attribution_server.settings.config import ServerConfig
 
 _CLOSE_SECONDS = 1.0
 _LONGEST_SOCKET_PATH = 107

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from neuron_attribution.errors import ResourceExhaustedError
 
-from neuron_attribution_server.tenants import ANONYMOUS
+from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS
 
 _RETRY_SECONDS = 1.0
 

@@ -6,7 +6,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from neuron_attribution.errors import InvalidArgumentError, ResourceExhaustedError
 
-from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.settings.config import ServerConfig
 
 ANSWER_BYTES = 8 * 2**20
 """The largest answer, serialized, that becomes JSON: that takes about 5 seconds and 50 times its size in memory."""

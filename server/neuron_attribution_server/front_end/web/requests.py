@@ -11,10 +11,10 @@ from aiohttp import web
 from neuron_attribution.channel import DEFAULT_TIMEOUT
 from neuron_attribution.errors import DeadlineExceededError, InvalidArgumentError
 
-from neuron_attribution_server.calls import REQUEST_ID_KEY
-from neuron_attribution_server.held_bytes import Held
-from neuron_attribution_server.web_answers import encoded
-from neuron_attribution_server.web_turns import QUICK
+from neuron_attribution_server.front_end.calls.calls import REQUEST_ID_KEY
+from neuron_attribution_server.front_end.web.answers import encoded
+from neuron_attribution_server.front_end.web.held_bytes import Held
+from neuron_attribution_server.front_end.web.turns import QUICK
 
 BODY_SECONDS = 60.0
 """How long a body may take to come, whatever time the call is allowed."""

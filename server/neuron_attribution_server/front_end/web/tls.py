@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ssl
 
-from neuron_attribution_server.config import ConfigurationError, ServerConfig
-from neuron_attribution_server.regular_files import read_whole
-from neuron_attribution_server.reloading import Reloaded
+from neuron_attribution_server.front_end.security.reloading import Reloaded
+from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig
+from neuron_attribution_server.settings.regular_files import read_whole
 
 
 def web_context(config: ServerConfig) -> ssl.SSLContext | None:

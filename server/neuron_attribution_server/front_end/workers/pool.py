@@ -11,13 +11,14 @@ from functools import partial
 
 from neuron_attribution.errors import UnavailableError
 
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.process_worker import ProcessWorker
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.restarts import Restarts
-from neuron_attribution_server.supervised_worker import SupervisedWorker
-from neuron_attribution_server.tasks import Answer, ModelFacts, Task
-from neuron_attribution_server.worker import NOBODY, DeviceState, EngineFactory, Listener
+from neuron_attribution_server.front_end.workers.interface import NOBODY, DeviceState, Listener
+from neuron_attribution_server.front_end.workers.process import ProcessWorker
+from neuron_attribution_server.front_end.workers.restarts import Restarts
+from neuron_attribution_server.front_end.workers.supervised import SupervisedWorker
+from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import EngineFactory
+from neuron_attribution_server.tasks.tasks import Answer, ModelFacts, Task
 
 _RETRY_SECONDS = 1.0
 _MOST_DEATHS = 2  # of workers that ran a request alone: one may be chance

@@ -17,10 +17,10 @@ from multiprocessing.process import BaseProcess
 
 from neuron_attribution.errors import UnavailableError
 
-from neuron_attribution_server.tasks import Answer, ModelFacts, Task
-from neuron_attribution_server.watchdog import Watchdog
-from neuron_attribution_server.worker import NOBODY, WARM_UP, EngineFactory, Listener, ModelLoadError, check_warm_up
-from neuron_attribution_server.worker_messages import (
+from neuron_attribution_server.front_end.workers.child import main
+from neuron_attribution_server.front_end.workers.interface import NOBODY, Listener, ModelLoadError, check_warm_up
+from neuron_attribution_server.front_end.workers.watchdog import Watchdog
+from neuron_attribution_server.tasks.messages import (
     Batch,
     Begun,
     Computed,
@@ -30,8 +30,9 @@ from neuron_attribution_server.worker_messages import (
     FromWorker,
     Ready,
 )
-from neuron_attribution_server.worker_pipe import FrontEnd
-from neuron_attribution_server.worker_process import main
+from neuron_attribution_server.tasks.pipe import FrontEnd
+from neuron_attribution_server.tasks.running import WARM_UP, EngineFactory
+from neuron_attribution_server.tasks.tasks import Answer, ModelFacts, Task
 
 EXIT_SECONDS = 5.0
 """How long a process may take to end when told to, and again once it is killed."""

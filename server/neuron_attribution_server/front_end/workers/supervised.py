@@ -6,10 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from neuron_attribution_server.process_worker import ProcessWorker
-from neuron_attribution_server.restarts import Restarts
-from neuron_attribution_server.tasks import ModelFacts
-from neuron_attribution_server.worker import ModelLoadError
+from neuron_attribution_server.front_end.workers.interface import ModelLoadError
+from neuron_attribution_server.front_end.workers.process import ProcessWorker
+from neuron_attribution_server.front_end.workers.restarts import Restarts
+from neuron_attribution_server.tasks.tasks import ModelFacts
 
 _log = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.tasks import Answer, Engine, ModelFacts, Task
-from neuron_attribution_server.worker import NOBODY, WARM_UP, DeviceState, Listener, check_warm_up, run_batch
+from neuron_attribution_server.front_end.workers.interface import NOBODY, DeviceState, Listener, check_warm_up
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import WARM_UP, run_batch
+from neuron_attribution_server.tasks.tasks import Answer, Engine, ModelFacts, Task
 
 
 class ThreadWorker:

@@ -1,1 +1,4 @@
-"""Facts about model architectures, as data, and the one walker that reads them."""
+"""What is known of each architecture, as data, and the models seen through it.
+
+May import attribution; never another room of the model, tasks or settings.
+"""

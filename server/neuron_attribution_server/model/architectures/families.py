@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from neuron_attribution_server.architectures.spec import (
+from neuron_attribution_server.model.architectures.spec import (
     ArchitectureSpec,
     FeedForward,
     Layout,

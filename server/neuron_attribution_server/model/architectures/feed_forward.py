@@ -14,10 +14,10 @@ import torch
 from neuron_attribution.requests import Subkey
 from torch import Tensor, nn
 
-from neuron_attribution_server.architectures.parameters import required
-from neuron_attribution_server.architectures.projections import HeadSizes, Projection, bias_of, weight_of
-from neuron_attribution_server.architectures.spec import FeedForward
-from neuron_attribution_server.attribution.subvalues import FrozenWrite, Subvalues
+from neuron_attribution_server.model.architectures.parameters import required
+from neuron_attribution_server.model.architectures.projections import HeadSizes, Projection, bias_of, weight_of
+from neuron_attribution_server.model.architectures.spec import FeedForward
+from neuron_attribution_server.model.attribution.subvalues import FrozenWrite, Subvalues
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,17 +9,17 @@ import torch
 from neuron_attribution.requests import Subkey
 from torch import Tensor, nn
 
-from neuron_attribution_server.architectures.feed_forward import DenseFfn, Experts, LayerFfn
-from neuron_attribution_server.architectures.norms import NormView, WriteView, no_norm, norm_view
-from neuron_attribution_server.architectures.projections import (
+from neuron_attribution_server.model.architectures.feed_forward import DenseFfn, Experts, LayerFfn
+from neuron_attribution_server.model.architectures.norms import NormView, WriteView, no_norm, norm_view
+from neuron_attribution_server.model.architectures.projections import (
     HeadSizes,
     Projection,
     bias_of,
     select,
     weight_of,
 )
-from neuron_attribution_server.architectures.spec import ArchitectureSpec
-from neuron_attribution_server.attribution.subvalues import Subvalues
+from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
+from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
 
 class LayerView:

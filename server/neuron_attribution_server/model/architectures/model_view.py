@@ -12,10 +12,10 @@ from neuron_attribution.results import ModelSizes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from neuron_attribution_server.architectures.layer_view import LayerView
-from neuron_attribution_server.architectures.norms import norm_view
-from neuron_attribution_server.architectures.projections import HeadSizes, bias_of, key_value_heads, weight_of
-from neuron_attribution_server.architectures.spec import ArchitectureSpec
+from neuron_attribution_server.model.architectures.layer_view import LayerView
+from neuron_attribution_server.model.architectures.norms import norm_view
+from neuron_attribution_server.model.architectures.projections import HeadSizes, bias_of, key_value_heads, weight_of
+from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 
 UNKNOWN_LENGTH = 2048
 """The tokens that a model takes whose configuration does not say how many."""

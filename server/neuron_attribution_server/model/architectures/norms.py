@@ -8,10 +8,10 @@ import torch
 from neuron_attribution.errors import FailedPreconditionError
 from torch import Tensor, nn
 
-from neuron_attribution_server.architectures.parameters import parameter
-from neuron_attribution_server.architectures.projections import bias_of
-from neuron_attribution_server.architectures.spec import ArchitectureSpec, NormKind
-from neuron_attribution_server.attribution.subvalues import FrozenWrite
+from neuron_attribution_server.model.architectures.parameters import parameter
+from neuron_attribution_server.model.architectures.projections import bias_of
+from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, NormKind
+from neuron_attribution_server.model.attribution.subvalues import FrozenWrite
 
 
 @dataclass(frozen=True, slots=True, eq=False)

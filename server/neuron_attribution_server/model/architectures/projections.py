@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from neuron_attribution_server.architectures.parameters import parameter, required
-from neuron_attribution_server.architectures.spec import Layout
+from neuron_attribution_server.model.architectures.parameters import parameter, required
+from neuron_attribution_server.model.architectures.spec import Layout
 
 
 @dataclass(frozen=True, slots=True)

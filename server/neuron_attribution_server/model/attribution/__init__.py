@@ -1,1 +1,4 @@
-"""The method as pure functions of tensors: no gRPC, no protobuf, no model classes. Everything is float32."""
+"""The method, as pure functions of tensors.
+
+May import nothing else of the server: no model, no task, no setting.
+"""

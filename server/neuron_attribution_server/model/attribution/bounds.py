@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neuron_attribution_server.attribution.unembedding import VOCABULARY_BLOCK, Unembedding
+from neuron_attribution_server.model.attribution.unembedding import VOCABULARY_BLOCK, Unembedding
 
 UNIT_ROUNDOFF = 2.0**-24
 LAMBDA = 8.0

@@ -16,8 +16,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.checkpoints import checked
-from neuron_attribution_server.attribution.unembedding import Unembedding
+from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
 CAPPED_AT_ONCE = 64
 """Vectors whose logits of the whole vocabulary are held at once."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.objectives import Objective
-from neuron_attribution_server.attribution.subvalues import stack_layers
-from neuron_attribution_server.attribution.unembedding import Unembedding
-from neuron_attribution_server.attribution.value_neurons import ValueNeurons
+from neuron_attribution_server.model.attribution.objectives import Objective
+from neuron_attribution_server.model.attribution.subvalues import stack_layers
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
+from neuron_attribution_server.model.attribution.value_neurons import ValueNeurons
 
 UNITS_AT_ONCE = 256
 

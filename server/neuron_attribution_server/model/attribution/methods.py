@@ -9,7 +9,7 @@ from __future__ import annotations
 from neuron_attribution.requests import ScoringMethod
 from torch import Tensor
 
-from neuron_attribution_server.attribution.value_neurons import FromIncrease
+from neuron_attribution_server.model.attribution.value_neurons import FromIncrease
 
 A = ScoringMethod.LOG_PROBABILITY_INCREASE
 B = ScoringMethod.LOG_PROBABILITY

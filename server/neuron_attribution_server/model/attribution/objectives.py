@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.unembedding import Unembedding, is_safe_sum, normalised
+from neuron_attribution_server.model.attribution.unembedding import Unembedding, is_safe_sum, normalised
 
 VECTORS_AT_ONCE = 512
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.unembedding import VOCABULARY_BLOCK, Unembedding
+from neuron_attribution_server.model.attribution.unembedding import VOCABULARY_BLOCK, Unembedding
 
 VECTORS_AT_ONCE = 512
 RANGES_AT_ONCE = 1024

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.checkpoints import checked
-from neuron_attribution_server.attribution.subvalues import Subvalues, stack_layers
+from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.subvalues import Subvalues, stack_layers
 
 SMALLEST_SHARE = 1e-4
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neuron_attribution_server.attribution.subvalues import Subvalues, each_chunk, stack_layers
-from neuron_attribution_server.attribution.unembedding import Unembedding
+from neuron_attribution_server.model.attribution.subvalues import Subvalues, each_chunk, stack_layers
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,15 +13,15 @@ import torch
 from neuron_attribution.requests import ScoringMethod
 from torch import Tensor
 
-from neuron_attribution_server.attribution.bounds import dot_product_error
-from neuron_attribution_server.attribution.methods import NEEDS_RANKS, static_scores
-from neuron_attribution_server.attribution.projection import vocabulary_ranks
-from neuron_attribution_server.attribution.ranking import BoundedSearch, Ranked, settle
-from neuron_attribution_server.attribution.states import RowStates, Weights
-from neuron_attribution_server.attribution.subvalues import Subvalues, each_chunk, stack_layers
-from neuron_attribution_server.attribution.unembedding import Unembedding
-from neuron_attribution_server.attribution.value_neurons import ValueNeurons
-from neuron_attribution_server.attribution.value_search import (
+from neuron_attribution_server.model.attribution.bounds import dot_product_error
+from neuron_attribution_server.model.attribution.methods import NEEDS_RANKS, static_scores
+from neuron_attribution_server.model.attribution.projection import vocabulary_ranks
+from neuron_attribution_server.model.attribution.ranking import BoundedSearch, Ranked, settle
+from neuron_attribution_server.model.attribution.states import RowStates, Weights
+from neuron_attribution_server.model.attribution.subvalues import Subvalues, each_chunk, stack_layers
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
+from neuron_attribution_server.model.attribution.value_neurons import ValueNeurons
+from neuron_attribution_server.model.attribution.value_search import (
     Found,
     Kind,
     Wanted,

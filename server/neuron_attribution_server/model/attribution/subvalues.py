@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.checkpoints import checked
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.checkpoints import checked, checkpoint
+from neuron_attribution_server.model.attribution.checkpoints import checked, checkpoint
 
 VOCABULARY_BLOCK = 2048
 """Tokens per block: a block's logits of a few hundred vectors stay in the processor's cache."""

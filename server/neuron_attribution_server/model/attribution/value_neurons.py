@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.checkpoints import checked
-from neuron_attribution_server.attribution.ranking import Ranked, all_scored
-from neuron_attribution_server.attribution.states import RowStates
-from neuron_attribution_server.attribution.subvalues import Subvalues
+from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.ranking import Ranked, all_scored
+from neuron_attribution_server.model.attribution.states import RowStates
+from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
 BOUNDS_AT_ONCE = 1 << 24
 """Bounds held at once; layers are taken in groups of at most so many."""

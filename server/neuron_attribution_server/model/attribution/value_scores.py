@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.attribution.bounds import Slack
-from neuron_attribution_server.attribution.checkpoints import checked
-from neuron_attribution_server.attribution.objectives import Objective
-from neuron_attribution_server.attribution.states import RowStates, SubvalueNorms, Weights
-from neuron_attribution_server.attribution.subvalues import Subvalues, stack_layers
+from neuron_attribution_server.model.attribution.bounds import Slack
+from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.objectives import Objective
+from neuron_attribution_server.model.attribution.states import RowStates, SubvalueNorms, Weights
+from neuron_attribution_server.model.attribution.subvalues import Subvalues, stack_layers
 
 
 @dataclass(frozen=True, slots=True, eq=False)

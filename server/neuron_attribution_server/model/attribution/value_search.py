@@ -10,21 +10,21 @@ import torch
 from neuron_attribution.requests import ScoringMethod
 from torch import Tensor
 
-from neuron_attribution_server.attribution.bounds import rounding_slack
-from neuron_attribution_server.attribution.exhaustive import exhaustive_increases
-from neuron_attribution_server.attribution.methods import FROM_INCREASE
-from neuron_attribution_server.attribution.objectives import Objective
-from neuron_attribution_server.attribution.ranking import BoundedSearch, Ranked, settle
-from neuron_attribution_server.attribution.search_seconds import SearchSeconds
-from neuron_attribution_server.attribution.states import RowStates, SubvalueNorms, Weights
-from neuron_attribution_server.attribution.subvalues import Subvalues
-from neuron_attribution_server.attribution.value_neurons import (
+from neuron_attribution_server.model.attribution.bounds import rounding_slack
+from neuron_attribution_server.model.attribution.exhaustive import exhaustive_increases
+from neuron_attribution_server.model.attribution.methods import FROM_INCREASE
+from neuron_attribution_server.model.attribution.objectives import Objective
+from neuron_attribution_server.model.attribution.ranking import BoundedSearch, Ranked, settle
+from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
+from neuron_attribution_server.model.attribution.states import RowStates, SubvalueNorms, Weights
+from neuron_attribution_server.model.attribution.subvalues import Subvalues
+from neuron_attribution_server.model.attribution.value_neurons import (
     AttentionValueNeurons,
     FirstOrder,
     ValueNeurons,
     WholeValueNeurons,
 )
-from neuron_attribution_server.attribution.value_scores import subvalue_products, unit_slack
+from neuron_attribution_server.model.attribution.value_scores import subvalue_products, unit_slack
 
 MORE_PRODUCTS = 1 << 41
 """Multiplications that a batch's searches may take after their first proposals, about a minute on two CPU cores.

@@ -22,13 +22,13 @@ from transformers import AttentionInterface
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from neuron_attribution_server.architectures.feed_forward import Routing
-from neuron_attribution_server.architectures.layer_view import LayerView
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.architectures.norms import NormView, WriteView
-from neuron_attribution_server.attention import attend
-from neuron_attribution_server.captured import CapturedStates, ExplainedRows
-from neuron_attribution_server.edits import Edits, first_input
+from neuron_attribution_server.model.architectures.feed_forward import Routing
+from neuron_attribution_server.model.architectures.layer_view import LayerView
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.architectures.norms import NormView, WriteView
+from neuron_attribution_server.model.capture.attention import attend
+from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
+from neuron_attribution_server.model.capture.edits import Edits, first_input
 
 ATTENTION_KEY = "neuron_attribution"
 SMALLEST_PASS = 16

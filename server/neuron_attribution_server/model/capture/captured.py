@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuron_attribution_server.architectures.feed_forward import Routing
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.attention import attention_rows
-from neuron_attribution_server.edits import Edits
+from neuron_attribution_server.model.architectures.feed_forward import Routing
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.capture.attention import attention_rows
+from neuron_attribution_server.model.capture.edits import Edits
 
 
 @dataclass(frozen=True, slots=True, eq=False)

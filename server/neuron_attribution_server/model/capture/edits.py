@@ -18,9 +18,9 @@ from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import Intervention, LayerPartKind, Operation, Scale, SetTo, Zero
 from torch import Tensor, nn
 
-from neuron_attribution_server.architectures.feed_forward import DenseFfn, Experts, Routing
-from neuron_attribution_server.architectures.layer_view import LayerView
-from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.model.architectures.feed_forward import DenseFfn, Experts, Routing
+from neuron_attribution_server.model.architectures.layer_view import LayerView
+from neuron_attribution_server.model.architectures.model_view import ModelView
 
 _EXPERT_ARGUMENTS = ("hidden_states", "top_k_index", "top_k_weights")
 _Spans = frozenset[tuple[int, int]]

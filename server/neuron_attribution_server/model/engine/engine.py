@@ -24,22 +24,22 @@ from neuron_attribution.results import (
 )
 from torch import Tensor
 
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.attribution.search_seconds import SearchSeconds
-from neuron_attribution_server.attribution.states import Weights
-from neuron_attribution_server.attribution.value_search import LazyRanges
-from neuron_attribution_server.capture import capture
-from neuron_attribution_server.captured import CapturedStates, ExplainedRows
-from neuron_attribution_server.edits import Edits, Placed
-from neuron_attribution_server.explanation.explainer import Explainer
-from neuron_attribution_server.explanation.finite import are_finite, check_finite
-from neuron_attribution_server.explanation.intervening import before_and_after
-from neuron_attribution_server.explanation.keys import check_subkey
-from neuron_attribution_server.explanation.predictions import own_log_probabilities
-from neuron_attribution_server.explanation.projector import Projector
-from neuron_attribution_server.explanation.rows import Row
-from neuron_attribution_server.generation import generate, generate_several
-from neuron_attribution_server.passes import (
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
+from neuron_attribution_server.model.attribution.states import Weights
+from neuron_attribution_server.model.attribution.value_search import LazyRanges
+from neuron_attribution_server.model.capture.capture import capture
+from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
+from neuron_attribution_server.model.capture.edits import Edits, Placed
+from neuron_attribution_server.model.engine.explanation.explainer import Explainer
+from neuron_attribution_server.model.engine.explanation.finite import are_finite, check_finite
+from neuron_attribution_server.model.engine.explanation.intervening import before_and_after
+from neuron_attribution_server.model.engine.explanation.keys import check_subkey
+from neuron_attribution_server.model.engine.explanation.predictions import own_log_probabilities
+from neuron_attribution_server.model.engine.explanation.projector import Projector
+from neuron_attribution_server.model.engine.explanation.rows import Row
+from neuron_attribution_server.model.engine.generation import generate, generate_several
+from neuron_attribution_server.model.engine.passes import (
     Answer,
     PassSequence,
     PassTask,
@@ -51,7 +51,7 @@ from neuron_attribution_server.passes import (
     rows_without_target,
     sequences_of,
 )
-from neuron_attribution_server.tasks import (
+from neuron_attribution_server.tasks.tasks import (
     AttributeTask,
     ExplainedToken,
     InterveneTask,

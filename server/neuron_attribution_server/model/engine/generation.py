@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.attribution.checkpoints import checkpoint
-from neuron_attribution_server.edits import Edits, Placed
-from neuron_attribution_server.tasks import generated_at_once
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.checkpoints import checkpoint
+from neuron_attribution_server.model.capture.edits import Edits, Placed
+from neuron_attribution_server.tasks.tasks import generated_at_once
 
 
 def make_greedy(model: PreTrainedModel) -> None:

@@ -11,11 +11,17 @@ from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import Explanation, InterventionResult, PredictionState
 
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.attribution.search_seconds import SearchSeconds
-from neuron_attribution_server.edits import Placed
-from neuron_attribution_server.explanation.rows import Row
-from neuron_attribution_server.tasks import AttributeOutcome, AttributeTask, InterveneOutcome, InterveneTask, Outcome
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
+from neuron_attribution_server.model.capture.edits import Placed
+from neuron_attribution_server.model.engine.explanation.rows import Row
+from neuron_attribution_server.tasks.tasks import (
+    AttributeOutcome,
+    AttributeTask,
+    InterveneOutcome,
+    InterveneTask,
+    Outcome,
+)
 
 PassTask = AttributeTask | InterveneTask
 Answer = (

@@ -13,11 +13,11 @@ from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.results import Invariant
 from torch import Tensor
 
-from neuron_attribution_server.architectures.layer_view import LayerView
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.attribution.unembedding import Unembedding
-from neuron_attribution_server.capture import SMALLEST_PASS, capture, set_plain, set_recordable
-from neuron_attribution_server.captured import CapturedStates, ExplainedRows
+from neuron_attribution_server.model.architectures.layer_view import LayerView
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
+from neuron_attribution_server.model.capture.capture import SMALLEST_PASS, capture, set_plain, set_recordable
+from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
 
 PROBE_LENGTH = SMALLEST_PASS
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}

@@ -8,13 +8,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.attribution.capped_objectives import CAPPED_AT_ONCE
-from neuron_attribution_server.attribution.objectives import VECTORS_AT_ONCE
-from neuron_attribution_server.attribution.unembedding import VOCABULARY_BLOCK
-from neuron_attribution_server.attribution.value_neurons import BOUNDS_AT_ONCE
-from neuron_attribution_server.engine import bytes_per_row, rows_at_once
-from neuron_attribution_server.tasks import MemoryCost
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.capped_objectives import CAPPED_AT_ONCE
+from neuron_attribution_server.model.attribution.objectives import VECTORS_AT_ONCE
+from neuron_attribution_server.model.attribution.unembedding import VOCABULARY_BLOCK
+from neuron_attribution_server.model.attribution.value_neurons import BOUNDS_AT_ONCE
+from neuron_attribution_server.model.engine.engine import bytes_per_row, rows_at_once
+from neuron_attribution_server.tasks.tasks import MemoryCost
 
 SHARE = 0.5
 """The part of the free memory that one batch may take: the allocator's rounding and other users need the rest."""

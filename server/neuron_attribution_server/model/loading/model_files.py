@@ -10,7 +10,7 @@ from pathlib import Path
 
 from neuron_attribution.errors import FailedPreconditionError
 
-from neuron_attribution_server.regular_files import kind
+from neuron_attribution_server.settings.regular_files import kind
 
 _MOST_ENTRIES = 10_000
 _NEVER_READ = ".git"

@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.demo import NAME as DEMO_NAME
-from neuron_attribution_server.demo import demo_folder
-from neuron_attribution_server.model_files import check_files, check_kind, status_of
+from neuron_attribution_server.model.loading.demo import NAME as DEMO_NAME
+from neuron_attribution_server.model.loading.demo import demo_folder
+from neuron_attribution_server.model.loading.model_files import check_files, check_kind, status_of
+from neuron_attribution_server.settings.config import LoadSettings
 
 _HASHED = ("*.safetensors", "*.json", "*.gguf")
 _PICKLED = "*.bin"

@@ -13,24 +13,24 @@ from neuron_attribution.results import Exactness, ModelIdentity
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from neuron_attribution_server.architectures.families import FAMILIES
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.architectures.refusals import refusal
-from neuron_attribution_server.architectures.spec import ArchitectureSpec
-from neuron_attribution_server.capture import prepare_model
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.demo import cache_folder
-from neuron_attribution_server.engine import Engine
-from neuron_attribution_server.generation import make_greedy
-from neuron_attribution_server.invariants import measure
-from neuron_attribution_server.load_failures import Reading, check_tensors, naming_files
-from neuron_attribution_server.memory import memory_cost
-from neuron_attribution_server.model_source import ModelSource, model_source
-from neuron_attribution_server.placement import check_whole, device_of, loading_arguments, place
-from neuron_attribution_server.ranges import VocabularyRanges
-from neuron_attribution_server.tasks import ModelFacts
-from neuron_attribution_server.tokenizer import ExactTokenizer
-from neuron_attribution_server.weights import weights_of
+from neuron_attribution_server.model.architectures.families import FAMILIES
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.architectures.refusals import refusal
+from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
+from neuron_attribution_server.model.capture.capture import prepare_model
+from neuron_attribution_server.model.engine.engine import Engine
+from neuron_attribution_server.model.engine.generation import make_greedy
+from neuron_attribution_server.model.loading.demo import cache_folder
+from neuron_attribution_server.model.loading.invariants import measure
+from neuron_attribution_server.model.loading.load_failures import Reading, check_tensors, naming_files
+from neuron_attribution_server.model.loading.memory import memory_cost
+from neuron_attribution_server.model.loading.model_source import ModelSource, model_source
+from neuron_attribution_server.model.loading.placement import check_whole, device_of, loading_arguments, place
+from neuron_attribution_server.model.loading.ranges import VocabularyRanges
+from neuron_attribution_server.model.loading.weights import weights_of
+from neuron_attribution_server.settings.config import LoadSettings
+from neuron_attribution_server.tasks.tasks import ModelFacts
+from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 
 EXACT = Exactness(
     exact=True,

@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from neuron_attribution_server.architectures.parameters import read_on
-from neuron_attribution_server.config import LoadSettings
+from neuron_attribution_server.model.architectures.parameters import read_on
+from neuron_attribution_server.settings.config import LoadSettings
 
 
 def loading_arguments(settings: LoadSettings) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from neuron_attribution_server.attribution.projection import vocabulary_ranges
-from neuron_attribution_server.attribution.states import Weights
-from neuron_attribution_server.attribution.subvalues import each_chunk, stack_layers
-from neuron_attribution_server.attribution.value_search import Kind, Ranges, subvalues_of
+from neuron_attribution_server.model.attribution.projection import vocabulary_ranges
+from neuron_attribution_server.model.attribution.states import Weights
+from neuron_attribution_server.model.attribution.subvalues import each_chunk, stack_layers
+from neuron_attribution_server.model.attribution.value_search import Kind, Ranges, subvalues_of
 
 _log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.attribution.states import Weights
-from neuron_attribution_server.attribution.unembedding import Unembedding
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.states import Weights
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
 
 def weights_of(view: ModelView) -> Weights:

@@ -12,13 +12,13 @@ from functools import partial
 
 from neuron_attribution.errors import CancelledError
 
-from neuron_attribution_server import heap
-from neuron_attribution_server.attribution.checkpoints import at_checkpoints
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.tasks import Answer, Engine
-from neuron_attribution_server.worker import failed_batch, run_batch
-from neuron_attribution_server.worker_messages import Batch, Begun, Computed, Drop, Finished, ToWorker
-from neuron_attribution_server.worker_pipe import WorkerEnd
+from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints, checked
+from neuron_attribution_server.settings import heap
+from neuron_attribution_server.tasks.messages import Batch, Begun, Computed, Drop, Finished, ToWorker
+from neuron_attribution_server.tasks.pipe import WorkerEnd
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import failed_batch, run_batch
+from neuron_attribution_server.tasks.tasks import Answer, Engine
 
 LOOK_SECONDS = 0.02
 """The least time between two looks into the pipe: checkpoints may be much closer to each other."""
@@ -62,7 +62,8 @@ class BatchRunner:
         self._running.append(batch.number)
         try:
             with at_checkpoints(partial(self._look_up, batch.number)):
-                outcomes = run_batch(self._engine, batch.tasks, report, partial(self._computed, batch.number))
+                computed = partial(self._computed, batch.number)
+                outcomes = run_batch(self._engine, batch.tasks, report, computed, checked)
         except Unwanted:
             report.stopped = True
             outcomes = [_unwanted() for _ in batch.tasks]

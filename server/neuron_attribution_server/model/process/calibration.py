@@ -11,8 +11,9 @@ from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Intervention, Part, Side
 from neuron_attribution.results import ModelSizes
 
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.tasks import (
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import run_batch
+from neuron_attribution_server.tasks.tasks import (
     AttributeTask,
     Engine,
     ExplainedToken,
@@ -23,9 +24,8 @@ from neuron_attribution_server.tasks import (
     Task,
     WorkPrices,
 )
-from neuron_attribution_server.work import work_of
-from neuron_attribution_server.work_prices import Sample, measured_prices
-from neuron_attribution_server.worker import run_batch
+from neuron_attribution_server.tasks.work import work_of
+from neuron_attribution_server.tasks.work_prices import Sample, measured_prices
 
 BUDGET_SECONDS = 3.0
 """After so long no further sample is begun: a model that takes longer for these few is priced by its sizes."""

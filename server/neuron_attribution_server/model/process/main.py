@@ -13,15 +13,15 @@ from multiprocessing.connection import Connection
 
 from neuron_attribution.errors import NeuronAttributionError
 
-from neuron_attribution_server import math_libraries
-from neuron_attribution_server.calibration import MeasuredEngine, measured_work
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.logs import configure_logging
-from neuron_attribution_server.tasks import Engine
-from neuron_attribution_server.worker import EngineFactory
-from neuron_attribution_server.worker_batches import BatchRunner
-from neuron_attribution_server.worker_messages import Beat, Failed, Ready
-from neuron_attribution_server.worker_pipe import WorkerEnd
+from neuron_attribution_server.model.loading import math_libraries
+from neuron_attribution_server.model.process.batches import BatchRunner
+from neuron_attribution_server.model.process.calibration import MeasuredEngine, measured_work
+from neuron_attribution_server.settings.config import LoadSettings
+from neuron_attribution_server.settings.logs import configure_logging
+from neuron_attribution_server.tasks.messages import Beat, Failed, Ready
+from neuron_attribution_server.tasks.pipe import WorkerEnd
+from neuron_attribution_server.tasks.running import EngineFactory
+from neuron_attribution_server.tasks.tasks import Engine
 
 BEAT_SECONDS = 1.0
 _TIDY_SECONDS = 1.0
@@ -35,7 +35,7 @@ _EXPECTED = (NeuronAttributionError, OSError, ValueError, RuntimeError, ImportEr
 def load(settings: LoadSettings) -> Engine:
     """Load the model. The import is here so that PyTorch is loaded in the worker process alone."""
     math_libraries.settle()
-    from neuron_attribution_server.models import load_engine
+    from neuron_attribution_server.model.loading.models import load_engine
 
     return load_engine(settings)
 

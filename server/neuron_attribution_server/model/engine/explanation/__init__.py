@@ -1,1 +1,4 @@
-"""From captured states to the answer: runs the method's formulas on explained rows and names what they find."""
+"""What a prediction is explained by: neurons, heads and layers, scored and named.
+
+May import capture, architectures, attribution and tasks; never the engine around it.
+"""

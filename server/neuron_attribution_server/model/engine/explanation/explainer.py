@@ -25,16 +25,16 @@ from neuron_attribution.results import (
 )
 from torch import Tensor
 
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.attribution.capped_objectives import CappedObjective
-from neuron_attribution_server.attribution.checkpoints import checkpoint
-from neuron_attribution_server.attribution.methods import FROM_INCREASE
-from neuron_attribution_server.attribution.objectives import LogProbability, LogProbabilityDifference, Objective
-from neuron_attribution_server.attribution.search_seconds import SearchSeconds
-from neuron_attribution_server.attribution.states import Weights
-from neuron_attribution_server.attribution.static_search import find_static
-from neuron_attribution_server.attribution.value_scores import base_states, head_scores, layer_values
-from neuron_attribution_server.attribution.value_search import (
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.capped_objectives import CappedObjective
+from neuron_attribution_server.model.attribution.checkpoints import checkpoint
+from neuron_attribution_server.model.attribution.methods import FROM_INCREASE
+from neuron_attribution_server.model.attribution.objectives import LogProbability, LogProbabilityDifference, Objective
+from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
+from neuron_attribution_server.model.attribution.states import Weights
+from neuron_attribution_server.model.attribution.static_search import find_static
+from neuron_attribution_server.model.attribution.value_scores import base_states, head_scores, layer_values
+from neuron_attribution_server.model.attribution.value_search import (
     Found,
     Kind,
     LazyRanges,
@@ -42,13 +42,17 @@ from neuron_attribution_server.attribution.value_search import (
     Wanted,
     subvalues_of,
 )
-from neuron_attribution_server.captured import CapturedStates
-from neuron_attribution_server.explanation.heads import HeadDetails, strongest
-from neuron_attribution_server.explanation.predictions import most_probable, own_log_probabilities, predictions
-from neuron_attribution_server.explanation.projector import Projector
-from neuron_attribution_server.explanation.queries import Asked, QueryLayersOfRow, query_ffn_neurons
-from neuron_attribution_server.explanation.rows import Row, row_states
-from neuron_attribution_server.explanation.value_rankings import (
+from neuron_attribution_server.model.capture.captured import CapturedStates
+from neuron_attribution_server.model.engine.explanation.heads import HeadDetails, strongest
+from neuron_attribution_server.model.engine.explanation.predictions import (
+    most_probable,
+    own_log_probabilities,
+    predictions,
+)
+from neuron_attribution_server.model.engine.explanation.projector import Projector
+from neuron_attribution_server.model.engine.explanation.queries import Asked, QueryLayersOfRow, query_ffn_neurons
+from neuron_attribution_server.model.engine.explanation.rows import Row, row_states
+from neuron_attribution_server.model.engine.explanation.value_rankings import (
     PARTS,
     SIGNS,
     Source,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError
 from torch import Tensor
 
-from neuron_attribution_server.attribution.unembedding import Unembedding
-from neuron_attribution_server.tasks import AttributeTask, InterveneTask
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask
 
 OVERFLOW = "OVERFLOW"
 

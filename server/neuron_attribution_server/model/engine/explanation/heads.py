@@ -10,13 +10,13 @@ from neuron_attribution.neurons import Head
 from neuron_attribution.results import HeadPosition, HeadScore, Scores
 from torch import Tensor
 
-from neuron_attribution_server.attribution.objectives import Objective
-from neuron_attribution_server.attribution.ranking import all_scored
-from neuron_attribution_server.attribution.states import RowStates, Weights
-from neuron_attribution_server.attribution.value_scores import position_vectors
-from neuron_attribution_server.captured import CapturedStates
-from neuron_attribution_server.explanation.projector import Projector
-from neuron_attribution_server.explanation.rows import Row
+from neuron_attribution_server.model.attribution.objectives import Objective
+from neuron_attribution_server.model.attribution.ranking import all_scored
+from neuron_attribution_server.model.attribution.states import RowStates, Weights
+from neuron_attribution_server.model.attribution.value_scores import position_vectors
+from neuron_attribution_server.model.capture.captured import CapturedStates
+from neuron_attribution_server.model.engine.explanation.projector import Projector
+from neuron_attribution_server.model.engine.explanation.rows import Row
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,9 +8,13 @@ import torch
 from neuron_attribution.results import InterventionResult, PredictionState, Token
 from torch import Tensor
 
-from neuron_attribution_server.attribution.unembedding import Unembedding
-from neuron_attribution_server.explanation.predictions import most_probable, own_log_probabilities, predictions
-from neuron_attribution_server.explanation.projector import Projector
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
+from neuron_attribution_server.model.engine.explanation.predictions import (
+    most_probable,
+    own_log_probabilities,
+    predictions,
+)
+from neuron_attribution_server.model.engine.explanation.projector import Projector
 
 
 def before_and_after(

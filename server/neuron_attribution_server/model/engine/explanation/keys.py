@@ -10,8 +10,8 @@ from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
 from neuron_attribution.requests import Subkey
 from torch import Tensor
 
-from neuron_attribution_server.architectures.layer_view import LayerView
-from neuron_attribution_server.architectures.model_view import ModelView
+from neuron_attribution_server.model.architectures.layer_view import LayerView
+from neuron_attribution_server.model.architectures.model_view import ModelView
 
 
 def ffn_keys(view: ModelView, neurons: Sequence[FfnNeuron], subkey: Subkey) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from neuron_attribution.results import TokenPrediction
 from torch import Tensor
 
-from neuron_attribution_server.attribution.unembedding import Unembedding, normalised
-from neuron_attribution_server.explanation.projector import Projector
+from neuron_attribution_server.model.attribution.unembedding import Unembedding, normalised
+from neuron_attribution_server.model.engine.explanation.projector import Projector
 
 ALTERNATIVES = 10
 

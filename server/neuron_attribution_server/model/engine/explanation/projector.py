@@ -11,12 +11,12 @@ from neuron_attribution.requests import Side, Subkey
 from neuron_attribution.results import ProjectedToken, Projection, Token
 from torch import Tensor
 
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.attribution.checkpoints import checked
-from neuron_attribution_server.attribution.projection import extremes, through_head
-from neuron_attribution_server.attribution.unembedding import Unembedding
-from neuron_attribution_server.explanation.keys import attention_keys, ffn_keys
-from neuron_attribution_server.explanation.remembered import RememberedProjections
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.projection import extremes, through_head
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
+from neuron_attribution_server.model.engine.explanation.keys import attention_keys, ffn_keys
+from neuron_attribution_server.model.engine.explanation.remembered import RememberedProjections
 
 
 class Projector:

@@ -19,20 +19,20 @@ from neuron_attribution.results import (
 )
 from torch import Tensor
 
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.attribution.query_scores import (
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.query_scores import (
     ComponentScores,
     Readings,
     component_scores,
     query_ffn_scores,
     scaled_keys,
 )
-from neuron_attribution_server.attribution.ranking import all_scored
-from neuron_attribution_server.attribution.value_neurons import BOUNDS_AT_ONCE
-from neuron_attribution_server.captured import CapturedStates
-from neuron_attribution_server.explanation.keys import attention_keys, ffn_keys
-from neuron_attribution_server.explanation.rows import Row, components
-from neuron_attribution_server.explanation.value_rankings import SIGNS, Source
+from neuron_attribution_server.model.attribution.ranking import all_scored
+from neuron_attribution_server.model.attribution.value_neurons import BOUNDS_AT_ONCE
+from neuron_attribution_server.model.capture.captured import CapturedStates
+from neuron_attribution_server.model.engine.explanation.keys import attention_keys, ffn_keys
+from neuron_attribution_server.model.engine.explanation.rows import Row, components
+from neuron_attribution_server.model.engine.explanation.value_rankings import SIGNS, Source
 
 SHARES_AT_ONCE = BOUNDS_AT_ONCE
 """What sources give to the neurons of a layer, held at once: rows are taken together up to so many. The bounds, for

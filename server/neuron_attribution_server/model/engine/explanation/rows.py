@@ -9,9 +9,9 @@ import torch
 from neuron_attribution.requests import AttributeOptions
 from torch import Tensor
 
-from neuron_attribution_server.attribution.states import RowStates
-from neuron_attribution_server.attribution.subvalues import stack_layers
-from neuron_attribution_server.captured import CapturedStates
+from neuron_attribution_server.model.attribution.states import RowStates
+from neuron_attribution_server.model.attribution.subvalues import stack_layers
+from neuron_attribution_server.model.capture.captured import CapturedStates
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from neuron_attribution.neurons import AttentionNeuron, Neuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part
 from neuron_attribution.results import Coverage, NeuronRanking, NeuronScore, PromotedSide
 
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.attribution.value_search import Found, Kind, Wanted
-from neuron_attribution_server.explanation.rows import Row
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.value_search import Found, Kind, Wanted
+from neuron_attribution_server.model.engine.explanation.rows import Row
 
 PARTS = {Kind.FFN: Part.FFN_VALUE_NEURONS, Kind.ATTENTION: Part.ATTENTION_VALUE_NEURONS}
 SIGNS = {Direction.INCREASE: (1,), Direction.DECREASE: (-1,), Direction.BOTH: (1, -1)}
