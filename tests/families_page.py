@@ -14,10 +14,10 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import AttributeOptions
-from neuron_attribution_server.architectures.families import FAMILIES
-from neuron_attribution_server.architectures.refusals import refusal
-from neuron_attribution_server.architectures.spec import ArchitectureSpec, NormKind
-from neuron_attribution_server.invariants import INVARIANTS
+from neuron_attribution_server.model.architectures.families import FAMILIES
+from neuron_attribution_server.model.architectures.refusals import refusal
+from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, NormKind
+from neuron_attribution_server.model.loading.invariants import INVARIANTS
 from reference.compare_neurons import ranking_key
 from reference.compared import Compared, compare_dissected
 from reference.tiny_families import TINY_FAMILIES, tiny_family
@@ -31,8 +31,9 @@ OPTIONS = AttributeOptions(top_k=50, query_sources=8, projection_top_k=0)
 INTRODUCTION = """# Architectures
 
 This page is written by `make architectures`, from a run. A model is served if its family is described in
-[families.py](../server/neuron_attribution_server/architectures/families.py) **and** the seven invariants hold when it
-is loaded; `neuron-attribution model --check MODEL` loads a model, measures them and serves nothing.
+[families.py](../server/neuron_attribution_server/model/architectures/families.py) **and** the seven
+invariants hold when it is loaded; `neuron-attribution model --check MODEL` loads a model, measures them and
+serves nothing.
 
 | invariant | what it says |
 |---|---|

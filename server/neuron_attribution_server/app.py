@@ -15,32 +15,32 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from neuron_attribution.errors import UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2, neuron_attribution_pb2_grpc
 
-from neuron_attribution_server import heap
-from neuron_attribution_server.authentication import AuthenticationInterceptor, token_file
-from neuron_attribution_server.batch_observer import BatchObserver
-from neuron_attribution_server.call_interceptor import CallInterceptor
-from neuron_attribution_server.config import ConfigurationError, ServerConfig
-from neuron_attribution_server.credentials import server_certificate
-from neuron_attribution_server.exchange import terms
-from neuron_attribution_server.hanging_up import hang_up
-from neuron_attribution_server.health import NOT_SERVING, SERVING, Health, HealthServicer
-from neuron_attribution_server.interceptors import ErrorInterceptor
+from neuron_attribution_server.front_end.endpoints.health import NOT_SERVING, SERVING, Health, HealthServicer
+from neuron_attribution_server.front_end.endpoints.metrics import MetricsEndpoint
+from neuron_attribution_server.front_end.endpoints.ports import ListenError, health_options, listen_on, service_options
+from neuron_attribution_server.front_end.interceptors.calls import CallInterceptor
+from neuron_attribution_server.front_end.interceptors.errors import ErrorInterceptor
+from neuron_attribution_server.front_end.observability.metrics import Metrics
+from neuron_attribution_server.front_end.observability.rpc_metrics import RpcMetrics
+from neuron_attribution_server.front_end.scheduling.batch_observer import BatchObserver
+from neuron_attribution_server.front_end.scheduling.scheduler import Scheduler
+from neuron_attribution_server.front_end.security.authentication import AuthenticationInterceptor, token_file
+from neuron_attribution_server.front_end.security.credentials import server_certificate
+from neuron_attribution_server.front_end.service.result_cache import ResultCache
+from neuron_attribution_server.front_end.service.served_model import ServedModel
+from neuron_attribution_server.front_end.service.servicer import AttributionServicer, Backend
+from neuron_attribution_server.front_end.transfer.exchange import terms
+from neuron_attribution_server.front_end.transfer.hanging_up import hang_up
+from neuron_attribution_server.front_end.transfer.patience import note_keepers
+from neuron_attribution_server.front_end.web.gateway import WebGateway
+from neuron_attribution_server.front_end.workers.interface import ModelLoadError, Worker
 from neuron_attribution_server.live_metrics import LiveMetrics, Loaded
-from neuron_attribution_server.metrics import Metrics
-from neuron_attribution_server.metrics_endpoint import MetricsEndpoint
-from neuron_attribution_server.patience import note_keepers
-from neuron_attribution_server.ports import ListenError, health_options, listen_on, service_options
-from neuron_attribution_server.result_cache import ResultCache
-from neuron_attribution_server.rpc_metrics import RpcMetrics
-from neuron_attribution_server.scheduler import Scheduler
-from neuron_attribution_server.served_model import ServedModel
-from neuron_attribution_server.servicer import AttributionServicer, Backend
+from neuron_attribution_server.settings import heap
+from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig
 from neuron_attribution_server.stopping import LATE_SECONDS, LastResort, on_stop_signals, side_by_side
-from neuron_attribution_server.web_gateway import WebGateway
-from neuron_attribution_server.worker import ModelLoadError, Worker
 
 if TYPE_CHECKING:
-    from neuron_attribution_server.tracing import Tracing
+    from neuron_attribution_server.front_end.observability.tracing import Tracing
 
 SERVICES = (
     neuron_attribution_pb2.DESCRIPTOR.services_by_name["NeuronAttributionService"],
@@ -284,7 +284,7 @@ def _tracing(config: ServerConfig) -> Tracing | None:
     if config.trace_endpoint is None:
         return None
     try:
-        from neuron_attribution_server.tracing import Tracing
+        from neuron_attribution_server.front_end.observability.tracing import Tracing
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"trace_endpoint needs {error.name}, which is not installed: "

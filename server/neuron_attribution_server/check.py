@@ -10,9 +10,9 @@ from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.results import ModelInfo
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
-from neuron_attribution_server.config import ConfigurationError, ServerConfig, read_config
-from neuron_attribution_server.models import load_engine
-from neuron_attribution_server.served_model import ServedModel
+from neuron_attribution_server.front_end.service.served_model import ServedModel
+from neuron_attribution_server.model.loading.models import load_engine
+from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig, read_config
 
 
 def check_model(model: str, environment: Mapping[str, str] | None = None) -> ModelInfo:

@@ -12,13 +12,19 @@ from typing import Any
 from neuron_attribution.cli.main import client_variables
 
 from neuron_attribution_server.app import Application
-from neuron_attribution_server.calls import call_ids
-from neuron_attribution_server.config import ConfigurationError, ServerConfig, environment_name, flag_name, read_config
-from neuron_attribution_server.environment import check_environment
-from neuron_attribution_server.logs import configure_logging
+from neuron_attribution_server.front_end.calls.calls import call_ids
+from neuron_attribution_server.front_end.workers.pool import worker_pool
+from neuron_attribution_server.model.process.main import load, load_measured
 from neuron_attribution_server.server_process import serve
-from neuron_attribution_server.worker_pool import worker_pool
-from neuron_attribution_server.worker_process import load, load_measured
+from neuron_attribution_server.settings.config import (
+    ConfigurationError,
+    ServerConfig,
+    environment_name,
+    flag_name,
+    read_config,
+)
+from neuron_attribution_server.settings.environment import check_environment
+from neuron_attribution_server.settings.logs import configure_logging
 
 _WRONG_USAGE = 2
 

@@ -10,14 +10,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.exchange import Terms
-from neuron_attribution_server.metrics import PREFIX
-from neuron_attribution_server.reports import GpuMemory
-from neuron_attribution_server.request_queue import RequestQueue
-from neuron_attribution_server.result_cache import ResultCache
-from neuron_attribution_server.tasks import ModelFacts
-from neuron_attribution_server.worker import DeviceState, Worker
+from neuron_attribution_server.front_end.observability.metrics import PREFIX
+from neuron_attribution_server.front_end.scheduling.request_queue import RequestQueue
+from neuron_attribution_server.front_end.service.result_cache import ResultCache
+from neuron_attribution_server.front_end.transfer.exchange import Terms
+from neuron_attribution_server.front_end.workers.interface import DeviceState, Worker
+from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.reports import GpuMemory
+from neuron_attribution_server.tasks.tasks import ModelFacts
 
 _GAUGES = {
     "ready": "1 while health says SERVING.",

@@ -10,8 +10,8 @@ import resource
 import threading
 from contextlib import suppress
 
-from neuron_attribution_server import heap
 from neuron_attribution_server.app import Application
+from neuron_attribution_server.settings import heap
 
 _LOG_SECONDS = 0.5
 

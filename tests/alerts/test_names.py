@@ -5,9 +5,9 @@ from collections import defaultdict
 
 import pytest
 from alerts.documents import ALERTS, PANELS, RECORDS, RUNBOOKS, queries, selectors
-from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from neuron_attribution_server.live_metrics import LiveMetrics
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.settings.config import ServerConfig
 from service.certificates import Authority
 from service.fakes import FakeEngine
 from service.scraping import Scrape, free_address

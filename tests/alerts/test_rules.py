@@ -8,7 +8,7 @@ import pytest
 import yaml
 from alerts.documents import ALERTS, PROMETHEUS, RECORDS, selectors
 from neuron_attribution.errors import ResourceExhaustedError
-from neuron_attribution_server.rpc_metrics import code_name
+from neuron_attribution_server.front_end.observability.rpc_metrics import code_name
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 CASES = [

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 from alerts.documents import ALERTS, PANELS, ROOT, RUNBOOKS
-from neuron_attribution_server.config import ServerConfig, flag_name
+from neuron_attribution_server.settings.config import ServerConfig, flag_name
 
 PAGES = sorted(RUNBOOKS.glob("*.md"))
 TITLES = {panel["title"] for panel in PANELS}

@@ -26,8 +26,8 @@ from neuron_attribution.results import (
     Token,
     TokenPrediction,
 )
-from neuron_attribution_server.tasks import AttributeOutcome
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.tasks.tasks import AttributeOutcome
 from service.fakes import REFUSE, SIZES, TOKENIZER, FakeEngine
 from service.servers import running_server
 

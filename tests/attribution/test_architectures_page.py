@@ -3,8 +3,8 @@
 import re
 
 from families_page import PAGE, REFUSED, SUPPORTED, by_their_language_model, refused, supported
-from neuron_attribution_server.architectures.families import FAMILIES
-from neuron_attribution_server.architectures.refusals import refusal
+from neuron_attribution_server.model.architectures.families import FAMILIES
+from neuron_attribution_server.model.architectures.refusals import refusal
 from reference.compared import compare_dissected
 from reference.tiny_families import TINY_FAMILIES, tiny_family
 

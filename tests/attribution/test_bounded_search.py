@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuron_attribution_server.attribution.ranking import SPARE, BoundedSearch, Ranked, all_scored, settle
+from neuron_attribution_server.model.attribution.ranking import SPARE, BoundedSearch, Ranked, all_scored, settle
 from torch import Tensor
 
 FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=150)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from neuron_attribution.cli.main import main
 from neuron_attribution.errors import FailedPreconditionError
-from neuron_attribution_server.architectures.refusals import REFUSED
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.invariants import INVARIANTS
-from neuron_attribution_server.models import load_engine
+from neuron_attribution_server.model.architectures.refusals import REFUSED
+from neuron_attribution_server.model.loading.invariants import INVARIANTS
+from neuron_attribution_server.model.loading.models import load_engine
+from neuron_attribution_server.settings.config import LoadSettings
 from reference.saved_models import saved
 from reference.tiny_families import tiny_family
 from transformers import AutoConfig

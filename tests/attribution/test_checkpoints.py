@@ -16,8 +16,8 @@ from neuron_attribution.requests import (
     Side,
     Zero,
 )
-from neuron_attribution_server.attribution.checkpoints import at_checkpoints
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
 from reference.compare_answers import assert_same
 from reference.compared import Compared, compare_dissected, compare_tiny
 from reference.tiny_families import tiny_family

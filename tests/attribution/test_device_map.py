@@ -14,10 +14,10 @@ import torch
 from accelerate import cpu_offload
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, LayerPartKind, Scale, Side
-from neuron_attribution_server.architectures.parameters import read_on
-from neuron_attribution_server.config import ConfigurationError, LoadSettings, read_config
-from neuron_attribution_server.models import engine_from, load_engine
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
+from neuron_attribution_server.model.architectures.parameters import read_on
+from neuron_attribution_server.model.loading.models import engine_from, load_engine
+from neuron_attribution_server.settings.config import ConfigurationError, LoadSettings, read_config
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference.compare_answers import assert_same
 from reference.saved_models import saved
 from reference.tiny_families import TINY_FAMILIES, tiny_family
@@ -88,7 +88,7 @@ def test_a_model_that_one_device_holds_is_read_in_place(tmp_path) -> None:
 TENSOR_PARALLEL = """
 import sys
 from neuron_attribution.errors import FailedPreconditionError
-from neuron_attribution_server.models import engine_from
+from neuron_attribution_server.model.loading.models import engine_from
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], distributed_config=DistributedConfig(tp_plan="auto"))

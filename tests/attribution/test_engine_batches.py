@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import neuron_attribution_server.engine as engine_module
+import neuron_attribution_server.model.engine.engine as engine_module
 import pytest
 import torch
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention
-from neuron_attribution_server.explanation.predictions import own_log_probabilities
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
+from neuron_attribution_server.model.engine.explanation.predictions import own_log_probabilities
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference.compare_answers import assert_same
 from reference.compare_explanations import assert_explanation
 from reference.compared import Compared, compare_tiny

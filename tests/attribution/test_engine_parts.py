@@ -12,8 +12,8 @@ import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Part, ScoringMethod
-from neuron_attribution_server.models import engine_from
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask
+from neuron_attribution_server.model.loading.models import engine_from
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask
 from reference.compare import assert_close, assert_ties_by_index
 from reference.compare_explanations import assert_explanation, assert_scores_absolutely
 from reference.compare_neurons import assert_named, ranking_key

@@ -6,8 +6,8 @@ import pytest
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
 from neuron_attribution.requests import Side, Subkey
 from neuron_attribution.results import NeuronProjection, ProjectedToken, Projection, Token
-from neuron_attribution_server.explanation.remembered import RememberedProjections
-from neuron_attribution_server.tasks import ProjectTask
+from neuron_attribution_server.model.engine.explanation.remembered import RememberedProjections
+from neuron_attribution_server.tasks.tasks import ProjectTask
 from reference.compare import assert_no_gate, assert_projection
 from reference.compared import Compared
 from reference.projections import project_neuron, project_through

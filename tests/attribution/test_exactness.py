@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
 from neuron_attribution.results import Explanation, NeuronRanking
-from neuron_attribution_server import models
-from neuron_attribution_server.attribution import ranking as bounded_ranking
-from neuron_attribution_server.attribution.value_search import Ranges
-from neuron_attribution_server.ranges import VocabularyRanges
+from neuron_attribution_server.model.attribution import ranking as bounded_ranking
+from neuron_attribution_server.model.attribution.value_search import Ranges
+from neuron_attribution_server.model.loading import models
+from neuron_attribution_server.model.loading.ranges import VocabularyRanges
 from reference.adversaries import TWISTS, Recipe, cook
 from reference.captured_scores import CapturedPrediction, NeuronScores
 from reference.compare_neurons import ranking_key
@@ -170,7 +170,7 @@ def test_layers_are_ranked_in_groups(monkeypatch: pytest.MonkeyPatch, method: Sc
         parts=PARTS, direction=Direction.BOTH, top_k=60, projection_top_k=0, scoring_method=method
     )
     whole = compared.explain_last((3, 1, 4, 1, 5), 9, options=options)
-    monkeypatch.setattr("neuron_attribution_server.attribution.value_neurons.BOUNDS_AT_ONCE", 1)
+    monkeypatch.setattr("neuron_attribution_server.model.attribution.value_neurons.BOUNDS_AT_ONCE", 1)
     grouped = compared.explain_last((3, 1, 4, 1, 5), 9, options=options)
     for name in ("ffn_value_neurons", "attention_value_neurons"):
         for field in (name, f"{name}_decreasing"):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Intervention, LayerPart, Scale, SetTo, Zero
-from neuron_attribution_server.models import engine_from
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
+from neuron_attribution_server.model.loading.models import engine_from
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference.tiny_families import tiny_family
 from torch import Tensor, nn
 

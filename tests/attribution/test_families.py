@@ -14,12 +14,12 @@ import pytest
 import torch
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Scale, ScoringMethod, Side, Subkey
-from neuron_attribution_server.architectures.families import FAMILIES
-from neuron_attribution_server.architectures.feed_forward import LayerFfn
-from neuron_attribution_server.architectures.projections import weight_of
-from neuron_attribution_server.capture import set_plain, set_recordable
-from neuron_attribution_server.models import engine_from
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
+from neuron_attribution_server.model.architectures.families import FAMILIES
+from neuron_attribution_server.model.architectures.feed_forward import LayerFfn
+from neuron_attribution_server.model.architectures.projections import weight_of
+from neuron_attribution_server.model.capture.capture import set_plain, set_recordable
+from neuron_attribution_server.model.loading.models import engine_from
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference.compare import assert_no_gate, assert_projection
 from reference.compare_answers import assert_same
 from reference.compare_explanations import assert_explanation

@@ -11,9 +11,9 @@ from threading import Thread
 
 import pytest
 import torch
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.models import load_engine
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.model.loading.models import load_engine
+from neuron_attribution_server.settings.config import LoadSettings
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from reference.tiny_models import tiny_llama
 from service.fakes import PROMPT, SIZES, byte_level_tokenizer
 from tokenizers import Tokenizer

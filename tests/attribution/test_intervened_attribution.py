@@ -9,13 +9,13 @@ import torch
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, Scale, SetTo
 from neuron_attribution.results import Explanation
-from neuron_attribution_server.attribution import value_search
-from neuron_attribution_server.capture import capture
-from neuron_attribution_server.captured import ExplainedRows
-from neuron_attribution_server.edits import Edits, Placed
-from neuron_attribution_server.explanation.rows import Row, row_states
-from neuron_attribution_server.models import engine_from
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask
+from neuron_attribution_server.model.attribution import value_search
+from neuron_attribution_server.model.capture.capture import capture
+from neuron_attribution_server.model.capture.captured import ExplainedRows
+from neuron_attribution_server.model.capture.edits import Edits, Placed
+from neuron_attribution_server.model.engine.explanation.rows import Row, row_states
+from neuron_attribution_server.model.loading.models import engine_from
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask
 from reference.compare import assert_close
 from reference.compared import Compared
 from reference.edited import edited_copy

@@ -18,8 +18,8 @@ from neuron_attribution.requests import (
     SetTo,
     Zero,
 )
-from neuron_attribution_server.edits import Edits, Placed
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask
+from neuron_attribution_server.model.capture.edits import Edits, Placed
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask
 from reference.compare_answers import assert_same
 from reference.compared import Compared, compare_tiny
 from reference.edited import changed_logits, edited_copy

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 from neuron_attribution.errors import FailedPreconditionError
-from neuron_attribution_server.architectures.families import FAMILIES, LLAMA
-from neuron_attribution_server.architectures.spec import Layout, NormKind, Rows
-from neuron_attribution_server.capture import ATTENTION_KEY
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.invariants import INVARIANTS
-from neuron_attribution_server.models import engine_from, load_engine
+from neuron_attribution_server.model.architectures.families import FAMILIES, LLAMA
+from neuron_attribution_server.model.architectures.spec import Layout, NormKind, Rows
+from neuron_attribution_server.model.capture.capture import ATTENTION_KEY
+from neuron_attribution_server.model.loading.invariants import INVARIANTS
+from neuron_attribution_server.model.loading.models import engine_from, load_engine
+from neuron_attribution_server.settings.config import LoadSettings
 from reference.tiny_families import tiny_family
 from reference.tiny_models import tiny_gpt2, tiny_llama
 from transformers import MambaConfig, MambaForCausalLM
@@ -69,7 +69,7 @@ def test_a_lost_mask_is_refused(monkeypatch):
     def sees_everything(*args, **kwargs):
         return torch.zeros_like(sdpa_mask(*args, **kwargs | {"allow_is_causal_skip": False})).logical_not()
 
-    monkeypatch.setattr("neuron_attribution_server.capture.sdpa_mask", sees_everything)
+    monkeypatch.setattr("neuron_attribution_server.model.capture.capture.sdpa_mask", sees_everything)
     with pytest.raises(FailedPreconditionError, match="forward_parity"):
         engine_from(tiny_llama())
     AttentionMaskInterface.register(ATTENTION_KEY, sdpa_mask)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from neuron_attribution_server.capture import SMALLEST_PASS
+from neuron_attribution_server.model.capture.capture import SMALLEST_PASS
 from torch.nn.functional import linear
 
 

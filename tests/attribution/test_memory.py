@@ -5,16 +5,16 @@ import subprocess
 import sys
 
 import pytest
-from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, MemoryCost
+from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, MemoryCost
 
 MEASURE = r"""
 import json, re, sys
 from pathlib import Path
 from dataclasses import asdict
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.models import load_engine
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.settings.config import LoadSettings
+from neuron_attribution_server.model.loading.models import load_engine
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 
 def resident(field):
     return 1024 * int(re.search(field + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import AttributeOptions, Direction
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.models import load_engine
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.model.loading.models import load_engine
+from neuron_attribution_server.settings.config import LoadSettings
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from reference.compared import compare_dissected
 from reference.saved_models import save_tokenizer
 from service.fakes import SIZES

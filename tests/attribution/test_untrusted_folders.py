@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 from neuron_attribution.errors import FailedPreconditionError
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.models import load_engine
+from neuron_attribution_server.model.loading.models import load_engine
+from neuron_attribution_server.settings.config import LoadSettings
 from reference.tiny_models import tiny_llama
 from service.fakes import byte_level_tokenizer
 from tokenizers import Tokenizer

@@ -15,7 +15,8 @@ from benchmarks import markdown
 from benchmarks.timing import progress, settled, spread, synchronize
 
 ROOT = neuron_attribution_server.__name__
-WATCHED = ("attribution", "explanation", "capture")
+MODEL = f"{ROOT}.model."
+WATCHED = ("attribution.", "engine.explanation.", "capture.capture")
 SMALLEST_SHARE = 0.01
 
 
@@ -50,7 +51,7 @@ def watching():
     try:
         for module in modules:
             for owner, name, call, wrap in _calls(module):
-                timer = wrap(tree.watched(f"{module.__name__.removeprefix(ROOT + '.')}.{call.__qualname__}", call))
+                timer = wrap(tree.watched(f"{module.__name__.removeprefix(MODEL)}.{call.__qualname__}", call))
                 places = [owner] if inspect.isclass(owner) else users
                 undo += [_replace(place, each, timer) for place in places for each in _names(place, owner, name)]
         yield tree
@@ -72,9 +73,9 @@ def _replace(place, name, value):
 
 
 def _modules():
-    package = importlib.import_module(ROOT)
-    names = [each.name for each in pkgutil.walk_packages(package.__path__, f"{ROOT}.")]
-    wanted = tuple(f"{ROOT}.{name}" for name in WATCHED)
+    package = importlib.import_module(MODEL.rstrip("."))
+    names = [each.name for each in pkgutil.walk_packages(package.__path__, MODEL)]
+    wanted = tuple(MODEL + name for name in WATCHED)
     return [importlib.import_module(name) for name in names if name.startswith(wanted)]
 
 

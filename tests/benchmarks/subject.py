@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from neuron_attribution.requests import AttributeOptions
 from neuron_attribution.results import Explanation
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.demo import demo_folder
-from neuron_attribution_server.models import engine_from, load_engine
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.model.loading.demo import demo_folder
+from neuron_attribution_server.model.loading.models import engine_from, load_engine
+from neuron_attribution_server.settings.config import LoadSettings
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.prompts import PROMPTS, checked

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
-from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
+from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
 from playwright.sync_api import sync_playwright
 from service.demo_server import serving
 from service.scraping import free_address

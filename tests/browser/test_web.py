@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 from browser.accessibility import serious_faults
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import FakeEngine
 from service.servers import running_server
 

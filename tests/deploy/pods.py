@@ -10,8 +10,8 @@ import psutil
 from deploy.sandbox import Sandbox
 from deploy.server_checks import LISTENERS
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from neuron_attribution_server.config import flag_name
-from neuron_attribution_server.demo import demo_folder
+from neuron_attribution_server.model.loading.demo import demo_folder
+from neuron_attribution_server.settings.config import flag_name
 
 PATIENCE = 120
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import PurePosixPath
 
 from neuron_attribution_server.app import LIVENESS, SERVICE
-from neuron_attribution_server.config import ConfigurationError, ServerConfig, flag_name, read_config
+from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig, flag_name, read_config
 from neuron_attribution_server.stopping import LATE_SECONDS
 
 FLAGS = {flag_name(setting.name) for setting in fields(ServerConfig)}

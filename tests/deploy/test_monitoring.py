@@ -8,7 +8,7 @@ import pytest
 import yaml
 from deploy.manifests import KUBERNETES, ROOT, build_combination, needs_kubectl
 from deploy.wiring_checks import METRIC
-from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.settings.config import ServerConfig
 
 ADAPTER = KUBERNETES / "prometheus-adapter.yaml"
 RULE = KUBERNETES / "components" / "monitoring" / "prometheusrule.yaml"

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from neuron_attribution import AsyncClient, ResourceExhaustedError
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import FakeEngine
 from service.servers import PATIENCE, running_server
 

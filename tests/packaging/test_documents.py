@@ -8,7 +8,7 @@ from posixpath import normpath
 import pytest
 from checkout import PROJECT, ROOT, attempt, tracked_files
 from markdown_it import MarkdownIt
-from neuron_attribution_server.config import ServerConfig, flag_name
+from neuron_attribution_server.settings.config import ServerConfig, flag_name
 
 FILES = tracked_files()
 DOCUMENTS = [name for name in FILES if name.endswith(".md")]

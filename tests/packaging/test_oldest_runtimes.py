@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from checkout import PROJECT, ROOT, oldest, run
 from neuron_attribution import Client
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import PROMPT, FakeEngine
 from service.servers import listening_address, running_server
 
@@ -25,8 +25,8 @@ with Client(sys.argv[1]) as client:
 SERVE = """
 import asyncio
 from neuron_attribution_server.app import Application
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import FakeEngine
 config = ServerConfig(model="fake", listen="localhost:0")
 raise SystemExit(asyncio.run(Application(config, ThreadWorker(FakeEngine())).run()))

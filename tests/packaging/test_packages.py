@@ -7,7 +7,7 @@ import zipfile
 
 from checkout import BIN, ROOT, run
 from neuron_attribution.report.page import LIBRARIES
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import PROMPT, FakeEngine
 from service.servers import running_server
 
@@ -30,7 +30,7 @@ def test_the_wheel_holds_both_packages_the_generated_code_the_type_markers_and_t
         "neuron_attribution/v1/neuron_attribution_pb2.pyi",
         "neuron_attribution/v1/neuron_attribution_pb2_grpc.py",
         "neuron_attribution_server/py.typed",
-        "neuron_attribution_server/engine.py",
+        "neuron_attribution_server/model/engine/engine.py",
         "neuron_attribution-0.1.0.dist-info/licenses/LICENSE",
     ):
         assert name in names

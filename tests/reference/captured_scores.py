@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from neuron_attribution.requests import ScoringMethod
-from neuron_attribution_server.architectures.families import FAMILIES
-from neuron_attribution_server.architectures.model_view import ModelView
-from neuron_attribution_server.capture import capture
-from neuron_attribution_server.captured import ExplainedRows
+from neuron_attribution_server.model.architectures.families import FAMILIES
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.capture.capture import capture
+from neuron_attribution_server.model.capture.captured import ExplainedRows
 from torch import Tensor
 
 from reference.compared import Compared

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from neuron_attribution.requests import AttributeOptions
 from neuron_attribution.results import Explanation
-from neuron_attribution_server.engine import Engine
-from neuron_attribution_server.models import engine_from
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.model.engine.engine import Engine
+from neuron_attribution_server.model.loading.models import engine_from
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from transformers import PreTrainedModel
 
 from reference.compare_explanations import assert_explanation

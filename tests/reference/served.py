@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from neuron_attribution import Client
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.servers import running_server
 
 from reference.compared import Compared

@@ -4,7 +4,7 @@ import http.client
 import json
 from contextlib import closing, contextmanager
 
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import PROMPT, FakeEngine
 from service.servers import PATIENCE, running_server
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from neuron_attribution import channel
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import FakeEngine
 from service.faulty_engines import Turnstile
 from service.servers import running_server

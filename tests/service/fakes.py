@@ -21,7 +21,8 @@ from neuron_attribution.results import (
     Token,
     TokenPrediction,
 )
-from neuron_attribution_server.tasks import (
+from neuron_attribution_server.tasks.running import WARM_UP
+from neuron_attribution_server.tasks.tasks import (
     AttributeOutcome,
     AttributeTask,
     InterveneOutcome,
@@ -30,8 +31,7 @@ from neuron_attribution_server.tasks import (
     ProjectOutcome,
     ProjectTask,
 )
-from neuron_attribution_server.tokenizer import ExactTokenizer
-from neuron_attribution_server.worker import WARM_UP
+from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 WORDS = ("The", " capital", " of", " France", " is", " Paris", " Rome", "ian", " crash", " refuse", " die")

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from neuron_attribution_server.attribution.checkpoints import checkpoint
-from neuron_attribution_server.worker import WARM_UP
+from neuron_attribution_server.model.attribution.checkpoints import checkpoint
+from neuron_attribution_server.tasks.running import WARM_UP
 from service.fakes import FACTS, FakeEngine
 
 HANG, HUGE, ENDLESS = 7, 8, 9

@@ -15,7 +15,7 @@ from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from neuron_attribution_server.app import SERVICE, Application
-from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.settings.config import ServerConfig
 from service.fakes import PROMPT
 
 PATIENCE = 30
@@ -103,8 +103,8 @@ class _Life:
 
 
 _LOGGING = """
-from neuron_attribution_server.calls import call_ids
-from neuron_attribution_server.logs import configure_logging
+from neuron_attribution_server.front_end.calls.calls import call_ids
+from neuron_attribution_server.settings.logs import configure_logging
 configure_logging(config.log_level, config.log_format, call_ids)
 """
 
@@ -119,9 +119,9 @@ def server_process(factory="make_engine", *, module="fakes", workers=1, errors=s
     script = (
         f"import service.{module} as engines\n"
         "from neuron_attribution_server.app import Application\n"
-        "from neuron_attribution_server.config import ServerConfig\n"
+        "from neuron_attribution_server.settings.config import ServerConfig\n"
         "from neuron_attribution_server.server_process import serve\n"
-        "from neuron_attribution_server.worker_pool import worker_pool\n"
+        "from neuron_attribution_server.front_end.workers.pool import worker_pool\n"
         f"config = ServerConfig(**{settings!r})\n"
         f"{_LOGGING if 'log_format' in settings else ''}"
         f"{before}\n"

@@ -5,9 +5,9 @@ import random
 
 import pytest
 from neuron_attribution.errors import ResourceExhaustedError
-from neuron_attribution_server import byte_budget, lent_room
-from neuron_attribution_server.byte_budget import ByteBudget, Held
-from neuron_attribution_server.tenants import current_tenant
+from neuron_attribution_server.front_end.calls.tenants import current_tenant
+from neuron_attribution_server.front_end.transfer import byte_budget, lent_room
+from neuron_attribution_server.front_end.transfer.byte_budget import ByteBudget, Held
 
 WHAT = Held("things", "THINGS")
 

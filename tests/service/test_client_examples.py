@@ -12,7 +12,7 @@ from checkout import ROOT, attempt, tracked_files
 from checkout import run as command
 from matplotlib import pyplot
 from neuron_attribution import Client
-from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
+from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
 from notebook_page import IMAGES, MARKDOWN, PAGE, cells, described, page, run
 from service.demo_server import serving
 

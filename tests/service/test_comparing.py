@@ -7,7 +7,7 @@ import sys
 import pytest
 from checkout import ROOT
 from neuron_attribution import Client, Head, Intervention
-from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
+from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
 from service.demo_server import run, serving
 
 PROMPT = "The capital of France is"

@@ -8,14 +8,14 @@ import sys
 import pytest
 from neuron_attribution.cli.main import client_variables
 from neuron_attribution_server import cli
-from neuron_attribution_server.config import (
+from neuron_attribution_server.settings.config import (
     ConfigurationError,
     LoadSettings,
     ServerConfig,
     environment_name,
     read_config,
 )
-from neuron_attribution_server.environment import check_environment
+from neuron_attribution_server.settings.environment import check_environment
 
 
 def test_flags_win_over_the_environment_and_the_environment_over_defaults():

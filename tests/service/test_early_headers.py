@@ -9,7 +9,7 @@ import pytest
 from neuron_attribution.errors import UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.app import SERVICE
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import FakeEngine
 from service.servers import PATIENCE, attribution, failure, running_server
 

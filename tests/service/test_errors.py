@@ -9,8 +9,8 @@ from google.rpc.status_pb2 import Status
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Direction
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, MemoryCost
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, MemoryCost
 from service.fakes import FACTS, PROMPT, FakeEngine
 from service.servers import PATIENCE, attribution, failure, running_server
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from neuron_attribution import AsyncClient, Client, Intervention, LayerPart
-from neuron_attribution_server.demo import DemoUnavailableError, demo_folder
+from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
 from service.demo_server import run, serving
 
 EXAMPLES = Path(__file__).parents[2] / "client" / "examples"

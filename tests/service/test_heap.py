@@ -9,7 +9,7 @@ import pytest
 TEAR = """
 import sys
 from pathlib import Path
-from neuron_attribution_server import heap
+from neuron_attribution_server.settings import heap
 
 def mebibytes():
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]

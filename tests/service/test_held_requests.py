@@ -10,8 +10,8 @@ import pytest
 from neuron_attribution import Client, ResourceExhaustedError
 from neuron_attribution.status import from_item_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server import lent_room
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.transfer import lent_room
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import PROMPT, FakeEngine
 from service.greedy import (
     CHANNEL,

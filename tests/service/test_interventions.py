@@ -6,14 +6,14 @@ from neuron_attribution import Client, FfnNeuron, Head, Intervention, Scale
 from neuron_attribution.requests import AttributeOptions
 from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.batches import padded_tokens
-from neuron_attribution_server.tasks import AttributeTask, InterveneTask, MemoryCost
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.scheduling.batches import padded_tokens
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, MemoryCost
 from service.fakes import PROMPT, FakeEngine
 from service.scraping import Scrape
 from service.servers import PATIENCE, attribution, eventually, running_server
 
-CALL = "neuron_attribution_server.call_log"
+CALL = "neuron_attribution_server.front_end.calls.call_log"
 HEADS = [(Intervention(heads=(Head(0, 1),)),), (Intervention(Scale(2.0), heads=(Head(1, 0),)),)]
 SETS = ((Intervention(heads=(Head(0, 0),)),),) * 3
 """Three of them."""

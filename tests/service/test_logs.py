@@ -15,9 +15,9 @@ from grpc_health.v1 import health_pb2
 from neuron_attribution import Client, NeuronAttributionError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.app import SERVICE
-from neuron_attribution_server.logs import JsonFormatter, TextFormatter
-from neuron_attribution_server.prompt_digest import prompt_digest
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.calls.prompt_digest import prompt_digest
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.settings.logs import JsonFormatter, TextFormatter
 from service.collector import collecting
 from service.demo_server import serving
 from service.fakes import FakeEngine
@@ -35,7 +35,7 @@ from service.servers import (
 PROMPT = "Zanzibarquux whispers 8301 lighthouses"
 TOKEN = "letmein-5f1d9c"
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "observability.md"
-CALL = "neuron_attribution_server.call_log"
+CALL = "neuron_attribution_server.front_end.calls.call_log"
 
 
 @contextmanager

@@ -6,16 +6,16 @@ import signal
 
 import pytest
 from neuron_attribution.errors import DeadlineExceededError, UnavailableError
-from neuron_attribution_server.batch_observer import BatchObserver
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.metrics import Metrics
-from neuron_attribution_server.process_worker import ProcessWorker
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.scheduler import Scheduler
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, MemoryCost, ProjectOutcome, WorkPrices
-from neuron_attribution_server.work_prices import WorkPredictor
-from neuron_attribution_server.worker import Listener
-from neuron_attribution_server.worker_pool import worker_pool
+from neuron_attribution_server.front_end.observability.metrics import Metrics
+from neuron_attribution_server.front_end.scheduling.batch_observer import BatchObserver
+from neuron_attribution_server.front_end.scheduling.scheduler import Scheduler
+from neuron_attribution_server.front_end.workers.interface import Listener
+from neuron_attribution_server.front_end.workers.pool import worker_pool
+from neuron_attribution_server.front_end.workers.process import ProcessWorker
+from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, MemoryCost, ProjectOutcome, WorkPrices
+from neuron_attribution_server.tasks.work_prices import WorkPredictor
 from service.fakes import DIE, SIZES
 from service.faulty_engines import ENDLESS, make_engine_with_checkpoints
 

@@ -11,9 +11,9 @@ from contextlib import ExitStack, closing, contextmanager
 
 import psutil
 import pytest
-from neuron_attribution_server import metrics_endpoint
-from neuron_attribution_server.metrics import Metrics
-from neuron_attribution_server.metrics_endpoint import CONNECTIONS, MetricsEndpoint
+from neuron_attribution_server.front_end.endpoints import metrics as metrics_endpoint
+from neuron_attribution_server.front_end.endpoints.metrics import CONNECTIONS, MetricsEndpoint
+from neuron_attribution_server.front_end.observability.metrics import Metrics
 from service.hostile import half_sent, link, still_open
 from service.scraping import OPENMETRICS, PREFIX, Scrape, free_address
 from service.servers import PATIENCE, eventually, listening_address, server_process
@@ -126,7 +126,7 @@ def test_without_descriptors_it_waits_and_goes_on(served):
 
 
 PATIENCE_OF_THE_SERVER = """
-from neuron_attribution_server import http_connection
+from neuron_attribution_server.front_end.http import connection as http_connection
 http_connection.HEADER_SECONDS = 1.0
 """
 

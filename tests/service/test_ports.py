@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 import grpc
 import pytest
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from neuron_attribution_server import ports
-from neuron_attribution_server.config import ServerConfig
+from neuron_attribution_server.front_end.endpoints import ports
+from neuron_attribution_server.settings.config import ServerConfig
 from service.raw_http2 import RawPeer
 from service.scraping import free_address
 from service.servers import (

@@ -9,10 +9,10 @@ from neuron_attribution.errors import ResourceExhaustedError
 from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from neuron_attribution_server import reading_room
-from neuron_attribution_server.reading_room import READERS, ReadingRoom
-from neuron_attribution_server.tenants import current_tenant
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.calls.tenants import current_tenant
+from neuron_attribution_server.front_end.service import reading_limit
+from neuron_attribution_server.front_end.service.reading_limit import READERS, ReadingLimit
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import FACTS, FakeEngine
 from service.servers import PATIENCE, running_server
 
@@ -33,7 +33,7 @@ def fill(room, places):
 
 
 def test_a_full_room_refuses_by_name_until_a_place_is_free():
-    room = ReadingRoom(0.5)
+    room = ReadingLimit(0.5)
     held = fill(room, READERS)
     with pytest.raises(ResourceExhaustedError, match=f"{READERS} long requests are being read") as caught, room.place():
         pass
@@ -44,7 +44,7 @@ def test_a_full_room_refuses_by_name_until_a_place_is_free():
 
 
 def test_a_tenant_fills_its_share_only():
-    room = ReadingRoom(0.25)
+    room = ReadingLimit(0.25)
     token = current_tenant.set("alice")
     held = fill(room, READERS // 4)
     with pytest.raises(ResourceExhaustedError, match="of yours") as caught, room.place():
@@ -56,7 +56,7 @@ def test_a_tenant_fills_its_share_only():
 
 
 def test_a_flood_of_long_texts_is_refused_and_short_ones_are_answered(monkeypatch):
-    monkeypatch.setattr(reading_room, "READERS", 3)
+    monkeypatch.setattr(reading_limit, "READERS", 3)
 
     async def run(address):
         async with grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel:

@@ -12,13 +12,13 @@ from neuron_attribution.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from neuron_attribution_server.batch_observer import BatchObserver
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.metrics import Metrics
-from neuron_attribution_server.scheduler import Scheduler
-from neuron_attribution_server.tasks import AttributeTask, MemoryCost, ProjectOutcome, WorkPrices
-from neuron_attribution_server.tenants import current_tenant
-from neuron_attribution_server.work_prices import WorkPredictor
+from neuron_attribution_server.front_end.calls.tenants import current_tenant
+from neuron_attribution_server.front_end.observability.metrics import Metrics
+from neuron_attribution_server.front_end.scheduling.batch_observer import BatchObserver
+from neuron_attribution_server.front_end.scheduling.scheduler import Scheduler
+from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.tasks import AttributeTask, MemoryCost, ProjectOutcome, WorkPrices
+from neuron_attribution_server.tasks.work_prices import WorkPredictor
 from service.fakes import SIZES
 
 OUTCOME = ProjectOutcome(())

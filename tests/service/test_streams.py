@@ -19,9 +19,9 @@ from neuron_attribution import (
 )
 from neuron_attribution.streams import READ_AHEAD
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server import scheduler
-from neuron_attribution_server.streaming import patiently
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.scheduling import scheduler
+from neuron_attribution_server.front_end.service.streaming import patiently
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import PROMPT, TOKENIZER, FakeEngine
 from service.servers import PATIENCE, attribution, failure, running_server
 

@@ -17,12 +17,12 @@ from neuron_attribution.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from neuron_attribution_server.app import LIVENESS, SERVICE
-from neuron_attribution_server.process_worker import describe_exit
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.restarts import FIRST_BACKOFF, MOST_BACKOFF, Restarts
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, PackedAttribution
-from neuron_attribution_server.thread_worker import ThreadWorker
-from neuron_attribution_server.worker import run_batch
+from neuron_attribution_server.front_end.workers.process import describe_exit
+from neuron_attribution_server.front_end.workers.restarts import FIRST_BACKOFF, MOST_BACKOFF, Restarts
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import run_batch
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, PackedAttribution
 from service.fakes import DIE, FakeEngine
 from service.faulty_engines import HANG, HUGE, SmallEngine
 from service.scraping import Scrape, free_address

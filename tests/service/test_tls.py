@@ -14,8 +14,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 from neuron_attribution import AsyncClient, Client, UnavailableError
 from neuron_attribution_server.app import Application
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.settings.config import ServerConfig
 from service.certificates import Authority, encrypted_key, serial_number, served_serial_number
 from service.fakes import FakeEngine
 from service.servers import PATIENCE, RunningServer, eventually, failure, running_server

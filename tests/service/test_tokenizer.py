@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.evaluation.first_tokens import FirstTokens
 from neuron_attribution.results import ModelIdentity, TokenizeResult
-from neuron_attribution_server.tokenizer import ExactTokenizer
+from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 from service.fakes import TOKENIZER as BYTE_LEVEL
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 

@@ -17,12 +17,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from neuron_attribution import AsyncClient, Client, UnauthenticatedError
 from neuron_attribution.status import DETAILS_KEY
 from neuron_attribution_server.app import Application
-from neuron_attribution_server.authentication import token_file
-from neuron_attribution_server.config import ConfigurationError, ServerConfig
-from neuron_attribution_server.servicer import AttributionServicer
-from neuron_attribution_server.tenants import ANONYMOUS, current_tenant
-from neuron_attribution_server.thread_worker import ThreadWorker
-from neuron_attribution_server.tokens import TokenLineError, parse_tokens
+from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS, current_tenant
+from neuron_attribution_server.front_end.security.authentication import token_file
+from neuron_attribution_server.front_end.security.tokens import TokenLineError, parse_tokens
+from neuron_attribution_server.front_end.service.servicer import AttributionServicer
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig
 from service.fakes import FakeEngine
 from service.servers import PATIENCE, eventually, failure, running_server
 from service.token_lines import digest, line

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pytest
 from neuron_attribution import AsyncClient, Client, UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server import tracing
 from neuron_attribution_server.app import SERVICE, Application
-from neuron_attribution_server.config import ConfigurationError, ServerConfig, read_config
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.observability import tracing
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig, read_config
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from service.collector import collecting
@@ -204,7 +204,7 @@ def test_a_collector_that_is_not_there_harms_neither_calls_nor_the_end(monkeypat
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.delitem(sys.modules, "neuron_attribution_server.tracing")
+    monkeypatch.delitem(sys.modules, "neuron_attribution_server.front_end.observability.tracing")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     config = ServerConfig(model="fake", trace_endpoint="http://localhost:4317")
     with pytest.raises(ConfigurationError, match=r"pip install 'neuron-attribution\[server,tracing\]'"):

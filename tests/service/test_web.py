@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from google.protobuf import json_format
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server import web_requests
-from neuron_attribution_server.web_answers import HTTP_STATUSES
-from neuron_attribution_server.web_calls import SERVICE
+from neuron_attribution_server.front_end.web import requests as web_requests
+from neuron_attribution_server.front_end.web.answers import HTTP_STATUSES
+from neuron_attribution_server.front_end.web.calls import SERVICE
 from service.browsing import ASKED, ask, connection, reasons, served
 from service.fakes import PROMPT
 from service.servers import PATIENCE

@@ -10,12 +10,12 @@ from functools import partial
 import pytest
 from neuron_attribution.errors import InvalidArgumentError, ResourceExhaustedError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server import web_json
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.held_bytes import HeldBytes
-from neuron_attribution_server.tenants import ANONYMOUS
-from neuron_attribution_server.web_json import most_values, parsed
-from neuron_attribution_server.web_turns import AT_ONCE, QUICK, Conversions
+from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS
+from neuron_attribution_server.front_end.web import json_conversion as web_json
+from neuron_attribution_server.front_end.web.held_bytes import HeldBytes
+from neuron_attribution_server.front_end.web.json_conversion import most_values, parsed
+from neuron_attribution_server.front_end.web.turns import AT_ONCE, QUICK, Conversions
+from neuron_attribution_server.settings.config import ServerConfig
 from service.browsing import ask, reasons, served
 from service.servers import PATIENCE
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 from neuron_attribution_server.app import Application
-from neuron_attribution_server.config import ServerConfig
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.settings.config import ServerConfig
 from service.browsing import ASKED, connection, served
 from service.certificates import Authority
 from service.fakes import FakeEngine

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 
 import pytest
-from neuron_attribution_server import http_connection, web_calls, web_requests
+from neuron_attribution_server.front_end.http import connection as http_connection
+from neuron_attribution_server.front_end.web import calls as web_calls
+from neuron_attribution_server.front_end.web import requests as web_requests
 from service.browsing import ASKED, JSON, ask, connection, page, reasons, served
 from service.fakes import FakeEngine
 from service.hostile import link, try_to_send

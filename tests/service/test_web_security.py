@@ -6,7 +6,7 @@ import ssl
 from contextlib import suppress
 
 import pytest
-from neuron_attribution_server.thread_worker import ThreadWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.browsing import ask, reasons, served
 from service.certificates import Authority, serial_number
 from service.fakes import FakeEngine

@@ -233,7 +233,7 @@ def is_served(address):
 
 
 PATIENCE_OF_THE_SERVER = """
-from neuron_attribution_server import http_connection
+from neuron_attribution_server.front_end.http import connection as http_connection
 http_connection.HEADER_SECONDS = 1.0
 """
 

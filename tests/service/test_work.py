@@ -10,11 +10,11 @@ from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Part, ScoringMethod
 from neuron_attribution.results import ModelSizes
-from neuron_attribution_server.calibration import measured_work
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, WorkPrices
-from neuron_attribution_server.too_long import check_seconds
-from neuron_attribution_server.work import Work, work_of
-from neuron_attribution_server.work_prices import Sample, WorkPredictor, measured_prices
+from neuron_attribution_server.front_end.service.too_long import check_seconds
+from neuron_attribution_server.model.process.calibration import measured_work
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, WorkPrices
+from neuron_attribution_server.tasks.work import Work, work_of
+from neuron_attribution_server.tasks.work_prices import Sample, WorkPredictor, measured_prices
 from service.fakes import FACTS, SIZES, FakeEngine
 
 DEMO = ModelSizes(

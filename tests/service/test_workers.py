@@ -13,12 +13,13 @@ import time
 import psutil
 import pytest
 from neuron_attribution.errors import FailedPreconditionError, InternalError, UnavailableError
-from neuron_attribution_server import process_worker
-from neuron_attribution_server.process_worker import ProcessWorker
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
-from neuron_attribution_server.thread_worker import ThreadWorker
-from neuron_attribution_server.worker import Listener, ModelLoadError, run_batch
+from neuron_attribution_server.front_end.workers import process as process_worker
+from neuron_attribution_server.front_end.workers.interface import Listener, ModelLoadError
+from neuron_attribution_server.front_end.workers.process import ProcessWorker
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import run_batch
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from service.fakes import (
     CRASH,
     DIE,

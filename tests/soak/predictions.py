@@ -24,12 +24,12 @@ from neuron_attribution import convert
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.requests import AttributeRequest, InterveneRequest
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.config import LoadSettings, ServerConfig
-from neuron_attribution_server.reports import BatchReport
-from neuron_attribution_server.served_model import ServedModel
-from neuron_attribution_server.tasks import AttributeTask, InterveneTask, Task
-from neuron_attribution_server.worker import run_batch
-from neuron_attribution_server.worker_process import load_measured
+from neuron_attribution_server.front_end.service.served_model import ServedModel
+from neuron_attribution_server.model.process.main import load_measured
+from neuron_attribution_server.settings.config import LoadSettings, ServerConfig
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import run_batch
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, Task
 
 from soak.random_requests import RandomRequests, Request
 

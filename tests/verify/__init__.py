@@ -8,6 +8,6 @@
 Nothing here uses the engine but the one call whose answers are verified.
 """
 
-from neuron_attribution_server import math_libraries
+from neuron_attribution_server.model.loading import math_libraries
 
 math_libraries.settle()

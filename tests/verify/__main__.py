@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import torch
-from neuron_attribution_server.config import LoadSettings
-from neuron_attribution_server.engine import Engine
-from neuron_attribution_server.models import load_engine
+from neuron_attribution_server.model.engine.engine import Engine
+from neuron_attribution_server.model.loading.models import load_engine
+from neuron_attribution_server.settings.config import LoadSettings
 from tokenizers import Tokenizer
 from tqdm import tqdm
 

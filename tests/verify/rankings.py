@@ -9,8 +9,8 @@ import torch
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part
 from neuron_attribution.results import Explanation, NeuronRanking, NeuronScore
-from neuron_attribution_server.engine import Engine
-from neuron_attribution_server.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.model.engine.engine import Engine
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from torch import Tensor
 
 from verify.brute_force import Scores

@@ -89,7 +89,7 @@ def _through_the_service(arguments: argparse.Namespace, study: Any) -> int:  # n
 def _on_ray(arguments: argparse.Namespace, study: Any) -> int:  # noqa: ANN401 - a Study, of an extra
     if arguments.model is None:
         raise UsageError("--ray needs --model")
-    backend = server_module("ray_corpus", "analyze", "ray").ray_backend(
+    backend = server_module("corpus.ray_backend", "analyze", "ray").ray_backend(
         arguments.ray,
         actors=arguments.actors,
         batch_prompts=arguments.batch_prompts,

@@ -1,1 +1,0 @@
-"""Facts about model architectures, as data, and the one walker that reads them."""

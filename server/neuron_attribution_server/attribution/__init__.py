@@ -1,1 +1,0 @@
-"""The method as pure functions of tensors: no gRPC, no protobuf, no model classes. Everything is float32."""

@@ -1,0 +1,130 @@
+"""The loaded model as the front end sees it: what requests become before the queue, and answers after it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+from neuron_attribution import convert
+from neuron_attribution.results import InterveneResult, Limits, ModelInfo, Timings, TokenizeResult
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+
+from neuron_attribution_server.front_end.scheduling.request_queue import Delivery
+from neuron_attribution_server.front_end.service.task_sizes import answer_bytes
+from neuron_attribution_server.front_end.service.validate import RequestValidator
+from neuron_attribution_server.tasks.tasks import (
+    AttributeTask,
+    InterveneOutcome,
+    InterveneTask,
+    ModelFacts,
+    PackedAttribution,
+    ProjectTask,
+    Task,
+)
+from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
+from neuron_attribution_server.tasks.work_prices import WorkPredictor
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedAttribution:
+    """An attribution ready for the queue, and the seconds that reading and tokenizing it took."""
+
+    task: AttributeTask
+    tokenization: float
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedIntervention:
+    """Interventions ready for the queue, and the seconds that reading and tokenizing them took."""
+
+    task: InterveneTask
+    tokenization: float
+
+
+class ServedModel:
+    """Reads requests and writes answers for one model. Every method may take a while; none needs the event loop."""
+
+    def __init__(self, facts: ModelFacts, limits: Limits) -> None:
+        self.identity = facts.identity
+        self.predictor = WorkPredictor(facts.work, facts.sizes)
+        """What requests will take, by their kinds; it learns from those that have run."""
+        self._sizes = facts.sizes
+        self._tokenizer = ExactTokenizer(facts.tokenizer)
+        self._written_tokens: dict[int, bytes] = {}
+        self._validator = RequestValidator(facts, limits, self._tokenizer, self.predictor)
+        self._info = ModelInfo(
+            model=facts.identity,
+            family=facts.family,
+            device=facts.device,
+            sizes=facts.sizes,
+            limits=limits,
+            supported_parts=facts.supported_parts,
+            exactness=facts.exactness,
+            invariants=facts.invariants,
+            tokenizer=self._tokenizer.facts,
+            version=version("neuron-attribution"),
+        )
+
+    def describe(self, message: messages.GetModelRequest) -> messages.GetModelResponse:
+        """Answer what is served."""
+        self._validator.check_model(message.model)
+        return convert.model_info_to_proto(self._info)
+
+    def tokenize(self, message: messages.TokenizeRequest) -> messages.TokenizeResponse:
+        """Answer what tokens a text becomes."""
+        tokens = self._validator.tokenize(convert.tokenize_request_from_proto(message))
+        return convert.tokenize_result_to_proto(TokenizeResult(self.identity, tokens))
+
+    def prepare_attribution(
+        self, message: messages.AttributeRequest, *, reproducible: bool = False
+    ) -> PreparedAttribution:
+        """Read, check and tokenize a request for an attribution."""
+        started = time.perf_counter()
+        self._validator.check_counts(message)
+        task = self._validator.attribute(convert.attribute_request_from_proto(message))
+        return PreparedAttribution(replace(task, reproducible=reproducible), time.perf_counter() - started)
+
+    def prepare_intervention(self, message: messages.InterveneRequest) -> PreparedIntervention:
+        """Read, check and tokenize a request for interventions."""
+        started = time.perf_counter()
+        self._validator.check_set_counts(message)
+        task = self._validator.intervene(convert.intervene_request_from_proto(message))
+        return PreparedIntervention(task, time.perf_counter() - started)
+
+    def prepare_projection(self, message: messages.ProjectNeuronRequest) -> ProjectTask:
+        """Read and check a request for projections."""
+        self._validator.check_counts(message)
+        return self._validator.project(convert.project_neuron_request_from_proto(message))
+
+    def answer_bytes(self, task: Task) -> int:
+        """About how many bytes the answer to a task will have, from above."""
+        return answer_bytes(task, self._sizes)
+
+    def finish_attribution(self, answer: PackedAttribution, timings: Timings) -> tuple[bytes, bytes]:
+        """Write the answer to an attribution: as it left the worker, and what completes it, serialized."""
+        return convert.completed_attribution(answer.response, map(self._written_token, answer.token_ids), timings)
+
+    def finish_intervention(self, prepared: PreparedIntervention, delivery: Delivery) -> messages.InterveneResponse:
+        """Write the answer to interventions."""
+        outcome = delivery.outcome
+        assert isinstance(outcome, InterveneOutcome)
+        timings = Timings(
+            queue=delivery.queue,
+            tokenization=prepared.tokenization,
+            forward=outcome.forward,
+            scoring=outcome.scoring,
+            batch_requests=outcome.batch_requests,
+            batch_tokens=outcome.batch_tokens,
+            predicted=delivery.predicted,
+        )
+        tokens = tuple(map(self._tokenizer.token, prepared.task.token_ids))
+        return convert.intervene_result_to_proto(
+            InterveneResult(self.identity, tokens, outcome.before, outcome.results, timings)
+        )
+
+    def _written_token(self, id: int) -> bytes:
+        written = self._written_tokens.get(id)
+        if written is None:
+            written = self._written_tokens[id] = convert.serialized_token(self._tokenizer.token(id))
+        return written

@@ -1,0 +1,62 @@
+"""About how many bytes a task takes, and its answer will have: so much room is asked for before it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from neuron_attribution.requests import Direction, Intervention
+from neuron_attribution.results import ModelSizes
+
+from neuron_attribution_server.tasks.tasks import RANKED_PARTS, AttributeTask, InterveneTask, ProjectTask, Task
+
+_TOKEN_ID = 40
+_NAME = 160
+"""A neuron, a head, a layer's part or an explained token of a task."""
+_INTERVENTION = 360
+"""An intervention, beside what it names."""
+_TOKEN = 40
+"""A token of an answer with its text, scores, and what protobuf puts around them."""
+_NAMED = 64
+"""A neuron, a head or a component of an answer with its scores, without what it projects to."""
+_PREDICTIONS = 12 * _TOKEN
+"""The target, the contrast and the most probable tokens of a prediction."""
+_FLOAT = 4
+
+
+def task_bytes(task: Task) -> int:
+    """Bytes that a task takes in memory."""
+    if isinstance(task, ProjectTask):
+        return _NAME * len(task.neurons)
+    if isinstance(task, InterveneTask):
+        return _TOKEN_ID * len(task.token_ids) + sum(map(_interventions_bytes, task.sets))
+    names = len(task.explained) + len(task.options.neurons)
+    return _TOKEN_ID * len(task.token_ids) + _NAME * names + _interventions_bytes(task.options.interventions)
+
+
+def _interventions_bytes(interventions: Iterable[Intervention]) -> int:
+    return sum(
+        _INTERVENTION + _NAME * (len(each.neurons) + len(each.heads) + len(each.layers)) for each in interventions
+    )
+
+
+def answer_bytes(task: Task, sizes: ModelSizes) -> int:
+    """Bytes of the serialized answer to a task of a model of such sizes."""
+    every_head = sizes.layers * sizes.heads
+    projected = _TOKEN * task.projected_tokens(every_head)
+    if isinstance(task, ProjectTask):
+        return _NAMED * (1 + len(task.neurons)) + projected
+    tokens = _NAMED + _TOKEN * task.length
+    if isinstance(task, InterveneTask):
+        return tokens + task.sequences * (_NAMED + _PREDICTIONS + _TOKEN * task.generate)
+    detailed = task.rows * min(task.detailed_heads, 2 * every_head)
+    heads = detailed * (_NAMED + 2 * _FLOAT * task.length)
+    return tokens + task.rows * _explanation(task, sizes) + heads + projected
+
+
+def _explanation(task: AttributeTask, sizes: ModelSizes) -> int:
+    """Of each explained token, without details of heads and projections."""
+    options, ends = task.options, 2 if task.options.direction is Direction.BOTH else 1
+    neurons = ends * len(RANKED_PARTS & options.parts) * options.top_k + len(options.neurons)
+    scores = _FLOAT * sizes.layers * (2 + sizes.heads)
+    components = 2 * (1 + 2 * sizes.layers)  # the query layers of both kinds of value neurons
+    return _NAMED + _PREDICTIONS + scores + _NAMED * (components + neurons)

@@ -1,0 +1,128 @@
+"""Refuses what would take a worker too long, and says what would not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.requests import AttributeOptions, Part
+
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.tasks.work_prices import WorkPredictor
+
+Shorter = Callable[[int], Task]
+
+
+@dataclass(frozen=True, slots=True)
+class _Remedy:
+    """A field that can be lowered: its value, what to do with a lower one, and the task that it makes."""
+
+    field: str
+    value: int
+    advice: str
+    shorter: Shorter
+
+
+def check_seconds(task: Task, predictor: WorkPredictor, limit: float) -> None:
+    """Refuse a task that is predicted to take over `limit` seconds; 0 is no limit.
+
+    Raises InvalidArgumentError that names a field and the largest value of it that would do.
+    """
+    seconds = predictor.seconds([task])
+    if not limit or seconds <= limit:
+        return
+    field, advice = _advice(task, predictor, limit)
+    raise InvalidArgumentError.of(
+        field,
+        f"this would take a worker about {seconds:.0f} seconds, over the limit of {limit:.0f} (request_seconds); "
+        f"{advice}",
+        reason="TAKES_TOO_LONG",
+    )
+
+
+def _advice(task: Task, predictor: WorkPredictor, limit: float) -> tuple[str, str]:
+    """The first field that suffices by itself, and what to do with it."""
+    remedies = list(_remedies(task))
+    for remedy in remedies:
+        largest = _largest(remedy, lambda shorter: predictor.seconds([shorter]) <= limit)
+        if largest is not None:
+            return remedy.field, remedy.advice.format(largest)
+    fields = ", ".join(remedy.field for remedy in remedies)
+    return remedies[0].field, f"no single field brings it below: lower several of {fields}, or shorten the prompt"
+
+
+def _largest(remedy: _Remedy, fits: Callable[[Task], bool]) -> int | None:
+    """The largest lower value that fits, by halving; None where not even the least does."""
+    least = 0 if remedy.field in _MAY_BE_ZERO else 1
+    if remedy.value <= least or not fits(remedy.shorter(least)):
+        return None
+    low, high = least, remedy.value
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(remedy.shorter(middle)) else (low, middle)
+    return low
+
+
+_MAY_BE_ZERO = {"exhaustive", "parts", "projection_top_k"}
+
+
+def _remedies(task: Task) -> Iterator[_Remedy]:
+    match task:
+        case AttributeTask():
+            yield from _attribution(task)
+        case InterveneTask():
+            yield from _intervention(task)
+        case ProjectTask():
+            yield _Remedy("neurons", len(task.neurons), "name at most {} at a time", _fewer_neurons(task))
+            yield _Remedy("top_k", task.top_k, "with top_k at most {} it would do", _set(task, "top_k"))
+
+
+def _attribution(task: AttributeTask) -> Iterator[_Remedy]:
+    options = task.options
+    yield _Remedy("exhaustive", int(options.exhaustive), "leave it unset", _option(task, "exhaustive", bool))
+    if task.generate:
+        yield _Remedy("generate", task.generate, "generate at most {} tokens at a time", _set(task, "generate"))
+    else:
+        advice = "explain at most {} tokens at a time"
+        yield _Remedy("completion", len(task.explained), advice, lambda count: _explaining(task, count))
+    parts = int(Part.HEAD_POSITIONS in options.parts)
+    yield _Remedy("parts", parts, "leave out the head positions", lambda _: _without_positions(task))
+    for field in ("top_k", "projection_top_k", "query_sources"):
+        yield _Remedy(field, getattr(options, field), f"with {field} at most {{}} it would do", _option(task, field))
+
+
+def _intervention(task: InterveneTask) -> Iterator[_Remedy]:
+    yield _Remedy("generate", task.generate, "generate at most {} tokens at a time", _set(task, "generate"))
+    advice = "send at most {} sets at a time"
+    yield _Remedy("sets", len(task.sets), advice, lambda count: replace(task, sets=task.sets[:count]))
+
+
+def _set(task: Task, field: str) -> Shorter:
+    def shorter(value: int) -> Task:
+        changes: dict[str, int] = {field: value}
+        return replace(task, **changes)  # type: ignore[arg-type]  # a field of each of these tasks
+
+    return shorter
+
+
+def _option(task: AttributeTask, field: str, kind: Callable[[int], object] = int) -> Shorter:
+    def shorter(value: int) -> Task:
+        changes: dict[str, object] = {field: kind(value)}
+        return replace(task, options=replace(task.options, **changes))  # type: ignore[arg-type]  # a field of theirs
+
+    return shorter
+
+
+def _fewer_neurons(task: ProjectTask) -> Shorter:
+    return lambda count: replace(task, neurons=task.neurons[:count])
+
+
+def _explaining(task: AttributeTask, count: int) -> AttributeTask:
+    dropped = len(task.explained) - count
+    return replace(task, explained=task.explained[:count], token_ids=task.token_ids[: len(task.token_ids) - dropped])
+
+
+def _without_positions(task: AttributeTask) -> AttributeTask:
+    options: AttributeOptions = task.options
+    return replace(task, options=replace(options, parts=options.parts - {Part.HEAD_POSITIONS}))

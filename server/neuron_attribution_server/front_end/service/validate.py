@@ -1,0 +1,339 @@
+"""Requests become tasks: tokens, and every check that needs the model. Errors name the field and the remedy.
+
+What can be checked without the model (empty, unset, contradictory fields) is refused while messages are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from neuron_attribution.convert.values import unicode_text
+from neuron_attribution.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
+from neuron_attribution.requests import (
+    ALL_PARTS,
+    AttributeOptions,
+    AttributeRequest,
+    InterveneRequest,
+    LayerPartKind,
+    Part,
+    ProjectNeuronRequest,
+    ScoringMethod,
+    Subkey,
+    TokenizeRequest,
+)
+from neuron_attribution.results import Limits, TokenizedToken
+from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+
+from neuron_attribution_server.front_end.service.too_long import check_seconds
+from neuron_attribution_server.tasks.checks import (
+    check_at_least_one,
+    check_at_most,
+    check_attributable,
+    check_head,
+    check_interventions,
+    check_neurons,
+    quotable,
+)
+from neuron_attribution_server.tasks.tasks import (
+    AttributeTask,
+    ExplainedToken,
+    InterveneTask,
+    ModelFacts,
+    ProjectTask,
+    Task,
+)
+from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
+from neuron_attribution_server.tasks.work_prices import WorkPredictor
+
+LEAST_TOKEN_BYTES = 12
+"""A projected token takes so much of an answer, at least: its id, its text, its score, and their tags."""
+
+
+@dataclass(frozen=True)
+class RequestValidator:
+    """Checks requests against one model and the limits, and makes them tasks."""
+
+    facts: ModelFacts
+    limits: Limits
+    tokenizer: ExactTokenizer
+    predictor: WorkPredictor
+
+    def check_model(self, name: str) -> None:
+        """Refuse another model's name."""
+        served = self.facts.identity.name
+        if name not in ("", served):
+            name = quotable(name)
+            raise NotFoundError(f"model {name!r} is not served here; {served!r} is: name it or leave the name out")
+
+    def check_counts(self, message: messages.AttributeRequest | messages.ProjectNeuronRequest) -> None:
+        """Refuse what is too long before time is spent on reading it."""
+        check_at_most(len(message.neurons), self.limits.neurons, "neurons", "neurons")
+        if isinstance(message, messages.AttributeRequest):
+            check_at_most(len(message.parts), len(Part), "parts", "parts")
+            self._check_set_size(message.interventions, "interventions")
+
+    def check_set_counts(self, message: messages.InterveneRequest) -> None:
+        """The same for interventions."""
+        check_at_most(len(message.sets), self.limits.intervention_sets, "sets", "sets")
+        together = sum(len(each.interventions) for each in message.sets)
+        for index, each in enumerate(message.sets):
+            self._check_set_size(each.interventions, f"sets[{index}].interventions")
+        check_at_most(together, self.limits.neurons, "sets", "interventions in all sets together")
+
+    def attribute(self, request: AttributeRequest) -> AttributeTask:
+        """Make an attribution a task."""
+        self.check_model(request.model)
+        options = self._options(request.options)
+        prompt = self._prompt(request)
+        completion = self._completion(request.completion)
+        self._check_length(len(prompt), len(completion), request.generate)
+        target, contrast = self._token(request.target, "target"), self._token(request.contrast, "contrast")
+        _check_contrast(target, contrast, options)
+        task = AttributeTask(
+            token_ids=prompt + completion,
+            explained=_explained(len(prompt), target, completion, request.generate),
+            generate=request.generate or 0,
+            contrast=contrast,
+            options=options,
+        )
+        self._check_explanations(task)
+        self._check_exhaustive(task)
+        check_seconds(task, self.predictor, self.limits.request_seconds)
+        return task
+
+    def intervene(self, request: InterveneRequest) -> InterveneTask:
+        """Make interventions a task."""
+        self.check_model(request.model)
+        for index, each in enumerate(request.sets):
+            check_interventions(each, self.facts.sizes, self.limits.neurons, f"sets[{index}].interventions")
+        prompt = self._prompt(request)
+        self._check_length(len(prompt), 0, request.generate or None)
+        task = InterveneTask(
+            token_ids=prompt,
+            sets=request.sets,
+            target=self._token(request.target, "target"),
+            generate=request.generate,
+        )
+        self._check_generated(task)
+        self._check_batch(task)
+        check_seconds(task, self.predictor, self.limits.request_seconds)
+        return task
+
+    def project(self, request: ProjectNeuronRequest) -> ProjectTask:
+        """Make a projection a task."""
+        self.check_model(request.model)
+        check_at_least_one(len(request.neurons), "neurons")
+        check_neurons(request.neurons, self.facts.sizes, self.limits.neurons)
+        check_at_least_one(request.top_k, "top_k")
+        self._check_count(request.top_k, "top_k")
+        if request.through is not None:
+            check_head(request.through, "through", self.facts.sizes)
+        if request.subkey is Subkey.SUBVALUE:
+            raise InvalidArgumentError.of("subkey", "subvalue is no subkey; to project subvalues set side to subvalue")
+        task = ProjectTask(
+            neurons=request.neurons,
+            side=request.side,
+            through=request.through,
+            top_k=request.top_k,
+            subkey=request.subkey,
+        )
+        self._check_projections(task)
+        check_seconds(task, self.predictor, self.limits.request_seconds)
+        return task
+
+    def tokenize(self, request: TokenizeRequest) -> tuple[TokenizedToken, ...]:
+        """The tokens of a text."""
+        self.check_model(request.model)
+        self._check_text(request.text, "text")
+        return tuple(self.tokenizer.encode(request.text, request.add_special_tokens))
+
+    def _options(self, options: AttributeOptions) -> AttributeOptions:
+        for name in ("top_k", "query_sources"):
+            check_at_least_one(getattr(options, name), name)
+        for name in ("top_k", "head_top_k", "projection_top_k", "query_sources", "position_projection_top_k"):
+            self._check_count(getattr(options, name), name)
+        check_neurons(options.neurons, self.facts.sizes, self.limits.neurons)
+        check_interventions(options.interventions, self.facts.sizes, self.limits.neurons, "interventions")
+        check_attributable(options.interventions, "interventions")
+        return replace(options, parts=self._parts(options.parts))
+
+    def _parts(self, parts: frozenset[Part]) -> frozenset[Part]:
+        supported = frozenset(self.facts.supported_parts)
+        if parts == ALL_PARTS:  # all there are, not a wish for each one
+            return supported
+        missing = sorted(part.value for part in parts - supported)
+        if missing:
+            offered = ", ".join(part.value for part in self.facts.supported_parts)
+            raise FailedPreconditionError(
+                f"{self.facts.identity.name} cannot give {', '.join(missing)} "
+                f"({self.facts.exactness.explanation}); it gives {offered}"
+            )
+        return parts
+
+    def _check_count(self, value: int, field: str) -> None:
+        check_at_most(value, self.limits.top_k, field)
+
+    def _prompt(self, request: AttributeRequest | InterveneRequest) -> tuple[int, ...]:
+        if not isinstance(request.prompt, str):
+            return self._given_ids(request.prompt, "prompt")
+        self._check_text(request.prompt, "prompt.text")
+        ids = self.tokenizer.ids(request.prompt, request.add_special_tokens)
+        if not ids:
+            raise InvalidArgumentError.of("prompt.text", "becomes no token; give at least one")
+        return ids
+
+    def _completion(self, completion: str | tuple[int, ...] | None) -> tuple[int, ...]:
+        if completion is None:
+            return ()
+        if not isinstance(completion, str):
+            ids = self._given_ids(completion, "completion")
+        else:
+            self._check_text(completion, "completion.text")
+            ids = self.tokenizer.continuation(completion)
+        if not ids:
+            raise InvalidArgumentError.of("completion.text", "becomes no token; give at least one")
+        check_at_most(len(ids), self.limits.explained_tokens, "completion", "tokens")
+        return ids
+
+    def _given_ids(self, ids: tuple[int, ...], field: str) -> tuple[int, ...]:
+        if not ids:
+            raise InvalidArgumentError.of(f"{field}.token_ids", "is empty; give at least one token")
+        check_at_most(len(ids), self.limits.tokens, field, "tokens")
+        for index, id in enumerate(ids):
+            self._check_id(id, f"{field}.token_ids.ids[{index}]")
+        return ids
+
+    def _token(self, choice: str | int | None, field: str) -> int | None:
+        if isinstance(choice, str):
+            self._check_text(choice, f"{field}.text")
+            return self.tokenizer.token_named(choice, f"{field}.text")
+        if choice is not None:
+            self._check_id(choice, f"{field}.id")
+        return choice
+
+    def _check_id(self, id: int, field: str) -> None:
+        size = self.facts.sizes.vocabulary
+        if not 0 <= id < size:
+            raise InvalidArgumentError.of(field, f"token {id} does not exist; this model has tokens 0 to {size - 1}")
+
+    def _check_text(self, text: str, field: str) -> None:
+        """Refuse a text before time is spent on its tokens, where it cannot be short enough."""
+        if not text:
+            raise InvalidArgumentError.of(field, "is empty; give at least one token")
+        unicode_text(text, field)
+        if len(text) > self.limits.tokens * self.tokenizer.longest_token:
+            raise InvalidArgumentError.of(
+                field, f"{len(text)} characters are more than the limit of {self.limits.tokens} tokens can hold"
+            )
+
+    def _check_length(self, prompt: int, completion: int, generate: int | None) -> None:
+        if generate is not None:
+            check_at_least_one(generate, "generate")
+            check_at_most(generate, self.limits.explained_tokens, "generate", "tokens")
+        total = prompt + completion + (generate or 0)
+        if total > self.limits.tokens:
+            parts = f"{prompt} in the prompt, {completion} in the completion, {generate or 0} to generate"
+            raise InvalidArgumentError.of("prompt", f"{total} tokens ({parts}) are over the limit {self.limits.tokens}")
+
+    def _check_exhaustive(self, task: AttributeTask) -> None:
+        """Refuse what would take longer than a batch may, so that its worker would be killed amid the work."""
+        sizes, limit = self.facts.sizes, self.limits.exhaustive_scores
+        ffn = sizes.ffn_width + sizes.experts * sizes.expert_width
+        attention = sizes.heads * sizes.head_size * task.tokens
+        scores = task.rows * sizes.layers * (ffn + attention) * sizes.vocabulary
+        if task.options.exhaustive and scores > limit:
+            raise InvalidArgumentError.of(
+                "exhaustive",
+                f"scoring every neuron for {task.rows} of {task.tokens} tokens takes {scores:.1e} vocabulary scores, "
+                f"over the limit {limit:.1e}; leave it unset, or explain fewer tokens of a shorter prompt",
+                reason="TOO_EXHAUSTIVE",
+            )
+
+    def _check_set_size(self, interventions: Sequence[messages.Intervention], field: str) -> None:
+        """Neurons, heads and layers of a set count together: each intervention names at least one.
+
+        Heads and layers stand for many neurons, so that no more of them are named than there are.
+        """
+        sizes = self.facts.sizes
+        check_at_most(len(interventions), self.limits.neurons, field, "interventions")
+        named = sum(len(each.neurons) + len(each.heads) + len(each.layers) for each in interventions)
+        check_at_most(named, self.limits.neurons, field, "neurons, heads and layers")
+        heads, parts = (sum(len(getattr(each, name)) for each in interventions) for name in ("heads", "layers"))
+        check_at_most(heads, sizes.layers * sizes.heads, field, "heads, more than the model has,")
+        check_at_most(parts, len(LayerPartKind) * sizes.layers, field, "layer parts, more than the model has,")
+
+    def _check_generated(self, task: InterveneTask) -> None:
+        """Refuse more tokens in turn than any other request may generate: each is a forward pass."""
+        steps, limit = task.generated_in_turn, self.limits.explained_tokens
+        if steps > limit:
+            raise InvalidArgumentError.of(
+                "generate",
+                f"{task.generate} tokens for each of {len(task.sets)} sets are {steps} one after another, over the "
+                f"limit {limit}; generate fewer, or send fewer sets at a time",
+            )
+
+    def _check_batch(self, task: InterveneTask) -> None:
+        """Refuse sets whose sequences could not run as one batch."""
+        tokens = min(self.limits.batch_tokens, self.limits.queued_tokens)
+        most = f"{len(task.sets)} sets and the plain prompt make {task.sequences} sequences of {task.length} tokens"
+        if task.tokens > tokens:
+            raise InvalidArgumentError.of(
+                "sets", f"{most}, {task.tokens} together, over the limit {tokens}; send fewer sets at a time"
+            )
+        self._check_memory(task, "sets", most, "send fewer sets at a time, or shorten the prompt")
+
+    def _check_projections(self, task: ProjectTask) -> None:
+        asked = f"{len(task.neurons)} neurons with {2 * task.top_k} tokens each are asked for"
+        self._check_memory(task, "neurons", asked, "name fewer neurons or lower top_k")
+
+    def _check_explanations(self, task: AttributeTask) -> None:
+        projected = task.projected_tokens(self.facts.memory.heads)
+        asked = f"{task.rows} of {task.tokens} tokens are to be explained, with {projected} projected ones"
+        remedy = "shorten the prompt, explain fewer tokens at once, or lower the counts of neurons and projected tokens"
+        self._check_memory(task, "prompt", asked, remedy)
+        least = LEAST_TOKEN_BYTES * projected // max(1, task.rows)
+        if least > self.limits.message_bytes:
+            raise ResourceExhaustedError(
+                f"the answer would have at least {least} bytes for each explained token, over the limit "
+                f"{self.limits.message_bytes}; lower top_k, projection_top_k or position_projection_top_k",
+                reason="RESPONSE_TOO_LARGE",
+            )
+
+    def _check_memory(self, task: Task, field: str, asked: str, remedy: str) -> None:
+        """Refuse what could not run even alone."""
+        needed, available = self.facts.memory.batch([task]), self.facts.memory.available
+        if needed > available:
+            raise InvalidArgumentError.of(
+                field,
+                f"{asked}, which takes about {needed >> 20} MiB, and {available >> 20} MiB are free for a batch; "
+                f"{remedy}",
+                reason="NEEDS_TOO_MUCH_MEMORY",
+            )
+
+
+def _explained(
+    prompt: int, target: int | None, completion: tuple[int, ...], generate: int | None
+) -> tuple[ExplainedToken, ...]:
+    """What is explained: each prediction is made at the position before its token."""
+    if generate:
+        return ()
+    if completion:
+        return tuple(ExplainedToken(prompt - 1 + index, token) for index, token in enumerate(completion))
+    return (ExplainedToken(prompt - 1, target),)
+
+
+def _check_contrast(target: int | None, contrast: int | None, options: AttributeOptions) -> None:
+    if contrast is None:
+        return
+    if contrast == target:
+        raise InvalidArgumentError.of("contrast", f"token {contrast} is the target itself; name another token")
+    if options.scoring_method is not ScoringMethod.LOG_PROBABILITY_INCREASE:
+        raise InvalidArgumentError.of(
+            "scoring_method", "only the log probability increase works with a contrast; leave one of them out"
+        )

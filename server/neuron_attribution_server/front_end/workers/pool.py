@@ -1,0 +1,238 @@
+"""The workers of all devices behind the interface of one: each batch goes to an idle one, and survives its death."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from neuron_attribution.errors import UnavailableError
+
+from neuron_attribution_server.front_end.workers.interface import NOBODY, DeviceState, Listener
+from neuron_attribution_server.front_end.workers.process import ProcessWorker
+from neuron_attribution_server.front_end.workers.restarts import Restarts
+from neuron_attribution_server.front_end.workers.supervised import SupervisedWorker
+from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import EngineFactory
+from neuron_attribution_server.tasks.tasks import Answer, ModelFacts, Task
+
+_RETRY_SECONDS = 1.0
+_MOST_DEATHS = 2  # of workers that ran a request alone: one may be chance
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerPool:
+    """One supervised worker per device. Use it from the event loop only."""
+
+    def __init__(self, workers: Sequence[SupervisedWorker]) -> None:
+        self._workers = workers
+        self._idle: asyncio.Queue[tuple[SupervisedWorker, ProcessWorker] | None] = asyncio.Queue()
+        self._busy: set[ProcessWorker] = set()
+        self._inside: Counter[ProcessWorker] = Counter()
+        self._supervising: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    @property
+    def capacity(self) -> int:
+        """The number of workers, live or not."""
+        return len(self._workers)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether at least one worker is loaded and warm."""
+        return not self._ended.is_set() and any(each.worker.is_live for each in self._workers)
+
+    def devices(self) -> Sequence[DeviceState]:
+        """The state of each worker that has been loaded."""
+        return [
+            DeviceState(each.device, each.worker.is_live, each.restarts.total, each.worker.pid)
+            for each in self._workers
+            if each.device
+        ]
+
+    async def start(self) -> ModelFacts:
+        """Start every worker; memory is that of the device with the least. Raises ModelLoadError."""
+        facts = await asyncio.gather(*(each.start() for each in self._workers))
+        self._supervising = [asyncio.create_task(self._supervise(each)) for each in self._workers]
+        return replace(facts[0], memory=min((each.memory for each in facts), key=lambda cost: cost.available))
+
+    async def ready(self) -> None:
+        """Wait for a live worker, while one may still come."""
+        while not self.is_live and not self._ended.is_set():
+            await self.changed()
+
+    async def run(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
+        """Run one batch. If its worker dies, its tasks run again, one by one: what kills twice alone fails.
+
+        Nobody's task is not run again. Raises UnavailableError once no worker will come back.
+        """
+        try:
+            return await self._attempt(tasks, listener)
+        except _LostError as lost:
+            if self._ended.is_set():
+                raise lost.error from None
+            _log.warning("running the tasks of a lost batch again, one by one: %d (%s)", len(tasks), lost.error.message)
+            deaths = int(lost.is_blamed and len(tasks) == 1)
+        return [await self._alone(task, _Again(listener, place), deaths) for place, task in enumerate(tasks)]
+
+    async def interrupt(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
+        """Run one short batch inside one that runs; where none does any more, as `run`."""
+        worker = min(self._busy, key=self._inside.__getitem__, default=None)
+        if worker is None:
+            return await self.run(tasks, listener)
+        self._inside[worker] += 1
+        try:
+            return await worker.run(tasks, listener)
+        except UnavailableError:
+            return await self.run(tasks, listener)
+        finally:
+            self._inside[worker] -= 1
+            self._inside += Counter()  # drops the workers that have none
+
+    async def changed(self) -> None:
+        """Wait until a worker goes live or dies."""
+        await self._changed.wait()
+
+    async def ended(self) -> None:
+        """Wait until a worker has died too often."""
+        await self._ended.wait()
+
+    async def stop(self) -> None:
+        """End every worker."""
+        for supervising in self._supervising:
+            supervising.cancel()
+        await asyncio.gather(*self._supervising, return_exceptions=True)
+        await asyncio.gather(*(each.stop() for each in self._workers))
+
+    async def _attempt(self, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
+        """Raises _LostError where the worker dies, UnavailableError where none will come back."""
+        supervised, worker = await self._next_idle()
+        self._busy.add(worker)
+        try:
+            answers = await worker.run(tasks, listener)
+        except UnavailableError as error:
+            is_blamed = not (worker.undelivered or worker.was_interrupted)
+            raise _LostError(error, is_blamed=is_blamed) from None
+        finally:
+            self._busy.discard(worker)
+        # After a death or a cancellation it is not idle again: the one has ended, the other one still computes.
+        supervised.restarts.worked()
+        self._idle.put_nowait((supervised, worker))
+        return answers
+
+    async def _alone(self, task: Task, listener: Listener, deaths: int) -> Answer:
+        """Run one task until it is answered, nobody wants it, or it has killed `_MOST_DEATHS` workers."""
+        while listener.wanted(0):
+            try:
+                [answer] = await self._attempt([task], listener)
+                return answer
+            except _LostError as lost:
+                deaths += lost.is_blamed
+                if self._ended.is_set():
+                    return lost.error
+                if deaths >= _MOST_DEATHS:
+                    return _deadly(lost.error)
+            except UnavailableError as error:
+                return error
+        return _abandoned()
+
+    async def _next_idle(self) -> tuple[SupervisedWorker, ProcessWorker]:
+        while True:
+            idle = await self._idle.get()
+            if idle is None:
+                self._idle.put_nowait(None)  # for whoever else waits
+                raise _gone()
+            if idle[1].is_live:
+                return idle
+
+    async def _supervise(self, supervised: SupervisedWorker) -> None:
+        try:
+            await supervised.supervise(self._on_change)
+        except Exception:
+            _log.exception("the supervision of a worker failed")
+        self._ended.set()
+        self._idle.put_nowait(None)
+        self._announce()
+
+    def _on_change(self, supervised: SupervisedWorker) -> None:
+        if supervised.worker.is_live:
+            self._idle.put_nowait((supervised, supervised.worker))
+        self._announce()
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class _LostError(Exception):
+    """A worker died while it had a batch.
+
+    It `is_blamed` on the batch unless the worker never had all of that, or was at work on another one inside it.
+    """
+
+    def __init__(self, error: UnavailableError, *, is_blamed: bool) -> None:
+        super().__init__(error)
+        self.error = error
+        self.is_blamed = is_blamed
+
+
+class _Again(Listener):
+    """Passes on what concerns one task of many, which runs again by itself."""
+
+    def __init__(self, listener: Listener, place: int) -> None:
+        self._listener = listener
+        self._place = place
+
+    def wanted(self, _: int) -> bool:
+        return self._listener.wanted(self._place)
+
+    def begins(self, stop: Callable[[], None]) -> None:
+        self._listener.begins(stop)
+
+    def reported(self, report: BatchReport) -> None:
+        self._listener.reported(report)
+
+
+def worker_pool(
+    config: ServerConfig, factories: Sequence[EngineFactory], again: Sequence[EngineFactory] | None = None
+) -> WorkerPool:
+    """One worker process for each factory, as the settings say; `again` are those for processes after the first."""
+    workers = []
+    for index, (factory, later) in enumerate(zip(factories, again or factories, strict=True)):
+        name = f"worker-{index}"
+        spawn = partial(
+            ProcessWorker,
+            name=name,
+            log_level=config.log_level,
+            load_timeout=config.load_timeout,
+            log_format=config.log_format,
+            heartbeat_timeout=config.heartbeat_timeout,
+            batch_timeout=config.batch_timeout,
+        )
+        restarts = Restarts(config.restarts, config.restart_window)
+        workers.append(SupervisedWorker(partial(spawn, factory), partial(spawn, later), name, restarts))
+    return WorkerPool(workers)
+
+
+def _gone() -> UnavailableError:
+    return UnavailableError(
+        "the workers died too often and the server ends; try again", reason="WORKER_GONE", retry_after=_RETRY_SECONDS
+    )
+
+
+def _abandoned() -> UnavailableError:
+    return UnavailableError("the worker died, and nobody waits for this request any more", reason="WORKER_DIED")
+
+
+def _deadly(error: UnavailableError) -> UnavailableError:
+    """No time to try again after is given: a request that kills workers must not be sent again by itself."""
+    return UnavailableError(
+        f"the worker died twice while it ran this request alone; it is not run again ({error.message})",
+        reason="WORKER_DIED",
+    )

@@ -1,0 +1,175 @@
+"""One layer of a transformers model, read through its architecture's spec."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from neuron_attribution.requests import Subkey
+from torch import Tensor, nn
+
+from neuron_attribution_server.model.architectures.feed_forward import DenseFfn, Experts, LayerFfn
+from neuron_attribution_server.model.architectures.norms import NormView, WriteView, no_norm, norm_view
+from neuron_attribution_server.model.architectures.projections import (
+    HeadSizes,
+    Projection,
+    bias_of,
+    select,
+    weight_of,
+)
+from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
+from neuron_attribution_server.model.attribution.subvalues import Subvalues
+
+
+class LayerView:
+    """One layer's modules and the vectors of its neurons, in the model's own dtype: nothing is copied."""
+
+    def __init__(self, module: nn.Module, spec: ArchitectureSpec, sizes: HeadSizes, config: Any) -> None:  # noqa: ANN401
+        self.module = module
+        self.attention_output = module.get_submodule(spec.attention_output)
+        self.value_module = module.get_submodule(spec.value.module)
+        self._spec = spec
+        self._sizes = sizes
+        self._multiplier = float(getattr(config, spec.residual_multiplier)) if spec.residual_multiplier else 1.0
+        self._clip = _attribute(config, spec.value_clip)
+        self._value = Projection(self.value_module, spec.value.layout, sizes)
+        self.ffn = self._read_ffn()
+
+    @property
+    def attention_weights_module(self) -> nn.Module | None:
+        """The module that returns attention weights, where attention does not use transformers' interface."""
+        return self._submodule(self._spec.attention_weights)
+
+    @property
+    def attention_write_module(self) -> nn.Module:
+        """The module whose output, times the multiplier, attention adds to the residual stream."""
+        return self._submodule(self._spec.attention_write) or self.attention_output
+
+    @property
+    def ffn_write_modules(self) -> list[nn.Module]:
+        """The modules whose outputs' sum, times the multiplier, the FFN adds to the residual stream."""
+        norm = self._submodule(self._spec.ffn_write)
+        if norm is not None:
+            return [norm]
+        if self.ffn.experts is None:
+            assert self.ffn.dense is not None
+            return [self.ffn.dense.output]
+        found = [self._submodule(path) for path in self._spec.expert_outputs]
+        return [module for module in found if module is not None]
+
+    @cached_property
+    def attention_write(self) -> WriteView:
+        """What stands between attention's output projection and the residual stream."""
+        return WriteView(self._optional_norm(self._spec.attention_write), self._multiplier)
+
+    @cached_property
+    def ffn_write(self) -> WriteView:
+        """What stands between the FFN's output projection and the residual stream."""
+        return WriteView(self._optional_norm(self._spec.ffn_write), self._multiplier)
+
+    @cached_property
+    def attention_subvalues(self) -> Subvalues:
+        """Rows of W_O, heads * head size of them."""
+        return Subvalues(lambda: [weight_of(self.attention_output).T], self.attention_write.frozen)
+
+    @cached_property
+    def ffn_subvalues(self) -> Subvalues:
+        """Rows of W_down, in the order of the FFN's units."""
+        return self.ffn.subvalues(self.ffn_write.frozen)
+
+    @property
+    def attention_bias(self) -> Tensor | None:
+        """The bias of attention's output projection, [d]."""
+        return bias_of(self.attention_output)
+
+    @cached_property
+    def attention_norm(self) -> NormView:
+        """The norm before attention."""
+        return self._optional_norm(self._spec.attention_norm) or no_norm()
+
+    @cached_property
+    def ffn_norm(self) -> NormView:
+        """The norm before the FFN."""
+        return self._optional_norm(self._spec.ffn_norm) or no_norm()
+
+    def ffn_reads(self, inputs: Tensor, attention_writes: Tensor) -> Tensor:
+        """What the FFN reads, after its norm, from the layer's input and attention's write, [..., d]."""
+        base = inputs.float() if self._spec.parallel else inputs.float() + attention_writes.float()
+        return self.ffn_norm.normed(base)
+
+    def value_rows(self, head: int) -> Tensor:
+        """Rows of W_V that a query head reads, [head size, d]."""
+        size = self._sizes.head_size
+        first = self.key_value_head(head) * size
+        return self._through_latent(self._value.weight[first : first + size].float())
+
+    def value_row(self, head: int, index: int) -> Tensor:
+        """One row of W_V that a query head reads, [d]."""
+        return self._through_latent(self._value.row(self.key_value_head(head) * self._sizes.head_size + index))
+
+    def value_vectors(self, normed: Tensor) -> Tensor:
+        """The value vectors, [..., key/value heads * head size], from what attention reads, [..., d]."""
+        if self._spec.value_latent is not None:
+            projection, norm = (self.module.get_submodule(path) for path in self._spec.value_latent)
+            latent = norm_view(norm, self._spec)
+            compressed = normed @ weight_of(projection)[: len(latent.weight)].float().T
+            bias = bias_of(projection)
+            normed = latent.normed(compressed if bias is None else compressed + bias[: len(latent.weight)])
+        return self._clipped(self._value(normed))
+
+    def values_of(self, projected: Tensor) -> Tensor:
+        """The value vectors [B, K, T, D] among what the value projection returned, [B, T, rows]."""
+        values = select(projected.movedim(-1, 0), self._spec.value.layout, self._sizes).movedim(0, -1)
+        return self._clipped(values.unflatten(-1, (-1, self._sizes.head_size)).transpose(1, 2))
+
+    def key_value_head(self, head: int) -> int:
+        """The key/value head that a query head reads."""
+        return head // (self._sizes.heads // self._sizes.key_value_heads)
+
+    def ffn_key(self, unit: int, subkey: Subkey) -> Tensor:
+        """What activates an FFN neuron, through the weight of the norm before the FFN, [d]."""
+        if subkey is Subkey.SUBVALUE:
+            row = self.ffn_subvalues.rows(torch.tensor([unit]))[0]
+        else:
+            row = self.ffn.key(unit, subkey).float()
+        return row * self.ffn_norm.weight
+
+    def _through_latent(self, rows: Tensor) -> Tensor:
+        """Rows that read a compressed state as rows that read what attention reads; its norm only scales them."""
+        if self._spec.value_latent is None:
+            return rows
+        projection, norm = (self.module.get_submodule(path) for path in self._spec.value_latent)
+        weight = norm_view(norm, self._spec).weight
+        return rows * weight @ weight_of(projection)[: len(weight)].float()
+
+    def _clipped(self, values: Tensor) -> Tensor:
+        return values if self._clip is None else values.clamp(-self._clip, self._clip)
+
+    def _read_ffn(self) -> LayerFfn:
+        experts = self._submodule(self._spec.experts)
+        if experts is None:
+            return LayerFfn(DenseFfn(self.module, self._spec.ffn, self._sizes), None)
+        shared = self._spec.shared_ffn
+        has_shared = shared is not None and self._submodule(shared.output) is not None
+        dense = DenseFfn(self.module, shared, self._sizes) if has_shared and shared is not None else None
+        return LayerFfn(dense, Experts(experts))
+
+    def _optional_norm(self, path: str | None) -> NormView | None:
+        module = self._submodule(path)
+        return None if module is None else norm_view(module, self._spec)
+
+    def _submodule(self, path: str | None) -> nn.Module | None:
+        """The module at a path, or None where this layer has none there."""
+        module: Any = self.module
+        for name in path.split(".") if path else []:
+            module = getattr(module, name, None)
+            if module is None:
+                return None
+        return module if path else None
+
+
+def _attribute(config: Any, path: str | None) -> Any:  # noqa: ANN401 - a number or nothing
+    for name in path.split(".") if path else []:
+        config = getattr(config, name, None)
+    return config if path else None

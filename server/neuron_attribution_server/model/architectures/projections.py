@@ -1,0 +1,106 @@
+"""Projection modules read as matrices, and rows of fused ones found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from neuron_attribution_server.model.architectures.parameters import parameter, required
+from neuron_attribution_server.model.architectures.spec import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSizes:
+    """Query heads, key/value heads and dimensions of a value vector."""
+
+    heads: int
+    key_value_heads: int
+    head_size: int
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A projection's weight as [output, input]; transformers' Conv1D stores the transpose."""
+    weight = required(module, "weight")
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """A module's bias in float32, or None."""
+    bias = parameter(module, "bias")
+    return None if bias is None else bias.float()
+
+
+def key_value_heads(rows: int, layout: Layout, heads: int, head_size: int) -> int:
+    """How many key/value heads a projection with so many output rows computes the values of."""
+    units = rows // head_size
+    if layout is Layout.WHOLE:
+        return units
+    return heads if layout is Layout.LATENT else (units - heads) // 2
+
+
+def select(outputs: Tensor, layout: Layout, sizes: HeadSizes) -> Tensor:
+    """The values (or one half) among a fused projection's outputs, which are the first dimension."""
+    return _SELECT[layout](outputs, sizes)
+
+
+def _per_head(outputs: Tensor, sizes: HeadSizes) -> Tensor:
+    parts: Tensor = outputs.unflatten(0, (sizes.heads, 3, sizes.head_size))
+    return parts[:, 2].flatten(0, 1)
+
+
+def _per_group(outputs: Tensor, sizes: HeadSizes) -> Tensor:
+    parts: Tensor = outputs.unflatten(0, (sizes.key_value_heads, -1, sizes.head_size))
+    return parts[:, -1].flatten(0, 1)
+
+
+def _four_blocks(outputs: Tensor, _sizes: HeadSizes) -> Tensor:
+    parts: Tensor = outputs.unflatten(0, (4, 3, -1))
+    return parts[:, 1].flatten(0, 1)
+
+
+def _latent(outputs: Tensor, sizes: HeadSizes) -> Tensor:
+    parts: Tensor = outputs.unflatten(0, (sizes.heads, -1))
+    return parts[:, -sizes.head_size :].flatten(0, 1)
+
+
+_SELECT: dict[Layout, Callable[[Tensor, HeadSizes], Tensor]] = {
+    Layout.WHOLE: lambda outputs, _: outputs,
+    Layout.FIRST_HALF: lambda outputs, _: outputs[: len(outputs) // 2],
+    Layout.SECOND_HALF: lambda outputs, _: outputs[len(outputs) // 2 :],
+    Layout.QUERY_KEY_VALUE: lambda outputs, sizes: outputs[(sizes.heads + sizes.key_value_heads) * sizes.head_size :],
+    Layout.PER_HEAD: _per_head,
+    Layout.PER_GROUP: _per_group,
+    Layout.FOUR_BLOCKS: _four_blocks,
+    Layout.LATENT: _latent,
+}
+
+
+class Projection:
+    """Some output rows of a projection, in the model's own dtype; nothing is copied until it is read."""
+
+    def __init__(self, module: nn.Module, layout: Layout, sizes: HeadSizes) -> None:
+        self._module = module
+        self._layout = layout
+        self._sizes = sizes
+        self._places: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """Every row, [n, inputs]."""
+        return select(weight_of(self._module), self._layout, self._sizes)
+
+    def row(self, number: int) -> Tensor:
+        """One row in float32, [inputs]."""
+        if self._places is None:
+            self._places = select(torch.arange(weight_of(self._module).shape[0]), self._layout, self._sizes)
+        return weight_of(self._module)[int(self._places[number])].float()
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """What the rows compute of vectors [..., inputs], in float32, [..., n]."""
+        projected = vectors @ self.weight.float().T
+        bias = bias_of(self._module)
+        return projected if bias is None else projected + select(bias, self._layout, self._sizes)

@@ -1,0 +1,48 @@
+"""The paper's eight static scores of value neurons (Table 2, a to h).
+
+a, b and c are monotone in the increase of a log probability, so its bounds bound them: b is the increase over an empty
+residual stream. d, e and g need no vocabulary. f and h need the target's rank in every neuron's projection.
+"""
+
+from __future__ import annotations
+
+from neuron_attribution.requests import ScoringMethod
+from torch import Tensor
+
+from neuron_attribution_server.model.attribution.value_neurons import FromIncrease
+
+A = ScoringMethod.LOG_PROBABILITY_INCREASE
+B = ScoringMethod.LOG_PROBABILITY
+C = ScoringMethod.PROBABILITY_INCREASE
+D = ScoringMethod.NORM
+E = ScoringMethod.COEFFICIENT
+F = ScoringMethod.RECIPROCAL_RANK
+G = ScoringMethod.COEFFICIENT_NORM
+H = ScoringMethod.COEFFICIENT_RECIPROCAL_RANK
+
+
+def _increase(increase: Tensor, _base: Tensor) -> Tensor:
+    return increase
+
+
+def _log_probability(increase: Tensor, base: Tensor) -> Tensor:
+    return increase + base
+
+
+def _probability_increase(increase: Tensor, base: Tensor) -> Tensor:
+    """A bound may exceed certainty; a probability does not."""
+    return (increase + base).clamp_max(0).exp() - base.exp()
+
+
+FROM_INCREASE: dict[ScoringMethod, FromIncrease] = {A: _increase, B: _log_probability, C: _probability_increase}
+"""The methods that follow from the increase of the log probability and the log probability at the base."""
+
+NEEDS_RANKS = frozenset({F, H})
+
+
+def static_scores(method: ScoringMethod, coefficients: Tensor, norms: Tensor, ranks: Tensor | None) -> Tensor:
+    """Scores d to h of coefficients [L, n, T], subvalue norms [L, n] and ranks [L, n], as [L, n, T]."""
+    magnitude = coefficients.abs() if method in {E, G, H} else coefficients.new_ones(coefficients.shape)
+    if ranks is not None:
+        return magnitude / ranks[:, :, None]
+    return magnitude * norms[:, :, None] if method in {D, G} else magnitude

@@ -1,0 +1,184 @@
+"""What is explained: the log probability of a target, or its difference to a contrast token's.
+
+An objective knows, for E explained rows and S base states each, its value at every base, the slope there, and the exact
+increase that a vector added to a base brings. The log probability is concave and the difference is linear in the added
+vector, so in both cases value(base + v) - value(base) <= <slope, v> (method: "first-order bound").
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from neuron_attribution_server.model.attribution.unembedding import Unembedding, is_safe_sum, normalised
+
+VECTORS_AT_ONCE = 512
+
+SMALLEST_REACH = 1e-3
+"""Vectors that move no logit by more than this are scored by the slope alone.
+
+Hoeffding's lemma bounds what that leaves out by range(Delta)^2 / 8 <= (2 * 1e-3)^2 / 8 = 5e-7, a tenth of float32's
+rounding of a log probability. Most source positions of a long prompt are of this kind.
+"""
+
+
+class Objective(Protocol):
+    """f in the paper's notation. Row r's base state s has the flat index r * S + s."""
+
+    linear: bool
+
+    @property
+    def curvature(self) -> float:
+        """How far f may bend away from its slope, per square of the largest logit added; 0 where it is concave."""
+        ...
+
+    @property
+    def spread(self) -> bool:
+        """Whether f may fall below its slope by the variance of the logits added."""
+        ...
+
+    @property
+    def values(self) -> Tensor:
+        """f(base), [E, S]."""
+        ...
+
+    @property
+    def slopes(self) -> Tensor:
+        """The gradient of f at each base with respect to the residual stream, [E, S, d]."""
+        ...
+
+    def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """f(base + v) - f(base), [C], of folded, scaled vectors [C, d] and flat base indices [C]."""
+        ...
+
+    def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
+        """The same for multiples of each vector at one base, [C, P]: folded vectors [C, d], factors [C, P]."""
+        ...
+
+
+class LogProbability:
+    """f(v) = log_softmax(bs(v))[target]."""
+
+    linear = False
+    curvature = 0.0
+    spread = True
+
+    def __init__(
+        self, unembedding: Unembedding, bases: Tensor, scale: Tensor, targets: Tensor, *, include_constant: bool
+    ) -> None:
+        """Bases [E, S, d] are residual states; scale [E] is frozen; targets [E] are token ids."""
+        self._unembedding = unembedding
+        self._scale = scale
+        self._targets = targets
+        self._states = bases.shape[1]
+        logits = unembedding.logits(unembedding.fold(bases) / scale[:, None, None]).flatten(0, 1)
+        if include_constant and unembedding.constant is not None:
+            logits += unembedding.constant
+        self.log_probabilities = normalised(logits)
+        """[E * S, V]"""
+        every = targets.repeat_interleave(self._states)
+        self.values = self.log_probabilities.gather(1, every[:, None]).view(len(targets), self._states)
+
+    @property
+    def slopes(self) -> Tensor:
+        """s^-1 c(gamma * (W_U[w] - p^T W_U)) at each base, [E, S, d]."""
+        gradients = self._gradients.view(len(self._targets), self._states, -1)
+        return self._unembedding.fold_gradient(gradients) / self._scale[:, None, None]
+
+    def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """Delta_w - log E_p[exp Delta], one pass over the vocabulary per few hundred vectors."""
+        increases = (self._gradients[bases] * vectors).sum(-1)
+        large = (vectors.norm(dim=-1) * self._unembedding.largest_norm > SMALLEST_REACH).nonzero().squeeze(1)
+        for chunk in large.split(VECTORS_AT_ONCE):
+            increases[chunk] = self._increases(vectors[chunk], bases[chunk])
+        return increases
+
+    @cached_property
+    def _gradients(self) -> Tensor:
+        """W_U[w] - p^T W_U at each base, the gradient with respect to a folded, scaled vector, [E * S, d]."""
+        weight = self._unembedding.weight
+        expected = torch.zeros(len(self.log_probabilities), weight.shape[1], device=weight.device)
+        for block in self._unembedding.blocks():
+            expected.addmm_(self.log_probabilities[:, block].exp(), weight[block])
+        return weight[self._targets].repeat_interleave(self._states, 0) - expected
+
+    def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
+        """As `increases`, with one matrix product for all multiples of a vector."""
+        weight = self._unembedding.weight
+        sums = torch.zeros(factors.shape, device=factors.device)
+        for block in self._unembedding.blocks():
+            logits = vectors @ weight[block].T
+            start = self.log_probabilities[base, block]
+            for column, factor in enumerate(factors.unbind(1)):
+                sums[:, column] += torch.addcmul(start, logits, factor[:, None]).exp_().sum(-1)
+        increases = (vectors @ weight[self._targets[base // self._states]])[:, None] * factors - sums.log()
+        rows, columns = (~is_safe_sum(sums)).nonzero(as_tuple=True)
+        extreme = vectors[rows] * factors[rows, columns, None]
+        increases[rows, columns] = self._extreme_increases(extreme, torch.full_like(rows, base))
+        return increases
+
+    def _increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """E_p[exp Delta] is summed without shifting by its largest term, which would cost as much as the product."""
+        weight = self._unembedding.weight
+        sums = torch.zeros(len(vectors), device=vectors.device)
+        for block in self._unembedding.blocks():
+            logits = self.log_probabilities[:, block].index_select(0, bases).addmm_(vectors, weight[block].T)
+            sums += logits.exp_().sum(-1)
+        increases = self._own(vectors, bases) - sums.log()
+        extreme = (~is_safe_sum(sums)).nonzero().squeeze(1)
+        increases[extreme] = self._extreme_increases(vectors[extreme], bases[extreme])
+        return increases
+
+    def _extreme_increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """The same for the rare vectors whose plain sum leaves float32's range, one at a time."""
+        increases = self._own(vectors, bases)
+        for index, (vector, base) in enumerate(zip(vectors, bases, strict=True)):
+            increases[index] -= (self.log_probabilities[base] + self._unembedding.weight @ vector).logsumexp(0)
+        return increases
+
+    def _own(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """Delta of the target, [C]."""
+        return (vectors * self._unembedding.weight[self._targets[bases // self._states]]).sum(-1)
+
+
+class LogProbabilityDifference:
+    """f(v) = log p(target) - log p(contrast), linear because the normalisation cancels."""
+
+    linear = True
+    curvature = 0.0
+    spread = False
+
+    def __init__(
+        self,
+        unembedding: Unembedding,
+        bases: Tensor,
+        scale: Tensor,
+        targets: Tensor,
+        contrasts: Tensor,
+        *,
+        include_constant: bool,
+    ) -> None:
+        """Bases [E, S, d] are residual states; scale [E] is frozen; targets and contrasts [E] are token ids."""
+        self._states = bases.shape[1]
+        self._difference = unembedding.weight[targets] - unembedding.weight[contrasts]
+        self._slopes = unembedding.fold_gradient(self._difference) / scale[:, None]
+        folded = unembedding.fold(bases) / scale[:, None, None]
+        self.values = (folded * self._difference[:, None]).sum(-1)
+        if include_constant and unembedding.constant is not None:
+            self.values += (unembedding.constant[targets] - unembedding.constant[contrasts])[:, None]
+
+    @property
+    def slopes(self) -> Tensor:
+        """The same at every base, [E, S, d]."""
+        return self._slopes[:, None].expand(-1, self._states, -1)
+
+    def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """One dot product a vector."""
+        return (vectors * self._difference[bases // self._states]).sum(-1)
+
+    def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
+        """One dot product a vector."""
+        return (vectors @ self._difference[base // self._states])[:, None] * factors

@@ -1,0 +1,91 @@
+"""Vectors projected into the vocabulary: bs(v) without the scale s, and its highest and lowest tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neuron_attribution_server.model.attribution.unembedding import VOCABULARY_BLOCK, Unembedding
+
+VECTORS_AT_ONCE = 512
+RANGES_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extremes:
+    """The k highest and the k lowest tokens of C vectors: ids and values, [C, k] each, most extreme first."""
+
+    top: Tensor
+    top_scores: Tensor
+    bottom: Tensor
+    bottom_scores: Tensor
+
+
+def extremes(unembedding: Unembedding, vectors: Tensor, k: int) -> Extremes:
+    """Project vectors [C, d], a few at a time."""
+    k = min(k, len(unembedding.weight))
+    chunks = [_extremes(unembedding, unembedding.fold(chunk), k) for chunk in vectors.split(VECTORS_AT_ONCE)]
+    return Extremes(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+
+
+def _extremes(unembedding: Unembedding, folded: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The extremes of each block of the vocabulary, and the extremes of those."""
+    ids, highest, lowest = [], [], []
+    for block in unembedding.blocks():
+        logits = folded @ unembedding.weight[block].T
+        few = min(k, block.stop - block.start)
+        top, bottom = logits.topk(few), logits.topk(few, largest=False)
+        ids.append(torch.stack([top.indices, bottom.indices]) + block.start)
+        highest.append(top.values)
+        lowest.append(bottom.values)
+    top, bottom = torch.cat(highest, 1).topk(k), torch.cat(lowest, 1).topk(k, largest=False)
+    top_ids, bottom_ids = torch.cat(ids, 2)
+    return top_ids.gather(1, top.indices), top.values, bottom_ids.gather(1, bottom.indices), bottom.values
+
+
+def through_head(normed: Tensor, value_rows: Tensor, output_rows: Tensor) -> Tensor:
+    """What a head writes when it reads vectors [C, d]: W_V rows [D, d], then W_O rows [D, d]."""
+    return normed @ value_rows.T @ output_rows
+
+
+def vocabulary_ranges(unembedding: Unembedding, vectors: Tensor) -> Tensor:
+    """The largest minus the smallest logit of each vector [C, d], without the scale s, [C]."""
+    return torch.cat([_ranges(unembedding, chunk) for chunk in unembedding.fold(vectors).split(RANGES_AT_ONCE)])
+
+
+def _ranges(unembedding: Unembedding, folded: Tensor) -> Tensor:
+    blocks = [(folded @ unembedding.weight[block].T).aminmax(dim=-1) for block in unembedding.blocks()]
+    highest = torch.stack([block.max for block in blocks]).amax(0)
+    lowest = torch.stack([block.min for block in blocks]).amin(0)
+    return highest - lowest
+
+
+def vocabulary_ranks(unembedding: Unembedding, vectors: Tensor, targets: Tensor) -> Tensor:
+    """The rank of each target [E] in each vector's projection, [E, C]: 1 plus the tokens strictly above it."""
+    chunks = unembedding.fold(vectors).split(RANGES_AT_ONCE)
+    return torch.cat([_ranks(unembedding, chunk, targets) for chunk in chunks], 1)
+
+
+def _ranks(unembedding: Unembedding, folded: Tensor, targets: Tensor) -> Tensor:
+    ranks = torch.ones(len(targets), len(folded), dtype=torch.long, device=folded.device)
+    own = torch.stack([_own(unembedding, folded, target) for target in targets])
+    for block in unembedding.blocks():
+        logits = folded @ unembedding.weight[block].T
+        ranks += torch.stack([_above(logits, row, target, block) for row, target in zip(own, targets, strict=True)])
+    return ranks
+
+
+def _own(unembedding: Unembedding, folded: Tensor, target: Tensor) -> Tensor:
+    """The target's logits [C], by the same product as every token's: a token with the same vector is not above it."""
+    start = int(target) // VOCABULARY_BLOCK * VOCABULARY_BLOCK
+    block = unembedding.weight[start : start + VOCABULARY_BLOCK]
+    return (folded @ block.T)[:, int(target) - start]
+
+
+def _above(logits: Tensor, own: Tensor, target: Tensor, block: slice) -> Tensor:
+    """How many tokens of a block are above the target, which is never above itself whatever the rounding."""
+    above = logits > own[:, None]
+    inside = torch.arange(block.start, block.stop, device=logits.device) == target
+    return above.masked_fill_(inside, False).sum(-1)

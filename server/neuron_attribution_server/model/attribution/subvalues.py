@@ -1,0 +1,126 @@
+"""The vectors that a layer's neurons write to the residual stream, read in place from the model's own weights.
+
+A neuron writes its row of an output projection. Where the model norms or scales what a block writes, every row passes
+through that: with its scale frozen (and counted in the neurons' coefficients) a norm is linear, v -> weight * c(v).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from neuron_attribution_server.model.attribution.checkpoints import checked
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenWrite:
+    """What lies between an output projection and the residual stream: `weight` [d] or [], after centring or not."""
+
+    weight: Tensor
+    centred: bool
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """What vectors [..., d] become."""
+        return self.weight * _centre(vectors, self.centred)
+
+    def transpose(self, gradients: Tensor) -> Tensor:
+        """<apply(v), g> = <v, transpose(g)>, for gradients [..., d]."""
+        return _centre(self.weight * gradients, self.centred)
+
+
+class Subvalues:
+    """A layer's subvalues: n rows of d, in blocks that may be views of larger weights, in the model's own dtype.
+
+    `blocks` reads them, each time they are needed: not every model has all its weights where scoring happens.
+    """
+
+    def __init__(self, blocks: Callable[[], Sequence[Tensor]], write: FrozenWrite | None = None) -> None:
+        self._blocks = blocks
+        self._write = write
+        self._ends = list(accumulate(map(len, blocks())))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Every row, in float32, block by block, [n_i, d]."""
+        for block in self._blocks():
+            yield self._written(block.float())
+
+    def all(self) -> Tensor:
+        """Every row, in float32, [n, d]."""
+        return join(list(self.chunks()), 0)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Some rows, in float32, [C, d]."""
+        blocks = self._blocks()
+        if len(blocks) == 1:
+            return self._written(blocks[0][indices].float())
+        rows = torch.empty(len(indices), blocks[0].shape[1], device=blocks[0].device)
+        numbers = torch.bucketize(indices, self._bounds(indices.device), right=True)
+        for number in numbers.unique().tolist():
+            mine = numbers == number
+            rows[mine] = blocks[number][indices[mine] - self._starts[number]].float()
+        return self._written(rows)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """<vector, row> of every row, [E, n], for vectors [E, d]."""
+        read = vectors if self._write is None else self._write.transpose(vectors)
+        return join([read @ block.float().T for block in self._blocks()], -1)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether anything stands between the rows and the residual stream."""
+        return self._write is not None
+
+    def read_norms(self) -> Tensor:
+        """Norms of the rows as `products` reads them, times the most that it lengthens a vector by, [n].
+
+        A product is computed of the vector transposed, so that its rounding is that of these norms.
+        """
+        lengths = join([block.float().norm(dim=-1) for block in self._blocks()], 0)
+        return lengths if self._write is None else lengths * self._write.weight.abs().max()
+
+    def _written(self, rows: Tensor) -> Tensor:
+        return rows if self._write is None else self._write.apply(rows)
+
+    def _bounds(self, device: torch.device) -> Tensor:
+        return self._ends_tensor.to(device)
+
+    @property
+    def _starts(self) -> list[int]:
+        return [0, *self._ends]
+
+    @cached_property
+    def _ends_tensor(self) -> Tensor:
+        return torch.tensor(self._ends)
+
+
+def each_chunk(subvalues: Subvalues, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a function of rows [n_i, d] gives for every row, [..., n]."""
+    return join([function(chunk) for chunk in checked(subvalues.chunks())], -1)
+
+
+def stack_layers(layers: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors [..., n_l] of every layer, stacked; those of narrower layers are padded with zeros."""
+    width = max(layer.shape[-1] for layer in layers)
+    return torch.stack([_padded(layer, width) for layer in layers], dim)
+
+
+def join(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Parts after one another; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def _padded(layer: Tensor, width: int) -> Tensor:
+    missing = width - layer.shape[-1]
+    return torch.nn.functional.pad(layer, (0, missing)) if missing else layer
+
+
+def _centre(vectors: Tensor, centred: bool) -> Tensor:
+    return vectors - vectors.mean(-1, keepdim=True) if centred else vectors

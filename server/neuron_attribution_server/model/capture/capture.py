@@ -1,0 +1,264 @@
+"""One forward pass with everything that scoring needs recorded, without patching the model.
+
+The model's own fused attention runs; beside it only the attention rows of the explained positions are computed, so that
+no [positions, positions] matrix exists (but where attention has soft-caps or sinks, which fused attention has not, and
+where a model's attention cannot be replaced). Batches are padded on the right, which a causal model never sees.
+
+On a CPU a sequence goes through a batch bit for bit as it goes alone. Matrix products round each row alike whatever
+the number of rows, but for a handful of rows (and see math_libraries); fused attention does not, so that each sequence
+attends by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from neuron_attribution_server.model.architectures.feed_forward import Routing
+from neuron_attribution_server.model.architectures.layer_view import LayerView
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.architectures.norms import NormView, WriteView
+from neuron_attribution_server.model.capture.attention import attend
+from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
+from neuron_attribution_server.model.capture.edits import Edits, first_input
+
+ATTENTION_KEY = "neuron_attribution"
+SMALLEST_PASS = 16
+"""Positions in the smallest pass: products of fewer than 12 rows rounded otherwise (MKL 2024.2 with AVX-512)."""
+
+_RECORDING: ContextVar[CapturedStates | None] = ContextVar("recording", default=None)
+
+Hook = Callable[..., Any]
+
+
+def prepare_model(view: ModelView) -> None:
+    """Make the model's attention and experts recordable.
+
+    Without the mask under the same key causality would be lost in silence.
+    """
+    AttentionInterface.register(ATTENTION_KEY, _recordable_attention)
+    AttentionMaskInterface.register(ATTENTION_KEY, sdpa_mask)
+    ExpertsInterface.register(ATTENTION_KEY, _recordable_experts)
+    set_recordable(view)
+
+
+def set_recordable(view: ModelView) -> None:
+    """Put the recordable attention and experts in."""
+    if view.spec.uses_attention_interface:
+        view.model.set_attn_implementation(ATTENTION_KEY)
+    else:
+        view.model.config._attn_implementation = "eager"  # such models refuse to be told by the method above
+    if view.sizes.experts:
+        view.model.set_experts_implementation(ATTENTION_KEY)
+
+
+def set_plain(view: ModelView) -> None:
+    """Put transformers' plain attention and experts in, which share nothing with the recording."""
+    if view.spec.uses_attention_interface:
+        view.model.set_attn_implementation("eager")
+    if view.sizes.experts:
+        view.model.set_experts_implementation("eager")
+
+
+def capture(
+    view: ModelView, sequences: Sequence[Sequence[int]], rows: ExplainedRows, edits: Edits | None = None
+) -> CapturedStates:
+    """Run the model on token ids and return what it went through. The unembedding is left to scoring."""
+    tokens = _padded(sequences, 1 if view.depends_on_length else SMALLEST_PASS, view.device)
+    lengths = tuple(len(sequence) for sequence in sequences)
+    states = CapturedStates(rows, lengths, tuple(tokens.shape), copies=view.spec.adds_in_place, edits=edits)
+    wanted = {} if view.spec.uses_attention_interface else {"output_attentions": True}
+    edited = nullcontext() if edits is None else edits.made(lengths)  # before the recording, which sees what is changed
+    with torch.inference_mode(), edited, _recording(view, states):
+        view.model.base_model(input_ids=tokens, use_cache=False, **wanted)
+        _add_routed_coefficients(view, states)
+    return states
+
+
+def _padded(sequences: Sequence[Sequence[int]], smallest: int, device: torch.device) -> Tensor:
+    """Token ids [B, T], padded on the right with id 0: a causal model never looks there."""
+    length = max(*map(len, sequences), -(-smallest // len(sequences)))
+    ids = torch.tensor([[*sequence, *[0] * (length - len(sequence))] for sequence in sequences])
+    return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids
+
+
+@contextmanager
+def _recording(view: ModelView, states: CapturedStates) -> Iterator[None]:
+    token = _RECORDING.set(states)
+    handles: list[Any] = []
+    try:
+        for module, before, after in _hooks(view, states):
+            if before is not None:
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            if after is not None:
+                handles.append(module.register_forward_hook(after))
+        yield
+    finally:
+        _RECORDING.reset(token)
+        for handle in handles:
+            handle.remove()
+
+
+def _hooks(view: ModelView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook | None, Hook | None]]:
+    """Each module to record at, and what to do before and after it runs."""
+    yield view.final_norm_module, _final_to(states, len(view.layers)), None
+    for number, layer in enumerate(view.layers):
+        yield layer.module, _input_to(states), None
+        yield layer.attention_output, _rows_to(states.head_outputs, states), None
+        yield from _write_hooks(layer.attention_write, [layer.attention_write_module], states, states.attention_writes)
+        yield from _write_hooks(layer.ffn_write, layer.ffn_write_modules, states, states.ffn_writes)
+        yield from _scale_hooks(layer, states)
+        if layer.ffn.experts is not None:
+            states.experts[layer.ffn.experts.module] = number
+            states.coefficients.append(torch.empty(0))
+        elif layer.ffn.dense is not None:
+            yield layer.ffn.dense.output, _numbered_rows_to(states.coefficients, number, states), None
+        if layer.attention_weights_module is not None:
+            yield layer.value_module, None, _values_to(states, layer)
+            yield layer.attention_weights_module, None, _weights_to(states)
+
+
+def _write_hooks(
+    write: WriteView, modules: Sequence[nn.Module], states: CapturedStates, destination: list[Tensor]
+) -> Iterator[tuple[nn.Module, None, Hook]]:
+    """What is written is the sum of what the modules return, times the multiplier."""
+    for place, module in enumerate(modules):
+        yield module, None, _output_to(destination, write.multiplier, states, added=place > 0)
+
+
+def _scale_hooks(layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook, None]]:
+    """The scales of norms between a block and the residual stream, at every position."""
+    if layer.attention_write.norm is not None:
+        yield layer.attention_write_module, _scale_to(states, states.attention_scales, layer.attention_write.norm), None
+    if layer.ffn_write.norm is not None:
+        yield layer.ffn_write_modules[0], _scale_to(states, states.ffn_scales, layer.ffn_write.norm), None
+
+
+def _input_to(states: CapturedStates) -> Hook:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.inputs.append(states.kept(first_input(args, kwargs)))
+
+    return hook
+
+
+def _final_to(states: CapturedStates, layers: int) -> Hook:
+    """The input of the final norm after the last layer: some models norm the embedding with it as well."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(states.inputs) == layers:
+            states.inputs.append(states.kept(first_input(args, kwargs)))
+
+    return hook
+
+
+def _rows_to(destination: list[Tensor], states: CapturedStates) -> Hook:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        destination.append(states.rows.of(states.by_position(first_input(args, kwargs))))
+
+    return hook
+
+
+def _numbered_rows_to(destination: list[Tensor], number: int, states: CapturedStates) -> Hook:
+    destination.append(torch.empty(0))
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        destination[number] = states.rows.of(states.by_position(first_input(args, kwargs)))
+
+    return hook
+
+
+def _scale_to(states: CapturedStates, destination: list[Tensor], norm: NormView) -> Hook:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        destination.append(states.kept(norm.scale(first_input(args, kwargs).float())))
+
+    return hook
+
+
+def _output_to(destination: list[Tensor], multiplier: float, states: CapturedStates, *, added: bool) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401 - a tensor, or the first
+        written = states.kept(states.by_position(output if isinstance(output, Tensor) else output[0]))
+        if multiplier != 1:
+            written = written * multiplier
+        elif states.copies:
+            written = written.clone()
+        if added:
+            destination[-1] = destination[-1] + written
+        else:
+            destination.append(written)
+
+    return hook
+
+
+def _values_to(states: CapturedStates, layer: LayerView) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        states.values.append(states.kept(layer.values_of(output)))
+
+    return hook
+
+
+def _weights_to(states: CapturedStates) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
+        states.attention_rows.append(states.rows.of(output[1].transpose(1, 2)).float())
+        return (output[0], None, *output[2:])  # or the model would keep every layer's
+
+    return hook
+
+
+def _recordable_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,  # noqa: ANN401
+) -> tuple[Tensor, None]:
+    states = _RECORDING.get()
+    lengths = [query.shape[2]] * len(query)
+    if states is not None:
+        states.record_attention(query, key, value, attention_mask, scaling, **kwargs)
+        lengths = list(states.lengths)
+    if query.device.type != "cpu" or lengths == [query.shape[2]]:
+        return attend(module, query, key, value, attention_mask, scaling, **kwargs), None
+    output = query.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[3])
+    mask = None if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1)
+    for sequence, length in enumerate(lengths):
+        one, seen = slice(sequence, sequence + 1), key.shape[2] - query.shape[2] + length
+        output[one, :length] = attend(
+            module,
+            query[one, :, :length],
+            key[one, :, :seen],
+            value[one, :, :seen],
+            None if mask is None else mask[one, :, :length, :seen],
+            scaling,
+            **kwargs,
+        )
+    return output, None
+
+
+def _recordable_experts(module: Any, hidden_states: Tensor, indices: Tensor, weights: Tensor) -> Tensor:  # noqa: ANN401
+    """The experts' own computation; where tokens go is recorded."""
+    states = _RECORDING.get()
+    if states is not None:
+        routing = Routing(states.kept(states.by_position(indices)), states.kept(states.by_position(weights)))
+        states.routings[states.experts[module]] = routing
+    if hidden_states.device.type == "cuda":
+        output: Tensor = grouped_mm_experts_forward(module, hidden_states, indices, weights)
+    else:
+        output = type(module).forward.__wrapped__(module, hidden_states, indices, weights)
+    return output
+
+
+def _add_routed_coefficients(view: ModelView, states: CapturedStates) -> None:
+    """The coefficients of layers with experts, at the explained rows: transformers has no module that takes them in."""
+    at = (states.rows.sequences, states.rows.positions)
+    for number in states.routings:
+        states.coefficients[number] = states.ffn_coefficients(view, number, at)

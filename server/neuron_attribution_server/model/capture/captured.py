@@ -1,0 +1,133 @@
+"""What one forward pass went through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuron_attribution_server.model.architectures.feed_forward import Routing
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.capture.attention import attention_rows
+from neuron_attribution_server.model.capture.edits import Edits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExplainedRows:
+    """Which positions of which sequences are explained: `sequences` [E], ascending, and `positions` [E]."""
+
+    sequences: Tensor
+    positions: Tensor
+    spans: tuple[tuple[int, slice], ...]
+    """Each explained sequence and where its rows are."""
+
+    @classmethod
+    def from_counts(cls, positions: Sequence[Sequence[int]], device: torch.device) -> ExplainedRows:
+        """The rows of `positions[b]` of each sequence b."""
+        ends = list(accumulate(len(row) for row in positions))
+        starts = [end - len(row) for end, row in zip(ends, positions, strict=True)]
+        spans = tuple((b, slice(start, end)) for b, (start, end) in enumerate(zip(starts, ends, strict=True)))
+        sequences = [b for b, row in enumerate(positions) for _ in row]
+        flat = [position for row in positions for position in row]
+        return cls(_on_device(sequences, device), _on_device(flat, device), spans)
+
+    @property
+    def device(self) -> torch.device:
+        """Where scoring happens, and everything that is captured is kept."""
+        return self.sequences.device
+
+    def of(self, states: Tensor) -> Tensor:
+        """The explained rows [E, ...] of states [sequences, positions, ...] on any device."""
+        sequences, positions = self.sequences.to(states.device), self.positions.to(states.device)
+        return states[sequences, positions].to(self.device)
+
+    def on(self, device: torch.device) -> ExplainedRows:
+        """The same rows, for states on another device."""
+        if device == self.device:
+            return self
+        return ExplainedRows(self.sequences.to(device), self.positions.to(device), self.spans)
+
+
+@dataclass(slots=True, eq=False)
+class CapturedStates:
+    """What one forward pass went through, per layer, in the model's dtype.
+
+    B sequences, T padded positions, E explained rows, H heads, K key/value heads, D head size, N FFN width, d hidden
+    size.
+    """
+
+    rows: ExplainedRows
+    lengths: tuple[int, ...]
+    """Tokens of each sequence."""
+    shape: tuple[int, ...]
+    """B, T."""
+    copies: bool = False
+    """Whether the model changes afterwards what its modules returned."""
+    edits: Edits | None = None
+    """How the pass was intervened in."""
+    inputs: list[Tensor] = field(default_factory=list)
+    """x_l [B, T, d], then x_L."""
+    attention_writes: list[Tensor] = field(default_factory=list)
+    """A_l [B, T, d]."""
+    ffn_writes: list[Tensor] = field(default_factory=list)
+    """F_l [B, T, d]."""
+    attention_scales: list[Tensor] = field(default_factory=list)
+    """The scale of the norm that attention's write passes through, [B, T]; empty where there are no such norms."""
+    ffn_scales: list[Tensor] = field(default_factory=list)
+    """The same for the FFN's."""
+    head_outputs: list[Tensor] = field(default_factory=list)
+    """The input of attention's output projection at the explained rows, [E, H * D]."""
+    coefficients: list[Tensor] = field(default_factory=list)
+    """What multiplies W_down's rows at the explained rows, [E, N]."""
+    values: list[Tensor] = field(default_factory=list)
+    """Value vectors [B, K, T, D]."""
+    attention_rows: list[Tensor] = field(default_factory=list)
+    """Attention weights from the explained rows, [E, H, T], float32; zero where the row may not look."""
+    experts: dict[nn.Module, int] = field(default_factory=dict)
+    """The layer of every module of routed experts."""
+    routings: dict[int, Routing] = field(default_factory=dict)
+    """Where tokens go in layers with experts, [B, T, k]."""
+
+    def record_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float | None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Keep the values and the explained rows' attention weights."""
+        self.values.append(self.kept(value))
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        rows = self.rows.on(query.device)
+        self.attention_rows.append(self.kept(attention_rows(rows, self.lengths, query, key, mask, scaling, **kwargs)))
+
+    def by_position(self, states: Tensor) -> Tensor:
+        """States [B, T, ...], from where a module takes them with both dimensions in one."""
+        return states if states.shape[:2] == self.shape else states.unflatten(0, self.shape)
+
+    def kept(self, states: Tensor) -> Tensor:
+        """States where scoring happens: the layers of a model that is spread over devices leave theirs elsewhere."""
+        return states.to(self.rows.device)
+
+    def ffn_coefficients(self, view: ModelView, number: int, at: tuple[Any, Tensor]) -> Tensor:
+        """What multiplies W_down's rows at a few places of a layer, [P, N], computed from the residual stream.
+
+        Keeping them for every position would double what a token costs.
+        """
+        layer = view.layers[number]
+        normed = layer.ffn_reads(self.inputs[number][at], self.attention_writes[number][at])
+        routing = self.routings.get(number)
+        found = layer.ffn.coefficients(normed, None if routing is None else routing.at(at))
+        return found if self.edits is None else self.edits.change_ffn(number, at, found)
+
+
+def _on_device(ids: Sequence[Any], device: torch.device) -> Tensor:
+    """Ids as a tensor. From pinned memory a GPU fetches them by itself, while the next kernels are being launched."""
+    tensor = torch.tensor(ids)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

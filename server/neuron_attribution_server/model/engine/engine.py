@@ -1,0 +1,245 @@
+"""One batch: capture, score, answer.
+
+1. greedily generate where a task asks for it
+2. one right-padded forward pass for the whole batch, everything recorded
+3. the explained tokens become rows; rows that share their objective and method are scored together
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+
+import torch
+from neuron_attribution.errors import NeuronAttributionError
+from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.results import (
+    Explanation,
+    InterventionResult,
+    ModelSizes,
+    NeuronProjection,
+    PredictionState,
+)
+from torch import Tensor
+
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
+from neuron_attribution_server.model.attribution.states import Weights
+from neuron_attribution_server.model.attribution.value_search import LazyRanges
+from neuron_attribution_server.model.capture.capture import capture
+from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
+from neuron_attribution_server.model.capture.edits import Edits, Placed
+from neuron_attribution_server.model.engine.explanation.explainer import Explainer
+from neuron_attribution_server.model.engine.explanation.finite import are_finite, check_finite
+from neuron_attribution_server.model.engine.explanation.intervening import before_and_after
+from neuron_attribution_server.model.engine.explanation.keys import check_subkey
+from neuron_attribution_server.model.engine.explanation.predictions import own_log_probabilities
+from neuron_attribution_server.model.engine.explanation.projector import Projector
+from neuron_attribution_server.model.engine.explanation.rows import Row
+from neuron_attribution_server.model.engine.generation import generate, generate_several
+from neuron_attribution_server.model.engine.passes import (
+    Answer,
+    PassSequence,
+    PassTask,
+    Place,
+    check_units,
+    outcome_of,
+    places_of,
+    rows_of,
+    rows_without_target,
+    sequences_of,
+)
+from neuron_attribution_server.tasks.tasks import (
+    AttributeTask,
+    ExplainedToken,
+    InterveneTask,
+    ModelFacts,
+    Outcome,
+    ProjectOutcome,
+    ProjectTask,
+    Task,
+)
+
+SCORING_BYTES = 1 << 30
+"""Memory for the base states' log probabilities of the rows scored together."""
+
+
+def bytes_per_row(sizes: ModelSizes) -> int:
+    """What the base states' log probabilities of one explained token take."""
+    return (2 * sizes.layers + 1) * sizes.vocabulary * torch.float32.itemsize
+
+
+def rows_at_once(sizes: ModelSizes) -> int:
+    """How many explained tokens are scored together."""
+    return max(1, SCORING_BYTES // bytes_per_row(sizes))
+
+
+class Engine:
+    """A loaded model that explains batches of tasks. Calls must not overlap."""
+
+    def __init__(
+        self, view: ModelView, weights: Weights, facts: ModelFacts, token_text: Callable[[int], str], ranges: LazyRanges
+    ) -> None:
+        self.facts = facts
+        self._view = view
+        self._unembedding = weights.unembedding
+        self._projector = Projector(view, weights.unembedding, token_text)
+        self._explainer = Explainer(view, weights, self._projector, ranges)
+
+    @torch.inference_mode()
+    def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Run one batch; a failed task's error stands in its place."""
+        outcomes: dict[int, Outcome] = {}
+        batch: dict[int, PassTask] = {}
+        for index, task in enumerate(tasks):
+            try:
+                self._check(task)
+                if isinstance(task, ProjectTask):
+                    outcomes[index] = self._project(task)
+                else:
+                    batch[index] = self._with_generation(task) if isinstance(task, AttributeTask) else task
+            except NeuronAttributionError as error:
+                outcomes[index] = error
+        for together in self._batches(batch):
+            found = self._run([batch[index] for index in together])
+            outcomes |= dict(zip(together, found, strict=True))
+        return [outcomes[index] for index in range(len(tasks))]
+
+    def _batches(self, tasks: Collection[int]) -> list[list[int]]:
+        """What shares a forward pass: everything, but where a longer sequence would change what a shorter one means."""
+        if self._view.depends_on_length:
+            return [[index] for index in tasks]
+        return [list(tasks)] if tasks else []
+
+    def _check(self, task: Task) -> None:
+        """Refuse what only the model itself knows to be impossible, before it shares a batch."""
+        if isinstance(task, InterveneTask):
+            for number, interventions in enumerate(task.sets):
+                check_units(self._view, interventions, f"sets[{number}].interventions")
+            return
+        options = task.options if isinstance(task, AttributeTask) else task
+        check_subkey(self._view, options.subkey)
+        for neuron in options.neurons:
+            if isinstance(neuron, FfnNeuron):
+                self._view.ffn_unit(neuron)
+        if isinstance(task, AttributeTask):
+            check_units(self._view, task.options.interventions, "interventions")
+
+    def _project(self, task: ProjectTask) -> ProjectOutcome:
+        found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)
+        return ProjectOutcome(tuple(NeuronProjection(*pair) for pair in zip(task.neurons, found, strict=True)))
+
+    def _with_generation(self, task: AttributeTask) -> AttributeTask:
+        """The task with its generated tokens as the completion to explain."""
+        if not task.generate:
+            return task
+        first = len(task.token_ids) - 1
+        placed = Placed(task.options.interventions, tuple(range(first, first + task.generate)))
+        generated = generate(self._view, task.token_ids, task.generate, placed)
+        explained = tuple(ExplainedToken(first + offset, token) for offset, token in enumerate(generated))
+        return replace(task, token_ids=(*task.token_ids, *generated), explained=explained, generate=0)
+
+    def _run(self, tasks: Sequence[PassTask]) -> list[Outcome]:
+        """One forward pass, and what each task reads of it."""
+        continuations = [self._continuations(task) if isinstance(task, InterveneTask) else [] for task in tasks]
+        began, start = time.time(), time.perf_counter()
+        seconds = SearchSeconds()
+        sequences = [each for task in tasks for each in sequences_of(task)]
+        captured = self._capture(sequences)
+        self._synchronize()
+        middle = time.perf_counter()
+        answers = self._answers(captured, tasks, continuations, seconds)
+        self._synchronize()
+        end = time.perf_counter()
+        tokens = sum(len(sequence.token_ids) for sequence in sequences)
+        shared = {"forward": middle - start, "scoring": end - middle, "started": began}
+        shared |= {"batch_requests": len(tasks), "batch_tokens": tokens}
+        return [outcome_of(task, answer, shared, seconds) for task, answer in zip(tasks, answers, strict=True)]
+
+    def _continuations(self, task: InterveneTask) -> list[tuple[int, ...]]:
+        """What the plain sequence and each set go on with, where that is asked for."""
+        sequences = [sequence.placed for sequence in sequences_of(task)]
+        if not task.generate:
+            return [() for _ in sequences]
+        return generate_several(self._view, task.token_ids, task.generate, sequences)
+
+    def _capture(self, sequences: Sequence[PassSequence]) -> CapturedStates:
+        rows = ExplainedRows.from_counts([sequence.positions for sequence in sequences], self._view.device)
+        edits = Edits(self._view, [sequence.placed for sequence in sequences])
+        return capture(self._view, [sequence.token_ids for sequence in sequences], rows, edits or None)
+
+    def _answers(
+        self,
+        captured: CapturedStates,
+        tasks: Sequence[PassTask],
+        continuations: Sequence[Sequence[tuple[int, ...]]],
+        seconds: SearchSeconds,
+    ) -> list[Answer]:
+        """Each task's part of the pass; the explained tokens of all attributions are scored together."""
+        finals = captured.rows.of(captured.inputs[-1]).float()
+        finite = are_finite(self._unembedding, finals)
+        places = places_of(tasks)
+        answers: list[Answer] = []
+        for task, place, continuation in zip(tasks, places, continuations, strict=True):
+            try:
+                check_finite(finite[place.rows], task)
+                answers.append(self._read(task, finals[place.rows], continuation))
+            except NeuronAttributionError as error:
+                answers.append(error)
+        attributions = [
+            (task, place)
+            for task, place, answer in zip(tasks, places, answers, strict=True)
+            if isinstance(task, AttributeTask) and not isinstance(answer, NeuronAttributionError)
+        ]
+        own = self._own_tokens(finals, attributions)
+        wanted = [row for task, place in attributions for row in rows_of(task, place, own)]
+        explained = iter(self._explain(captured, wanted, seconds))
+        return [
+            tuple(next(explained) for _ in task.explained)
+            if isinstance(task, AttributeTask) and answer is None
+            else answer
+            for task, answer in zip(tasks, answers, strict=True)
+        ]
+
+    def _read(
+        self, task: PassTask, finals: Tensor, continuation: Sequence[tuple[int, ...]]
+    ) -> tuple[PredictionState, tuple[InterventionResult, ...]] | None:
+        """The predictions of interventions; an attribution's explanations come later, together."""
+        if isinstance(task, InterveneTask):
+            return before_and_after(self._projector, self._unembedding, finals, task.target, continuation)
+        return None
+
+    def _own_tokens(self, finals: Tensor, attributions: Sequence[tuple[AttributeTask, Place]]) -> dict[int, int]:
+        """The most probable tokens of the rows that ask for them; as many at once as are scored together."""
+        asking: dict[bool, list[int]] = {True: [], False: []}
+        for task, place in attributions:
+            asking[task.reproducible] += rows_without_target(task, place)
+        own: dict[int, int] = {}
+        for alone, rows in asking.items():
+            together = 1 if alone else rows_at_once(self._view.sizes)
+            for start in range(0, len(rows), together):
+                some = rows[start : start + together]
+                probable = own_log_probabilities(self._unembedding, finals[some]).argmax(-1)
+                own |= dict(zip(some, probable.tolist(), strict=True))
+        return own
+
+    def _explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
+        groups: dict[object, list[Row]] = defaultdict(list)
+        for row in rows:
+            options = row.options
+            alone = row.index if row.alone else None
+            groups[row.contrast is None, options.scoring_method, options.include_final_norm_bias, alone].append(row)
+        together = rows_at_once(self._view.sizes)
+        explained: dict[int, Explanation] = {}
+        for group in groups.values():
+            for start in range(0, len(group), together):
+                chunk = group[start : start + together]
+                found = self._explainer.explain(captured, chunk, seconds)
+                explained |= {row.index: explanation for row, explanation in zip(chunk, found, strict=True)}
+        return [explained[row.index] for row in rows]
+
+    def _synchronize(self) -> None:
+        if self._view.device.type == "cuda":
+            torch.cuda.synchronize(self._view.device)

@@ -1,0 +1,53 @@
+"""What interventions did to a prediction: before and after each set, with the distance between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from neuron_attribution.results import InterventionResult, PredictionState, Token
+from torch import Tensor
+
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
+from neuron_attribution_server.model.engine.explanation.predictions import (
+    most_probable,
+    own_log_probabilities,
+    predictions,
+)
+from neuron_attribution_server.model.engine.explanation.projector import Projector
+
+
+def before_and_after(
+    projector: Projector,
+    unembedding: Unembedding,
+    finals: Tensor,
+    target: int | None,
+    continuations: Sequence[Sequence[int]],
+) -> tuple[PredictionState, tuple[InterventionResult, ...]]:
+    """The prediction at the final residuals [1 + sets, d], the first of which is that of the plain sequence.
+
+    One row after another: products of several rows round otherwise, and no set's answer depends on how many there are.
+    """
+    plain = own_log_probabilities(unembedding, finals[:1])
+    watched = int(plain.argmax()) if target is None else target
+    texts = [tuple(map(projector.token, tokens)) for tokens in continuations]
+    before = _state(projector, plain, watched, texts[0])
+    results = []
+    for number, text in enumerate(texts[1:], 1):
+        final = finals[number : number + 1]
+        changed = own_log_probabilities(unembedding, final)
+        results.append(InterventionResult(_state(projector, changed, watched, text), _divergence(plain, changed)))
+    return before, tuple(results)
+
+
+def _state(projector: Projector, log_probabilities: Tensor, target: int, text: tuple[Token, ...]) -> PredictionState:
+    asked = torch.tensor([[target]], device=log_probabilities.device)
+    tokens = torch.cat([asked, most_probable(log_probabilities)], 1)
+    [[watched, *alternatives]] = predictions(projector, log_probabilities, tokens)
+    return PredictionState(watched, tuple(alternatives), text)
+
+
+def _divergence(before: Tensor, after: Tensor) -> float:
+    """KL(before || after) in nats; rounding never makes it negative."""
+    before, after = before.double(), after.double()
+    return max(0.0, float((before.exp() * (before - after)).sum()))

@@ -1,0 +1,106 @@
+"""What neurons mean in the vocabulary: their vectors, projected, with the answers remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
+from neuron_attribution.requests import Side, Subkey
+from neuron_attribution.results import ProjectedToken, Projection, Token
+from torch import Tensor
+
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.projection import extremes, through_head
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
+from neuron_attribution_server.model.engine.explanation.keys import attention_keys, ffn_keys
+from neuron_attribution_server.model.engine.explanation.remembered import RememberedProjections
+
+
+class Projector:
+    """Projects vectors and neurons into the vocabulary."""
+
+    def __init__(self, view: ModelView, unembedding: Unembedding, token_text: Callable[[int], str]) -> None:
+        self._view = view
+        self._unembedding = unembedding
+        self._token_text = token_text
+        self._remembered = RememberedProjections()
+
+    def token(self, token_id: int) -> Token:
+        """A token with its text."""
+        return Token(token_id, self._token_text(token_id))
+
+    def vectors(self, vectors: Tensor, k: int) -> list[Projection]:
+        """The k highest and lowest tokens of vectors [C, d]."""
+        if not len(vectors):
+            return []
+        found = extremes(self._unembedding, vectors, k)
+        columns = [tensor.tolist() for tensor in (found.top, found.top_scores, found.bottom, found.bottom_scores)]
+        return [
+            Projection(self._tokens(top, top_scores), self._tokens(bottom, bottom_scores))
+            for top, top_scores, bottom, bottom_scores in checked(zip(*columns, strict=True))
+        ]
+
+    def subvalues(self, neurons: Iterable[Neuron], k: int) -> dict[Neuron, Projection]:
+        """The projections of neurons' subvalues; those not remembered share one matrix product."""
+        recalled = {neuron: self._remembered.get(neuron, k) for neuron in dict.fromkeys(neurons)}
+        missing = [neuron for neuron, projection in recalled.items() if projection is None]
+        found = dict(zip(missing, self.vectors(self._subvalues(missing), k), strict=True))
+        for neuron, projection in found.items():
+            self._remembered.put(neuron, k, projection)
+        return {neuron: projection or found[neuron] for neuron, projection in recalled.items()}
+
+    def neurons(
+        self, neurons: Sequence[Neuron], side: Side, subkey: Subkey, through: Head | None, k: int
+    ) -> list[Projection]:
+        """The projections of neurons' subvalues or subkeys, or of FFN subvalues read through a head."""
+        if through is not None:
+            return self.vectors(self._through(neurons, through), k)
+        if side is Side.SUBKEY:
+            return self.vectors(self._subkeys(neurons, subkey), k)
+        found = self.subvalues(neurons, k)
+        return [found[neuron] for neuron in neurons]
+
+    def _tokens(self, ids: list[int], scores: list[float]) -> tuple[ProjectedToken, ...]:
+        return tuple(ProjectedToken(self.token(token_id), score) for token_id, score in zip(ids, scores, strict=True))
+
+    def _subvalues(self, neurons: Sequence[Neuron]) -> Tensor:
+        return _stack([self._subvalue(neuron) for neuron in neurons])
+
+    def _subvalue(self, neuron: Neuron) -> Tensor:
+        layer = self._view.layers[neuron.layer]
+        if isinstance(neuron, FfnNeuron):
+            return layer.ffn_subvalues.rows(self._ids([self._view.ffn_unit(neuron)]))[0]
+        return layer.attention_subvalues.rows(self._ids([self._first(neuron.head) + neuron.index]))[0]
+
+    def _first(self, head: int) -> int:
+        return head * self._view.sizes.head_size
+
+    def _ids(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor(ids, device=self._view.device)
+
+    def _subkeys(self, neurons: Sequence[Neuron], subkey: Subkey) -> Tensor:
+        return torch.cat(
+            [
+                ffn_keys(self._view, [neuron], subkey)
+                if isinstance(neuron, FfnNeuron)
+                else attention_keys(self._view, [neuron])
+                for neuron in checked(neurons)
+            ]
+        )
+
+    def _through(self, neurons: Sequence[Neuron], through: Head) -> Tensor:
+        if any(isinstance(neuron, AttentionNeuron) for neuron in neurons):
+            raise InvalidArgumentError.of("through", "only FFN neurons are read through a head; leave it unset")
+        layer = self._view.layers[through.layer]
+        norm = layer.attention_norm
+        subvalues = self._subvalues(neurons)
+        first = self._first(through.head)
+        output_rows = layer.attention_subvalues.rows(self._ids(range(first, first + self._view.sizes.head_size)))
+        return through_head(norm.without_bias(subvalues), layer.value_rows(through.head), output_rows)
+
+
+def _stack(vectors: list[Tensor]) -> Tensor:
+    return torch.stack(vectors).float() if vectors else torch.empty(0)

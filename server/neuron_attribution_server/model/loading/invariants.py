@@ -1,0 +1,176 @@
+"""What must hold before a model is served: measured on a probe at load, refused by name where it does not.
+
+Errors are the largest absolute difference relative to the largest value. A wrong module path, a wrong slice of a fused
+projection or a lost attention mask shows here instead of in somebody's results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from neuron_attribution.errors import FailedPreconditionError
+from neuron_attribution.results import Invariant
+from torch import Tensor
+
+from neuron_attribution_server.model.architectures.layer_view import LayerView
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
+from neuron_attribution_server.model.capture.capture import SMALLEST_PASS, capture, set_plain, set_recordable
+from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
+
+PROBE_LENGTH = SMALLEST_PASS
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+
+Check = Callable[["Probe"], float]
+
+
+class Probe:
+    """A short fixed sequence, everything captured at every position, and the model's own eager logits."""
+
+    def __init__(self, view: ModelView, unembedding: Unembedding) -> None:
+        self.view = view
+        self.unembedding = unembedding
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(view.sizes.vocabulary, (1, PROBE_LENGTH), generator=generator).to(view.device)
+        rows = ExplainedRows.from_counts([list(range(PROBE_LENGTH))], view.device)
+        self.states: CapturedStates = capture(view, tokens.tolist(), rows)
+        self.logits = _eager_logits(view, tokens)[0].float()
+
+    def layers(self) -> Iterable[tuple[int, LayerView]]:
+        """Every layer with its number."""
+        return enumerate(self.view.layers)
+
+    def ffn_reads(self, number: int) -> Tensor:
+        """What a layer's FFN reads by the spec, [T, d]."""
+        inputs, writes = self.states.inputs[number][0], self.states.attention_writes[number][0]
+        return self.view.layers[number].ffn_reads(inputs, writes)
+
+
+def measure(view: ModelView, unembedding: Unembedding) -> tuple[Invariant, ...]:
+    """Measure every invariant. Raises FailedPreconditionError naming those that fail."""
+    with torch.inference_mode():
+        probe = Probe(view, unembedding)
+        tolerance = TOLERANCES[view.dtype]
+        found = tuple(
+            Invariant(name, (check.__doc__ or "").split("\n")[0], check(probe), tolerance)
+            for name, check in INVARIANTS.items()
+        )
+    failed = [each for each in found if not each.error <= each.tolerance]
+    if failed:
+        reasons = "; ".join(f"{each.name} is off by {each.error:.2g} (allowed {each.tolerance:.0e})" for each in failed)
+        raise FailedPreconditionError(
+            f"model refused: it does not work as the {view.spec.family} architecture says: {reasons}",
+            reason="INVARIANT_FAILED",
+        )
+    return found
+
+
+def _forward_parity(probe: Probe) -> float:
+    """The recorded forward pass, read through the final norm and unembedding, gives the model's own eager logits."""
+    return _error(probe.unembedding.own_logits(probe.states.inputs[-1][0].float()), probe.logits)
+
+
+def _residual_additivity(probe: Probe) -> float:
+    """Each layer adds exactly what its attention and its FFN write to the residual stream."""
+    inputs, writes = probe.states.inputs, (probe.states.attention_writes, probe.states.ffn_writes)
+    sums = [
+        (inputs[layer].float() + writes[0][layer].float() + writes[1][layer].float(), inputs[layer + 1].float())
+        for layer, _ in probe.layers()
+    ]
+    return max(_error(*pair) for pair in sums)
+
+
+def _attention_identity(probe: Probe) -> float:
+    """Attention weights times value vectors are the input of the attention output projection."""
+    return max(_error(_heads(probe, layer), probe.states.head_outputs[layer].float()) for layer, _ in probe.layers())
+
+
+def _attention_neurons(probe: Probe) -> float:
+    """Attention neurons and the bias add up to what attention writes."""
+    return max(_error(*_attention_sum(probe, number, layer)) for number, layer in probe.layers())
+
+
+def _ffn_neurons(probe: Probe) -> float:
+    """FFN neurons and the bias add up to what the FFN writes."""
+    return max(_error(*_ffn_sum(probe, number, layer)) for number, layer in probe.layers())
+
+
+def _value_keys(probe: Probe) -> float:
+    """The value projection's rows, read through the norm before attention, give the value vectors."""
+    return max(_error(*_values(probe, number, layer)) for number, layer in probe.layers())
+
+
+def _ffn_keys(probe: Probe) -> float:
+    """The FFN's input rows, read through the norm before the FFN, give its neurons' coefficients."""
+    return max(_error(*_coefficients(probe, number, layer)) for number, layer in probe.layers())
+
+
+INVARIANTS: dict[str, Check] = {
+    "forward_parity": _forward_parity,
+    "residual_additivity": _residual_additivity,
+    "attention_identity": _attention_identity,
+    "attention_neurons": _attention_neurons,
+    "ffn_neurons": _ffn_neurons,
+    "value_keys": _value_keys,
+    "ffn_keys": _ffn_keys,
+}
+
+
+def _error(measured: Tensor, expected: Tensor) -> float:
+    return float((measured - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def _eager_logits(view: ModelView, tokens: Tensor) -> Tensor:
+    """The model's own logits by transformers' plain attention and experts, which share nothing with the recording."""
+    set_plain(view)
+    try:
+        logits: Tensor = view.model(input_ids=tokens, use_cache=False).logits.to(view.device)
+    finally:
+        set_recordable(view)
+    return logits
+
+
+def _heads(probe: Probe, layer: int) -> Tensor:
+    """Sum over positions of attention times value, [T, H * D]."""
+    attention = probe.states.attention_rows[layer]
+    values = probe.states.values[layer][0].float()
+    repeated = values.repeat_interleave(attention.shape[1] // values.shape[0], 0)
+    return torch.einsum("ehp,hpk->ehk", attention, repeated).flatten(1)
+
+
+def _attention_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
+    scales = _scales(probe.states.attention_scales, number)
+    total = probe.states.head_outputs[number].float() @ layer.attention_subvalues.all()
+    constant = layer.attention_write.constant(layer.attention_bias, scales)
+    return _written(total, constant, scales), probe.states.attention_writes[number][0].float()
+
+
+def _ffn_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
+    scales = _scales(probe.states.ffn_scales, number)
+    total = probe.states.coefficients[number].float() @ layer.ffn_subvalues.all()
+    routing = probe.states.routings.get(number)
+    bias = layer.ffn.bias(probe.ffn_reads(number), None if routing is None else routing.at(0))
+    return _written(total, layer.ffn_write.constant(bias, scales), scales), probe.states.ffn_writes[number][0].float()
+
+
+def _scales(scales: list[Tensor], number: int) -> Tensor | None:
+    return scales[number][0] if scales else None
+
+
+def _written(total: Tensor, constant: Tensor | None, scales: Tensor | None) -> Tensor:
+    """Neurons' sum [T, d], through the norm behind it where there is one, and what is written beside them."""
+    scaled = total if scales is None else total / scales[:, None]
+    return scaled if constant is None else scaled + constant
+
+
+def _values(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
+    normed = layer.attention_norm.normed(probe.states.inputs[number][0].float())
+    return layer.value_vectors(normed), probe.states.values[number][0].float().transpose(0, 1).flatten(1)
+
+
+def _coefficients(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
+    """By the rows of single neurons, as the query scores read them, against what the forward pass recorded."""
+    routing = probe.states.routings.get(number)
+    computed = layer.ffn.coefficients(probe.ffn_reads(number), None if routing is None else routing.at(0))
+    return computed, probe.states.coefficients[number].float()

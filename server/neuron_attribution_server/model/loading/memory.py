@@ -1,0 +1,71 @@
+"""How much memory a batch takes beside the weights, so that none is formed that does not fit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.capped_objectives import CAPPED_AT_ONCE
+from neuron_attribution_server.model.attribution.objectives import VECTORS_AT_ONCE
+from neuron_attribution_server.model.attribution.unembedding import VOCABULARY_BLOCK
+from neuron_attribution_server.model.attribution.value_neurons import BOUNDS_AT_ONCE
+from neuron_attribution_server.model.engine.engine import bytes_per_row, rows_at_once
+from neuron_attribution_server.tasks.tasks import MemoryCost
+
+SHARE = 0.5
+"""The part of the free memory that one batch may take: the allocator's rounding and other users need the rest."""
+LIBRARIES = 1 << 28
+"""Working memory of the matrix libraries and the kernels' caches, taken with the first large batch."""
+ALLOCATOR = 1.5
+"""What is taken over what is kept: freed blocks between tensors that live longer."""
+PROJECTED_TOKEN = 512
+"""A vocabulary token of an answer with its text and score: as objects, as a message, and as bytes on their way out."""
+FLOAT = 4
+
+
+def memory_cost(view: ModelView) -> MemoryCost:
+    """Predicted from the sizes of what is kept; tests compare it with what processes take."""
+    sizes, element = view.sizes, torch.finfo(view.dtype).bits // 8
+    width = sizes.key_value_heads * sizes.head_size
+    captured = sizes.layers * (3 * sizes.hidden_size + width) + sizes.hidden_size
+    forward = 4 * _ffn_width(view) + 8 * sizes.hidden_size
+    scoring = FLOAT * sizes.layers * width
+    return MemoryCost(
+        available=int(SHARE * _free_bytes(view.device)),
+        fixed=LIBRARIES
+        + FLOAT * (4 * BOUNDS_AT_ONCE + 4 * VECTORS_AT_ONCE * VOCABULARY_BLOCK)
+        + (0 if view.logit_cap is None else 4 * FLOAT * CAPPED_AT_ONCE * sizes.vocabulary),
+        per_token=int(ALLOCATOR * (element * (captured + forward) + scoring)),
+        per_row=2 * bytes_per_row(sizes),
+        per_row_token=2 * FLOAT * sizes.layers * sizes.heads,
+        per_head_position=6 * FLOAT * sizes.hidden_size,
+        per_changed_token=int(ALLOCATOR * FLOAT * sizes.layers * sizes.heads * sizes.head_size),
+        rows_at_once=rows_at_once(sizes),
+        per_projected_token=PROJECTED_TOKEN,
+        heads=sizes.layers * sizes.heads,
+        per_explained=3 * FLOAT * sizes.layers * (sizes.ffn_width + sizes.experts * sizes.expert_width),
+    )
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(int(psutil.virtual_memory().available), _container_bytes())
+
+
+def _container_bytes() -> int:
+    """What the container's memory limit leaves (control groups, version 2); without a limit, no bound."""
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return sys.maxsize if text == "max" else max(0, int(text) - int(used.read_text()))
+
+
+def _ffn_width(view: ModelView) -> int:
+    """The neurons a token activates in one layer."""
+    sizes = view.sizes
+    chosen = getattr(view.config, "num_experts_per_tok", None) or sizes.experts
+    return sizes.ffn_width + min(chosen, sizes.experts) * sizes.expert_width

@@ -1,0 +1,193 @@
+"""Loads a model, proves that it works as its architecture says, and builds the engine around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from neuron_attribution.errors import FailedPreconditionError
+from neuron_attribution.requests import Part
+from neuron_attribution.results import Exactness, ModelIdentity
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from neuron_attribution_server.model.architectures.families import FAMILIES
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.architectures.refusals import refusal
+from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
+from neuron_attribution_server.model.capture.capture import prepare_model
+from neuron_attribution_server.model.engine.engine import Engine
+from neuron_attribution_server.model.engine.generation import make_greedy
+from neuron_attribution_server.model.loading.demo import cache_folder
+from neuron_attribution_server.model.loading.invariants import measure
+from neuron_attribution_server.model.loading.load_failures import Reading, check_tensors, naming_files
+from neuron_attribution_server.model.loading.memory import memory_cost
+from neuron_attribution_server.model.loading.model_source import ModelSource, model_source
+from neuron_attribution_server.model.loading.placement import check_whole, device_of, loading_arguments, place
+from neuron_attribution_server.model.loading.ranges import VocabularyRanges
+from neuron_attribution_server.model.loading.weights import weights_of
+from neuron_attribution_server.settings.config import LoadSettings
+from neuron_attribution_server.tasks.tasks import ModelFacts
+from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
+
+EXACT = Exactness(
+    exact=True,
+    explanation="every ranking is the one that scoring every neuron gives: what was not scored is bounded below it; "
+    "where no bound can tell neurons apart, the search ends and its coverage says that it is not exact",
+)
+
+CAPPED = Exactness(
+    exact=False,
+    explanation="the model soft-caps its logits: rankings are screened by the slope plus a margin of 0.77 / cap times "
+    "the square of the largest logit a neuron can add, what passes is scored exactly; exhaustive rankings are exact",
+)
+
+
+def load_engine(settings: LoadSettings) -> Engine:
+    """Load what the settings name.
+
+    Raises FailedPreconditionError for an architecture that is not supported, an invariant that fails and files that
+    cannot be loaded, OSError for a model that is not there, and ImportError for a package that it needs.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.set_float32_matmul_precision("highest")  # scores are exact in float32: a GPU's TF32 has 10 bits of 23
+    logging.set_verbosity_error()
+    source = model_source(settings)
+    with naming_files(source, Reading.MODEL if source.gguf_file is None else Reading.GGUF):
+        model = _model(source, settings)
+    with naming_files(source, Reading.TOKENIZER):
+        serialized = _serialized(
+            AutoTokenizer.from_pretrained(source.location, **_own_code(settings), **source.arguments)
+        )
+        tokenizer = ExactTokenizer(serialized)
+        tokenizer.ids("a")  # some break at their first text only
+    revision = source.revision()
+    ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}.safetensors"
+    identity = ModelIdentity(source.name, revision, _name(model.dtype))
+    return _engine(model, identity, serialized, tokenizer.text, ranges)
+
+
+def engine_from(model: PreTrainedModel, tokenizer_json: str | None = None, name: str = "test") -> Engine:
+    """The engine around a model in memory. Without a tokenizer, tokens show as their ids."""
+    identity = ModelIdentity(name, "in-memory", _name(model.dtype))
+    token_text = ExactTokenizer(tokenizer_json).text if tokenizer_json else str
+    return _engine(model, identity, tokenizer_json or "", token_text, None)
+
+
+def _engine(
+    model: PreTrainedModel,
+    identity: ModelIdentity,
+    tokenizer: str,
+    token_text: Callable[[int], str],
+    ranges: Path | None,
+) -> Engine:
+    check_whole(model)
+    model.eval().requires_grad_(False)
+    make_greedy(model)
+    view = _view(model)
+    prepare_model(view)
+    weights = weights_of(view)
+    invariants = measure(view, weights.unembedding)
+    facts = ModelFacts(
+        identity=identity,
+        family=view.spec.family,
+        device=str(view.device),
+        sizes=view.sizes,
+        maximum_tokens=view.maximum_tokens,
+        supported_parts=tuple(Part),
+        exactness=EXACT if view.logit_cap is None else CAPPED,
+        invariants=invariants,
+        tokenizer=tokenizer,
+        memory=memory_cost(view),
+    )
+    return Engine(view, weights, facts, token_text, VocabularyRanges(weights, ranges))
+
+
+def _model(source: ModelSource, settings: LoadSettings) -> PreTrainedModel:
+    """The model with every tensor as its files have it, where it runs."""
+    if source.gguf_file is None:
+        _spec(AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source.location,
+        dtype=_dtype(settings.dtype, device_of(settings)),
+        use_safetensors=None if settings.pickled_weights else True,
+        ignore_mismatched_sizes=True,  # they are refused below, by their names
+        output_loading_info=True,
+        **loading_arguments(settings),
+        **_own_code(settings),
+        **source.arguments,
+    )
+    model: PreTrainedModel = loaded[0]
+    check_tensors(source, loaded[1])
+    if getattr(model, "is_quantized", False) and source.gguf_file is None:
+        model = _dequantized(model, settings)
+    place(model, settings)
+    return model
+
+
+def _own_code(settings: LoadSettings) -> dict[str, bool]:
+    return {"trust_remote_code": settings.trust_remote_code}
+
+
+def _view(model: PreTrainedModel) -> ModelView:
+    spec = _spec(model.config)
+    try:
+        return ModelView(model, spec)
+    except (AttributeError, IndexError) as error:
+        raise FailedPreconditionError(
+            f"model refused: its modules are not where the {spec.family} architecture has them: {error}",
+            reason="UNSUPPORTED_ARCHITECTURE",
+        ) from error
+
+
+def _spec(config: PreTrainedConfig) -> ArchitectureSpec:
+    """The architecture's spec, by the configuration alone: a model is refused before its weights are read."""
+    try:
+        family = config.get_text_config().model_type
+    except ValueError:  # it holds several language models
+        family = config.model_type
+    if family not in FAMILIES:
+        raise FailedPreconditionError(
+            f"model refused: the {family} architecture is not supported: {refusal(family)}; "
+            f"supported: {', '.join(sorted(FAMILIES))}",
+            reason="UNSUPPORTED_ARCHITECTURE",
+        )
+    return FAMILIES[family]
+
+
+def _dequantized(model: PreTrainedModel, settings: LoadSettings) -> PreTrainedModel:
+    """The same numbers as plain matrices: packed weights are none that the method could read."""
+    if settings.device_map is not None:
+        raise FailedPreconditionError(
+            "model refused: a quantized checkpoint cannot be spread over devices, for its plain matrices would not fit "
+            "where its packed ones do; leave --device-map out, or serve the checkpoint it was made from",
+            reason="QUANTIZED_AND_SPREAD",
+        )
+    plain: PreTrainedModel = model.dequantize()
+    return plain
+
+
+def _dtype(setting: str, device: torch.device) -> torch.dtype | str:
+    """`auto` keeps a checkpoint's own type on a GPU; a CPU gains nothing from half precision, so float32 there."""
+    if setting == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    dtype: torch.dtype = getattr(torch, setting)
+    return dtype
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _serialized(tokenizer: object) -> str:
+    """The tokenizer as the tokenizers library writes it, which is all the front end needs."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise FailedPreconditionError(
+            "model refused: its tokenizer has no fast (tokenizers library) form; convert it and save tokenizer.json",
+            reason="NO_FAST_TOKENIZER",
+        )
+    return str(backend.to_str())

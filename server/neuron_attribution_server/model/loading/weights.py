@@ -1,0 +1,43 @@
+"""The static tensors that scoring reads, from a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.states import Weights
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
+
+
+def weights_of(view: ModelView) -> Weights:
+    """Read everything once; the neurons' vectors are views of the model's own weights."""
+    ffn = [layer.ffn_subvalues for layer in view.layers]
+    attention = [layer.attention_subvalues for layer in view.layers]
+    return Weights.of(unembedding_of(view), ffn, attention)
+
+
+def unembedding_of(view: ModelView) -> Unembedding:
+    """The frozen-norm unembedding of a model."""
+    norm = view.final_norm
+    weight = view.unembedding
+    assert norm.epsilon is not None
+    return Unembedding(
+        weight=weight,
+        gamma=view.logit_multiplier * norm.weight,
+        epsilon=norm.epsilon,
+        centred=norm.centred,
+        constant=_constant(view, weight),
+        largest_norm=float(weight.norm(dim=-1).max()),
+        cap=view.logit_cap,
+    )
+
+
+def _constant(view: ModelView, weight: Tensor) -> Tensor | None:
+    """W_U beta + the unembedding's bias, times the logits' multiplier, [V]."""
+    terms = []
+    if view.final_norm.bias is not None:
+        terms.append(weight @ view.final_norm.bias)
+    if view.unembedding_bias is not None:
+        terms.append(view.unembedding_bias)
+    return view.logit_multiplier * torch.stack(terms).sum(0) if terms else None

@@ -1,0 +1,104 @@
+"""Runs batches in the worker process. A long one looks up at its checkpoints: it stops when nobody waits for it any
+more, and lets a short batch that has come meanwhile go first.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+from contextlib import suppress
+from functools import partial
+
+from neuron_attribution.errors import CancelledError
+
+from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints, checked
+from neuron_attribution_server.tasks.messages import Batch, Begun, Computed, Drop, Finished, ToWorker
+from neuron_attribution_server.tasks.pipe import WorkerEnd
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import failed_batch, run_batch
+from neuron_attribution_server.tasks.tasks import Answer, Engine
+
+LOOK_SECONDS = 0.02
+"""The least time between two looks into the pipe: checkpoints may be much closer to each other."""
+
+_log = logging.getLogger(__name__)
+
+
+class Unwanted(BaseException):
+    """Ends a batch that nobody waits for any more. No failure, so that nothing on the way takes it for one."""
+
+
+class BatchRunner:
+    """Runs what comes through a pipe, a batch inside another where it comes meanwhile."""
+
+    def __init__(self, front_end: WorkerEnd, engine: Engine) -> None:
+        self._front_end = front_end
+        self._engine = engine
+        self._running: list[int] = []
+        self._dropped: set[int] = set()
+        self._given_way = 0.0
+        self._looked = 0.0
+
+    def serve(self) -> None:
+        """Run batches until the pipe closes. Raises EOFError and OSError then."""
+        while True:
+            self._handle(self._front_end.receive())
+
+    def _handle(self, message: ToWorker) -> None:
+        match message:
+            case Batch():
+                self._run(message)
+            case Drop(number) if number in self._running:  # else it has ended meanwhile
+                self._dropped.add(number)
+
+    def _run(self, batch: Batch) -> None:
+        if self._running:
+            self._front_end.send(Begun(batch.number))
+        report, started, given_way = BatchReport(), time.perf_counter(), self._given_way
+        self._running.append(batch.number)
+        try:
+            with at_checkpoints(partial(self._look_up, batch.number)):
+                computed = partial(self._computed, batch.number)
+                outcomes = run_batch(self._engine, batch.tasks, report, computed, checked)
+        except Unwanted:
+            report.stopped = True
+            outcomes = [_unwanted() for _ in batch.tasks]
+        finally:
+            self._running.remove(batch.number)
+            self._dropped.discard(batch.number)
+        elapsed = time.perf_counter() - started
+        report.seconds = elapsed - (self._given_way - given_way)
+        report.tasks = len(batch.tasks)
+        if self._running:
+            self._given_way += report.seconds
+        self._finish(batch, outcomes, report)
+
+    def _look_up(self, number: int) -> None:
+        """At a checkpoint of a batch: read what has come."""
+        now = time.perf_counter()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        while self._front_end.has_message():
+            self._handle(self._front_end.receive())
+        if number in self._dropped:
+            raise Unwanted
+
+    def _computed(self, number: int) -> None:
+        with suppress(OSError):  # the parent has gone; the answers will notice
+            self._front_end.send(Computed(number))
+
+    def _finish(self, batch: Batch, outcomes: list[Answer], report: BatchReport) -> None:
+        try:
+            self._front_end.send(Finished(batch.number, outcomes, pickle.dumps(report)))
+        except OSError:
+            raise
+        except Exception as error:
+            _log.exception("outcomes could not be sent")
+            failed = failed_batch(error, batch.tasks)
+            self._front_end.send(Finished(batch.number, failed, pickle.dumps(report)))
+
+
+def _unwanted() -> CancelledError:
+    return CancelledError("nobody waited for this request any more; its work was stopped", reason="UNWANTED")

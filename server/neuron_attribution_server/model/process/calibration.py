@@ -1,0 +1,92 @@
+"""Measures at load what each kind of work costs on this device: a few small tasks of different kinds, timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from neuron_attribution.errors import NeuronAttributionError
+from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.requests import AttributeOptions, Intervention, Part, Side
+from neuron_attribution.results import ModelSizes
+
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.running import run_batch
+from neuron_attribution_server.tasks.tasks import (
+    AttributeTask,
+    Engine,
+    ExplainedToken,
+    InterveneTask,
+    ModelFacts,
+    Outcome,
+    ProjectTask,
+    Task,
+    WorkPrices,
+)
+from neuron_attribution_server.tasks.work import work_of
+from neuron_attribution_server.tasks.work_prices import Sample, measured_prices
+
+BUDGET_SECONDS = 3.0
+"""After so long no further sample is begun: a model that takes longer for these few is priced by its sizes."""
+_SHORT, _LONG = 8, 96
+_FEW = 32
+
+
+class MeasuredEngine:
+    """An engine whose facts have the prices of work."""
+
+    def __init__(self, engine: Engine, work: WorkPrices) -> None:
+        self._engine = engine
+        self.facts: ModelFacts = replace(engine.facts, work=work)
+
+    def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Run one batch."""
+        return self._engine.run(tasks)
+
+
+def measured_work(engine: Engine) -> WorkPrices:
+    """The prices of work on the engine's device. What fails is no sample; without any there are no prices."""
+    sizes = engine.facts.sizes
+    samples: list[Sample] = []
+    began = time.perf_counter()
+    for place, task in enumerate(_tasks(sizes, engine.facts.maximum_tokens)):
+        if time.perf_counter() - began > BUDGET_SECONDS:
+            break
+        started = time.perf_counter()
+        [answer] = run_batch(engine, [task], BatchReport())
+        seconds = time.perf_counter() - started
+        if place and not isinstance(answer, NeuronAttributionError):  # the first one pays for everything's first time
+            samples.append(Sample(work_of([task], sizes), seconds))
+    return measured_prices(sizes, samples) if samples else WorkPrices()
+
+
+def _tasks(sizes: ModelSizes, most: int) -> Iterator[Task]:
+    short, long = min(_SHORT, most), min(_LONG, most)
+    everything = AttributeOptions()
+    layers = AttributeOptions(parts=frozenset({Part.LAYERS}))
+    yield _attribution(short, 1, everything)
+    yield _attribution(short, 1, layers)
+    yield _attribution(short, 1, everything)
+    yield ProjectTask(neurons=_neurons(sizes, 0, _FEW))
+    yield InterveneTask(token_ids=_ids(short), sets=((Intervention(neurons=_neurons(sizes, 0, 4)),),))
+    yield _attribution(long, 1, layers)
+    yield _attribution(short, short, layers)
+    yield ProjectTask(neurons=_neurons(sizes, _FEW, _FEW), side=Side.SUBKEY, top_k=min(300, sizes.vocabulary))
+    yield InterveneTask(token_ids=_ids(max(1, min(short, most - 2))), sets=((),), generate=2)
+
+
+def _attribution(tokens: int, rows: int, options: AttributeOptions) -> AttributeTask:
+    explained = tuple(map(ExplainedToken, range(tokens - rows, tokens)))
+    return AttributeTask(token_ids=_ids(tokens), explained=explained, options=options)
+
+
+def _ids(count: int) -> tuple[int, ...]:
+    return tuple(range(1, count + 1))
+
+
+def _neurons(sizes: ModelSizes, first: int, count: int) -> tuple[FfnNeuron, ...]:
+    """Neurons of the dense network, or of an expert where there is none; fewer where there are not as many."""
+    width, expert = (sizes.ffn_width, None) if sizes.ffn_width else (sizes.expert_width, 0)
+    indices = range(min(first, width), min(first + count, width))
+    return tuple(FfnNeuron(layer=sizes.layers - 1, index=index, expert=expert) for index in indices)

@@ -1,0 +1,99 @@
+"""The worker process, from the inside: it loads the model, says so, and runs batches until its pipe closes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from itertools import count
+from multiprocessing.connection import Connection
+
+from neuron_attribution.errors import NeuronAttributionError
+
+from neuron_attribution_server.model.loading import math_libraries
+from neuron_attribution_server.model.process.batches import BatchRunner
+from neuron_attribution_server.model.process.calibration import MeasuredEngine, measured_work
+from neuron_attribution_server.settings import heap
+from neuron_attribution_server.settings.config import LoadSettings
+from neuron_attribution_server.settings.logs import configure_logging
+from neuron_attribution_server.tasks.messages import Beat, Failed, Ready
+from neuron_attribution_server.tasks.pipe import WorkerEnd
+from neuron_attribution_server.tasks.running import EngineFactory
+from neuron_attribution_server.tasks.tasks import Engine
+
+BEAT_SECONDS = 1.0
+_TIDY_SECONDS = 1.0
+_BEATS_UNTIL_TIDIED = 10
+
+_log = logging.getLogger(__name__)
+
+# What loading fails with when the model, its files or the machine are to blame; anything else is a bug and is logged.
+_EXPECTED = (NeuronAttributionError, OSError, ValueError, RuntimeError, ImportError)
+
+
+def load(settings: LoadSettings) -> Engine:
+    """Load the model. The import is here so that PyTorch is loaded in the worker process alone."""
+    math_libraries.settle()
+    from neuron_attribution_server.model.loading.models import load_engine
+
+    return load_engine(settings)
+
+
+def load_measured(settings: LoadSettings) -> Engine:
+    """Load the model and measure what work costs here, which a scheduler wants to know."""
+    engine = load(settings)
+    return MeasuredEngine(engine, measured_work(engine))
+
+
+def main(pipe: socket.socket, lifeline: Connection, factory: EngineFactory, log_level: str, log_format: str) -> None:
+    """Run in the worker process. Nothing comes through the lifeline: that it ends, ends the process."""
+    # A signal to the whole group (Ctrl-C, a hangup, systemd) is the parent's: it drains first, then closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    configure_logging(log_level, log_format)
+    front_end = WorkerEnd(pipe)
+    threading.Thread(target=_follow, args=(lifeline,), daemon=True).start()
+    threading.Thread(target=_beat, args=(front_end,), daemon=True).start()
+    engine = _load(front_end, factory)
+    if engine is not None:
+        with suppress(EOFError, OSError):  # told to stop, or without a parent
+            BatchRunner(front_end, engine).serve()
+
+
+def _beat(front_end: WorkerEnd) -> None:
+    with suppress(OSError):  # the parent has gone; the lifeline ends the process
+        for beats in count(1):
+            front_end.send(Beat())
+            time.sleep(BEAT_SECONDS)
+            if beats % _BEATS_UNTIL_TIDIED == 0:
+                heap.give_back()
+
+
+def _follow(lifeline: Connection) -> None:
+    """Told to stop or without a parent, end the process, even amid a load or a batch."""
+    with suppress(EOFError, OSError):
+        lifeline.recv_bytes()
+    time.sleep(_TIDY_SECONDS)  # an idle process ends by itself meanwhile, and leaves nothing behind
+    os._exit(0)
+
+
+def _load(front_end: WorkerEnd, factory: EngineFactory) -> Engine | None:
+    try:
+        engine = factory()
+        front_end.send(Ready(engine.facts))
+    except Exception as error:
+        level = logging.DEBUG if isinstance(error, _EXPECTED) else logging.ERROR
+        _log.log(level, "loading failed", exc_info=True)
+        front_end.send(Failed(_in_one_line(error)))
+        return None
+    return engine
+
+
+def _in_one_line(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    return message if message and isinstance(error, _EXPECTED) else f"{type(error).__name__}: {message}"

@@ -1,0 +1,65 @@
+"""The rooms of the packages: each says at its door what it is for, none is too large, and the README shows them all."""
+
+import ast
+import re
+from pathlib import PurePosixPath
+
+import pytest
+from checkout import ROOT, tracked_files
+
+FILES = [PurePosixPath(name) for name in tracked_files()]
+PACKAGES = PurePosixPath("client/neuron_attribution"), PurePosixPath("server/neuron_attribution_server")
+CLIENT, SERVER = PACKAGES
+DOORS = [path for path in FILES if path.name == "__init__.py" and path.is_relative_to(SERVER)]
+MOST_FILES = 18
+MOST_LINES = 1800
+
+
+def tree():
+    """What the README's tree names, as paths: the first column of each line, below the folder it is indented under."""
+    (text,) = re.findall(r"^```text\n(protos/.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    above = []
+    for line in filter(None, text.splitlines()):
+        indent = len(line) - len(line.lstrip())
+        if indent % 4 or indent // 4 > len(above):
+            continue  # a description goes on
+        del above[indent // 4 :]
+        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        yield from ("/".join((*above, name)) for name in names)
+        above.append(names[0].rstrip("/"))
+
+
+def rooms(package):
+    """The packages inside a package, as git knows them."""
+    return {path.parent for path in FILES if path.name == "__init__.py" and package in path.parent.parents}
+
+
+def test_the_tree_names_exactly_the_rooms_that_exist():
+    named = {PurePosixPath(name) for name in tree() if name.endswith("/")}
+    assert len(rooms(SERVER)) > 20
+    for package in PACKAGES:
+        assert {room for room in named if package in room.parents} == rooms(package)
+
+
+def test_everything_that_the_tree_names_exists():
+    assert len(list(tree())) > 40
+    for name in tree():
+        path = ROOT / name
+        assert path.is_dir() if name.endswith("/") else path.with_suffix(".py").is_file(), name
+
+
+@pytest.mark.parametrize("door", DOORS, ids=[str(path.parent.relative_to(SERVER.parent)) for path in DOORS])
+def test_a_room_says_at_its_door_what_it_is_for_and_is_not_too_large(door):
+    module = ast.parse((ROOT / door).read_text())
+    assert len(module.body) == 1
+    said = ast.get_docstring(module)
+    assert said is not None
+    if door.parent != SERVER:
+        assert re.search(r"\bMay import\b", said)
+    files = [path for path in FILES if path.parent == door.parent and path.suffix == ".py"]
+    assert len(files) <= MOST_FILES
+    assert sum(len((ROOT / path).read_text().splitlines()) for path in files) <= MOST_LINES
+
+
+def test_every_file_of_the_server_lies_in_a_room():
+    assert {path.parent for path in FILES if SERVER in path.parents} == {door.parent for door in DOORS}
