@@ -77,7 +77,7 @@ def test_threads_that_send_at_the_same_time_do_not_mix():
         for thread in threads:
             thread.start()
         messages = [await heard.messages.get() for _ in threads]
-        assert sorted({*message} for message in messages) == [{number} for number in range(8)]
+        assert sorted(tuple({*message}) for message in messages) == [(number,) for number in range(8)]
         for thread in threads:
             thread.join()
 
