@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from dataclasses import MISSING, Field, fields
-from functools import partial
 from typing import Any
 
 from neuron_attribution.cli.main import client_variables
@@ -14,7 +13,7 @@ from neuron_attribution.cli.main import client_variables
 from neuron_attribution_server.app import Application
 from neuron_attribution_server.front_end.calls.calls import call_ids
 from neuron_attribution_server.front_end.workers.pool import worker_pool
-from neuron_attribution_server.model.process.main import load, load_measured
+from neuron_attribution_server.model.process.main import Loading
 from neuron_attribution_server.server_process import serve
 from neuron_attribution_server.settings.config import (
     ConfigurationError,
@@ -49,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _application(config: ServerConfig) -> Application:
     configure_logging(config.log_level, config.log_format, call_ids)
-    first = [partial(load_measured, settings) for settings in config.load_settings]
-    again = [partial(load, settings) for settings in config.load_settings]  # by then batches have told the prices
+    first = [Loading(settings, measured=True) for settings in config.load_settings]
+    again = [Loading(settings) for settings in config.load_settings]  # by then batches have told the prices
     return Application(config, worker_pool(config, first, again))
 
 

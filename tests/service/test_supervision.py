@@ -160,6 +160,24 @@ def test_two_workers_share_the_batches_and_one_carries_on_alone():
         assert NOT_SERVING not in seen
 
 
+def test_a_spare_process_takes_over_and_is_replaced_whoever_dies():
+    with slow_server(spare_worker=True) as (process, address):
+        eventually(lambda: len(worker_processes(process.pid)) == 2)
+        worker, spare = worker_processes(process.pid)
+        assert all_right(answers_around(address, lambda: os.kill(worker, signal.SIGKILL)))
+        eventually(lambda: len(worker_processes(process.pid)) == 2)
+        assert spare in worker_processes(process.pid)
+        [fresh] = set(worker_processes(process.pid)) - {spare}
+        os.kill(fresh, signal.SIGKILL)  # nobody notices, and then there is none for the next death
+        assert all_right(answers_around(address, lambda: os.kill(spare, signal.SIGKILL)))
+        eventually(lambda: len(worker_processes(process.pid)) == 2)
+        assert not {worker, spare, fresh} & set(worker_processes(process.pid))
+        left = worker_processes(process.pid)
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in left)
+
+
 def test_a_poisonous_request_fails_alone():
     async def scenario(stub):
         filler = asyncio.ensure_future(stub.Attribute(own_prompt(99)))

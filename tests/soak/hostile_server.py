@@ -19,6 +19,8 @@ from service.demo_server import COMMAND
 from service.scraping import Scrape, free_address
 from service.servers import worker_processes
 
+from soak.processes import resident_bytes
+
 GRACE = 20.0
 PATIENCE = 300
 ORDINARY, HOSTILE, REVOKED = "ordinary", "hostile", "revoked"
@@ -26,6 +28,7 @@ ORDINARY, HOSTILE, REVOKED = "ordinary", "hostile", "revoked"
 SETTINGS = {
     "grace": GRACE,
     "restarts": 100,
+    "spare_worker": "true",
     "cache_bytes": 0,
     "log_level": "warning",
 }
@@ -111,9 +114,9 @@ class HostileServer:
         return counts
 
     def kill_worker(self) -> None:
-        """End the worker's process, if there is one just now."""
-        for pid in worker_processes(self.pid):
-            os.kill(pid, signal.SIGKILL)
+        """End the worker's process, the largest one, as the system does when memory runs out; if there is one now."""
+        if workers := worker_processes(self.pid):
+            os.kill(max(workers, key=resident_bytes), signal.SIGKILL)
 
     @contextmanager
     def limited(self, kind: int, limit: int):

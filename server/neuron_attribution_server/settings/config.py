@@ -200,6 +200,9 @@ class ServerConfig:
         _number(int, 0, 1000), "restarts of a worker process within the restart window before the server gives up", 5
     )
     restart_window: float = _setting(_seconds, "seconds within which restarts are counted", 600.0)
+    spare_worker: bool = _setting(
+        _switch, "whether a worker's next process is kept ready, all but its model: a restart takes half as long", False
+    )
     tls_certificate: str | None = _setting(
         _text, "PEM file of the certificate, read again when it changes; without one, no TLS", None
     )

@@ -8,6 +8,11 @@ from neuron_attribution_server.tasks.tasks import Answer, ModelFacts, Task
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """To the worker: load the model now. Until then it does what needs no model, and waits."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """To the worker: run these tasks. Sent while another batch runs, it goes first at that one's next checkpoint."""
 
@@ -66,4 +71,4 @@ class Beat:
 
 
 FromWorker = Ready | Failed | Begun | Computed | Finished | Beat
-ToWorker = Batch | Drop
+ToWorker = Load | Batch | Drop

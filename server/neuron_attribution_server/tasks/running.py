@@ -27,6 +27,7 @@ from neuron_attribution_server.tasks.tasks import (
 )
 
 EngineFactory = Callable[[], Engine]
+"""Loads a model. Where it has a method `prepare`, that does what takes time and needs no model."""
 
 WARM_UP = AttributeTask(token_ids=(0,), explained=(ExplainedToken(0),))
 """One tiny task: the first one is slow, and shows whether the model works at all."""

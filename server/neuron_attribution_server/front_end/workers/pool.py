@@ -216,7 +216,8 @@ def worker_pool(
             batch_timeout=config.batch_timeout,
         )
         restarts = Restarts(config.restarts, config.restart_window)
-        workers.append(SupervisedWorker(partial(spawn, factory), partial(spawn, later), name, restarts))
+        spawns = partial(spawn, factory), partial(spawn, later)
+        workers.append(SupervisedWorker(*spawns, name, restarts, spare=config.spare_worker))
     return WorkerPool(workers)
 
 

@@ -28,6 +28,7 @@ from neuron_attribution_server.tasks.messages import (
     Failed,
     Finished,
     FromWorker,
+    Load,
     Ready,
 )
 from neuron_attribution_server.tasks.pipe import FrontEnd
@@ -105,12 +106,26 @@ class ProcessWorker:
         """Whether the process is loaded, warm and has not ended."""
         return self._live and not self._ended.is_set()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._ended.is_set()
+
+    async def prepare(self) -> None:
+        """Start the process. It does what needs no model, and waits to be told more. Raises OSError."""
+        await self._spawn()
+
     async def start(self) -> ModelFacts:
-        """Start the process and wait until it has loaded the model and run a first task."""
+        """Start the process, if it is not prepared; wait until it has loaded the model and run a first task."""
         try:
-            await self._spawn()
+            if self._pipe is None:
+                await self._spawn()
         except OSError as error:
             raise ModelLoadError(f"its process cannot be started: {error}") from None
+        if self._ended.is_set():
+            raise ModelLoadError(f"its process {self.cause}")
+        assert self._pipe is not None
+        self._pipe.send(Load())
         self._loaded = asyncio.get_running_loop().create_future()
         self._watching = asyncio.create_task(self._watch())
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from neuron_attribution_server.front_end.workers.interface import ModelLoadError
 from neuron_attribution_server.front_end.workers.process import ProcessWorker
-from neuron_attribution_server.front_end.workers.restarts import Restarts
+from neuron_attribution_server.front_end.workers.restarts import MOST_BACKOFF, Restarts
 from neuron_attribution_server.tasks.tasks import ModelFacts
 
 _log = logging.getLogger(__name__)
@@ -23,12 +23,18 @@ class SupervisedWorker:
         spawn_again: Callable[[], ProcessWorker],
         name: str,
         restarts: Restarts,
+        *,
+        spare: bool = False,
     ) -> None:
+        """With a `spare`, a process that has all but the model is kept ready for the next restart."""
         self._spawn_again = spawn_again
         self._name = name
         self._worker = spawn()
         self._facts: ModelFacts | None = None
         self.restarts = restarts
+        self._keeps_spare = spare
+        self._spare: ProcessWorker | None = None
+        self._preparing: asyncio.Task[None] | None = None
 
     @property
     def worker(self) -> ProcessWorker:
@@ -49,14 +55,45 @@ class SupervisedWorker:
         """Restart the worker whenever it dies; return when it has died too often."""
         while True:
             on_change(self)
+            self._keep_spare()
             await self._worker.ended()
             on_change(self)
             if not await self._restart(self._worker.cause):
                 return
 
     async def stop(self) -> None:
-        """End the present process."""
+        """End the present process, and the spare one."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.gather(self._preparing, return_exceptions=True)
+        if self._spare is not None:
+            await self._spare.stop()
         await self._worker.stop()
+
+    def _keep_spare(self) -> None:
+        if self._keeps_spare and (self._preparing is None or self._preparing.done()):
+            self._preparing = asyncio.create_task(self._prepare_spare())
+
+    async def _prepare_spare(self) -> None:
+        """Have a spare process. Where none can be started now, one may be later."""
+        while self._spare is None or self._spare.has_ended:
+            spare = self._spawn_again()
+            try:
+                await spare.prepare()
+                self._spare = spare
+            except OSError as error:
+                _log.warning("%s has no spare process: %s", self._name, error)
+                await asyncio.sleep(MOST_BACKOFF)
+
+    async def _next(self) -> ProcessWorker:
+        """The spare process, if there is one."""
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return self._spawn_again()
+        if spare.has_ended:
+            await spare.stop()
+            return self._spawn_again()
+        return spare
 
     async def _restart(self, cause: str) -> bool:
         """Try until a process is live; false where there were too many deaths."""
@@ -70,7 +107,7 @@ class SupervisedWorker:
                 return False
             self._log_death(logging.WARNING, pid, cause, f"restarting in {pause:g} seconds")
             await asyncio.sleep(pause)
-            self._worker = self._spawn_again()
+            self._worker = await self._next()
             try:
                 await self._load_again()
             except ModelLoadError as error:

@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
 from itertools import count
 from multiprocessing.connection import Connection
 
@@ -20,7 +22,7 @@ from neuron_attribution_server.model.process.calibration import MeasuredEngine, 
 from neuron_attribution_server.settings import heap
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.settings.logs import configure_logging
-from neuron_attribution_server.tasks.messages import Beat, Failed, Ready
+from neuron_attribution_server.tasks.messages import Beat, Failed, Load, Ready
 from neuron_attribution_server.tasks.pipe import WorkerEnd
 from neuron_attribution_server.tasks.running import EngineFactory
 from neuron_attribution_server.tasks.tasks import Engine
@@ -49,6 +51,23 @@ def load_measured(settings: LoadSettings) -> Engine:
     return MeasuredEngine(engine, measured_work(engine))
 
 
+@dataclass(frozen=True)
+class Loading:
+    """What a worker process is given to load its model: all of it can be pickled."""
+
+    settings: LoadSettings
+    measured: bool = False
+
+    def prepare(self) -> None:
+        """Import the libraries, which takes longer than to load a small model."""
+        math_libraries.settle()
+        import_module("neuron_attribution_server.model.loading.models")
+
+    def __call__(self) -> Engine:
+        """Load the model."""
+        return load_measured(self.settings) if self.measured else load(self.settings)
+
+
 def main(pipe: socket.socket, lifeline: Connection, factory: EngineFactory, log_level: str, log_format: str) -> None:
     """Run in the worker process. Nothing comes through the lifeline: that it ends, ends the process."""
     # A signal to the whole group (Ctrl-C, a hangup, systemd) is the parent's: it drains first, then closes the pipe.
@@ -59,9 +78,9 @@ def main(pipe: socket.socket, lifeline: Connection, factory: EngineFactory, log_
     front_end = WorkerEnd(pipe)
     threading.Thread(target=_follow, args=(lifeline,), daemon=True).start()
     threading.Thread(target=_beat, args=(front_end,), daemon=True).start()
-    engine = _load(front_end, factory)
-    if engine is not None:
-        with suppress(EOFError, OSError):  # told to stop, or without a parent
+    with suppress(EOFError, OSError):  # told to stop, or without a parent
+        engine = _load(front_end, factory)
+        if engine is not None:
             BatchRunner(front_end, engine).serve()
 
 
@@ -83,15 +102,28 @@ def _follow(lifeline: Connection) -> None:
 
 
 def _load(front_end: WorkerEnd, factory: EngineFactory) -> Engine | None:
+    """Load the model when told to. Raises EOFError where the pipe is closed before: a spare was not needed."""
+    try:
+        if prepare := getattr(factory, "prepare", None):
+            prepare()
+    except Exception as error:
+        _failed(front_end, error)
+        return None
+    told = front_end.receive()
+    assert isinstance(told, Load), told
     try:
         engine = factory()
         front_end.send(Ready(engine.facts))
     except Exception as error:
-        level = logging.DEBUG if isinstance(error, _EXPECTED) else logging.ERROR
-        _log.log(level, "loading failed", exc_info=True)
-        front_end.send(Failed(_in_one_line(error)))
+        _failed(front_end, error)
         return None
     return engine
+
+
+def _failed(front_end: WorkerEnd, error: Exception) -> None:
+    level = logging.DEBUG if isinstance(error, _EXPECTED) else logging.ERROR
+    _log.log(level, "loading failed", exc_info=error)
+    front_end.send(Failed(_in_one_line(error)))
 
 
 def _in_one_line(error: Exception) -> str:
