@@ -21,16 +21,20 @@ class BatchLimits:
     memory: MemoryCost
     seconds: float = math.inf
     together: Callable[[Sequence[Task]], float] | None = None
-    """Predicts the seconds that count; without it, those that the tasks take one by one."""
+    """Predicts the seconds that count, never more than one by one; without it those that the tasks take so."""
 
     def allow(self, tasks: Sequence[Task], seconds: float = 0.0) -> bool:
         """Whether the tasks may run together, which take so many seconds one by one."""
         return (
             len(tasks) <= self.requests
             and padded_tokens(tasks) <= self.tokens
-            and (seconds if self.together is None else self.together(tasks)) <= self.seconds
+            and (seconds <= self.seconds or self._allows_together(tasks))
             and self.memory.batch(tasks) <= self.memory.available
         )
+
+    def _allows_together(self, tasks: Sequence[Task]) -> bool:
+        """Whether what takes too long one by one does not together. To predict that takes a while, so it comes last."""
+        return self.together is not None and len(tasks) > 1 and self.together(tasks) <= self.seconds
 
 
 def padded_tokens(tasks: Sequence[Task]) -> int:
