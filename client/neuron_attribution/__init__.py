@@ -91,7 +91,7 @@ from neuron_attribution.results import (
     TokenizerFacts,
     TokenPrediction,
 )
-from neuron_attribution.streams import StreamResult
+from neuron_attribution.transport.streams import StreamResult
 
 __all__ = [
     "AbortedError",

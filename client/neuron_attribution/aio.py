@@ -10,16 +10,23 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from neuron_attribution import _calls, comparing, head_effects
-from neuron_attribution._base import BaseClient
-from neuron_attribution._calls import AttributeArguments, InterveneArguments, NeuronLike, ProjectArguments, TextOrIds
-from neuron_attribution.comparing import CompareArguments, Question, Steps
+from neuron_attribution.comparing import head_effects, predictions
+from neuron_attribution.comparing.head_effects import HeadEffectArguments
+from neuron_attribution.comparing.predictions import CompareArguments, Question, Steps
 from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.head_effects import HeadEffectArguments
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
-from neuron_attribution.streams import AsyncRequestStream, StreamItem, StreamResult, read_response
+from neuron_attribution.transport import calls
+from neuron_attribution.transport.base import BaseClient
+from neuron_attribution.transport.calls import (
+    AttributeArguments,
+    InterveneArguments,
+    NeuronLike,
+    ProjectArguments,
+    TextOrIds,
+)
+from neuron_attribution.transport.streams import AsyncRequestStream, StreamItem, StreamResult, read_response
 
 Result = TypeVar("Result")
 
@@ -43,7 +50,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         add_special_tokens, model) and of AttributeOptions (parts, top_k, direction, ...). Enums are also accepted by
         their values ("increase"), neurons as they are written ("24.1005").
         """
-        return await self._run(_calls.attribute(prompt, **arguments), timeout)
+        return await self._run(calls.attribute(prompt, **arguments), timeout)
 
     async def attribute_stream(
         self,
@@ -97,7 +104,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         add_special_tokens, model, top_k (neurons of each kind and direction), projection_top_k,
         include_final_norm_bias, interventions. `timeout` is that of each of the requests this takes.
         """
-        steps = comparing.compare(prompt, other_prompt, one_server=other is None, **arguments)
+        steps = predictions.compare(prompt, other_prompt, one_server=other is None, **arguments)
         return await self._follow(steps, (self, other or self), timeout)
 
     async def head_effects(
@@ -120,7 +127,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
 
         Keyword arguments are the fields of ProjectNeuronRequest: side, through, top_k, subkey, model.
         """
-        return await self._run(_calls.project_neuron(neurons, **arguments), timeout)
+        return await self._run(calls.project_neuron(neurons, **arguments), timeout)
 
     async def intervene(
         self,
@@ -134,17 +141,17 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
 
         Keyword arguments are the fields of InterveneRequest: target, generate, add_special_tokens, model.
         """
-        return await self._run(_calls.intervene(prompt, sets, **arguments), timeout)
+        return await self._run(calls.intervene(prompt, sets, **arguments), timeout)
 
     async def tokenize(
         self, text: str, *, add_special_tokens: bool | None = None, model: str = "", timeout: float | None = None
     ) -> TokenizeResult:
         """Show the exact tokens a text becomes."""
-        return await self._run(_calls.tokenize(text, add_special_tokens, model), timeout)
+        return await self._run(calls.tokenize(text, add_special_tokens, model), timeout)
 
     async def get_model(self, *, model: str = "", timeout: float | None = None) -> ModelInfo:
         """Describe the served model."""
-        return await self._run(_calls.get_model(model), timeout)
+        return await self._run(calls.get_model(model), timeout)
 
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
@@ -172,7 +179,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
             outcome: Result = end.value
             return outcome
 
-    async def _run(self, call: _calls.Call[Result], timeout: float | None) -> Result:
+    async def _run(self, call: calls.Call[Result], timeout: float | None) -> Result:
         method = getattr(self._stub, call.method)
         deadline = self._deadline(timeout)
         try:

@@ -10,16 +10,23 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message
 
-from neuron_attribution import _calls, comparing, head_effects
-from neuron_attribution._base import BaseClient
-from neuron_attribution._calls import AttributeArguments, InterveneArguments, NeuronLike, ProjectArguments, TextOrIds
-from neuron_attribution.comparing import CompareArguments, Question, Steps
+from neuron_attribution.comparing import head_effects, predictions
+from neuron_attribution.comparing.head_effects import HeadEffectArguments
+from neuron_attribution.comparing.predictions import CompareArguments, Question, Steps
 from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.head_effects import HeadEffectArguments
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
-from neuron_attribution.streams import RequestStream, StreamItem, StreamResult, read_response
+from neuron_attribution.transport import calls
+from neuron_attribution.transport.base import BaseClient
+from neuron_attribution.transport.calls import (
+    AttributeArguments,
+    InterveneArguments,
+    NeuronLike,
+    ProjectArguments,
+    TextOrIds,
+)
+from neuron_attribution.transport.streams import RequestStream, StreamItem, StreamResult, read_response
 
 Result = TypeVar("Result")
 
@@ -43,7 +50,7 @@ class Client(BaseClient[grpc.Channel]):
         add_special_tokens, model) and of AttributeOptions (parts, top_k, direction, ...). Enums are also accepted by
         their values ("increase"), neurons as they are written ("24.1005").
         """
-        return self._run(_calls.attribute(prompt, **arguments), timeout)
+        return self._run(calls.attribute(prompt, **arguments), timeout)
 
     def attribute_stream(
         self,
@@ -96,7 +103,7 @@ class Client(BaseClient[grpc.Channel]):
         add_special_tokens, model, top_k (neurons of each kind and direction), projection_top_k,
         include_final_norm_bias, interventions. `timeout` is that of each of the requests this takes.
         """
-        steps = comparing.compare(prompt, other_prompt, one_server=other is None, **arguments)
+        steps = predictions.compare(prompt, other_prompt, one_server=other is None, **arguments)
         return self._follow(steps, (self, other or self), timeout)
 
     def head_effects(
@@ -119,7 +126,7 @@ class Client(BaseClient[grpc.Channel]):
 
         Keyword arguments are the fields of ProjectNeuronRequest: side, through, top_k, subkey, model.
         """
-        return self._run(_calls.project_neuron(neurons, **arguments), timeout)
+        return self._run(calls.project_neuron(neurons, **arguments), timeout)
 
     def intervene(
         self,
@@ -133,17 +140,17 @@ class Client(BaseClient[grpc.Channel]):
 
         Keyword arguments are the fields of InterveneRequest: target, generate, add_special_tokens, model.
         """
-        return self._run(_calls.intervene(prompt, sets, **arguments), timeout)
+        return self._run(calls.intervene(prompt, sets, **arguments), timeout)
 
     def tokenize(
         self, text: str, *, add_special_tokens: bool | None = None, model: str = "", timeout: float | None = None
     ) -> TokenizeResult:
         """Show the exact tokens a text becomes."""
-        return self._run(_calls.tokenize(text, add_special_tokens, model), timeout)
+        return self._run(calls.tokenize(text, add_special_tokens, model), timeout)
 
     def get_model(self, *, model: str = "", timeout: float | None = None) -> ModelInfo:
         """Describe the served model."""
-        return self._run(_calls.get_model(model), timeout)
+        return self._run(calls.get_model(model), timeout)
 
     def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
@@ -157,7 +164,7 @@ class Client(BaseClient[grpc.Channel]):
     ) -> None:
         self.close()
 
-    def _run(self, call: _calls.Call[Result], timeout: float | None) -> Result:
+    def _run(self, call: calls.Call[Result], timeout: float | None) -> Result:
         method = getattr(self._stub, call.method)
         deadline = self._deadline(timeout)
         try:
@@ -180,14 +187,14 @@ class Client(BaseClient[grpc.Channel]):
             outcome: Result = end.value
             return outcome
 
-    def _start(self, call: _calls.Call[Result], timeout: float | None) -> grpc.Future[Message]:
+    def _start(self, call: calls.Call[Result], timeout: float | None) -> grpc.Future[Message]:
         method = getattr(self._stub, call.method)
         future: grpc.Future[Message] = method.future(
             call.request, timeout=self._deadline(timeout), metadata=self._metadata()
         )
         return future
 
-    def _finish(self, call: _calls.Call[Result], future: grpc.Future[Message]) -> Result:
+    def _finish(self, call: calls.Call[Result], future: grpc.Future[Message]) -> Result:
         try:
             return call.read(future.result())
         except grpc.RpcError as error:

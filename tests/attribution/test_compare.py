@@ -10,9 +10,10 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from neuron_attribution import AsyncClient, Client, InvalidArgumentError, comparing
+from neuron_attribution import AsyncClient, Client, InvalidArgumentError
+from neuron_attribution.comparing import predictions
+from neuron_attribution.comparing.head_effects import reruns_at_once
 from neuron_attribution.comparisons import Comparison, DifferenceRanking, HeadEffects, NeuronComparison
-from neuron_attribution.head_effects import reruns_at_once
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import Intervention, LayerPart, Scale
 from neuron_attribution.results import AttributeResult
@@ -87,7 +88,7 @@ def test_every_difference(
 @pytest.mark.parametrize("at_once", [3, 1000])
 def test_a_search_that_must_look_deeper(llama: Compared, at_once: int) -> None:
     """It starts with one neuron of each end; few neurons may be named in one request."""
-    with served(llama, maximum_neurons=at_once) as client, patch.object(comparing, "FIRST_DEPTH", 1):
+    with served(llama, maximum_neurons=at_once) as client, patch.object(predictions, "FIRST_DEPTH", 1):
         got = client.compare(PROMPT, OTHER, target=TARGET, top_k=2)
     sides = tuple(llama.oracle(ids).explain(target=TARGET) for ids in (PROMPT, OTHER))
     assert_comparison(got, sides, 2)
@@ -118,8 +119,8 @@ def test_passes_that_disagree_are_not_called_exact(client: Client) -> None:
 
 def followed(client: Client, distance: float) -> Comparison:
     """A comparison that begins with one neuron of each end, the answers after the first ones moved."""
-    with patch.object(comparing, "FIRST_DEPTH", 1):
-        steps = comparing.compare(PROMPT, OTHER, one_server=True, top_k=2, projection_top_k=0)
+    with patch.object(predictions, "FIRST_DEPTH", 1):
+        steps = predictions.compare(PROMPT, OTHER, one_server=True, top_k=2, projection_top_k=0)
         answers: Any = None
         number = 0
         try:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from neuron_attribution import NeuronAttributionError
-from neuron_attribution.status import status_code
+from neuron_attribution.transport.status import status_code
 
 from load.arrivals import Arrival
 from load.mix import Kind

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from neuron_attribution import channel
+from neuron_attribution.transport import channel
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import FakeEngine
 from service.faulty_engines import Turnstile

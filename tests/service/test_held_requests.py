@@ -8,7 +8,7 @@ from queue import SimpleQueue
 import grpc
 import pytest
 from neuron_attribution import Client, ResourceExhaustedError
-from neuron_attribution.status import from_item_error
+from neuron_attribution.transport.status import from_item_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.front_end.transfer import lent_room
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker

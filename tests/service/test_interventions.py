@@ -4,7 +4,7 @@ import logging
 
 from neuron_attribution import Client, FfnNeuron, Head, Intervention, Scale
 from neuron_attribution.requests import AttributeOptions
-from neuron_attribution.status import from_rpc_error
+from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.front_end.scheduling.batches import padded_tokens
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker

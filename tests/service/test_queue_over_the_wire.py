@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from statistics import median
 
 import grpc
-from neuron_attribution.status import from_rpc_error
+from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import BATCH_SECONDS, PROMPT, TOKENIZER

@@ -6,7 +6,7 @@ from dataclasses import replace
 import grpc
 import pytest
 from neuron_attribution.errors import ResourceExhaustedError
-from neuron_attribution.status import from_rpc_error
+from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from neuron_attribution_server.front_end.calls.tenants import current_tenant

@@ -17,7 +17,7 @@ from neuron_attribution import (
     InvalidArgumentError,
     UnavailableError,
 )
-from neuron_attribution.streams import READ_AHEAD
+from neuron_attribution.transport.streams import READ_AHEAD
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.front_end.scheduling import scheduler
 from neuron_attribution_server.front_end.service.streaming import patiently

@@ -15,7 +15,7 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from neuron_attribution import AsyncClient, Client, UnauthenticatedError
-from neuron_attribution.status import DETAILS_KEY
+from neuron_attribution.transport.status import DETAILS_KEY
 from neuron_attribution_server.app import Application
 from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS, current_tenant
 from neuron_attribution_server.front_end.security.authentication import token_file

@@ -158,6 +158,6 @@ def test_a_bug_is_told_as_its_request_id_alone(server, caplog, monkeypatch):
 
 
 def test_every_status_of_ours_has_an_http_status():
-    from neuron_attribution.status import STATUS_CODES
+    from neuron_attribution.transport.status import STATUS_CODES
 
     assert set(HTTP_STATUSES) == set(STATUS_CODES.values())

@@ -31,7 +31,7 @@ from neuron_attribution.requests import (
     ProjectNeuronRequest,
     ScoringMethod,
 )
-from neuron_attribution.status import from_rpc_error
+from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from service.raw_http2 import RawPeer

@@ -20,7 +20,7 @@ from tempfile import TemporaryFile
 
 import grpc
 import psutil
-from neuron_attribution.status import from_rpc_error
+from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from service.servers import listening_address, server_process, worker_processes

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from neuron_attribution import channel
+from neuron_attribution.transport import channel
 from unit.fake_service import FakeService, serving
 
 

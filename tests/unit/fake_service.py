@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import grpc
 import numpy as np
-from neuron_attribution import convert, status
+from neuron_attribution import convert
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import Part
@@ -45,6 +45,7 @@ from neuron_attribution.results import (
     TokenizerFacts,
     TokenPrediction,
 )
+from neuron_attribution.transport import status
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 
 IDENTITY = ModelIdentity("tiny", "abc123", "float32")

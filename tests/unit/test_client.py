@@ -34,7 +34,7 @@ from neuron_attribution import (
     convert,
     status,
 )
-from neuron_attribution.channel import Connection
+from neuron_attribution.transport.channel import Connection
 from unit.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKENIZATION, FakeService, serving
 from unit.strategies import assert_same
 

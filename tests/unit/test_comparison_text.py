@@ -14,8 +14,8 @@ from neuron_attribution.comparisons import (
     NeuronComparison,
     NeuronDifference,
 )
+from neuron_attribution.display.plain_json import plain, plain_json
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
-from neuron_attribution.plain_json import plain, plain_json
 from neuron_attribution.results import LayerScores, ModelIdentity, NeuronScore, PromotedSide, Token, TokenPrediction
 from unit.fake_service import IDENTITY, PROJECTION, TOKENS
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuron_attribution.difference_search import FELL, ROSE, ROUNDING, DifferenceSearch
+from neuron_attribution.comparing.difference_search import FELL, ROSE, ROUNDING, DifferenceSearch
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.results import Coverage, NeuronRanking, NeuronScore
 

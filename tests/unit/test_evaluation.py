@@ -17,6 +17,7 @@ from neuron_attribution import (
     UnavailableError,
     status,
 )
+from neuron_attribution.atomic_files import held
 from neuron_attribution.cli.main import main
 from neuron_attribution.evaluation import protocol
 from neuron_attribution.evaluation.facts import Fact, FactsError, read_facts
@@ -24,7 +25,6 @@ from neuron_attribution.evaluation.random_neurons import RandomNeurons
 from neuron_attribution.evaluation.report import TABLES, markdown, report_of
 from neuron_attribution.evaluation.rows import Measured, Row, RowFile
 from neuron_attribution.evaluation.run import SETTINGS, chosen_facts, evaluate
-from neuron_attribution.lasting_files import held
 from unit import fake_service
 from unit.fake_service import EXPLANATION, INFO
 

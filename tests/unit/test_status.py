@@ -5,8 +5,9 @@ import pickle
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
-from neuron_attribution import errors, status
+from neuron_attribution import errors
 from neuron_attribution.errors import FieldViolation, NeuronAttributionError
+from neuron_attribution.transport import status
 
 CLASSES = NeuronAttributionError.__subclasses__()
 

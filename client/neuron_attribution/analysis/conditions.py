@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from neuron_attribution.analysis.corpus import Corpus
+from neuron_attribution.atomic_files import read_object, write_text
 from neuron_attribution.errors import FailedPreconditionError
-from neuron_attribution.lasting_files import read_object, write_text
 from neuron_attribution.requests import AttributeOptions
 from neuron_attribution.results import ModelIdentity
 

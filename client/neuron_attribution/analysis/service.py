@@ -15,7 +15,7 @@ from neuron_attribution.client import Client
 from neuron_attribution.errors import AbortedError, UnavailableError
 from neuron_attribution.requests import AttributeRequest
 from neuron_attribution.results import ModelInfo
-from neuron_attribution.streams import StreamResult
+from neuron_attribution.transport.streams import StreamResult
 
 SPAN = 512
 """How far the stream may run ahead of the oldest unanswered prompt: what waits for it is kept in memory."""

@@ -15,8 +15,8 @@ from pyarrow import parquet
 
 from neuron_attribution.analysis.rows import OK, ItemRows
 from neuron_attribution.analysis.tables import SCHEMAS, Tables, write_partial
+from neuron_attribution.atomic_files import PARTIAL
 from neuron_attribution.errors import InternalError
-from neuron_attribution.lasting_files import PARTIAL
 
 
 class ShardStore:

@@ -25,8 +25,8 @@ from neuron_attribution.analysis.corpus import Corpus, CorpusItem
 from neuron_attribution.analysis.rows import OK, ItemRows
 from neuron_attribution.analysis.shards import Shards, ShardStore
 from neuron_attribution.analysis.summary import summary
+from neuron_attribution.atomic_files import held, write_text
 from neuron_attribution.errors import InvalidArgumentError
-from neuron_attribution.lasting_files import held, write_text
 from neuron_attribution.results import ModelIdentity
 
 SHARD_PROMPTS = 32

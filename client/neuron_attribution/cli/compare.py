@@ -19,7 +19,7 @@ from neuron_attribution.cli.options import (
 from neuron_attribution.cli.report import add_report_argument, write_report
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.comparisons import Comparison, HeadEffects
-from neuron_attribution.plain_json import plain_json
+from neuron_attribution.display.plain_json import plain_json
 
 HELP = "find the neurons whose score differs most between two predictions"
 

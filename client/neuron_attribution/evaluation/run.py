@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from neuron_attribution.atomic_files import held, read_object, write_text
 from neuron_attribution.client import Client
 from neuron_attribution.evaluation.facts import Fact, FactsError
 from neuron_attribution.evaluation.protocol import Protocol
 from neuron_attribution.evaluation.report import Report, markdown, report_of
 from neuron_attribution.evaluation.rows import RowFile
-from neuron_attribution.lasting_files import held, read_object, write_text
 
 SETTINGS = "settings.json"
 AT_ONCE = 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from neuron_attribution.comparisons import Comparison, DifferenceRanking
-from neuron_attribution.plain_json import plain
+from neuron_attribution.display.plain_json import plain
 from neuron_attribution.report.page import page
 from neuron_attribution.report.tables import table
 

@@ -11,7 +11,7 @@ from neuron_attribution import convert
 from neuron_attribution.analysis.corpus import CorpusItem
 from neuron_attribution.analysis.rows import ItemRows, failed_rows, result_rows, unreadable
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.status import from_status, to_status
+from neuron_attribution.transport.status import from_status, to_status
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 from neuron_attribution_server.front_end.scheduling.batches import BatchLimits, is_dense

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 
 import grpc
 from neuron_attribution.errors import NeuronAttributionError, ResourceExhaustedError
-from neuron_attribution.status import PUSHBACK_KEY
+from neuron_attribution.transport.status import PUSHBACK_KEY
 
 from neuron_attribution_server.front_end.calls.calls import Call, current_call
 from neuron_attribution_server.front_end.transfer.exchange import CallerGoneError, Exchange, Received, Terms

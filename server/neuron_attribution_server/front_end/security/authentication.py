@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 from neuron_attribution.errors import UnauthenticatedError
-from neuron_attribution.status import public_message, status_code, trailing_metadata
+from neuron_attribution.transport.status import public_message, status_code, trailing_metadata
 
 from neuron_attribution_server.front_end.calls.calls import REQUEST_ID_KEY, current_call
 from neuron_attribution_server.front_end.calls.tenants import current_tenant

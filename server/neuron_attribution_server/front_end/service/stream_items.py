@@ -8,7 +8,7 @@ from functools import partial
 
 from neuron_attribution import convert
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError
-from neuron_attribution.status import to_item_error
+from neuron_attribution.transport.status import to_item_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 from neuron_attribution_server.front_end.service.served_model import PreparedAttribution, ServedModel

@@ -17,7 +17,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 from neuron_attribution.errors import DeadlineExceededError, InvalidArgumentError, NeuronAttributionError
-from neuron_attribution.status import public_message, status_code, trailing_metadata
+from neuron_attribution.transport.status import public_message, status_code, trailing_metadata
 
 from neuron_attribution_server.front_end.calls.calls import REQUEST_ID_KEY, Call
 from neuron_attribution_server.front_end.transfer.byte_budget import ByteBudget, Held, Holding

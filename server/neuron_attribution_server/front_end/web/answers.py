@@ -8,7 +8,7 @@ import grpc
 from aiohttp import web
 from google.protobuf import json_format
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError
-from neuron_attribution.status import status_code, to_status
+from neuron_attribution.transport.status import status_code, to_status
 
 _ENCODED = "ENCODED_MESSAGE"
 

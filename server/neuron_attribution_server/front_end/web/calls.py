@@ -14,7 +14,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from neuron_attribution.errors import DeadlineExceededError, NeuronAttributionError, UnimplementedError
-from neuron_attribution.status import from_rpc_error
+from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2
 
 from neuron_attribution_server.front_end.calls.calls import REQUEST_ID_KEY

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from neuron_attribution.channel import DEFAULT_TIMEOUT
 from neuron_attribution.errors import DeadlineExceededError, InvalidArgumentError
+from neuron_attribution.transport.channel import DEFAULT_TIMEOUT
 
 from neuron_attribution_server.front_end.calls.calls import REQUEST_ID_KEY
 from neuron_attribution_server.front_end.web.answers import encoded

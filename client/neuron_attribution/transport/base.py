@@ -7,11 +7,11 @@ from typing import Generic, TypeVar
 
 import grpc
 
-from neuron_attribution import _calls
-from neuron_attribution.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, Connection, Pem
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.status import from_rpc_error
-from neuron_attribution.tracing import trace_metadata
+from neuron_attribution.transport import calls
+from neuron_attribution.transport.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, Connection, Pem
+from neuron_attribution.transport.status import from_rpc_error
+from neuron_attribution.transport.tracing import trace_metadata
 
 Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
 
@@ -35,7 +35,7 @@ class BaseClient(ABC, Generic[Channel]):
         )
         self._timeout = timeout
         self._channel: Channel = self._open()
-        self._stub = _calls.stub(self._channel)
+        self._stub = calls.stub(self._channel)
 
     @abstractmethod
     def _open(self) -> Channel:

@@ -16,12 +16,10 @@ from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
 
-from neuron_attribution import _calls
-from neuron_attribution._calls import AttributeArguments, Call, TextOrIds
 from neuron_attribution.answers import explanation_of, given, left_out
+from neuron_attribution.comparing.difference_search import DifferenceSearch
 from neuron_attribution.comparisons import ComparedSide, Comparison, DifferenceRanking, NeuronComparison
 from neuron_attribution.convert.values import at_least_one, unsigned
-from neuron_attribution.difference_search import DifferenceSearch
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron, Neuron
 from neuron_attribution.requests import Direction, Intervention, Part
@@ -33,6 +31,8 @@ from neuron_attribution.results import (
     Projection,
     ProjectNeuronResult,
 )
+from neuron_attribution.transport import calls
+from neuron_attribution.transport.calls import AttributeArguments, Call, TextOrIds
 
 FIRST_DEPTH = 64
 """How many neurons of each end the sides rank at first, or twice as many as are wanted."""
@@ -85,7 +85,7 @@ class _Side:
     answer: AttributeResult | None = None
 
     def attribute(self, **fields: Unpack[AttributeArguments]) -> Call[AttributeResult]:
-        return _calls.attribute(self.prompt, **cast(AttributeArguments, {**self.fields, **fields}))
+        return calls.attribute(self.prompt, **cast(AttributeArguments, {**self.fields, **fields}))
 
     @property
     def layers(self) -> LayerScores:
@@ -121,7 +121,7 @@ class _Comparing:
 
     def steps(self) -> Steps[Comparison]:
         """From the first question to the comparison."""
-        models = yield [(side, _calls.get_model(self._model)) for side in SIDES]
+        models = yield [(side, calls.get_model(self._model)) for side in SIDES]
         self._take_models(models)
         limit = min(self._limits(side).top_k for side in SIDES)
         depth = min(limit, max(FIRST_DEPTH, 2 * self._k))
@@ -236,7 +236,7 @@ class _Comparing:
     def _projections(self, side: int, neurons: Sequence[Neuron]) -> list[Call[ProjectNeuronResult]]:
         at_once = self._limits(side).neurons
         return [
-            _calls.project_neuron(neurons[start : start + at_once], top_k=self._projection_top_k, model=self._model)
+            calls.project_neuron(neurons[start : start + at_once], top_k=self._projection_top_k, model=self._model)
             for start in range(0, len(neurons), at_once)
         ]
 

@@ -13,7 +13,7 @@ from neuron_attribution.convert.values import unicode_text
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError
 from neuron_attribution.requests import AttributeRequest
 from neuron_attribution.results import AttributeResult
-from neuron_attribution.status import from_item_error
+from neuron_attribution.transport.status import from_item_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 READ_AHEAD = 128

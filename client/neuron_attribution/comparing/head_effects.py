@@ -11,14 +11,14 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 
-from neuron_attribution import _calls
-from neuron_attribution._calls import TextOrIds
-from neuron_attribution.comparing import Steps
+from neuron_attribution.comparing.predictions import Steps
 from neuron_attribution.comparisons import HeadEffects
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError, ResourceExhaustedError
 from neuron_attribution.neurons import Head
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import InterveneResult, InterventionResult, Limits
+from neuron_attribution.transport import calls
+from neuron_attribution.transport.calls import TextOrIds
 
 TOKENS_AT_ONCE = 2048
 """Tokens of all reruns in one request, where the server's own limits are not lower."""
@@ -37,17 +37,17 @@ class HeadEffectArguments(TypedDict, total=False):
 
 def head_effects(prompt: TextOrIds, **arguments: Unpack[HeadEffectArguments]) -> Steps[HeadEffects]:
     """The steps that zero every head of the model in turn."""
-    (info,) = yield [(0, _calls.get_model(arguments.get("model", "")))]
+    (info,) = yield [(0, calls.get_model(arguments.get("model", "")))]
     shape = (info.sizes.layers, info.sizes.heads)
     heads = [Head(*place) for place in np.ndindex(shape)]
-    (first,) = yield [(0, _calls.intervene(prompt, _zeroed(heads[:1]), **arguments))]
+    (first,) = yield [(0, calls.intervene(prompt, _zeroed(heads[:1]), **arguments))]
     arguments["target"] = first.before.target.token.id
     count = reruns_at_once(info.limits, len(first.tokens))
     results = list(first.results)
     while missing := heads[len(results) :]:
         together = _in_requests(missing[: REQUESTS_AT_ONCE * count], count)
         try:
-            answers = yield [(0, _calls.intervene(prompt, _zeroed(some), **arguments)) for some in together]
+            answers = yield [(0, calls.intervene(prompt, _zeroed(some), **arguments)) for some in together]
         except (InvalidArgumentError, ResourceExhaustedError) as error:
             if len(together[0]) == 1 or not _asks_for_fewer(error):
                 raise
