@@ -11,6 +11,7 @@ import os
 # gRPC reads this once, when it is imported. Without it every failed TLS handshake is also a line on standard error.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
+from neuron_attribution import rendering
 from neuron_attribution.aio import AsyncClient
 from neuron_attribution.client import Client
 from neuron_attribution.comparisons import (
@@ -21,6 +22,9 @@ from neuron_attribution.comparisons import (
     NeuronComparison,
     NeuronDifference,
 )
+from neuron_attribution.display.drawn import html_tables, rich_tables
+from neuron_attribution.display.frames import data_frame
+from neuron_attribution.display.summaries import summary
 from neuron_attribution.errors import (
     AbortedError,
     CancelledError,
@@ -38,6 +42,7 @@ from neuron_attribution.errors import (
     UnimplementedError,
 )
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron, parse_head, parse_neuron
+from neuron_attribution.report import attribution_page, comparison_page
 from neuron_attribution.requests import (
     AttributeOptions,
     AttributeRequest,
@@ -92,6 +97,13 @@ from neuron_attribution.results import (
     TokenPrediction,
 )
 from neuron_attribution.transport.streams import StreamResult
+
+rendering.summary.register(rendering.Displayed, summary)
+rendering.rich_tables.register(rendering.Displayed, rich_tables)
+rendering.html_tables.register(rendering.Displayed, html_tables)
+rendering.data_frame.register(rendering.Displayed, data_frame)
+rendering.page.register(AttributeResult, attribution_page)
+rendering.page.register(Comparison, comparison_page)
 
 __all__ = [
     "AbortedError",

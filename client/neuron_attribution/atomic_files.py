@@ -11,6 +11,11 @@ from typing import Any
 
 from neuron_attribution.errors import FailedPreconditionError
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows, where the rest of the client runs
+    fcntl = None  # type: ignore[assignment]
+
 PARTIAL = ".partial"
 _LOCK = ".lock"
 
@@ -51,8 +56,8 @@ def held(folder: Path, what: str, begun: str) -> Iterator[None]:
     `what` is written there, and the file `begun` is there once it was begun. Raises FailedPreconditionError for a
     folder that holds something else or that another process writes to.
     """
-    import fcntl  # not on Windows, where the rest of the client runs
-
+    if fcntl is None:
+        raise FailedPreconditionError("this system cannot lock a folder; use Linux or macOS", reason="NO_LOCKS")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()) and not any((folder / name).exists() for name in (_LOCK, begun)):
         raise FailedPreconditionError(f"{folder} holds something else; name a new folder", reason="NOT_OURS")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neuron_attribution.neurons import Neuron
+from neuron_attribution.rendering import page
 from neuron_attribution.results import LayerScores, ModelIdentity, NeuronScore, Scores, Token, TokenPrediction
 
 
@@ -97,9 +98,7 @@ class Comparison:
 
     def to_html(self) -> str:
         """The comparison as one self-contained HTML page with charts and tables."""
-        from neuron_attribution.report import comparison_page
-
-        return comparison_page(self)
+        return page(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,8 +11,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from neuron_attribution.display.displayed import Displayed
 from neuron_attribution.neurons import Head, Neuron
+from neuron_attribution.rendering import Displayed, page
 from neuron_attribution.requests import Part
 
 Scores = NDArray[np.float32]
@@ -220,9 +220,7 @@ class AttributeResult(Displayed):
 
     def to_html(self) -> str:
         """The attribution as one self-contained HTML page with charts and tables."""
-        from neuron_attribution.report import attribution_page
-
-        return attribution_page(self)
+        return page(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas
 import pytest
 from neuron_attribution import NeuronProjection, ProjectedToken, Projection, Token, results
-from neuron_attribution.display.displayed import Displayed
 from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.rendering import Displayed
 from rich.console import Console
 from unit import fake_service as samples
 

@@ -18,9 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the script for the commands that can run here."""
-    from neuron_attribution.cli.main import full_parser
-
-    parser = full_parser()
+    parser: argparse.ArgumentParser = arguments.full_parser()
     for action in _actions(parser):
         _tell_values(action)
     print(shtab.complete(parser, arguments.shell))

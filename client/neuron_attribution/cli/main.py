@@ -114,7 +114,7 @@ def full_parser() -> argparse.ArgumentParser:
 def _run(words: Sequence[str]) -> int:
     chosen = next((word for word in words if not word.startswith("-")), None)
     parser = _parser(chosen)
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(words, argparse.Namespace(full_parser=full_parser))
     for flags in EXCLUSIVE:
         drop_overruled(arguments, words, flags)
     try:
