@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from google.protobuf.json_format import Parse
 from neuron_attribution import convert
-from neuron_attribution.cli import output, serve
+from neuron_attribution.cli import output
+from neuron_attribution.cli.commands import serve
 from neuron_attribution.cli.main import COMMANDS, main
 from neuron_attribution.errors import InternalError, UnauthenticatedError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head

@@ -15,7 +15,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import Protocol
 
-from neuron_attribution.cli import (
+from neuron_attribution.cli.commands import (
     analyze,
     attribute,
     compare,
@@ -27,9 +27,9 @@ from neuron_attribution.cli import (
     serve,
     tokenize,
 )
+from neuron_attribution.cli.commands.serve import MissingExtraError
 from neuron_attribution.cli.connection import TOKEN_VARIABLE
 from neuron_attribution.cli.options import UsageError, drop_overruled, variable
-from neuron_attribution.cli.serve import MissingExtraError
 from neuron_attribution.errors import NeuronAttributionError
 
 PROGRAM = "neuron-attribution"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from neuron_attribution.cli.commands.serve import server_module
 from neuron_attribution.cli.connection import add_connection_arguments, connect
 from neuron_attribution.cli.options import add_option
 from neuron_attribution.cli.output import (
@@ -16,7 +17,6 @@ from neuron_attribution.cli.output import (
     text_tables,
     token_text,
 )
-from neuron_attribution.cli.serve import server_module
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import model_info_to_proto
 from neuron_attribution.display.records import records

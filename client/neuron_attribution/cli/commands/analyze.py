@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from neuron_attribution.analysis.corpus import Corpus
+from neuron_attribution.cli.commands.serve import MissingExtraError, server_module
 from neuron_attribution.cli.connection import add_connection_arguments, connect
 from neuron_attribution.cli.options import (
     SOME_FAILED,
@@ -24,7 +25,6 @@ from neuron_attribution.cli.options import (
     positive_number,
     whole_number,
 )
-from neuron_attribution.cli.serve import MissingExtraError, server_module
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
 
