@@ -1,6 +1,7 @@
 """The only code where protobuf messages meet dataclasses: one `to_proto` and one `from_proto` function for each.
 
 Reading a request validates it: InvalidArgumentError names the field and the remedy. Reading a result trusts the server.
+May import the data and the generated code; never gRPC, nor what sends or shows.
 """
 
 from neuron_attribution.convert.attributions import (
