@@ -16,8 +16,8 @@ from neuron_attribution_server.front_end.service.result_cache import ResultCache
 from neuron_attribution_server.front_end.transfer.exchange import Terms
 from neuron_attribution_server.front_end.workers.interface import DeviceState, Worker
 from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.model_facts import ModelFacts
 from neuron_attribution_server.tasks.reports import GpuMemory
-from neuron_attribution_server.tasks.tasks import ModelFacts
 
 _GAUGES = {
     "ready": "1 while health says SERVING.",

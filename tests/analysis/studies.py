@@ -27,7 +27,7 @@ from neuron_attribution.results import (
     TokenPrediction,
 )
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
-from neuron_attribution_server.tasks.tasks import AttributeOutcome
+from neuron_attribution_server.tasks.answers import AttributeOutcome
 from service.fakes import REFUSE, SIZES, TOKENIZER, FakeEngine
 from service.servers import running_server
 

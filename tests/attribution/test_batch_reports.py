@@ -11,9 +11,10 @@ from neuron_attribution.requests import AttributeOptions, Direction, Part, Scori
 from neuron_attribution.results import Coverage, NeuronRanking
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.model.loading.models import engine_from
+from neuron_attribution_server.tasks.answers import PackedAttribution
 from neuron_attribution_server.tasks.reports import BatchReport, RankingCounts, gpu_memory
 from neuron_attribution_server.tasks.running import run_batch
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, PackedAttribution
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from reference.compared import Compared
 from reference.tiny_models import tiny_llama
 

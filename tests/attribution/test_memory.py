@@ -6,7 +6,8 @@ import sys
 
 import pytest
 from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, MemoryCost
+from neuron_attribution_server.tasks.costs import MemoryCost
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 
 MEASURE = r"""
 import json, re, sys

@@ -11,7 +11,8 @@ from neuron_attribution.results import ModelSizes
 from neuron_attribution_server.front_end.scheduling.batches import BatchLimits
 from neuron_attribution_server.model.loading.memory import SHARE, memory_cost
 from neuron_attribution_server.settings.config import ServerConfig
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, MemoryCost
+from neuron_attribution_server.tasks.costs import MemoryCost
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 
 DETAILED_HEADS = 10
 """Heads whose source positions are scored, the service's default."""

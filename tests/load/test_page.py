@@ -8,7 +8,7 @@ import pytest
 import torch
 from neuron_attribution import Client
 from neuron_attribution.results import ModelSizes
-from neuron_attribution_server.tasks.tasks import MemoryCost
+from neuron_attribution_server.tasks.costs import MemoryCost
 from service.servers import listening_address, server_process
 
 from load import cost, page

@@ -21,16 +21,11 @@ from neuron_attribution.results import (
     Token,
     TokenPrediction,
 )
+from neuron_attribution_server.tasks.answers import AttributeOutcome, InterveneOutcome, ProjectOutcome
+from neuron_attribution_server.tasks.costs import MemoryCost
+from neuron_attribution_server.tasks.model_facts import ModelFacts
 from neuron_attribution_server.tasks.running import WARM_UP
-from neuron_attribution_server.tasks.tasks import (
-    AttributeOutcome,
-    AttributeTask,
-    InterveneOutcome,
-    MemoryCost,
-    ModelFacts,
-    ProjectOutcome,
-    ProjectTask,
-)
+from neuron_attribution_server.tasks.tasks import AttributeTask, ProjectTask
 from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 

@@ -10,7 +10,8 @@ from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Direction
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, MemoryCost
+from neuron_attribution_server.tasks.costs import MemoryCost
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from service.fakes import FACTS, PROMPT, FakeEngine
 from service.servers import PATIENCE, attribution, failure, running_server
 
@@ -376,11 +377,11 @@ def test_an_answer_that_cannot_fit_in_memory_is_refused_before_it_is_queued():
 def test_the_tokens_of_an_answer_are_counted():
     options = AttributeOptions(direction=Direction.BOTH, top_k=7, projection_top_k=5, neurons=(FfnNeuron(0, 0),))
     task = AttributeTask(token_ids=(1, 2, 3), explained=(ExplainedToken(1), ExplainedToken(2)), options=options)
-    assert task.projected_tokens(heads=100) == 2 * 2 * 5 * (2 * 3 * 7 + 1)
+    assert task.cost(100).projected_tokens == 2 * 2 * 5 * (2 * 3 * 7 + 1)
     positions = replace(task, options=replace(options, position_projection_top_k=4, head_top_k=6))
     heads, places, vectors = 2 * 6 * 2, 3, 3
-    assert positions.projected_tokens(100) == task.projected_tokens(100) + heads * places * vectors * 2 * 4
-    assert positions.projected_tokens(4) == task.projected_tokens(4) + 2 * 4 * 2 * places * vectors * 2 * 4
+    assert positions.cost(100).projected_tokens == task.cost(100).projected_tokens + heads * places * vectors * 2 * 4
+    assert positions.cost(4).projected_tokens == task.cost(4).projected_tokens + 2 * 4 * 2 * places * vectors * 2 * 4
 
 
 def test_an_exhaustive_request_that_would_outlast_its_batch_is_refused_before_it_is_queued():

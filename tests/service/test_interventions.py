@@ -8,7 +8,8 @@ from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.front_end.scheduling.batches import padded_tokens
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
-from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, MemoryCost
+from neuron_attribution_server.tasks.costs import MemoryCost
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask
 from service.fakes import PROMPT, FakeEngine
 from service.scraping import Scrape
 from service.servers import PATIENCE, attribution, eventually, running_server

@@ -13,8 +13,11 @@ from neuron_attribution_server.front_end.workers.interface import Listener
 from neuron_attribution_server.front_end.workers.pool import worker_pool
 from neuron_attribution_server.front_end.workers.process import ProcessWorker
 from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.answers import ProjectOutcome
+from neuron_attribution_server.tasks.costs import MemoryCost
+from neuron_attribution_server.tasks.model_facts import WorkPrices
 from neuron_attribution_server.tasks.reports import BatchReport
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, MemoryCost, ProjectOutcome, WorkPrices
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 from service.fakes import DIE, SIZES
 from service.faulty_engines import ENDLESS, make_engine_with_checkpoints

@@ -29,8 +29,8 @@ from neuron_attribution_server.front_end.workers.interface import DeviceState
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from neuron_attribution_server.live_metrics import LiveMetrics
 from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.answers import AttributeOutcome
 from neuron_attribution_server.tasks.reports import GpuMemory
-from neuron_attribution_server.tasks.tasks import AttributeOutcome
 from service.certificates import DAY, Authority
 from service.fakes import FakeEngine
 from service.faulty_engines import HUGE, SmallEngine

@@ -10,7 +10,8 @@ from neuron_attribution.errors import ResourceExhaustedError
 from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS
 from neuron_attribution_server.front_end.scheduling.batches import PADDED_PER_TOKEN, BatchLimits, padded_tokens
 from neuron_attribution_server.front_end.scheduling.request_queue import QueuedTask, QueueLimits, RequestQueue
-from neuron_attribution_server.tasks.tasks import AttributeTask, MemoryCost
+from neuron_attribution_server.tasks.costs import MemoryCost
+from neuron_attribution_server.tasks.tasks import AttributeTask
 
 FOR_EVER = 1e9
 

@@ -19,7 +19,8 @@ from neuron_attribution.results import ModelIdentity, Timings
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.front_end.service.result_cache import ResultCache
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, PackedAttribution
+from neuron_attribution_server.tasks.answers import PackedAttribution
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from service.fakes import PROMPT, TOKENIZER
 from service.servers import PATIENCE, attribution, failure, running_server
 

@@ -17,7 +17,10 @@ from neuron_attribution_server.front_end.observability.metrics import Metrics
 from neuron_attribution_server.front_end.scheduling.batch_observer import BatchObserver
 from neuron_attribution_server.front_end.scheduling.scheduler import Scheduler
 from neuron_attribution_server.settings.config import ServerConfig
-from neuron_attribution_server.tasks.tasks import AttributeTask, MemoryCost, ProjectOutcome, WorkPrices
+from neuron_attribution_server.tasks.answers import ProjectOutcome
+from neuron_attribution_server.tasks.costs import MemoryCost
+from neuron_attribution_server.tasks.model_facts import WorkPrices
+from neuron_attribution_server.tasks.tasks import AttributeTask
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 from service.fakes import SIZES
 

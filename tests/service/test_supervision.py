@@ -20,9 +20,10 @@ from neuron_attribution_server.app import LIVENESS, SERVICE
 from neuron_attribution_server.front_end.workers.process import describe_exit
 from neuron_attribution_server.front_end.workers.restarts import FIRST_BACKOFF, MOST_BACKOFF, Restarts
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.tasks.answers import PackedAttribution
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import run_batch
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, PackedAttribution
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from service.fakes import DIE, FakeEngine
 from service.faulty_engines import HANG, HUGE, SmallEngine
 from service.scraping import Scrape, free_address

@@ -12,7 +12,8 @@ from neuron_attribution.requests import AttributeOptions, Direction, Interventio
 from neuron_attribution.results import ModelSizes
 from neuron_attribution_server.front_end.service.too_long import check_seconds
 from neuron_attribution_server.model.process.calibration import measured_work
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, WorkPrices
+from neuron_attribution_server.tasks.model_facts import WorkPrices
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from neuron_attribution_server.tasks.work import Work, work_of
 from neuron_attribution_server.tasks.work_prices import Sample, WorkPredictor, measured_prices
 from service.fakes import FACTS, SIZES, FakeEngine

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy
 import torch
 import transformers
-from neuron_attribution_server.tasks.tasks import ModelFacts
+from neuron_attribution_server.tasks.model_facts import ModelFacts
 
 from verify.rankings import DIRECTIONS, FIELDS, TOLERANCE, Comparison
 from verify.states import States

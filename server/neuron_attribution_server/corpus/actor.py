@@ -18,9 +18,9 @@ from neuron_attribution_server.front_end.scheduling.batches import BatchLimits, 
 from neuron_attribution_server.front_end.service.served_model import PreparedAttribution, ServedModel
 from neuron_attribution_server.model.process.main import load
 from neuron_attribution_server.settings.config import LoadSettings, ServerConfig
+from neuron_attribution_server.tasks.answers import Answer, PackedAttribution
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import run_batch
-from neuron_attribution_server.tasks.tasks import Answer, PackedAttribution
 
 COLUMN = "pickled"
 """The one column of what goes in, prompts, and of what comes out, their rows."""

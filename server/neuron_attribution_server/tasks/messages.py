@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuron_attribution_server.tasks.tasks import Answer, ModelFacts, Task
+from neuron_attribution_server.tasks.answers import Answer
+from neuron_attribution_server.tasks.model_facts import ModelFacts
+from neuron_attribution_server.tasks.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)

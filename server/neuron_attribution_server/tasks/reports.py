@@ -8,7 +8,7 @@ from typing import Any
 
 from neuron_attribution.results import NeuronRanking
 
-from neuron_attribution_server.tasks.tasks import AttributeOutcome, InterveneOutcome, Outcome
+from neuron_attribution_server.tasks.answers import AttributeOutcome, InterveneOutcome, Outcome
 
 
 @dataclass(frozen=True, slots=True)

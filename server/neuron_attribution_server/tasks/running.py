@@ -10,21 +10,18 @@ from neuron_attribution.convert.rankings import Walk
 from neuron_attribution.errors import InternalError
 from neuron_attribution.results import ProjectNeuronResult, Timings
 
-from neuron_attribution_server.tasks.out_of_memory import does_not_fit, free_caches, is_out_of_memory
-from neuron_attribution_server.tasks.reports import BatchReport
-from neuron_attribution_server.tasks.tasks import (
+from neuron_attribution_server.tasks.answers import (
     Answer,
     AttributeOutcome,
-    AttributeTask,
-    Engine,
-    ExplainedToken,
-    ModelFacts,
     Outcome,
     PackedAttribution,
     PackedProjections,
     ProjectOutcome,
-    Task,
 )
+from neuron_attribution_server.tasks.model_facts import Engine, ModelFacts
+from neuron_attribution_server.tasks.out_of_memory import does_not_fit, free_caches, is_out_of_memory
+from neuron_attribution_server.tasks.reports import BatchReport
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, Task
 
 EngineFactory = Callable[[], Engine]
 """Loads a model. Where it has a method `prepare`, that does what takes time and needs no model."""

@@ -1,13 +1,10 @@
-"""What passes between the front end and the worker: token ids in, explanations out. No torch, no gRPC, no protobuf."""
+"""What is asked of a worker: token ids and what to do with them. Each task says what it puts into a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Protocol
 
-from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import AttentionNeuron, Head, Neuron
 from neuron_attribution.requests import (
     AttributeOptions,
@@ -18,17 +15,6 @@ from neuron_attribution.requests import (
     Part,
     Side,
     Subkey,
-)
-from neuron_attribution.results import (
-    Exactness,
-    Explanation,
-    InterventionResult,
-    Invariant,
-    ModelIdentity,
-    ModelSizes,
-    NeuronProjection,
-    PredictionState,
-    Timings,
 )
 
 RANKED_PARTS = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS, Part.QUERY_FFN_NEURONS})
@@ -44,6 +30,53 @@ def changes_attention(intervention: Intervention) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one task puts into a batch."""
+
+    length: int
+    """Tokens of each of its sequences."""
+    sequences: int = 1
+    rows: int = 0
+    """Positions that are read: those of explained tokens, and the last ones of sequences that are intervened in."""
+    scored_rows: int = 0
+    """Those of them whose base states are scored."""
+    detailed_heads: int = 0
+    """Heads whose positions are scored, of all explained tokens together."""
+    projected_tokens: int = 0
+    """Vocabulary tokens in its answer, at most."""
+    changed_sequences: int = 0
+    """Sequences whose value vectors are changed, which each head then has its own of."""
+    generating_tokens: int = 0
+    """Tokens that are in memory at once while it generates."""
+
+
+class Shaped:
+    """What every task is in a batch: one sequence of one token of which nothing is read, if it does not say more."""
+
+    __slots__ = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of each of its sequences, generated ones included."""
+        return 1
+
+    @property
+    def sequences(self) -> int:
+        """How many there are."""
+        return 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all of them."""
+        return self.length * self.sequences
+
+    @property
+    def rows(self) -> int:
+        """Positions that are read."""
+        return 0
+
+
 @dataclass(frozen=True, slots=True)
 class ExplainedToken:
     """The prediction made at `position`; `target` None means the model's own most probable token there."""
@@ -53,7 +86,7 @@ class ExplainedToken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttributeTask:
+class AttributeTask(Shaped):
     """One attribution. With `generate` > 0 the explained tokens are the generated ones and `explained` is empty."""
 
     token_ids: tuple[int, ...]
@@ -66,48 +99,47 @@ class AttributeTask:
 
     @property
     def length(self) -> int:
-        """The tokens of its longest sequence."""
+        """Those of the prompt and the generated ones."""
         return len(self.token_ids) + self.generate
 
     @property
-    def sequences(self) -> int:
-        """The sequences this task puts into the batch."""
-        return 1
-
-    @property
-    def tokens(self) -> int:
-        """The tokens this task puts into the batch."""
-        return self.length
-
-    @property
     def rows(self) -> int:
-        """The explained tokens this task puts into the batch."""
+        """The explained tokens."""
         return len(self.explained) + self.generate
 
     @property
-    def scored_rows(self) -> int:
-        """Those of them whose base states are scored."""
-        return self.rows
+    def ends(self) -> int:
+        """How many rankings there are of each kind: increases, decreases or both."""
+        return 2 if self.options.direction is Direction.BOTH else 1
 
     @property
-    def detailed_heads(self) -> int:
-        """The heads whose positions are scored at each explained token, were there as many."""
-        if Part.HEAD_POSITIONS not in self.options.parts:
-            return 0
-        return self.options.head_top_k * (2 if self.options.direction is Direction.BOTH else 1)
+    def named_neurons(self) -> int:
+        """The neurons in each explanation: those that are ranked and those that are asked for."""
+        options = self.options
+        return self.ends * len(RANKED_PARTS & options.parts) * options.top_k + len(options.neurons)
 
-    def projected_tokens(self, heads: int) -> int:
-        """The vocabulary tokens in its answer, at most, of a model of so many heads."""
-        options, ends = self.options, 2 if self.options.direction is Direction.BOTH else 1
-        ranked = ends * len(RANKED_PARTS & options.parts) * options.top_k + len(options.neurons)
-        positions = 3 * min(self.detailed_heads, ends * heads) * min(options.top_k, self.length)
-        per_row = ranked * options.projection_top_k + positions * options.position_projection_top_k
-        return 2 * self.rows * per_row
+    def listed_heads(self, heads: int) -> int:
+        """Heads with positions in each explanation; both rankings may list the same ones."""
+        asked = Part.HEAD_POSITIONS in self.options.parts
+        return self.ends * min(self.options.head_top_k, heads) if asked else 0
 
-    @property
-    def changed_heads(self) -> bool:
-        """Whether value vectors are changed, which each head then has its own of."""
-        return any(map(changes_attention, self.options.interventions))
+    def detailed_heads(self, heads: int) -> int:
+        """The heads in each explanation whose positions are scored, of a model that has so many."""
+        return min(self.listed_heads(heads), heads)
+
+    def cost(self, heads: int) -> Cost:
+        """What it puts into a batch of a model that has so many heads."""
+        options = self.options
+        positions = 3 * self.listed_heads(heads) * min(options.top_k, self.length)
+        projected = self.named_neurons * options.projection_top_k + positions * options.position_projection_top_k
+        return Cost(
+            length=self.length,
+            rows=self.rows,
+            scored_rows=self.rows,
+            detailed_heads=self.rows * self.detailed_heads(heads),
+            projected_tokens=2 * self.rows * projected,
+            changed_sequences=int(any(map(changes_attention, options.interventions))),
+        )
 
 
 def generated_at_once(length: int) -> int:
@@ -116,7 +148,7 @@ def generated_at_once(length: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InterveneTask:
+class InterveneTask(Shaped):
     """Reruns of one prompt with neurons changed, each beside the others; `target` None means the model's own token."""
 
     token_ids: tuple[int, ...]
@@ -126,7 +158,7 @@ class InterveneTask:
 
     @property
     def length(self) -> int:
-        """The tokens of each of its sequences."""
+        """Those of the prompt and the generated ones."""
         return len(self.token_ids) + self.generate
 
     @property
@@ -135,42 +167,27 @@ class InterveneTask:
         return 1 + len(self.sets)
 
     @property
-    def tokens(self) -> int:
-        """The tokens of all its sequences."""
-        return self.length * self.sequences
-
-    @property
     def rows(self) -> int:
-        """The last position of each sequence."""
+        """The last position of each."""
         return self.sequences
-
-    @property
-    def scored_rows(self) -> int:
-        """Only predictions are read."""
-        return 0
-
-    @property
-    def detailed_heads(self) -> int:
-        """Nothing is explained."""
-        return 0
-
-    def projected_tokens(self, _heads: int) -> int:
-        """Nothing is projected."""
-        return 0
 
     @property
     def generated_in_turn(self) -> int:
         """The tokens of the sets that are generated one after another, those of sets that generate together once."""
         return self.generate * ceil(len(self.sets) / generated_at_once(self.length))
 
-    @property
-    def generating_tokens(self) -> int:
-        """The tokens that are in memory at once while it generates."""
-        return self.length * generated_at_once(self.length) if self.generate else 0
+    def cost(self, _heads: int) -> Cost:
+        """What it puts into a batch: of each sequence the prediction after its last token is read, none is scored."""
+        return Cost(
+            length=self.length,
+            sequences=self.sequences,
+            rows=self.rows,
+            generating_tokens=self.length * generated_at_once(self.length) if self.generate else 0,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProjectTask:
+class ProjectTask(Shaped):
     """One projection of neurons into the vocabulary."""
 
     neurons: tuple[Neuron, ...]
@@ -179,184 +196,9 @@ class ProjectTask:
     top_k: int = 10
     subkey: Subkey = Subkey.UP
 
-    @property
-    def tokens(self) -> int:
-        """Projections take no part in the forward pass; they count as one token."""
-        return 1
-
-    @property
-    def length(self) -> int:
-        """As many as there are tokens."""
-        return 1
-
-    @property
-    def sequences(self) -> int:
-        """Counted as one."""
-        return 1
-
-    @property
-    def rows(self) -> int:
-        """Nothing is explained."""
-        return 0
-
-    @property
-    def scored_rows(self) -> int:
-        """Nothing is explained."""
-        return 0
-
-    @property
-    def detailed_heads(self) -> int:
-        """Nothing is explained."""
-        return 0
-
-    def projected_tokens(self, _heads: int) -> int:
-        """The vocabulary tokens in its answer."""
-        return 2 * len(self.neurons) * self.top_k
+    def cost(self, _heads: int) -> Cost:
+        """What it puts into a batch: nothing goes through the model."""
+        return Cost(length=self.length, projected_tokens=2 * len(self.neurons) * self.top_k)
 
 
 Task = AttributeTask | InterveneTask | ProjectTask
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AttributeOutcome:
-    """An attribution and the batch it was part of; times in seconds."""
-
-    token_ids: tuple[int, ...]
-    explanations: tuple[Explanation, ...]
-    forward: float
-    scoring: float
-    batch_requests: int
-    batch_tokens: int
-    started: float = 0.0
-    """When the forward pass began, in seconds since 1970."""
-    bound: float = 0.0
-    """The part of `scoring` in which value neurons were bounded."""
-    exact: float = 0.0
-    """The part of `scoring` in which value neurons were scored exactly."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProjectOutcome:
-    """Projections in the order of the task's neurons."""
-
-    projections: tuple[NeuronProjection, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class InterveneOutcome:
-    """What the interventions did, and the batch they were part of; times in seconds."""
-
-    before: PredictionState
-    results: tuple[InterventionResult, ...]
-    forward: float
-    scoring: float
-    batch_requests: int
-    batch_tokens: int
-    started: float = 0.0
-
-
-Outcome = AttributeOutcome | InterveneOutcome | ProjectOutcome | NeuronAttributionError
-"""What the engine gives for one task."""
-
-
-@dataclass(frozen=True, slots=True)
-class PackedAttribution:
-    """An attribution as it leaves the worker, which knows no queue and no tokenization.
-
-    `response` is a serialized AttributeResponse that lacks tokens and times: hundreds of small objects cross a process
-    boundary several times faster as one message.
-    """
-
-    token_ids: tuple[int, ...]
-    response: bytes
-    timings: Timings
-
-
-@dataclass(frozen=True, slots=True)
-class PackedProjections:
-    """Projections as they leave the worker: a serialized ProjectNeuronResponse."""
-
-    response: bytes
-
-
-Answer = PackedAttribution | InterveneOutcome | PackedProjections | NeuronAttributionError
-"""What the worker gives for one task."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryCost:
-    """What a batch takes beside the weights, in bytes, predicted from above; `available` is what batches may take."""
-
-    available: int
-    fixed: int = 0
-    per_token: int = 0
-    """Of each padded token of the batch: the captured states and the forward pass."""
-    per_row: int = 0
-    """Of each explained token: the base states' log probabilities, up to `rows_at_once` of them."""
-    per_row_token: int = 0
-    """Of each explained token and each padded position it may look at: attention weights."""
-    per_head_position: int = 0
-    """Of each padded position of a head that is detailed."""
-    per_changed_token: int = 0
-    """Of each padded token of an attribution with heads intervened in: changed value vectors of every head."""
-    rows_at_once: int = 1
-    per_explained: int = 0
-    """Of each explained token: the coefficients of every neuron, and their query scores."""
-    per_projected_token: int = 0
-    """Of each vocabulary token that an answer may name."""
-    heads: int = 2**31
-    """Those that the model has: no more are detailed, whatever is asked for."""
-
-    def batch(self, tasks: Sequence[Task]) -> int:
-        """The bytes that a batch of tasks takes."""
-        longest = max(task.length for task in tasks)
-        rows = sum(task.rows for task in tasks)
-        changed = sum(isinstance(task, AttributeTask) and task.changed_heads for task in tasks)
-        generating = max((task.generating_tokens for task in tasks if isinstance(task, InterveneTask)), default=0)
-        return (
-            self.fixed
-            + self.per_token * max(longest * sum(task.sequences for task in tasks), generating)
-            + self.per_changed_token * longest * changed
-            + self.per_row * min(sum(task.scored_rows for task in tasks), self.rows_at_once)
-            + self.per_row_token * longest * rows
-            + self.per_head_position * longest * sum(task.rows * min(task.detailed_heads, self.heads) for task in tasks)
-            + self.per_explained * sum(task.scored_rows for task in tasks)
-            + self.per_projected_token * sum(task.projected_tokens(self.heads) for task in tasks)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class WorkPrices:
-    """Seconds of a worker's time that each kind of work takes, by its name; without any, nothing is predicted."""
-
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What the front end knows of the loaded model. `tokenizer` is the tokenizers library's JSON."""
-
-    identity: ModelIdentity
-    family: str
-    device: str
-    sizes: ModelSizes
-    maximum_tokens: int
-    supported_parts: tuple[Part, ...]
-    exactness: Exactness
-    invariants: tuple[Invariant, ...]
-    tokenizer: str
-    memory: MemoryCost
-    work: WorkPrices = WorkPrices()
-
-
-class Engine(Protocol):
-    """What a worker runs. Calls never overlap."""
-
-    @property
-    def facts(self) -> ModelFacts:
-        """What is loaded."""
-        ...
-
-    def run(self, tasks: Sequence[Task]) -> list[Outcome]:
-        """Run one batch; outcomes in the order of the tasks, a failed task's error in its place."""
-        ...

@@ -16,7 +16,6 @@ from neuron_attribution.requests import AttributeOptions, Direction, Interventio
 from neuron_attribution.results import ModelSizes
 
 from neuron_attribution_server.tasks.tasks import (
-    RANKED_PARTS,
     AttributeTask,
     InterveneTask,
     ProjectTask,
@@ -143,23 +142,22 @@ def _attribution(task: AttributeTask, sizes: ModelSizes) -> Counts:
 def _row(task: AttributeTask, sizes: ModelSizes) -> Counts:
     """The work of one explained token."""
     options, linear = task.options, task.contrast is not None
-    ends = 2 if options.direction is Direction.BOTH else 1
+    detailed, named = task.detailed_heads(sizes.layers * sizes.heads), task.named_neurons
     counts: Counter[Work] = Counter()
     if not linear:
         counts[Work.VECTOR] += _bases(options) * (2 * sizes.layers + 1) + _heads(options, sizes) + len(options.neurons)
-        counts[Work.POSITION] += _detailed(options, sizes) * task.length
+        counts[Work.POSITION] += detailed * task.length
     counts.update(_rankings(task, sizes))
     counts.update(_queries(options, task.length))
-    ranked = ends * len(RANKED_PARTS & options.parts) * options.top_k + len(options.neurons)
-    counts[Work.NEURON] += ranked
+    counts[Work.NEURON] += named
     if options.projection_top_k:
-        counts[Work.PROJECTION] += ranked
-        counts[Work.WRITTEN] += 2 * ranked * options.projection_top_k
+        counts[Work.PROJECTION] += named
+        counts[Work.WRITTEN] += 2 * named * options.projection_top_k
     if options.position_projection_top_k:
-        shown = 3 * _detailed(options, sizes) * min(options.top_k, task.length)
+        shown = 3 * detailed * min(options.top_k, task.length)
         counts[Work.PROJECTION] += shown
         counts[Work.WRITTEN] += 2 * shown * options.position_projection_top_k
-        counts[Work.HEAD] += _detailed(options, sizes)
+        counts[Work.HEAD] += detailed
     return counts
 
 
@@ -171,14 +169,6 @@ def _bases(options: AttributeOptions) -> int:
 def _heads(options: AttributeOptions, sizes: ModelSizes) -> int:
     asked = {Part.HEADS, Part.HEAD_POSITIONS} & options.parts
     return sizes.layers * sizes.heads if asked else 0
-
-
-def _detailed(options: AttributeOptions, sizes: ModelSizes) -> int:
-    """The heads whose positions are scored."""
-    if Part.HEAD_POSITIONS not in options.parts:
-        return 0
-    ends = 2 if options.direction is Direction.BOTH else 1
-    return min(ends * options.head_top_k, sizes.layers * sizes.heads)
 
 
 _RANKED = ScoringMethod.RECIPROCAL_RANK, ScoringMethod.COEFFICIENT_RECIPROCAL_RANK

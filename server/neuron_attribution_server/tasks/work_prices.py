@@ -10,7 +10,8 @@ from statistics import median
 import numpy as np
 from neuron_attribution.results import ModelSizes
 
-from neuron_attribution_server.tasks.tasks import Task, WorkPrices
+from neuron_attribution_server.tasks.model_facts import WorkPrices
+from neuron_attribution_server.tasks.tasks import Task
 from neuron_attribution_server.tasks.work import Counts, Work, work_of
 
 _READ = 100

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from neuron_attribution_server.tasks.tasks import MemoryCost, Task
+from neuron_attribution_server.tasks.costs import MemoryCost
+from neuron_attribution_server.tasks.tasks import Task
 
 PADDED_PER_TOKEN = 2
 """Padded tokens per token of the tasks, at most: two tasks always share a batch, however their lengths differ."""

@@ -20,8 +20,9 @@ from neuron_attribution.errors import ResourceExhaustedError
 from neuron_attribution_server.front_end.calls.calls import Call
 from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS
 from neuron_attribution_server.front_end.scheduling.batches import BatchLimits, is_dense
+from neuron_attribution_server.tasks.answers import Answer
 from neuron_attribution_server.tasks.running import unheard
-from neuron_attribution_server.tasks.tasks import Answer, Task
+from neuron_attribution_server.tasks.tasks import Task
 
 TOKEN_PRICE = 1e-6
 

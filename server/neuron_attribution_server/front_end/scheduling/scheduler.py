@@ -24,9 +24,11 @@ from neuron_attribution_server.front_end.scheduling.batches import BatchLimits
 from neuron_attribution_server.front_end.scheduling.request_queue import Delivery, QueuedTask, QueueLimits, RequestQueue
 from neuron_attribution_server.front_end.workers.interface import Listener, Worker
 from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.answers import Answer
+from neuron_attribution_server.tasks.costs import MemoryCost
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import failed_batch, unheard
-from neuron_attribution_server.tasks.tasks import Answer, AttributeTask, ExplainedToken, MemoryCost, Task
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, Task
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
 _SHORTEST_RETRY = 0.1

@@ -7,7 +7,8 @@ from collections import OrderedDict
 from neuron_attribution.results import ModelIdentity
 
 from neuron_attribution_server.front_end.service.task_sizes import task_bytes
-from neuron_attribution_server.tasks.tasks import AttributeTask, PackedAttribution
+from neuron_attribution_server.tasks.answers import PackedAttribution
+from neuron_attribution_server.tasks.tasks import AttributeTask
 
 _ENTRY_BYTES = 2048
 """About what an entry takes beside its response and token ids."""

@@ -13,15 +13,9 @@ from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.front_end.scheduling.request_queue import Delivery
 from neuron_attribution_server.front_end.service.task_sizes import answer_bytes
 from neuron_attribution_server.front_end.service.validate import RequestValidator
-from neuron_attribution_server.tasks.tasks import (
-    AttributeTask,
-    InterveneOutcome,
-    InterveneTask,
-    ModelFacts,
-    PackedAttribution,
-    ProjectTask,
-    Task,
-)
+from neuron_attribution_server.tasks.answers import InterveneOutcome, PackedAttribution
+from neuron_attribution_server.tasks.model_facts import ModelFacts
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, ProjectTask, Task
 from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 

@@ -38,7 +38,8 @@ from neuron_attribution_server.front_end.service.stream_items import (
 from neuron_attribution_server.front_end.service.streaming import Answer, Item, ItemStream, patiently
 from neuron_attribution_server.front_end.service.task_sizes import task_bytes
 from neuron_attribution_server.front_end.transfer.exchange import ITEM_COPIES, Exchange, Received
-from neuron_attribution_server.tasks.tasks import AttributeTask, PackedAttribution, PackedProjections, Task
+from neuron_attribution_server.tasks.answers import PackedAttribution, PackedProjections
+from neuron_attribution_server.tasks.tasks import AttributeTask, Task
 
 Value = TypeVar("Value")
 Request = TypeVar("Request", bound=Message)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from neuron_attribution.requests import Direction, Intervention
+from neuron_attribution.requests import Intervention
 from neuron_attribution.results import ModelSizes
 
-from neuron_attribution_server.tasks.tasks import RANKED_PARTS, AttributeTask, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, ProjectTask, Task
 
 _TOKEN_ID = 40
 _NAME = 160
@@ -42,21 +42,19 @@ def _interventions_bytes(interventions: Iterable[Intervention]) -> int:
 def answer_bytes(task: Task, sizes: ModelSizes) -> int:
     """Bytes of the serialized answer to a task of a model of such sizes."""
     every_head = sizes.layers * sizes.heads
-    projected = _TOKEN * task.projected_tokens(every_head)
+    projected = _TOKEN * task.cost(every_head).projected_tokens
     if isinstance(task, ProjectTask):
         return _NAMED * (1 + len(task.neurons)) + projected
     tokens = _NAMED + _TOKEN * task.length
     if isinstance(task, InterveneTask):
         return tokens + task.sequences * (_NAMED + _PREDICTIONS + _TOKEN * task.generate)
-    detailed = task.rows * min(task.detailed_heads, 2 * every_head)
+    detailed = task.rows * task.listed_heads(every_head)
     heads = detailed * (_NAMED + 2 * _FLOAT * task.length)
     return tokens + task.rows * _explanation(task, sizes) + heads + projected
 
 
 def _explanation(task: AttributeTask, sizes: ModelSizes) -> int:
     """Of each explained token, without details of heads and projections."""
-    options, ends = task.options, 2 if task.options.direction is Direction.BOTH else 1
-    neurons = ends * len(RANKED_PARTS & options.parts) * options.top_k + len(options.neurons)
     scores = _FLOAT * sizes.layers * (2 + sizes.heads)
     components = 2 * (1 + 2 * sizes.layers)  # the query layers of both kinds of value neurons
-    return _NAMED + _PREDICTIONS + scores + _NAMED * (components + neurons)
+    return _NAMED + _PREDICTIONS + scores + _NAMED * (components + task.named_neurons)

@@ -40,14 +40,8 @@ from neuron_attribution_server.tasks.checks import (
     check_neurons,
     quotable,
 )
-from neuron_attribution_server.tasks.tasks import (
-    AttributeTask,
-    ExplainedToken,
-    InterveneTask,
-    ModelFacts,
-    ProjectTask,
-    Task,
-)
+from neuron_attribution_server.tasks.model_facts import ModelFacts
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
 from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
@@ -293,7 +287,7 @@ class RequestValidator:
         self._check_memory(task, "neurons", asked, "name fewer neurons or lower top_k")
 
     def _check_explanations(self, task: AttributeTask) -> None:
-        projected = task.projected_tokens(self.facts.memory.heads)
+        projected = task.cost(self.facts.memory.heads).projected_tokens
         asked = f"{task.rows} of {task.tokens} tokens are to be explained, with {projected} projected ones"
         remedy = "shorten the prompt, explain fewer tokens at once, or lower the counts of neurons and projected tokens"
         self._check_memory(task, "prompt", asked, remedy)

@@ -8,8 +8,10 @@ from typing import Protocol
 
 from neuron_attribution.errors import NeuronAttributionError
 
+from neuron_attribution_server.tasks.answers import Answer
+from neuron_attribution_server.tasks.model_facts import ModelFacts
 from neuron_attribution_server.tasks.reports import BatchReport
-from neuron_attribution_server.tasks.tasks import Answer, ModelFacts, Task
+from neuron_attribution_server.tasks.tasks import Task
 
 
 class Listener:

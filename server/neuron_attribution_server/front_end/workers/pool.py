@@ -16,9 +16,11 @@ from neuron_attribution_server.front_end.workers.process import ProcessWorker
 from neuron_attribution_server.front_end.workers.restarts import Restarts
 from neuron_attribution_server.front_end.workers.supervised import SupervisedWorker
 from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.answers import Answer
+from neuron_attribution_server.tasks.model_facts import ModelFacts
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import EngineFactory
-from neuron_attribution_server.tasks.tasks import Answer, ModelFacts, Task
+from neuron_attribution_server.tasks.tasks import Task
 
 _RETRY_SECONDS = 1.0
 _MOST_DEATHS = 2  # of workers that ran a request alone: one may be chance

@@ -20,6 +20,7 @@ from neuron_attribution.errors import UnavailableError
 from neuron_attribution_server.front_end.workers.child import main
 from neuron_attribution_server.front_end.workers.interface import NOBODY, Listener, ModelLoadError, check_warm_up
 from neuron_attribution_server.front_end.workers.watchdog import Watchdog
+from neuron_attribution_server.tasks.answers import Answer
 from neuron_attribution_server.tasks.messages import (
     Batch,
     Begun,
@@ -31,9 +32,10 @@ from neuron_attribution_server.tasks.messages import (
     Load,
     Ready,
 )
+from neuron_attribution_server.tasks.model_facts import ModelFacts
 from neuron_attribution_server.tasks.pipe import FrontEnd
 from neuron_attribution_server.tasks.running import WARM_UP, EngineFactory
-from neuron_attribution_server.tasks.tasks import Answer, ModelFacts, Task
+from neuron_attribution_server.tasks.tasks import Task
 
 EXIT_SECONDS = 5.0
 """How long a process may take to end when told to, and again once it is killed."""

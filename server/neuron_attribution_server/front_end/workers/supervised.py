@@ -9,7 +9,7 @@ from collections.abc import Callable
 from neuron_attribution_server.front_end.workers.interface import ModelLoadError
 from neuron_attribution_server.front_end.workers.process import ProcessWorker
 from neuron_attribution_server.front_end.workers.restarts import MOST_BACKOFF, Restarts
-from neuron_attribution_server.tasks.tasks import ModelFacts
+from neuron_attribution_server.tasks.model_facts import ModelFacts
 
 _log = logging.getLogger(__name__)
 

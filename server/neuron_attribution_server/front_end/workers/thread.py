@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from neuron_attribution_server.front_end.workers.interface import NOBODY, DeviceState, Listener, check_warm_up
+from neuron_attribution_server.tasks.answers import Answer
+from neuron_attribution_server.tasks.model_facts import Engine, ModelFacts
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import WARM_UP, run_batch
-from neuron_attribution_server.tasks.tasks import Answer, Engine, ModelFacts, Task
+from neuron_attribution_server.tasks.tasks import Task
 
 
 class ThreadWorker:

@@ -51,16 +51,9 @@ from neuron_attribution_server.model.engine.passes import (
     rows_without_target,
     sequences_of,
 )
-from neuron_attribution_server.tasks.tasks import (
-    AttributeTask,
-    ExplainedToken,
-    InterveneTask,
-    ModelFacts,
-    Outcome,
-    ProjectOutcome,
-    ProjectTask,
-    Task,
-)
+from neuron_attribution_server.tasks.answers import Outcome, ProjectOutcome
+from neuron_attribution_server.tasks.model_facts import ModelFacts
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
 
 SCORING_BYTES = 1 << 30
 """Memory for the base states' log probabilities of the rows scored together."""

@@ -15,13 +15,8 @@ from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.model.capture.edits import Placed
 from neuron_attribution_server.model.engine.explanation.rows import Row
-from neuron_attribution_server.tasks.tasks import (
-    AttributeOutcome,
-    AttributeTask,
-    InterveneOutcome,
-    InterveneTask,
-    Outcome,
-)
+from neuron_attribution_server.tasks.answers import AttributeOutcome, InterveneOutcome, Outcome
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask
 
 PassTask = AttributeTask | InterveneTask
 Answer = (

@@ -14,7 +14,7 @@ from neuron_attribution_server.model.attribution.objectives import VECTORS_AT_ON
 from neuron_attribution_server.model.attribution.unembedding import VOCABULARY_BLOCK
 from neuron_attribution_server.model.attribution.value_neurons import BOUNDS_AT_ONCE
 from neuron_attribution_server.model.engine.engine import bytes_per_row, rows_at_once
-from neuron_attribution_server.tasks.tasks import MemoryCost
+from neuron_attribution_server.tasks.costs import MemoryCost
 
 SHARE = 0.5
 """The part of the free memory that one batch may take: the allocator's rounding and other users need the rest."""

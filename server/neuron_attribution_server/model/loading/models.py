@@ -29,7 +29,7 @@ from neuron_attribution_server.model.loading.placement import check_whole, devic
 from neuron_attribution_server.model.loading.ranges import VocabularyRanges
 from neuron_attribution_server.model.loading.weights import weights_of
 from neuron_attribution_server.settings.config import LoadSettings
-from neuron_attribution_server.tasks.tasks import ModelFacts
+from neuron_attribution_server.tasks.model_facts import ModelFacts
 from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 
 EXACT = Exactness(

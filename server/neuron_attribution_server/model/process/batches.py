@@ -13,11 +13,12 @@ from functools import partial
 from neuron_attribution.errors import CancelledError
 
 from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints, checked
+from neuron_attribution_server.tasks.answers import Answer
 from neuron_attribution_server.tasks.messages import Batch, Begun, Computed, Drop, Finished, ToWorker
+from neuron_attribution_server.tasks.model_facts import Engine
 from neuron_attribution_server.tasks.pipe import WorkerEnd
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import failed_batch, run_batch
-from neuron_attribution_server.tasks.tasks import Answer, Engine
 
 LOOK_SECONDS = 0.02
 """The least time between two looks into the pipe: checkpoints may be much closer to each other."""

@@ -11,19 +11,11 @@ from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Intervention, Part, Side
 from neuron_attribution.results import ModelSizes
 
+from neuron_attribution_server.tasks.answers import Outcome
+from neuron_attribution_server.tasks.model_facts import Engine, ModelFacts, WorkPrices
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import run_batch
-from neuron_attribution_server.tasks.tasks import (
-    AttributeTask,
-    Engine,
-    ExplainedToken,
-    InterveneTask,
-    ModelFacts,
-    Outcome,
-    ProjectTask,
-    Task,
-    WorkPrices,
-)
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
 from neuron_attribution_server.tasks.work import work_of
 from neuron_attribution_server.tasks.work_prices import Sample, measured_prices
 

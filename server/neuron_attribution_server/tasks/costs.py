@@ -1,0 +1,50 @@
+"""What tasks put into a batch, and the memory that a batch takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from neuron_attribution_server.tasks.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCost:
+    """What a batch takes beside the weights, in bytes, predicted from above; `available` is what batches may take."""
+
+    available: int
+    fixed: int = 0
+    per_token: int = 0
+    """Of each padded token of the batch: the captured states and the forward pass."""
+    per_row: int = 0
+    """Of each explained token: the base states' log probabilities, up to `rows_at_once` of them."""
+    per_row_token: int = 0
+    """Of each explained token and each padded position it may look at: attention weights."""
+    per_head_position: int = 0
+    """Of each padded position of a head that is detailed."""
+    per_changed_token: int = 0
+    """Of each padded token of an attribution with heads intervened in: changed value vectors of every head."""
+    rows_at_once: int = 1
+    per_explained: int = 0
+    """Of each explained token: the coefficients of every neuron, and their query scores."""
+    per_projected_token: int = 0
+    """Of each vocabulary token that an answer may name."""
+    heads: int = 2**31
+    """Those that the model has: no more are detailed, whatever is asked for."""
+
+    def batch(self, tasks: Sequence[Task]) -> int:
+        """The bytes that a batch of tasks takes."""
+        costs = [task.cost(self.heads) for task in tasks]
+        longest = max(cost.length for cost in costs)
+        scored = sum(cost.scored_rows for cost in costs)
+        sequences = longest * sum(cost.sequences for cost in costs)
+        return (
+            self.fixed
+            + self.per_token * max(sequences, *(cost.generating_tokens for cost in costs))
+            + self.per_changed_token * longest * sum(cost.changed_sequences for cost in costs)
+            + self.per_row * min(scored, self.rows_at_once)
+            + self.per_row_token * longest * sum(cost.rows for cost in costs)
+            + self.per_head_position * longest * sum(cost.detailed_heads for cost in costs)
+            + self.per_explained * scored
+            + self.per_projected_token * sum(cost.projected_tokens for cost in costs)
+        )
