@@ -31,7 +31,7 @@ OPTIONS = AttributeOptions(top_k=50, query_sources=8, projection_top_k=0)
 INTRODUCTION = """# Architectures
 
 This page is written by `make architectures`, from a run. A model is served if its family is described in
-[families.py](../server/neuron_attribution_server/model/architectures/families.py) **and** the seven
+[groups](../server/neuron_attribution_server/model/architectures/groups) **and** the seven
 invariants hold when it is loaded; `neuron-attribution model --check MODEL` loads a model, measures them and
 serves nothing.
 

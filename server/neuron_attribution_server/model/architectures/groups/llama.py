@@ -1,0 +1,100 @@
+"""The shape of Llama with RMS norms: gated feed-forward networks, norms before blocks, after them, or both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from neuron_attribution_server.model.architectures.groups.feed_forwards import FUSED_GATED, GATED, UNGATED
+from neuron_attribution_server.model.architectures.spec import (
+    ArchitectureSpec,
+    FeedForward,
+    Layout,
+    NormKind,
+    Rows,
+    Variant,
+)
+
+LLAMA = ArchitectureSpec(
+    family="llama",
+    layers="model.layers",
+    final_norm="model.norm",
+    norm=NormKind.RMS,
+    attention_norm="input_layernorm",
+    attention_output="self_attn.o_proj",
+    value=Rows("self_attn.v_proj"),
+    ffn_norm="post_attention_layernorm",
+    ffn=GATED,
+)
+
+GEMMA = replace(LLAMA, family="gemma", norm_offset=1.0)
+
+GEMMA2 = replace(
+    GEMMA,
+    family="gemma2",
+    attention_write="post_attention_layernorm",
+    ffn_norm="pre_feedforward_layernorm",
+    ffn_write="post_feedforward_layernorm",
+)
+
+OLMO2 = replace(
+    LLAMA,
+    family="olmo2",
+    attention_norm=None,
+    attention_write="post_attention_layernorm",
+    ffn_norm=None,
+    ffn_write="post_feedforward_layernorm",
+)
+
+GRANITE = replace(LLAMA, family="granite", residual_multiplier="residual_multiplier", logit_divisor="logits_scaling")
+
+GLM = replace(LLAMA, family="glm", ffn=FUSED_GATED)
+
+LLAMA_FAMILIES = (
+    LLAMA,
+    GEMMA,
+    GEMMA2,
+    OLMO2,
+    GRANITE,
+    GLM,
+    *(
+        replace(LLAMA, family=family)
+        for family in (
+            "mistral",
+            "ministral",
+            "ministral3",
+            "qwen2",
+            "qwen3",
+            "smollm3",
+            "cwm",
+            "seed_oss",
+            "helium",
+            "hunyuan_v1_dense",
+            "ernie4_5",
+            "internlm3",
+            "iquestcoder",
+        )
+    ),
+    replace(LLAMA, family="arcee", ffn=UNGATED),
+    replace(
+        LLAMA, family="apertus", ffn=UNGATED, attention_norm="attention_layernorm", ffn_norm="feedforward_layernorm"
+    ),
+    replace(
+        LLAMA,
+        family="nanochat",
+        ffn=FeedForward(output="mlp.fc2", up=Rows("mlp.fc1"), activation="mlp.activation_fn"),
+    ),
+    replace(GLM, family="phi3", value=Rows("self_attn.qkv_proj", Layout.QUERY_KEY_VALUE)),
+    replace(GLM, family="glm4", attention_write="post_self_attn_layernorm", ffn_write="post_mlp_layernorm"),
+    replace(GEMMA2, family="gemma3_text"),
+    replace(GEMMA, family="vaultgemma", ffn_norm="pre_feedforward_layernorm"),
+    replace(OLMO2, family="olmo3"),
+    replace(OLMO2, family="exaone4"),
+    replace(GRANITE, family="granite_swa"),
+    replace(
+        LLAMA,
+        family="hyperclovax",
+        residual_multiplier="residual_multiplier",
+        logit_multiplier="logits_scaling",
+        variants=(Variant("use_post_norm", True, {"attention_write": "post_norm1", "ffn_write": "post_norm2"}),),
+    ),
+)
