@@ -14,7 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from neuron_attribution_server.app import SERVICE, Application
+from neuron_attribution_server.app import Application
+from neuron_attribution_server.services import SERVICE
 from neuron_attribution_server.settings.config import ServerConfig
 from service.fakes import PROMPT
 
@@ -76,10 +77,10 @@ def running_server(worker, **settings):
     thread.start()
     assert life.listening.wait(PATIENCE)
     try:
-        with grpc.insecure_channel(life.application.address) as channel:
-            served = life.application
-            others = (served.health_address, served.metrics_address, served.web_address)
-            yield RunningServer(served.address, channel, life.loaded, *others)
+        ports = life.application.ports
+        with grpc.insecure_channel(ports.address) as channel:
+            others = (ports.health_address, ports.metrics_address, ports.web_address)
+            yield RunningServer(ports.address, channel, life.loaded, *others)
     finally:
         life.loop.call_soon_threadsafe(life.ending.set)
         thread.join()

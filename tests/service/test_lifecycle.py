@@ -11,8 +11,9 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from neuron_attribution_server.app import LIVENESS, SERVICE, Application
+from neuron_attribution_server.app import Application
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.services import LIVENESS, SERVICE
 from neuron_attribution_server.settings.config import ServerConfig
 from service.servers import (
     PATIENCE,

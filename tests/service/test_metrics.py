@@ -21,13 +21,14 @@ from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import ProjectNeuronRequest
 from neuron_attribution.results import Coverage, NeuronRanking
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.app import SERVICE, SERVICES, Application
+from neuron_attribution_server.app import Application
 from neuron_attribution_server.front_end.interceptors.calls import status_of
 from neuron_attribution_server.front_end.observability.metrics import OTHER, REASONS, Metrics
 from neuron_attribution_server.front_end.observability.rpc_metrics import RpcMetrics, code_name
 from neuron_attribution_server.front_end.workers.interface import DeviceState
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from neuron_attribution_server.live_metrics import LiveMetrics
+from neuron_attribution_server.services import SERVICE, SERVICES
 from neuron_attribution_server.settings.config import ServerConfig
 from neuron_attribution_server.tasks.answers import AttributeOutcome
 from neuron_attribution_server.tasks.reports import GpuMemory

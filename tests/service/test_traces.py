@@ -9,9 +9,10 @@ from contextlib import contextmanager
 import pytest
 from neuron_attribution import AsyncClient, Client, UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.app import SERVICE, Application
+from neuron_attribution_server.app import Application
 from neuron_attribution_server.front_end.observability import tracing
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.services import SERVICE
 from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig, read_config
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
