@@ -3,7 +3,7 @@
 from dataclasses import fields
 from pathlib import PurePosixPath
 
-from neuron_attribution_server.app import LIVENESS, SERVICE
+from neuron_attribution_server.services import LIVENESS, SERVICE
 from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig, flag_name, read_config
 from neuron_attribution_server.stopping import LATE_SECONDS
 

@@ -16,7 +16,7 @@ from deploy.gated_servers import gated_servers
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from neuron_attribution import AsyncClient, Client, InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from neuron_attribution_server.app import SERVICE
+from neuron_attribution_server.services import SERVICE
 from neuron_attribution_server.settings.config import ServerConfig
 from service.fakes import PROMPT
 from service.servers import PATIENCE, attribution, eventually, failure, worker_processes

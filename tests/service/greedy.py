@@ -10,7 +10,7 @@ import psutil
 from neuron_attribution import Client
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from neuron_attribution_server.app import SERVICE
+from neuron_attribution_server.services import SERVICE
 from service.faulty_engines import TALK
 from service.scraping import Watched, free_address
 from service.servers import PATIENCE, attribution, listening_address, server_process

@@ -59,11 +59,10 @@ def failure(call):
 
 
 def eventually(true):
-    """Whether `true()` comes to hold: for what the server does in its own time."""
+    """Wait until `true()` holds: for what the server does in its own time. Fails where it never does."""
     deadline = time.monotonic() + PATIENCE
     while not true():
-        if time.monotonic() > deadline:
-            return False
+        assert time.monotonic() < deadline, "this never came to hold"
         time.sleep(0.02)
     return True
 

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from neuron_attribution_server.app import LIVENESS
+from neuron_attribution_server.services import LIVENESS
 from service.servers import PATIENCE, attribution, listening_address, server_process, worker_processes
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

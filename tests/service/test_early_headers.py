@@ -8,8 +8,8 @@ import grpc
 import pytest
 from neuron_attribution.errors import UnavailableError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.app import SERVICE
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.services import SERVICE
 from service.fakes import FakeEngine
 from service.servers import PATIENCE, attribution, failure, running_server
 

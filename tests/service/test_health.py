@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager, suppress
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from neuron_attribution_server.app import LIVENESS, SERVICE
 from neuron_attribution_server.front_end.endpoints import health
 from neuron_attribution_server.front_end.transfer import hanging_up
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.services import LIVENESS, SERVICE
 from service.raw_http2 import HEADERS, RawPeer
 from service.scraping import free_address
 from service.servers import (

@@ -14,9 +14,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 from neuron_attribution import Client, NeuronAttributionError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.app import SERVICE
 from neuron_attribution_server.front_end.calls.prompt_digest import prompt_digest
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.services import SERVICE
 from neuron_attribution_server.settings.logs import JsonFormatter, TextFormatter
 from service.collector import collecting
 from service.demo_server import serving

@@ -59,7 +59,8 @@ class HostileServer:
         options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         command = [COMMAND, "serve", "--model", "demo", "--listen", "localhost:0", *options]
         self._log = (self._folder / "log").open("w")
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        environment = os.environ | {"PYTHONFAULTHANDLER": "1"}
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment)
         os.nice(10)  # a server has its processors to itself; whoever calls has others
         assert self._process.stdout is not None
         self.address = self._process.stdout.readline().removeprefix("listening on ").strip()
@@ -133,7 +134,12 @@ class HostileServer:
         assert self._process is not None
         began = time.monotonic()
         self._process.send_signal(signal.SIGHUP)
-        code = self._process.wait(GRACE + 60)
+        try:
+            code = self._process.wait(GRACE + 60)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGABRT)  # its threads tell where they are
+            code = self._process.wait(PATIENCE)
+            print(self.log[-20_000:])
         return time.monotonic() - began, code
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -70,18 +71,22 @@ class WorkerPool:
             await self.changed()
 
     async def run(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
-        """Run one batch. If its worker dies, its tasks run again, one by one: what kills twice alone fails.
+        """Run one batch. If its worker dies, its tasks run again, by halves and then one by one.
 
-        Nobody's task is not run again. Raises UnavailableError once no worker will come back.
+        Most workers die of something else than their batch, and of a batch most tasks are innocent: only what kills
+        twice alone fails. Nobody's task is not run again. Raises UnavailableError once no worker will come back.
         """
         try:
             return await self._attempt(tasks, listener)
         except _LostError as lost:
             if self._ended.is_set():
                 raise lost.error from None
-            _log.warning("running the tasks of a lost batch again, one by one: %d (%s)", len(tasks), lost.error.message)
-            deaths = int(lost.is_blamed and len(tasks) == 1)
-        return [await self._alone(task, _Again(listener, place), deaths) for place, task in enumerate(tasks)]
+            _log.warning("running the tasks of a lost batch again: %d (%s)", len(tasks), lost.error.message)
+            if len(tasks) == 1:
+                return [await self._alone(tasks[0], listener, int(lost.is_blamed))]
+        middle = (len(tasks) + 1) // 2
+        halves = range(middle), range(middle, len(tasks))
+        return [answer for places in halves for answer in await self._again(tasks, places, listener)]
 
     async def interrupt(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
         """Run one short batch inside one that runs; where none does any more, as `run`."""
@@ -127,6 +132,19 @@ class WorkerPool:
         supervised.restarts.worked()
         self._idle.put_nowait((supervised, worker))
         return answers
+
+    async def _again(self, tasks: Sequence[Task], places: Sequence[int], listener: Listener) -> list[Answer]:
+        """Run a part of a lost batch again: what is still wanted together, and one by one where that is lost too."""
+        answers: dict[int, Answer] = {}
+        wanted = [place for place in places if listener.wanted(place)]
+        if len(wanted) > 1:
+            part = [tasks[place] for place in wanted]
+            with suppress(_LostError, UnavailableError):
+                answers = dict(zip(wanted, await self._attempt(part, _Part(listener, wanted)), strict=True))
+        return [
+            answers[place] if place in answers else await self._alone(tasks[place], _Part(listener, [place]), deaths=0)
+            for place in places
+        ]
 
     async def _alone(self, task: Task, listener: Listener, deaths: int) -> Answer:
         """Run one task until it is answered, nobody wants it, or it has killed `_MOST_DEATHS` workers."""
@@ -184,15 +202,15 @@ class _LostError(Exception):
         self.is_blamed = is_blamed
 
 
-class _Again(Listener):
-    """Passes on what concerns one task of many, which runs again by itself."""
+class _Part(Listener):
+    """Passes on what concerns some tasks of a batch, which run again by themselves."""
 
-    def __init__(self, listener: Listener, place: int) -> None:
+    def __init__(self, listener: Listener, places: Sequence[int]) -> None:
         self._listener = listener
-        self._place = place
+        self._places = places
 
-    def wanted(self, _: int) -> bool:
-        return self._listener.wanted(self._place)
+    def wanted(self, place: int) -> bool:
+        return self._listener.wanted(self._places[place])
 
     def begins(self, stop: Callable[[], None]) -> None:
         self._listener.begins(stop)
