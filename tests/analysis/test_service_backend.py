@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from analysis.studies import corpus, served
+from client.fake_service import ATTRIBUTION, IDENTITY
 from neuron_attribution import Client
 from neuron_attribution.analysis import service
 from neuron_attribution.analysis.corpus import Corpus, CorpusItem
@@ -15,7 +16,6 @@ from neuron_attribution.analysis.service import SPAN, Feed, ServiceBackend
 from neuron_attribution.analysis.study import Study
 from neuron_attribution.errors import FailedPreconditionError, InternalError, UnavailableError
 from neuron_attribution.requests import AttributeOptions, AttributeRequest
-from unit.fake_service import ATTRIBUTION, IDENTITY
 
 PROMPTS = 40
 

@@ -7,13 +7,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from analysis.studies import TOP_K, analyze, corpus, served
+from client.fake_service import ATTRIBUTION, COVERAGE, IDENTITY
 from neuron_attribution.analysis.corpus import Corpus, CorpusItem
 from neuron_attribution.analysis.layer_aggregates import ExplanationSums
 from neuron_attribution.analysis.rows import result_rows
 from neuron_attribution.analysis.tables import EXPLANATIONS
 from neuron_attribution.requests import AttributeOptions
 from pyarrow import parquet
-from unit.fake_service import ATTRIBUTION, COVERAGE, IDENTITY
 
 NEURON = ["kind", "direction", "layer", "head", "expert", "index"]
 

@@ -12,11 +12,11 @@ from collections import Counter, deque
 from contextlib import contextmanager
 
 import grpc
+from client.strategies import assert_same
 from neuron_attribution import Client
 from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from service.servers import listening_address, server_process
-from unit.strategies import assert_same
 
 from soak.mutations import PROMPT, VALID, call_with, mutated
 

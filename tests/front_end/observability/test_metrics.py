@@ -49,7 +49,7 @@ from service.servers import (
 )
 
 RPC = {"grpc_type": "unary", "grpc_service": SERVICE, "grpc_method": "Attribute"}
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "observability.md"
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "observability.md"
 WORKER, PART = ["worker"], ["part"]
 METHOD = ["grpc_type", "grpc_service", "grpc_method"]
 CONTRACT = {

@@ -6,10 +6,10 @@ import sys
 import matplotlib as mpl
 import numpy as np
 import pytest
+from client.fake_service import EXPLANATION, HEAD, QUERY_LAYERS, TOKENS
 from matplotlib import pyplot
 from matplotlib.colors import to_rgba
 from neuron_attribution import Explanation, plots
-from unit.fake_service import EXPLANATION, HEAD, QUERY_LAYERS, TOKENS
 
 EMPTY = Explanation(position=0, target=EXPLANATION.target)
 DRAW = {

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from client.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKENIZATION
 from google.protobuf.json_format import Parse
 from neuron_attribution import convert
 from neuron_attribution.cli import output
@@ -31,7 +32,6 @@ from neuron_attribution.requests import (
     Subkey,
     TokenizeRequest,
 )
-from unit.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKENIZATION
 
 CLIENT_COMMANDS = {
     "attribute": (["The sky is"], convert.attribute_result_to_proto(ATTRIBUTION)),

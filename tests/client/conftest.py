@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from client.fake_service import FakeService, serving
 from neuron_attribution.transport import channel
-from unit.fake_service import FakeService, serving
 
 
 @pytest.fixture

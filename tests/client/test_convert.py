@@ -3,6 +3,15 @@
 from enum import Enum
 
 import pytest
+from client.strategies import (
+    SCALARS,
+    TEXTS,
+    assert_same,
+    attribute_requests,
+    instances,
+    intervene_requests,
+    project_neuron_requests,
+)
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from neuron_attribution import convert
@@ -37,15 +46,6 @@ from neuron_attribution.results import (
     TokenizeResult,
 )
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from unit.strategies import (
-    SCALARS,
-    TEXTS,
-    assert_same,
-    attribute_requests,
-    instances,
-    intervene_requests,
-    project_neuron_requests,
-)
 
 RELAXED = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 

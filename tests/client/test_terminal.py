@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from client.terminal import Terminal
 from rich.cells import cell_len
-from unit.terminal import Terminal
 
 COMMAND = (sys.executable, "-m", "neuron_attribution.cli.main")
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")

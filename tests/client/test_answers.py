@@ -1,10 +1,10 @@
 """Servers that leave out what they were asked for: those who build on it say so, and neither crash nor ask for ever."""
 
 import pytest
+from client.fake_service import EXPLANATION, INFO, FakeService, serving
 from neuron_attribution import Client, InternalError
 from neuron_attribution.evaluation.facts import Fact
 from neuron_attribution.evaluation.protocol import Protocol
-from unit.fake_service import EXPLANATION, INFO, FakeService, serving
 
 OTHER = "The sea is"
 

@@ -14,7 +14,8 @@ from neuron_attribution import NeuronProjection, ProjectedToken, Projection, Tok
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.rendering import Displayed
 from rich.console import Console
-from unit import fake_service as samples
+
+from client import fake_service as samples
 
 RESULTS = (
     samples.ATTRIBUTION,

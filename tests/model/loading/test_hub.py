@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 ID = "tiny/llama"
 COMMITS = {"main": "a" * 40, "draft": "b" * 40}
 PATH = re.compile(r"(?:/api/models)?/([^/]+/[^/?]+)(?:/(?:revision|resolve|tree)/([^/?]+))?/?([^?]*)")
-IN_A_PROCESS = "import json; from attribution import test_hub; print(json.dumps(test_hub.answers_from_the_hub()))"
+IN_A_PROCESS = "import json; from model.loading import test_hub; print(json.dumps(test_hub.answers_from_the_hub()))"
 
 
 class Hub(BaseHTTPRequestHandler):

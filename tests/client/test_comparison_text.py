@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from client.fake_service import IDENTITY, PROJECTION, TOKENS
 from neuron_attribution.cli.comparison_text import comparison_lines, head_effect_lines
 from neuron_attribution.cli.main import main
 from neuron_attribution.comparisons import (
@@ -17,7 +18,6 @@ from neuron_attribution.comparisons import (
 from neuron_attribution.display.plain_json import plain, plain_json
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
 from neuron_attribution.results import LayerScores, ModelIdentity, NeuronScore, PromotedSide, Token, TokenPrediction
-from unit.fake_service import IDENTITY, PROJECTION, TOKENS
 
 BLUE, RED = TokenPrediction(Token(7, " blue"), 0.75, -0.25, 1), TokenPrediction(Token(10, " red"), 0.125, -2.0, 2)
 

@@ -15,7 +15,7 @@ from service.browsing import ASKED, ask, connection, reasons, served
 from service.fakes import PROMPT
 from service.servers import PATIENCE
 
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "web.md"
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "web.md"
 SECRET = "Zanzibarquux"
 
 

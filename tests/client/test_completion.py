@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from client.terminal import Terminal
 from neuron_attribution.cli.main import COMMANDS
-from unit.terminal import Terminal
 
 COMMAND = (sys.executable, "-m", "neuron_attribution.cli.main", "completion")
 BASH = """

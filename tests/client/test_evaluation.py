@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from client.fake_service import EXPLANATION, INFO
 from neuron_attribution import (
     Client,
     FailedPreconditionError,
@@ -25,8 +26,8 @@ from neuron_attribution.evaluation.random_neurons import RandomNeurons
 from neuron_attribution.evaluation.report import TABLES, markdown, report_of
 from neuron_attribution.evaluation.rows import Measured, Row, RowFile
 from neuron_attribution.evaluation.run import SETTINGS, chosen_facts, evaluate
-from unit import fake_service
-from unit.fake_service import EXPLANATION, INFO
+
+from client import fake_service
 
 ELIGIBLE, LOW, BEATEN = (
     Fact("The sky is", "blue", "color"),

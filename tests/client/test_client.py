@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import grpc
 import pytest
+from client.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKENIZATION, FakeService, serving
+from client.strategies import assert_same
 from neuron_attribution import (
     AsyncClient,
     AttributeOptions,
@@ -35,8 +37,6 @@ from neuron_attribution import (
     status,
 )
 from neuron_attribution.transport.channel import Connection
-from unit.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKENIZATION, FakeService, serving
-from unit.strategies import assert_same
 
 
 def call_directly(settings, method, *arguments, **options):
