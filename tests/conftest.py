@@ -5,7 +5,7 @@ import os
 import pytest
 from neuron_attribution_server.model.loading import math_libraries
 
-math_libraries.settle()
+math_libraries.configure()
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many tests run as there are cores: one thread each, and for the servers they start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -22,9 +22,9 @@ from neuron_attribution_server.front_end.security.credentials import server_cert
 from neuron_attribution_server.front_end.service.result_cache import ResultCache
 from neuron_attribution_server.front_end.service.served_model import ServedModel
 from neuron_attribution_server.front_end.service.servicer import AttributionServicer, Backend
+from neuron_attribution_server.front_end.transfer.caller_timeouts import note_keepers
 from neuron_attribution_server.front_end.transfer.exchange import terms
 from neuron_attribution_server.front_end.transfer.hanging_up import hang_up
-from neuron_attribution_server.front_end.transfer.patience import note_keepers
 from neuron_attribution_server.front_end.workers.interface import ModelLoadError, Worker
 from neuron_attribution_server.listening import Answering, Ports
 from neuron_attribution_server.live_metrics import LiveMetrics, Loaded

@@ -2,4 +2,4 @@
 
 from neuron_attribution_server.model.loading import math_libraries
 
-math_libraries.settle()
+math_libraries.configure()

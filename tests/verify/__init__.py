@@ -10,4 +10,4 @@ Nothing here uses the engine but the one call whose answers are verified.
 
 from neuron_attribution_server.model.loading import math_libraries
 
-math_libraries.settle()
+math_libraries.configure()

@@ -32,15 +32,15 @@ WARM_UP = AttributeTask(token_ids=(0,), explained=(ExplainedToken(0),))
 _log = logging.getLogger(__name__)
 
 
-def unheard() -> None:
-    """Nobody asks."""
+def do_nothing() -> None:
+    """What is called where nobody wants to hear."""
 
 
 def run_batch(
     engine: Engine,
     tasks: Sequence[Task],
     report: BatchReport,
-    computed: Callable[[], None] = unheard,
+    computed: Callable[[], None] = do_nothing,
     walk: Walk = iter,
 ) -> list[Answer]:
     """Run one batch and note in its report what happened; call `computed` when its answers are about to be written.

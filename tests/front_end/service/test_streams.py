@@ -20,7 +20,7 @@ from neuron_attribution import (
 from neuron_attribution.transport.streams import READ_AHEAD
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.front_end.scheduling import scheduler
-from neuron_attribution_server.front_end.service.streaming import patiently
+from neuron_attribution_server.front_end.service.streaming import retry
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import PROMPT, TOKENIZER, FakeEngine
 from service.servers import PATIENCE, attribution, failure, running_server
@@ -216,7 +216,7 @@ def test_what_workers_die_of_is_not_attempted_again():
         raise UnavailableError("the worker died twice", reason="WORKER_DIED")
 
     with pytest.raises(UnavailableError):
-        asyncio.run(patiently(attempt, None))
+        asyncio.run(retry(attempt, None))
     assert len(attempts) == 1
 
 

@@ -8,7 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuron_attribution_server.model.attribution.ranking import SPARE, BoundedSearch, Ranked, all_scored, settle
+from neuron_attribution_server.model.attribution.ranking import (
+    SPARE,
+    BoundedSearch,
+    Ranked,
+    all_scored,
+    search_until_exact,
+)
 from torch import Tensor
 
 FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=150)
@@ -77,7 +83,7 @@ def test_a_search_that_is_given_up_says_so() -> None:
     scores = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     problems = [Problem(scores, torch.full_like(scores, torch.inf), 10), Problem(scores, scores + 1e-3, 10)]
     searches = [problem.search() for problem in problems]
-    settle(searches, lambda proposals: [scores[ids] for ids in proposals], more=200)
+    search_until_exact(searches, lambda proposals: [scores[ids] for ids in proposals], more=200)
     assert [search.settled for search in searches] == [False, True]
     assert searches[0].result().scored <= 10 + SPARE + 200
     assert_best(problems[1], searches[1].result())
@@ -106,7 +112,7 @@ def solve(problems: list[Problem]) -> list[Ranked]:
             known.update(ids.tolist())
         return [problem.scores[ids] for problem, ids in zip(problems, proposals, strict=True)]
 
-    settle(searches, score)
+    search_until_exact(searches, score)
     found = [search.result() for search in searches]
     assert [each.scored for each in found] == [len(known) for known in seen]
     return found

@@ -21,7 +21,7 @@ from neuron_attribution_server.front_end.calls.calls import Call
 from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS
 from neuron_attribution_server.front_end.scheduling.batches import BatchLimits, is_dense
 from neuron_attribution_server.tasks.answers import Answer
-from neuron_attribution_server.tasks.running import unheard
+from neuron_attribution_server.tasks.running import do_nothing
 from neuron_attribution_server.tasks.tasks import Task
 
 TOKEN_PRICE = 1e-6
@@ -46,7 +46,7 @@ class QueuedTask:
     deadline: float | None
     delivery: asyncio.Future[Delivery]
     call: Call | None = None
-    computed: Callable[[], None] = unheard
+    computed: Callable[[], None] = do_nothing
     """Called when its answer is computed and about to be written."""
     seconds: float = 0.0
     """What it is predicted to take alone."""
@@ -54,7 +54,7 @@ class QueuedTask:
     """Whether it may go before a longer one that runs. Short tasks share batches among themselves."""
     charged: float | None = None
     """What its tenant was charged for it, once it has run."""
-    left: Callable[[], None] = unheard
+    left: Callable[[], None] = do_nothing
     """Called when nobody waits for it any more while it runs."""
 
     def is_wanted(self, now: float) -> bool:

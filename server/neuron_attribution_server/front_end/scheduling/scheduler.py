@@ -27,7 +27,7 @@ from neuron_attribution_server.settings.config import ServerConfig
 from neuron_attribution_server.tasks.answers import Answer
 from neuron_attribution_server.tasks.costs import MemoryCost
 from neuron_attribution_server.tasks.reports import BatchReport
-from neuron_attribution_server.tasks.running import failed_batch, unheard
+from neuron_attribution_server.tasks.running import do_nothing, failed_batch
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, Task
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
@@ -103,7 +103,7 @@ class Scheduler:
             message = f"the worker is being restarted, and the queue is full; try again in {_RESTART_RETRY:g} seconds"
             raise UnavailableError(message, reason="WORKER_RESTARTING", retry_after=_RESTART_RETRY) from error
 
-    async def submit(self, task: Task, deadline: float | None, computed: Callable[[], None] = unheard) -> Delivery:
+    async def submit(self, task: Task, deadline: float | None, computed: Callable[[], None] = do_nothing) -> Delivery:
         """Queue a task of the current tenant and wait for its outcome, until `deadline` on the event loop's clock.
 
         Raises ResourceExhaustedError for a full queue, DeadlineExceededError, and whatever the task failed with.
@@ -281,7 +281,7 @@ class Scheduler:
             observation.ends()
             self._queue.charge(batch, min(clock() - started, math.fsum(item.seconds for item in batch)))
         for item, outcome in zip(batch, outcomes, strict=True):
-            item.left = unheard  # there is nothing left to stop
+            item.left = do_nothing  # there is nothing left to stop
             item.deliver(outcome, started)
 
     def _has_run(self, batch: Sequence[QueuedTask], report: BatchReport) -> None:
@@ -307,7 +307,7 @@ class _BatchListener(Listener):
         self._batch = batch
         self._observation = observation
         self._has_run = has_run
-        self._stop: Callable[[], None] = unheard
+        self._stop: Callable[[], None] = do_nothing
         for item in batch:
             item.left = self._one_left
 

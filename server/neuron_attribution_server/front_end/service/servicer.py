@@ -35,7 +35,7 @@ from neuron_attribution_server.front_end.service.stream_items import (
     read_item,
     token_by_token,
 )
-from neuron_attribution_server.front_end.service.streaming import Answer, Item, ItemStream, patiently
+from neuron_attribution_server.front_end.service.streaming import Answer, Item, ItemStream, retry
 from neuron_attribution_server.front_end.service.task_sizes import task_bytes
 from neuron_attribution_server.front_end.transfer.exchange import ITEM_COPIES, Exchange, Received
 from neuron_attribution_server.tasks.answers import PackedAttribution, PackedProjections
@@ -100,7 +100,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
 
         async def answers(item: Item) -> AsyncGenerator[Answer, None]:
             with self._expecting():
-                read = await patiently(partial(self._read, item, self._read_item), deadline)
+                read = await retry(partial(self._read, item, self._read_item), deadline)
             try:
                 async with aclosing(self._item_answers(read, item, exchange, deadline)) as found:
                     async for answer in found:
@@ -168,12 +168,12 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         task = read.prepared.task
         item.takes(task_bytes(task))
         room = ITEM_COPIES * self._expected_bytes(self._ready(), task)
-        with await patiently(partial(exchange.answers.room, room), deadline) as held:
+        with await retry(partial(exchange.answers.room, room), deadline) as held:
             # A server that gives up meanwhile says so to whoever waits.
             answer = await self._attribute(
                 self._ready(),
                 read.prepared,
-                lambda task: patiently(lambda: self._ready().scheduler.submit(task, deadline), deadline),
+                lambda task: retry(lambda: self._ready().scheduler.submit(task, deadline), deadline),
             )
             held.resize(ITEM_COPIES * sum(map(len, answer)))
             parts = token_by_token(*answer) if read.each_token else [answer]

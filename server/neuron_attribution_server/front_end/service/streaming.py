@@ -46,7 +46,7 @@ class ItemStream:
         self._room.release()  # not before: a caller that does not read its answers is sent no more of them
 
 
-async def patiently(attempt: Callable[[], Awaitable[Value]], deadline: float | None) -> Value:
+async def retry(attempt: Callable[[], Awaitable[Value]], deadline: float | None) -> Value:
     """Attempt again for as long as there is no room or no worker, after the times the refusals name.
 
     Raises DeadlineExceededError at `deadline`, on the event loop's clock, and whatever else the attempt raises.

@@ -21,7 +21,7 @@ from neuron_attribution.transport.status import public_message, status_code, tra
 
 from neuron_attribution_server.front_end.calls.calls import REQUEST_ID_KEY, Call
 from neuron_attribution_server.front_end.transfer.byte_budget import ByteBudget, Held, Holding
-from neuron_attribution_server.front_end.transfer.patience import Mark, Patience, PatienceTerms, Timer
+from neuron_attribution_server.front_end.transfer.caller_timeouts import CallerTimeout, CallerTimeoutTerms, Mark, Timer
 from neuron_attribution_server.settings.config import ServerConfig
 
 Request = TypeVar("Request")
@@ -51,7 +51,7 @@ class Terms:
     call_answers: int
     requests: ByteBudget
     largest_request: int
-    patience: PatienceTerms
+    timeout: CallerTimeoutTerms
 
 
 def terms(config: ServerConfig, hang_up: Callable[[str], None], noted: Callable[[], None]) -> Terms:
@@ -63,7 +63,7 @@ def terms(config: ServerConfig, hang_up: Callable[[str], None], noted: Callable[
         call_answers=config.call_unread_bytes,
         requests=ByteBudget(requests, config.held_request_bytes, config.tenant_share),
         largest_request=max(CALL_BYTES, config.maximum_request_bytes),
-        patience=PatienceTerms(config.transfer_timeout, hang_up, noted),
+        timeout=CallerTimeoutTerms(config.transfer_timeout, hang_up, noted),
     )
 
 
@@ -112,7 +112,7 @@ class Exchange:
         mark = Mark(call.request_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, mark),))
         self._mark = weakref.ref(mark)
-        self._patience = Patience(terms.patience, context, mark)
+        self._timeout = CallerTimeout(terms.timeout, context, mark)
         self.answers = terms.answers.of_call(terms.call_answers)
         """What it may hold of answers."""
         self._requests = terms.requests.of_call()
@@ -123,7 +123,7 @@ class Exchange:
     @property
     def caller_was_too_slow(self) -> bool:
         """Whether the call was ended because an answer was not read."""
-        return self._patience.is_lost
+        return self._timeout.is_lost
 
     def time_remaining(self) -> float | None:
         """Seconds until the caller's deadline, if there is one."""
@@ -138,7 +138,7 @@ class Exchange:
 
         Raises ResourceExhaustedError where there is no room for it, and DeadlineExceededError where it does not come.
         """
-        seconds = self._terms.patience.seconds
+        seconds = self._terms.timeout.seconds
         try:
             self._request = await self._requests.room(self._terms.largest_request, seconds)
         except TimeoutError:
@@ -191,7 +191,7 @@ class Exchange:
 
     async def write(self, message: bytes) -> None:
         """Send an answer; when this returns, the caller has let all of it be sent."""
-        timer = self._patience.begin(len(message))
+        timer = self._timeout.begin(len(message))
         try:
             await self._context.write(message)
         except grpc.aio.BaseError:
@@ -203,7 +203,7 @@ class Exchange:
         """End the call with an error."""
         identity = self._mark() or self._call.request_id
         trailer = (*trailing_metadata(error), (REQUEST_ID_KEY, identity), *metadata)
-        timer = self._patience.begin(0)
+        timer = self._timeout.begin(0)
         try:
             await self._context.abort(status_code(error), public_message(error), trailer)
         except grpc.aio.AbortError:

@@ -27,22 +27,22 @@ _log = logging.getLogger(__name__)
 
 def ends_soon(context: Context) -> None:
     """Hang up on a caller that does not take the answer, which must follow at once."""
-    patience = _Patience(context.peer())
-    context.add_done_callback(lambda _: patience.end())  # type: ignore[arg-type]  # the stubs want a class
+    timeout = _Timeout(context.peer())
+    context.add_done_callback(lambda _: timeout.end())  # type: ignore[arg-type]  # the stubs want a class
 
 
 @contextmanager
 def taken(context: Context) -> Iterator[None]:
     """Hang up on a caller that does not take what is written meanwhile. Raises CancelledError then."""
-    patience = _Patience(context.peer())
+    timeout = _Timeout(context.peer())
     try:
         yield
     except Exception:
-        if patience.is_over:
+        if timeout.is_over:
             raise asyncio.CancelledError from None  # gRPC would log how its write failed
         raise
     finally:
-        patience.end()
+        timeout.end()
 
 
 def hang_up(peer: str) -> None:
@@ -56,7 +56,7 @@ def hang_up(peer: str) -> None:
             _shut_down_if_from(caller, int(descriptor))
 
 
-class _Patience:
+class _Timeout:
     """Hangs up on a caller, again and again until that succeeds, when it has waited for long enough."""
 
     def __init__(self, peer: str) -> None:

@@ -74,7 +74,7 @@ class BoundedSearch:
         return Ranked(ids, scores, len(self._scored))
 
 
-def settle(
+def search_until_exact(
     searches: Sequence[BoundedSearch], score: Callable[[list[Tensor]], list[Tensor]], more: int = sys.maxsize
 ) -> None:
     """Run searches to their end, scoring the proposals of all of them at once.

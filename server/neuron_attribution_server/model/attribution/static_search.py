@@ -16,7 +16,7 @@ from torch import Tensor
 from neuron_attribution_server.model.attribution.bounds import dot_product_error
 from neuron_attribution_server.model.attribution.methods import NEEDS_RANKS, static_scores
 from neuron_attribution_server.model.attribution.projection import vocabulary_ranks
-from neuron_attribution_server.model.attribution.ranking import BoundedSearch, Ranked, settle
+from neuron_attribution_server.model.attribution.ranking import BoundedSearch, Ranked, search_until_exact
 from neuron_attribution_server.model.attribution.states import RowStates, Weights
 from neuron_attribution_server.model.attribution.subvalues import Subvalues, each_chunk, stack_layers
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
@@ -82,7 +82,7 @@ class StaticSearch:
         least = _ranks(subvalues, lambda rows: least_ranks(self._weights.unembedding, rows, target))
         bounds = self._scores(want.kind, neurons, least)
         search = BoundedSearch(lambda count: neurons.top(count, bounds), neurons.total, k)
-        settle([search], lambda proposals: [self._exact(neurons, proposals[0], target, want.kind)])
+        search_until_exact([search], lambda proposals: [self._exact(neurons, proposals[0], target, want.kind)])
         return search.result()
 
     def _exact(self, neurons: ValueNeurons, ids: Tensor, target: Tensor, kind: Kind) -> Tensor:

@@ -14,7 +14,7 @@ from neuron_attribution_server.model.attribution.bounds import rounding_slack
 from neuron_attribution_server.model.attribution.exhaustive import exhaustive_increases
 from neuron_attribution_server.model.attribution.methods import FROM_INCREASE
 from neuron_attribution_server.model.attribution.objectives import Objective
-from neuron_attribution_server.model.attribution.ranking import BoundedSearch, Ranked, settle
+from neuron_attribution_server.model.attribution.ranking import BoundedSearch, Ranked, search_until_exact
 from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.model.attribution.states import RowStates, SubvalueNorms, Weights
 from neuron_attribution_server.model.attribution.subvalues import Subvalues
@@ -104,7 +104,7 @@ class ValueSearch:
         with self._seconds.bounding():
             jobs = [self._job(want, k) for want, k in wanted.items() if not want.exhaustive]
             more = MORE_PRODUCTS // self._weights.unembedding.weight.numel()
-            settle([job.search for job in jobs], lambda proposals: self._exact(jobs, proposals), more)
+            search_until_exact([job.search for job in jobs], lambda proposals: self._exact(jobs, proposals), more)
         found = {job.wanted: self._found(job) for job in jobs}
         with self._seconds.scoring():
             return found | {want: self._every(want, k) for want, k in wanted.items() if want.exhaustive}

@@ -8,7 +8,7 @@ from pathlib import Path
 _CPU = Path("/proc/cpuinfo")
 
 
-def settle() -> None:
+def configure() -> None:
     """Set what the environment leaves open; call it before PyTorch is imported."""
     # OpenMP threads that wait by spinning take the cores from whoever they wait for: with a second busy process on two
     # cores a call took ten times as long.

@@ -39,7 +39,7 @@ _EXPECTED = (NeuronAttributionError, OSError, ValueError, RuntimeError, ImportEr
 
 def load(settings: LoadSettings) -> Engine:
     """Load the model. The import is here so that PyTorch is loaded in the worker process alone."""
-    math_libraries.settle()
+    math_libraries.configure()
     from neuron_attribution_server.model.loading.models import load_engine
 
     return load_engine(settings)
@@ -60,7 +60,7 @@ class Loading:
 
     def prepare(self) -> None:
         """Import the libraries, which takes longer than to load a small model."""
-        math_libraries.settle()
+        math_libraries.configure()
         import_module("neuron_attribution_server.model.loading.models")
 
     def __call__(self) -> Engine:

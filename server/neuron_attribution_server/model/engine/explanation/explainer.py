@@ -43,7 +43,7 @@ from neuron_attribution_server.model.attribution.value_search import (
     subvalues_of,
 )
 from neuron_attribution_server.model.capture.captured import CapturedStates
-from neuron_attribution_server.model.engine.explanation.heads import HeadDetails, strongest
+from neuron_attribution_server.model.engine.explanation.heads import HeadDetails, highest_heads
 from neuron_attribution_server.model.engine.explanation.predictions import (
     most_probable,
     own_log_probabilities,
@@ -196,14 +196,15 @@ class _Group:
         options = self._rows[index].options
         if self._heads is None or Part.HEAD_POSITIONS not in options.parts:
             return []
-        ends = [strongest(self._heads[index], options.head_top_k, sign) for sign in SIGNS[options.direction]]
+        ends = [highest_heads(self._heads[index], options.head_top_k, sign) for sign in SIGNS[options.direction]]
         return list(dict.fromkeys(head for end in ends for head, _ in end))
 
     def _row_heads(self, index: int, sign: int) -> tuple[HeadScore, ...]:
         assert self._heads is not None
         options = self._rows[index].options
         return tuple(
-            self._head(index, head, score) for head, score in strongest(self._heads[index], options.head_top_k, sign)
+            self._head(index, head, score)
+            for head, score in highest_heads(self._heads[index], options.head_top_k, sign)
         )
 
     def _head(self, index: int, head: Head, score: float) -> HeadScore:

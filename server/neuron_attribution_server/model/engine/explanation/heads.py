@@ -72,7 +72,7 @@ class HeadDetails:
         return tuple(HeadPosition(p, *triple) for p, triple in zip(positions.tolist(), triples, strict=True))
 
 
-def strongest(scores: Tensor, k: int, sign: int) -> list[tuple[Head, float]]:
+def highest_heads(scores: Tensor, k: int, sign: int) -> list[tuple[Head, float]]:
     """The k heads at one end of scores [L, H]."""
     ranked = all_scored(sign * scores.flatten(), k)
     pairs = zip(ranked.ids.tolist(), (sign * ranked.scores).tolist(), strict=True)

@@ -56,10 +56,10 @@ class Mark(str):
 
 
 @dataclass(frozen=True, slots=True)
-class PatienceTerms:
-    """What patience all callers find: for so many seconds, and then `hang_up` closes the connection from an address.
+class CallerTimeoutTerms:
+    """How long any caller may take: so many seconds, after which `hang_up` closes the connection from an address.
 
-    `noted` is called for each caller that has lost it.
+    `noted` is called for each caller whose time is over.
     """
 
     seconds: float
@@ -67,10 +67,10 @@ class PatienceTerms:
     noted: Callable[[], None]
 
 
-class Patience:
-    """With the caller of one call, whose handler runs in the current task."""
+class CallerTimeout:
+    """Of the caller of one call, whose handler runs in the current task."""
 
-    def __init__(self, terms: PatienceTerms, context: grpc.aio.ServicerContext[Any, Any], mark: Mark) -> None:
+    def __init__(self, terms: CallerTimeoutTerms, context: grpc.aio.ServicerContext[Any, Any], mark: Mark) -> None:
         self._terms = terms
         self._context = context
         self._mark = weakref.ref(mark)
@@ -99,7 +99,7 @@ class Patience:
         asyncio.get_running_loop().call_later(_LETTING_GO_SECONDS, _make_sure, self._mark, peer, self._terms)
 
 
-def _make_sure(mark: weakref.ref[Mark], peer: str, terms: PatienceTerms) -> None:
+def _make_sure(mark: weakref.ref[Mark], peer: str, terms: CallerTimeoutTerms) -> None:
     """Close the connection of a call that is still referred to, such as the last one, which gRPC itself remembers."""
     if mark() is not None:
         gc.collect()
