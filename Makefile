@@ -6,7 +6,7 @@ SOURCES := client server protos tests deploy
 # The server and nothing else, for the bill of materials.
 SERVER_VENV := .venv-server
 
-.PHONY: demo test benchmark verify architectures notebooks screenshots docs soak load format audit release clean
+.PHONY: demo test rooms benchmark verify architectures notebooks screenshots docs soak load format audit release clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -21,6 +21,10 @@ test: $(VENV)/test-installed
 # BENCHMARK takes options: make benchmark BENCHMARK='--quick --output quick.md'
 benchmark: $(VENV)/benchmark-installed
 	PYTHONPATH=tests $(BIN)/python -m benchmarks $(BENCHMARK)
+
+# The rooms of the packages, with their files and lines
+rooms: $(VENV)/test-installed
+	@PYTHONPATH=tests $(BIN)/python -m rooms
 
 # The bounded top-k against brute force, about ten minutes; VERIFY takes options: make verify VERIFY='--model gemma --prompts 4'
 verify: $(VENV)/server-installed

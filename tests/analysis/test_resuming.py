@@ -18,7 +18,7 @@ from analysis.studies import (
     served,
     with_revision,
 )
-from neuron_attribution.atomic_files import PARTIAL
+from neuron_attribution.analysis.atomic_files import PARTIAL
 from pyarrow import parquet
 
 

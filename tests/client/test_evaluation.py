@@ -18,7 +18,7 @@ from neuron_attribution import (
     UnavailableError,
     status,
 )
-from neuron_attribution.atomic_files import held
+from neuron_attribution.analysis.atomic_files import held
 from neuron_attribution.cli.main import main
 from neuron_attribution.evaluation import protocol
 from neuron_attribution.evaluation.facts import Fact, FactsError, read_facts

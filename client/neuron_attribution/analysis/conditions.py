@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from neuron_attribution.analysis.atomic_files import read_object, write_text
 from neuron_attribution.analysis.corpus import Corpus
-from neuron_attribution.atomic_files import read_object, write_text
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import AttributeOptions
 from neuron_attribution.results import ModelIdentity

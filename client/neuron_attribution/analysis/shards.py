@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from neuron_attribution.analysis.atomic_files import PARTIAL
 from neuron_attribution.analysis.rows import OK, ItemRows
 from neuron_attribution.analysis.tables import SCHEMAS, Tables, write_partial
-from neuron_attribution.atomic_files import PARTIAL
 from neuron_attribution.errors import InternalError
 
 

@@ -19,13 +19,13 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from neuron_attribution.analysis.aggregates import aggregate, write_aggregates
+from neuron_attribution.analysis.atomic_files import held, write_text
 from neuron_attribution.analysis.conditions import NAME as CONDITIONS
 from neuron_attribution.analysis.conditions import Conditions
 from neuron_attribution.analysis.corpus import Corpus, CorpusItem
 from neuron_attribution.analysis.rows import OK, ItemRows
 from neuron_attribution.analysis.shards import Shards, ShardStore
 from neuron_attribution.analysis.summary import summary
-from neuron_attribution.atomic_files import held, write_text
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.results import ModelIdentity
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from neuron_attribution.atomic_files import PARTIAL, sync
+from neuron_attribution.analysis.atomic_files import PARTIAL, sync
 
 TOKENS = pa.list_(pa.string())
 SCORES = pa.list_(pa.float32())

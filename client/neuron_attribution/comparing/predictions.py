@@ -16,7 +16,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
 
-from neuron_attribution.answers import explanation_of, given, left_out
+from neuron_attribution.comparing.answers import explanation_of, given, left_out
 from neuron_attribution.comparing.difference_search import DifferenceSearch
 from neuron_attribution.comparisons import ComparedSide, Comparison, DifferenceRanking, NeuronComparison
 from neuron_attribution.convert.values import at_least_one, unsigned

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from neuron_attribution.answers import explanation_of, given
 from neuron_attribution.client import Client
+from neuron_attribution.comparing.answers import explanation_of, given
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError
 from neuron_attribution.evaluation.facts import Fact
 from neuron_attribution.evaluation.first_tokens import FirstTokens

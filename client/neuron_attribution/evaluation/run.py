@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from neuron_attribution.atomic_files import held, read_object, write_text
+from neuron_attribution.analysis.atomic_files import held, read_object, write_text
 from neuron_attribution.client import Client
 from neuron_attribution.evaluation.facts import Fact, FactsError
 from neuron_attribution.evaluation.protocol import Protocol
