@@ -34,8 +34,8 @@ from neuron_attribution import (
     TokenizeRequest,
     UnavailableError,
     convert,
-    status,
 )
+from neuron_attribution.transport import status
 from neuron_attribution.transport.channel import Connection
 
 

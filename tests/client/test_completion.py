@@ -8,6 +8,8 @@ import pytest
 from client.terminal import Terminal
 from neuron_attribution.cli.main import COMMANDS
 
+pytestmark = pytest.mark.process
+
 COMMAND = (sys.executable, "-m", "neuron_attribution.cli.main", "completion")
 BASH = """
 source {script}

@@ -16,7 +16,6 @@ from neuron_attribution import (
     InvalidArgumentError,
     ScoringMethod,
     UnavailableError,
-    status,
 )
 from neuron_attribution.analysis.atomic_files import held
 from neuron_attribution.cli.main import main
@@ -26,6 +25,7 @@ from neuron_attribution.evaluation.random_neurons import RandomNeurons
 from neuron_attribution.evaluation.report import TABLES, markdown, report_of
 from neuron_attribution.evaluation.rows import Measured, Row, RowFile
 from neuron_attribution.evaluation.run import SETTINGS, chosen_facts, evaluate
+from neuron_attribution.transport import status
 
 from client import fake_service
 

@@ -9,6 +9,8 @@ import pytest
 from client.terminal import Terminal
 from rich.cells import cell_len
 
+pytestmark = pytest.mark.process
+
 COMMAND = (sys.executable, "-m", "neuron_attribution.cli.main")
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")

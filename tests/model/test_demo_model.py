@@ -35,6 +35,8 @@ from verify.rankings import compare as compare_rankings
 from verify.states import States, record
 from verify.subjects import SUBJECTS
 
+pytestmark = pytest.mark.process
+
 LAYERS, FFN_WIDTH, HEADS, HEAD_SIZE = 30, 1536, 9, 64
 PROMPT = "The capital of France is"
 ANOTHER_PROMPT = "Monday, Tuesday, Wednesday,"

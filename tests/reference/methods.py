@@ -12,6 +12,8 @@ from reference.unembedding import FrozenUnembedding, project
 
 CHUNK = 256
 """Vectors projected into the vocabulary at once: a large vocabulary costs 100 MB at this size."""
+CACHED = 2**17
+"""Logits computed at once: what is read and written several times stays in the processor's cache."""
 
 
 class Prediction(Protocol):
@@ -57,11 +59,17 @@ def _score_chunk(
 
 def _values(explained: Prediction, base: Tensor, projection: Tensor, coefficients: Tensor) -> Tensor:
     """f(base + m v) from the vectors' unscaled projections, computed once for all their coefficients."""
+    start = explained.unembedding.bs(base) + explained.unembedding.bias
+    rows = max(1, CACHED // projection.shape[1])
+    blocks = zip(projection.split(rows), coefficients.split(rows), strict=True)
+    return torch.cat([_block_values(explained, start, *block) for block in blocks])
+
+
+def _block_values(explained: Prediction, start: Tensor, projection: Tensor, coefficients: Tensor) -> Tensor:
     unembedding = explained.unembedding
-    start = unembedding.bs(base)
     columns = []
     for m in coefficients.T:
-        logits = torch.addcmul(start + unembedding.bias, projection, m[:, None], value=1 / unembedding.scale.item())
+        logits = torch.addcmul(start, projection, m[:, None], value=1 / unembedding.scale.item())
         logits = unembedding.weights.capped(logits)
         found = logits[:, explained.target]
         if explained.contrast is None:

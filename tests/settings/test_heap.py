@@ -28,7 +28,10 @@ if sys.argv[1] == "given back":
 print(mebibytes() - before)
 """
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc"),
+]
 
 
 def left(how):

@@ -32,6 +32,8 @@ from service.servers import (
     server_process,
 )
 
+pytestmark = pytest.mark.process
+
 PROMPT = "Zanzibarquux whispers 8301 lighthouses"
 TOKEN = "letmein-5f1d9c"
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "observability.md"

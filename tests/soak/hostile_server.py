@@ -59,6 +59,7 @@ class HostileServer:
         options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         command = [COMMAND, "serve", "--model", "demo", "--listen", "localhost:0", *options]
         self._log = (self._folder / "log").open("w")
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the server, too, would ignore it
         environment = os.environ | {"PYTHONFAULTHANDLER": "1"}
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment)
         os.nice(10)  # a server has its processors to itself; whoever calls has others

@@ -25,6 +25,8 @@ from service.servers import (
     worker_processes,
 )
 
+pytestmark = pytest.mark.process
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN

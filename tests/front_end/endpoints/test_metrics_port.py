@@ -18,6 +18,8 @@ from service.hostile import half_sent, link, still_open
 from service.scraping import OPENMETRICS, PREFIX, Scrape, free_address
 from service.servers import PATIENCE, eventually, listening_address, server_process
 
+pytestmark = pytest.mark.process
+
 FLOOD = 4 * CONNECTIONS
 FAMILY = PREFIX + "build_info"
 

@@ -22,6 +22,8 @@ from service.servers import (
     worker_processes,
 )
 
+pytestmark = pytest.mark.process
+
 HEALTH_CONNECTIONS = 100
 WATCH = "/grpc.health.v1.Health/Watch"
 

@@ -48,6 +48,8 @@ from service.servers import (
     worker_processes,
 )
 
+pytestmark = pytest.mark.process
+
 RPC = {"grpc_type": "unary", "grpc_service": SERVICE, "grpc_method": "Attribute"}
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "observability.md"
 WORKER, PART = ["worker"], ["part"]

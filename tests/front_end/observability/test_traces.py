@@ -30,6 +30,8 @@ from service.servers import (
     server_process,
 )
 
+pytestmark = pytest.mark.process
+
 CALL = f"{SERVICE}/Attribute"
 TRACER = TracerProvider(shutdown_on_exit=False).get_tracer("test")
 SAMPLED, UNSAMPLED = (f"00-{'a' * 32}-{'b' * 16}-{flags}" for flags in ("01", "00"))

@@ -8,12 +8,15 @@ from queue import SimpleQueue
 from statistics import median
 
 import grpc
+import pytest
 from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import BATCH_SECONDS, PROMPT, TOKENIZER
 from service.servers import PATIENCE, attribution, failure, listening_address, running_server, server_process
 from soak.overload import Bounds, overload
+
+pytestmark = pytest.mark.process
 
 
 def seen_texts(engine):

@@ -14,6 +14,8 @@ from service.scraping import Scrape, free_address
 from service.servers import PATIENCE, eventually, listening_address, server_process
 from service.token_lines import line
 
+pytestmark = pytest.mark.process
+
 ALICE, BOB = "alices-token", "bobs-token"
 NO_DESCRIPTOR = "Too many open files"
 STANDARD = 3

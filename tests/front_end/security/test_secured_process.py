@@ -8,7 +8,7 @@ from service.certificates import Authority
 from service.servers import PATIENCE, eventually, listening_address, server_process
 from service.token_lines import line
 
-pytestmark = pytest.mark.usefixtures("hasty")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("hasty")]
 ALICE, BOB = "alices-token", "bobs-token"
 EXPIRED = -datetime.timedelta(hours=1)
 

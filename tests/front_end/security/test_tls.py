@@ -20,7 +20,7 @@ from service.certificates import Authority, encrypted_key, serial_number, served
 from service.fakes import FakeEngine
 from service.servers import PATIENCE, RunningServer, eventually, failure, running_server
 
-pytestmark = pytest.mark.usefixtures("hasty")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("hasty")]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 EXPIRED = -datetime.timedelta(hours=1)
 

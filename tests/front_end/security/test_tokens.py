@@ -27,6 +27,8 @@ from service.fakes import FakeEngine
 from service.servers import PATIENCE, eventually, failure, running_server
 from service.token_lines import digest, line
 
+pytestmark = pytest.mark.process
+
 ALICE, BOB = "alices-token", "bobs-token"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 

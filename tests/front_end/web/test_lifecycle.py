@@ -16,6 +16,8 @@ from service.fakes import FakeEngine
 from service.scraping import Scrape, free_address
 from service.servers import PATIENCE, eventually, listening_address, server_process
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def server():

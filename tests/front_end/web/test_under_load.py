@@ -16,6 +16,8 @@ from service.hostile import half_sent, is_answered, still_open
 from service.scraping import free_address
 from service.servers import eventually, listening_address, server_process
 
+pytestmark = pytest.mark.process
+
 LARGE = 3_900_000
 EMPTY_SETS = b'{"sets":[' + b",".join([b"{}"] * (LARGE // 3)) + b"]}"
 """Of all bodies of its size the one that takes longest to read, of those that can be read."""

@@ -18,6 +18,8 @@ from reference.saved_gguf import saved_gguf
 from reference.saved_models import saved
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.process
+
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 INDEX = "model.safetensors.index.json"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"

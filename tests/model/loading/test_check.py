@@ -20,6 +20,8 @@ from reference.saved_models import saved
 from reference.tiny_families import tiny_family
 from transformers import AutoConfig
 
+pytestmark = pytest.mark.process
+
 COMMAND = (sys.executable, "-m", "neuron_attribution.cli.main")
 
 

@@ -22,6 +22,8 @@ from reference.compare_answers import assert_same
 from reference.saved_models import saved
 from reference.tiny_families import TINY_FAMILIES, tiny_family
 
+pytestmark = pytest.mark.process
+
 PART = 0.85
 """What main memory may hold of a model: less than all, and more than accelerate keeps free for what it fetches."""
 LONG, SHORT = (45, 73, 93, 18, 59, 56, 90, 10), (17, 4, 33)

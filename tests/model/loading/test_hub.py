@@ -19,6 +19,8 @@ from service.fakes import PROMPT, SIZES, byte_level_tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+pytestmark = pytest.mark.process
+
 ID = "tiny/llama"
 COMMITS = {"main": "a" * 40, "draft": "b" * 40}
 PATH = re.compile(r"(?:/api/models)?/([^/]+/[^/?]+)(?:/(?:revision|resolve|tree)/([^/?]+))?/?([^?]*)")

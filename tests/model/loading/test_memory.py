@@ -9,6 +9,8 @@ from neuron_attribution_server.model.loading.demo import DemoUnavailableError, d
 from neuron_attribution_server.tasks.costs import MemoryCost
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 
+pytestmark = pytest.mark.process
+
 MEASURE = r"""
 import json, re, sys
 from pathlib import Path

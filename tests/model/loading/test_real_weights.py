@@ -27,6 +27,8 @@ from verify.brute_force import BruteForce
 from verify.states import record
 from verify.subjects import SUBJECTS
 
+pytestmark = pytest.mark.process
+
 FACTS = {
     "demo": {
         "The Eiffel Tower is located in the city of": " Paris",
