@@ -15,9 +15,10 @@ from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from neuron_attribution_server.app import Application
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from neuron_attribution_server.services import SERVICE
 from neuron_attribution_server.settings.config import ServerConfig
-from service.fakes import PROMPT
+from service.fakes import PROMPT, FakeEngine
 
 PATIENCE = 30
 
@@ -151,3 +152,28 @@ def worker_processes(pid):
 def listening_address(process):
     """The address a server process says it listens on."""
     return process.stdout.readline().removeprefix("listening on ").strip()
+
+
+def prompt(*ids):
+    """A request for the attribution of such a prompt."""
+    return messages.AttributeRequest(prompt=messages.Prompt(token_ids=messages.TokenIds(ids=ids)))
+
+
+def with_stub(address, scenario):
+    """Run `scenario(stub)` on an event loop; the channel sends nothing again by itself."""
+
+    async def run():
+        async with grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel:
+            return await scenario(services.NeuronAttributionServiceStub(channel))
+
+    return asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+@contextmanager
+def measured(engine=None, **settings):
+    """A ready server that serves its metrics."""
+    engine = engine or FakeEngine()
+    with running_server(ThreadWorker(engine), metrics_listen="localhost:0", **settings) as server, engine:
+        assert server.loaded.wait(PATIENCE)
+        engine.batches.clear()
+        yield server

@@ -1,6 +1,8 @@
 """Worker processes that die, hang, stop or find no memory: real processes, real signals, calls in flight."""
 
 import asyncio
+import gc
+import multiprocessing
 import os
 import resource
 import signal
@@ -12,27 +14,26 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from neuron_attribution.errors import ResourceExhaustedError
 from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from neuron_attribution_server.front_end.workers.process import describe_exit
+from neuron_attribution_server.front_end.workers.pool import worker_pool
+from neuron_attribution_server.front_end.workers.process import ProcessWorker, describe_exit
 from neuron_attribution_server.front_end.workers.restarts import FIRST_BACKOFF, MOST_BACKOFF, Restarts
-from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from neuron_attribution_server.services import LIVENESS, SERVICE
-from neuron_attribution_server.tasks.answers import PackedAttribution
-from neuron_attribution_server.tasks.reports import BatchReport
-from neuron_attribution_server.tasks.running import run_batch
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
-from service.fakes import DIE, FakeEngine
-from service.faulty_engines import HANG, HUGE, SmallEngine
+from neuron_attribution_server.settings import heap
+from neuron_attribution_server.settings.config import ServerConfig
+from neuron_attribution_server.tasks.tasks import ExplainedToken
+from service.fakes import DIE
+from service.faulty_engines import HANG, make_engine_with_checkpoints
 from service.scraping import Scrape, free_address
 from service.servers import (
     PATIENCE,
-    failure,
     listening_address,
+    prompt,
     running_server,
     server_process,
+    with_stub,
     worker_processes,
 )
 
@@ -41,10 +42,7 @@ pytestmark = pytest.mark.process
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 CALLERS = 64
-
-
-def prompt(*ids):
-    return messages.AttributeRequest(prompt=messages.Prompt(token_ids=messages.TokenIds(ids=ids)))
+TOKEN = ExplainedToken(0)
 
 
 def own_prompt(caller):
@@ -64,16 +62,6 @@ def slow_server(**settings):
         address = listening_address(process)
         assert process.stdout.readline().startswith("ready: ")
         yield process, address
-
-
-def with_stub(address, scenario):
-    """Run `scenario(stub)` on an event loop; the channel sends nothing again by itself."""
-
-    async def run():
-        async with grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel:
-            return await scenario(services.NeuronAttributionServiceStub(channel))
-
-    return asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
 
 def answers_around(address, blow):
@@ -257,6 +245,28 @@ def test_what_kills_twice_alone_is_refused(turnstile):
         assert "died twice while it ran this request alone" in error.message
 
 
+def test_nothing_is_kept_of_workers_that_died(monkeypatch):
+    """Each knows megabytes of a real model: its tokenizer."""
+    monkeypatch.setattr(heap, "_PAUSE_SECONDS", 0.1)
+
+    def known():
+        return sum(isinstance(each, ProcessWorker) for each in gc.get_objects())
+
+    gc.collect()
+    before = known()
+    pool = worker_pool(ServerConfig(model="fake", restarts=10), [make_engine_with_checkpoints])
+    with running_server(pool, restarts=10, cache_bytes=0) as server:
+        assert server.loaded.wait(PATIENCE)
+        time.sleep(0.3)
+        for caller in range(4):
+            call = server.stub.Attribute.future(own_prompt(caller), timeout=PATIENCE)
+            time.sleep(0.1)  # it is being computed
+            eventually(multiprocessing.active_children)
+            multiprocessing.active_children()[0].kill()
+            assert is_right(call.result(), caller)
+        eventually(lambda: known() == before + 1)
+
+
 def allow_descriptors(process, *limits):
     """Set the limits of a process's descriptors. What is open stays."""
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
@@ -367,81 +377,6 @@ def test_a_full_queue_without_a_worker_sends_callers_elsewhere():
         errors = [from_rpc_error(answer, address) for answer in answers if isinstance(answer, grpc.RpcError)]
         assert [error.reason for error in errors] == ["WORKER_RESTARTING"] * 2
         assert all(error.retry_after > 0 for error in errors)
-
-
-def task(*ids):
-    return AttributeTask(token_ids=ids, explained=(ExplainedToken(len(ids) - 1),))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        None,
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to"),
-        RuntimeError("CUDA error: out of memory"),
-    ],
-)
-def test_without_memory_a_batch_is_split_and_only_the_impossible_request_fails(error):
-    engine = SmallEngine(error)
-    tasks = [task(number) for number in (1, 2, 3, HUGE, 4, 5, 6, 7)]
-    answers = run_batch(engine, tasks, BatchReport())
-    refused = answers.pop(3)
-    assert isinstance(refused, ResourceExhaustedError)
-    assert refused.reason == "OUT_OF_MEMORY"
-    assert all(isinstance(answer, PackedAttribution) for answer in answers)
-    assert [answer.token_ids for answer in answers] == [(number,) for number in (1, 2, 3, 4, 5, 6, 7)]
-    assert [len(batch) for batch in engine.batches] == [8, 4, 2, 2, 1, 1, 4, 2, 2]
-
-
-def test_real_torch_errors_are_recognized():
-    torch = pytest.importorskip("torch")
-
-    class Greedy(FakeEngine):
-        def run(self, tasks):
-            if len(tasks) > 1:
-                torch.empty(1 << 60, dtype=torch.uint8)
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    answers = run_batch(Greedy(), [task(1), task(2)], BatchReport())
-    assert [answer.reason for answer in answers] == ["OUT_OF_MEMORY"] * 2
-
-
-def test_a_request_without_memory_names_the_remedy_and_is_not_sent_again():
-    with running_server(ThreadWorker(SmallEngine())) as server:
-        assert server.loaded.wait(PATIENCE)
-        error, status = failure(lambda: server.attribute(prompt(HUGE)))
-        assert status.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert error.reason == "OUT_OF_MEMORY"
-        assert "fewer tokens" in error.message
-        assert dict(status.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
-
-
-def test_a_batch_without_memory_is_split_and_all_but_the_impossible_caller_are_answered():
-    """Eight calls that waited for the same batch; the worker process lives on."""
-    with server_process("make_slow_small_engine", module="faulty_engines", cache_bytes=0) as process:
-        address = listening_address(process)
-        assert process.stdout.readline().startswith("ready: ")
-        (worker,) = worker_processes(process.pid)
-        responses, refused = with_stub(address, _eight_behind_one)
-        assert worker_processes(process.pid) == [worker]
-    assert [[token.id for token in response.tokens] for response in responses] == [[20 + n, 21] for n in range(7)]
-    assert [refused.code(), from_rpc_error(refused, address).reason] == [
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "OUT_OF_MEMORY",
-    ]
-
-
-async def _eight_behind_one(stub):
-    """The answers of seven calls, and the error of the one among them that needs too much."""
-    first = stub.Attribute(prompt(19), timeout=PATIENCE)
-    await asyncio.sleep(0.02)
-    calls = [stub.Attribute(prompt(20 + n, 21), timeout=PATIENCE) for n in range(7)]
-    impossible = stub.Attribute(prompt(HUGE), timeout=PATIENCE)
-    assert (await first).explanations
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await impossible
-    return [await call for call in calls], refused.value
 
 
 def test_pauses_double_until_a_batch_is_finished_and_old_deaths_are_forgotten():
