@@ -23,7 +23,7 @@ check: $(VENV)/test-installed
 
 quick: $(VENV)/test-installed
 	$(CHECKS)
-	$(BIN)/pytest --quiet -m 'not process and not patient' $(BY_ROOM)
+	QUICK=1 $(BIN)/pytest --quiet -m 'not process and not patient' $(BY_ROOM)
 
 types: $(VENV)/test-installed
 	$(BIN)/mypy

@@ -12,6 +12,7 @@ from client.strategies import (
     intervene_requests,
     project_neuron_requests,
 )
+from examples import examples
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from neuron_attribution import convert
@@ -47,7 +48,7 @@ from neuron_attribution.results import (
 )
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
-RELAXED = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+RELAXED = settings(deadline=None, max_examples=examples(40), suppress_health_check=list(HealthCheck))
 
 TABLES = [
     (enums.PARTS, Part, messages.Part),

@@ -4,13 +4,14 @@ import random
 from dataclasses import dataclass
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from neuron_attribution.comparing.difference_search import FELL, ROSE, ROUNDING, DifferenceSearch
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.results import Coverage, NeuronRanking, NeuronScore
 
-FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=examples(150))
 DIRECTIONS = {"fell": FELL, "rose": ROSE}
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import grpc
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from neuron_attribution.transport.status import from_rpc_error
@@ -85,7 +86,7 @@ def test_every_kind_of_text_has_tokens_that_cover_its_bytes(harmless_server, kin
 
 
 @given(text=st.text(min_size=1, max_size=40), field=st.sampled_from(sorted(FIELDS)))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_answered_or_refused_by_name(harmless_server, text, field):
     send(harmless_server, "Attribute", FIELDS[field](text).SerializeToString())
 
@@ -103,14 +104,14 @@ def test_bytes_that_are_not_utf8_are_refused(harmless_server, field, wrong):
 
 
 @given(method=st.sampled_from(sorted(VALID)), random=st.randoms(use_true_random=False), data=st.data())
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_mutated_requests_are_answered_or_refused_by_name(harmless_server, method, random, data):
     request = data.draw(st.sampled_from(VALID[method]))
     send(harmless_server, method, mutated(request, random))
 
 
 @given(method=st.sampled_from(sorted(VALID)), data=st.binary(max_size=200))
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_bytes_are_answered_or_refused_by_name(harmless_server, method, data):
     send(harmless_server, method, data)
 

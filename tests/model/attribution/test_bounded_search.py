@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from neuron_attribution_server.model.attribution.ranking import (
@@ -17,7 +18,7 @@ from neuron_attribution_server.model.attribution.ranking import (
 )
 from torch import Tensor
 
-FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=examples(150))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
@@ -28,7 +29,7 @@ from safetensors.torch import save_file
 
 TOLERANCE = 1e-5
 FIXED = settings(
-    derandomize=True, database=None, deadline=None, max_examples=150, suppress_health_check=list(HealthCheck)
+    derandomize=True, database=None, deadline=None, max_examples=examples(150), suppress_health_check=list(HealthCheck)
 )
 PARTS = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
 FROM_INCREASE = (
@@ -105,7 +106,7 @@ def test_every_method(case: Case) -> None:
     check(case)
 
 
-@settings(FIXED, max_examples=50)
+@settings(FIXED, max_examples=examples(50))
 @given(cases(FROM_INCREASE, PLAIN | TWISTED))
 def test_attention_neurons_over_positions(case: Case) -> None:
     case = replace(case, options=replace(case.options, attention_neurons_over_positions=True))
@@ -115,7 +116,7 @@ def test_attention_neurons_over_positions(case: Case) -> None:
     assert_rankings(explain(compared, case), "attention_value_neurons", scores, case)
 
 
-@settings(FIXED, max_examples=60)
+@settings(FIXED, max_examples=examples(60))
 @given(cases((ScoringMethod.LOG_PROBABILITY_INCREASE,), PLAIN))
 def test_plain_models_from_their_weights(case: Case) -> None:
     """Against the oracle, which computes its own states in float64."""

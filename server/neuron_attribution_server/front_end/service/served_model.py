@@ -12,6 +12,7 @@ from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 from neuron_attribution_server.front_end.scheduling.request_queue import Delivery
 from neuron_attribution_server.front_end.service.task_sizes import answer_bytes
+from neuron_attribution_server.front_end.service.token_reader import TokenReader
 from neuron_attribution_server.front_end.service.validate import RequestValidator
 from neuron_attribution_server.tasks.answers import InterveneOutcome, PackedAttribution
 from neuron_attribution_server.tasks.model_facts import ModelFacts
@@ -46,7 +47,8 @@ class ServedModel:
         self._sizes = facts.sizes
         self._tokenizer = ExactTokenizer(facts.tokenizer)
         self._written_tokens: dict[int, bytes] = {}
-        self._validator = RequestValidator(facts, limits, self._tokenizer, self.predictor)
+        reader = TokenReader(self._tokenizer, limits, facts.sizes.vocabulary)
+        self._validator = RequestValidator(facts, limits, reader, self.predictor)
         self._info = ModelInfo(
             model=facts.identity,
             family=facts.family,

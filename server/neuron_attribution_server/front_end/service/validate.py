@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from neuron_attribution.convert.values import unicode_text
 from neuron_attribution.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -30,6 +29,7 @@ from neuron_attribution.requests import (
 from neuron_attribution.results import Limits, TokenizedToken
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
+from neuron_attribution_server.front_end.service.token_reader import TokenReader
 from neuron_attribution_server.front_end.service.too_long import check_seconds
 from neuron_attribution_server.tasks.checks import (
     check_at_least_one,
@@ -42,7 +42,6 @@ from neuron_attribution_server.tasks.checks import (
 )
 from neuron_attribution_server.tasks.model_facts import ModelFacts
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
-from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
 LEAST_TOKEN_BYTES = 12
@@ -55,7 +54,7 @@ class RequestValidator:
 
     facts: ModelFacts
     limits: Limits
-    tokenizer: ExactTokenizer
+    reader: TokenReader
     predictor: WorkPredictor
 
     def check_model(self, name: str) -> None:
@@ -84,10 +83,13 @@ class RequestValidator:
         """Make an attribution a task."""
         self.check_model(request.model)
         options = self._options(request.options)
-        prompt = self._prompt(request)
-        completion = self._completion(request.completion)
-        self._check_length(len(prompt), len(completion), request.generate)
-        target, contrast = self._token(request.target, "target"), self._token(request.contrast, "contrast")
+        prompt = self.reader.prompt(request)
+        completion = self.reader.completion(request.completion)
+        self.reader.check_length(len(prompt), len(completion), request.generate)
+        target, contrast = (
+            self.reader.chosen(request.target, "target"),
+            self.reader.chosen(request.contrast, "contrast"),
+        )
         _check_contrast(target, contrast, options)
         task = AttributeTask(
             token_ids=prompt + completion,
@@ -106,12 +108,12 @@ class RequestValidator:
         self.check_model(request.model)
         for index, each in enumerate(request.sets):
             check_interventions(each, self.facts.sizes, self.limits.neurons, f"sets[{index}].interventions")
-        prompt = self._prompt(request)
-        self._check_length(len(prompt), 0, request.generate or None)
+        prompt = self.reader.prompt(request)
+        self.reader.check_length(len(prompt), 0, request.generate or None)
         task = InterveneTask(
             token_ids=prompt,
             sets=request.sets,
-            target=self._token(request.target, "target"),
+            target=self.reader.chosen(request.target, "target"),
             generate=request.generate,
         )
         self._check_generated(task)
@@ -144,8 +146,7 @@ class RequestValidator:
     def tokenize(self, request: TokenizeRequest) -> tuple[TokenizedToken, ...]:
         """The tokens of a text."""
         self.check_model(request.model)
-        self._check_text(request.text, "text")
-        return tuple(self.tokenizer.encode(request.text, request.add_special_tokens))
+        return self.reader.tokens(request.text, request.add_special_tokens)
 
     def _options(self, options: AttributeOptions) -> AttributeOptions:
         for name in ("top_k", "query_sources"):
@@ -172,68 +173,6 @@ class RequestValidator:
 
     def _check_count(self, value: int, field: str) -> None:
         check_at_most(value, self.limits.top_k, field)
-
-    def _prompt(self, request: AttributeRequest | InterveneRequest) -> tuple[int, ...]:
-        if not isinstance(request.prompt, str):
-            return self._given_ids(request.prompt, "prompt")
-        self._check_text(request.prompt, "prompt.text")
-        ids = self.tokenizer.ids(request.prompt, request.add_special_tokens)
-        if not ids:
-            raise InvalidArgumentError.of("prompt.text", "becomes no token; give at least one")
-        return ids
-
-    def _completion(self, completion: str | tuple[int, ...] | None) -> tuple[int, ...]:
-        if completion is None:
-            return ()
-        if not isinstance(completion, str):
-            ids = self._given_ids(completion, "completion")
-        else:
-            self._check_text(completion, "completion.text")
-            ids = self.tokenizer.continuation(completion)
-        if not ids:
-            raise InvalidArgumentError.of("completion.text", "becomes no token; give at least one")
-        check_at_most(len(ids), self.limits.explained_tokens, "completion", "tokens")
-        return ids
-
-    def _given_ids(self, ids: tuple[int, ...], field: str) -> tuple[int, ...]:
-        if not ids:
-            raise InvalidArgumentError.of(f"{field}.token_ids", "is empty; give at least one token")
-        check_at_most(len(ids), self.limits.tokens, field, "tokens")
-        for index, id in enumerate(ids):
-            self._check_id(id, f"{field}.token_ids.ids[{index}]")
-        return ids
-
-    def _token(self, choice: str | int | None, field: str) -> int | None:
-        if isinstance(choice, str):
-            self._check_text(choice, f"{field}.text")
-            return self.tokenizer.token_named(choice, f"{field}.text")
-        if choice is not None:
-            self._check_id(choice, f"{field}.id")
-        return choice
-
-    def _check_id(self, id: int, field: str) -> None:
-        size = self.facts.sizes.vocabulary
-        if not 0 <= id < size:
-            raise InvalidArgumentError.of(field, f"token {id} does not exist; this model has tokens 0 to {size - 1}")
-
-    def _check_text(self, text: str, field: str) -> None:
-        """Refuse a text before time is spent on its tokens, where it cannot be short enough."""
-        if not text:
-            raise InvalidArgumentError.of(field, "is empty; give at least one token")
-        unicode_text(text, field)
-        if len(text) > self.limits.tokens * self.tokenizer.longest_token:
-            raise InvalidArgumentError.of(
-                field, f"{len(text)} characters are more than the limit of {self.limits.tokens} tokens can hold"
-            )
-
-    def _check_length(self, prompt: int, completion: int, generate: int | None) -> None:
-        if generate is not None:
-            check_at_least_one(generate, "generate")
-            check_at_most(generate, self.limits.explained_tokens, "generate", "tokens")
-        total = prompt + completion + (generate or 0)
-        if total > self.limits.tokens:
-            parts = f"{prompt} in the prompt, {completion} in the completion, {generate or 0} to generate"
-            raise InvalidArgumentError.of("prompt", f"{total} tokens ({parts}) are over the limit {self.limits.tokens}")
 
     def _check_exhaustive(self, task: AttributeTask) -> None:
         """Refuse what would take longer than a batch may, so that its worker would be killed amid the work."""

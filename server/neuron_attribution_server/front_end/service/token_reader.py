@@ -1,0 +1,93 @@
+"""The tokens that a request names, as text or as ids; what is none of the model's, or too long, is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neuron_attribution.convert.values import unicode_text
+from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.requests import AttributeRequest, InterveneRequest
+from neuron_attribution.results import Limits, TokenizedToken
+
+from neuron_attribution_server.tasks.checks import check_at_least_one, check_at_most
+from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
+
+
+@dataclass(frozen=True)
+class TokenReader:
+    """Reads tokens of a model with so large a vocabulary. Raises InvalidArgumentError."""
+
+    tokenizer: ExactTokenizer
+    limits: Limits
+    vocabulary: int
+
+    def prompt(self, request: AttributeRequest | InterveneRequest) -> tuple[int, ...]:
+        """The ids of a prompt, at least one."""
+        if not isinstance(request.prompt, str):
+            return self._given_ids(request.prompt, "prompt")
+        self._check_text(request.prompt, "prompt.text")
+        ids = self.tokenizer.ids(request.prompt, request.add_special_tokens)
+        if not ids:
+            raise InvalidArgumentError.of("prompt.text", "becomes no token; give at least one")
+        return ids
+
+    def completion(self, completion: str | tuple[int, ...] | None) -> tuple[int, ...]:
+        """The ids of a completion; none where there is none."""
+        if completion is None:
+            return ()
+        if not isinstance(completion, str):
+            ids = self._given_ids(completion, "completion")
+        else:
+            self._check_text(completion, "completion.text")
+            ids = self.tokenizer.continuation(completion)
+        if not ids:
+            raise InvalidArgumentError.of("completion.text", "becomes no token; give at least one")
+        check_at_most(len(ids), self.limits.explained_tokens, "completion", "tokens")
+        return ids
+
+    def chosen(self, choice: str | int | None, field: str) -> int | None:
+        """The id of one token."""
+        if isinstance(choice, str):
+            self._check_text(choice, f"{field}.text")
+            return self.tokenizer.token_named(choice, f"{field}.text")
+        if choice is not None:
+            self._check_id(choice, f"{field}.id")
+        return choice
+
+    def check_length(self, prompt: int, completion: int, generate: int | None) -> None:
+        """Refuse so many tokens together where they are more than a request may have."""
+        if generate is not None:
+            check_at_least_one(generate, "generate")
+            check_at_most(generate, self.limits.explained_tokens, "generate", "tokens")
+        total = prompt + completion + (generate or 0)
+        if total > self.limits.tokens:
+            parts = f"{prompt} in the prompt, {completion} in the completion, {generate or 0} to generate"
+            raise InvalidArgumentError.of("prompt", f"{total} tokens ({parts}) are over the limit {self.limits.tokens}")
+
+    def tokens(self, text: str, add_special: bool | None) -> tuple[TokenizedToken, ...]:
+        """The tokens of a text, with their bytes; None adds special ones where the model does."""
+        self._check_text(text, "text")
+        return tuple(self.tokenizer.encode(text, add_special))
+
+    def _given_ids(self, ids: tuple[int, ...], field: str) -> tuple[int, ...]:
+        if not ids:
+            raise InvalidArgumentError.of(f"{field}.token_ids", "is empty; give at least one token")
+        check_at_most(len(ids), self.limits.tokens, field, "tokens")
+        for index, id in enumerate(ids):
+            self._check_id(id, f"{field}.token_ids.ids[{index}]")
+        return ids
+
+    def _check_id(self, id: int, field: str) -> None:
+        size = self.vocabulary
+        if not 0 <= id < size:
+            raise InvalidArgumentError.of(field, f"token {id} does not exist; this model has tokens 0 to {size - 1}")
+
+    def _check_text(self, text: str, field: str) -> None:
+        """Refuse a text before time is spent on its tokens, where it cannot be short enough."""
+        if not text:
+            raise InvalidArgumentError.of(field, "is empty; give at least one token")
+        unicode_text(text, field)
+        if len(text) > self.limits.tokens * self.tokenizer.longest_token:
+            raise InvalidArgumentError.of(
+                field, f"{len(text)} characters are more than the limit of {self.limits.tokens} tokens can hold"
+            )
