@@ -170,7 +170,7 @@ print(f"of {strongest}:", ", ".join(f"{score.neuron} {score.score:.4f}" for scor
 
 # %% Cell 19: a query FFN neuron by itself, and through a head
 neuron = traced.neurons[0].neuron
-through = f"{strongest.layer}.{strongest.head}"
+through = f"{strongest.layer}.h{strongest.head}"
 for name, head_name in (("by itself", None), (f"through {through}", through)):
     projection = client.project_neuron(neuron, through=head_name).projections[0].projection
     print(f"{neuron} {name}: {tokens(projection.top)}  /  {tokens(projection.bottom)}")

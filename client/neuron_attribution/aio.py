@@ -59,10 +59,12 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         reproducible: bool = False,
         each_token: bool = False,
         timeout: float | None = None,
+        **arguments: Unpack[AttributeArguments],
     ) -> AsyncGenerator[StreamResult, None]:
         """Explain a corpus: outcomes come as they finish, each under its item's key, in no order.
 
-        An item is a prompt's text or an AttributeRequest, alone or as (key, item). An item that fails has an error in
+        An item is a prompt's text or an AttributeRequest, alone or as (key, item). Keyword arguments are those of
+        `attribute`, for every item that is a text. An item that fails has an error in
         its outcome and the stream goes on; a full queue and a restarting worker are waited out. At most READ_AHEAD
         items are taken ahead of the outcomes. `timeout` is for the whole stream, and there is none by default. Closing
         the iterator cancels what is not answered. What the items' iterable raises is raised once all before it is
@@ -70,7 +72,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         in up to a quarter more time. With `each_token` the tokens of a completion come as outcomes of their own, in
         order, each an answer with one explanation.
         """
-        sending = AsyncRequestStream(requests, reproducible=reproducible, each_token=each_token)
+        sending = AsyncRequestStream(requests, arguments, reproducible=reproducible, each_token=each_token)
         call = self._stub.AttributeStream(aiter(sending), timeout=timeout, metadata=self._metadata())
         try:
             async for response in call:
@@ -132,14 +134,16 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
     async def intervene(
         self,
         prompt: TextOrIds,
-        sets: Iterable[Iterable[Intervention]],
+        sets: Iterable[Iterable[Intervention]] | None = None,
         *,
         timeout: float | None = None,
         **arguments: Unpack[InterveneArguments],
     ) -> InterveneResult:
         """Rerun a prompt with neurons changed, once for each set of interventions; the predictions before and after.
 
-        Keyword arguments are the fields of InterveneRequest: target, generate, add_special_tokens, model.
+        For one set, instead of `sets`: `zero=["24.1005", "23.h4"]`, `scale={"24.1005": 2}`, `set={"7.ffn": 0}`, made in
+        this order, and `explained_position_only`. Further keyword arguments are the fields of InterveneRequest: target,
+        generate, add_special_tokens, model.
         """
         return await self._run(calls.intervene(prompt, sets, **arguments), timeout)
 

@@ -1,6 +1,7 @@
 """Names of neurons and heads, and how they are written.
 
-`24.1005` (FFN), `24.e7.1005` (FFN, of expert 7), `10.3.20` (attention), `15.3` (head).
+`24.1005` (FFN), `24.e7.1005` (FFN, of expert 7), `10.3.20` (attention), `15.h3` (head). What the published notebooks
+write, `24_1005` and `10_3_20_4` (layer, head, index, source position), is read too.
 """
 
 from __future__ import annotations
@@ -55,40 +56,37 @@ class Head:
     head: int
 
     def __str__(self) -> str:
-        return f"{self.layer}.{self.head}"
+        return f"{self.layer}.h{self.head}"
 
 
 Neuron = FfnNeuron | AttentionNeuron
+
+_HEAD = r"([0-9]+)\.h([0-9]+)"
 
 
 def parse_neuron(text: str) -> Neuron:
     """Read `LAYER.INDEX` or `LAYER.eEXPERT.INDEX` as an FFN neuron and `LAYER.HEAD.INDEX` as an attention neuron.
 
-    Raises ValueError for anything else.
+    Underscores do as well, and a source position after an attention neuron is left out: the published notebooks write
+    `LAYER_INDEX` and `LAYER_HEAD_INDEX_POSITION`. Raises ValueError for anything else.
     """
-    routed = re.fullmatch(r"([0-9]+)\.e([0-9]+)\.([0-9]+)", text)
-    if routed:
-        layer, expert, index = map(int, routed.groups())
+    if match := re.fullmatch(r"([0-9]+)\.e([0-9]+)\.([0-9]+)", text):
+        layer, expert, index = map(int, match.groups())
         return FfnNeuron(layer, index, expert)
-    numbers = _numbers(text)
-    if len(numbers) == 2:
-        return FfnNeuron(*numbers)
-    if len(numbers) == 3:
-        return AttentionNeuron(*numbers)
+    if match := re.fullmatch(r"([0-9]+)[._]([0-9]+)", text):
+        return FfnNeuron(*map(int, match.groups()))
+    if match := re.fullmatch(r"([0-9]+)\.([0-9]+)\.([0-9]+)|([0-9]+)_([0-9]+)_([0-9]+)(?:_[0-9]+)?", text):
+        return AttentionNeuron(*(int(number) for number in match.groups() if number is not None))
+    what = "a whole head, not a neuron" if re.fullmatch(_HEAD, text) else "not a neuron"
     raise ValueError(
-        f"{text!r} is not a neuron: write LAYER.INDEX for FFN, LAYER.eEXPERT.INDEX for an expert's, "
+        f"{text!r} is {what}: write LAYER.INDEX for FFN, LAYER.eEXPERT.INDEX for an expert's, "
         "LAYER.HEAD.INDEX for attention"
     )
 
 
 def parse_head(text: str) -> Head:
-    """Read `LAYER.HEAD`. Raises ValueError for anything else."""
-    numbers = _numbers(text)
-    if len(numbers) != 2:
-        raise ValueError(f"{text!r} is not a head: write LAYER.HEAD")
-    return Head(*numbers)
-
-
-def _numbers(text: str) -> list[int]:
-    parts = text.split(".")
-    return [int(part) for part in parts] if all(part.isascii() and part.isdigit() for part in parts) else []
+    """Read `LAYER.hHEAD`, or `LAYER.HEAD` where nothing but a head can stand. Raises ValueError for anything else."""
+    match = re.fullmatch(_HEAD, text) or re.fullmatch(r"([0-9]+)\.([0-9]+)", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a head: write LAYER.hHEAD")
+    return Head(*map(int, match.groups()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 
 from neuron_attribution.neurons import Head, Neuron
@@ -151,7 +151,7 @@ class AttributeOptions:
     interventions: InterventionSet = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class AttributeRequest:
     """A request for an attribution.
 
@@ -160,6 +160,7 @@ class AttributeRequest:
     """
 
     prompt: str | tuple[int, ...]
+    _: KW_ONLY
     target: str | int | None = None
     completion: str | tuple[int, ...] | None = None
     generate: int | None = None

@@ -93,13 +93,13 @@ def test_the_keyboard_alone_reaches_a_heads_positions(report):
             break
     report.keyboard.press("ArrowDown")
     report.keyboard.press("ArrowUp")
-    assert report.locator("#heads .spoken").inner_text().startswith("head 23.4 score +2.97")
+    assert report.locator("#heads .spoken").inner_text().startswith("head 23.h4 score +2.97")
     for _ in range(3):
         report.keyboard.press("ArrowUp")
     for _ in range(6):
         report.keyboard.press("ArrowRight")
     report.keyboard.press("Enter")
-    assert report.get_by_role("heading", name="Head 29.1", exact=True).is_visible()
+    assert report.get_by_role("heading", name="Head 29.h1", exact=True).is_visible()
 
 
 def test_a_neuron_unfolds_into_its_projection(report, answer_and_report):
@@ -147,7 +147,7 @@ def test_a_comparison_shows_both_sides_and_the_neurons_that_differ(visit, compar
         page.wait_for_selector(READY)
         assert page.get_by_role("heading", level=1).inner_text() == "Why ␣Paris here and ␣Rome there?"
         page.locator(".head-map g > rect").nth(23 * 9 + 4).click()
-        assert page.get_by_text("Head 23.4: +2.97").is_visible()
+        assert page.get_by_text("Head 23.h4: +2.97").is_visible()
         rows = saved_csv(page, "FFN neurons that gave the first side more")
         fell = answer["ffn_neurons"]["fell"]["neurons"]
         assert [float(row["difference"]) for row in rows] == [neuron["difference"] for neuron in fell]

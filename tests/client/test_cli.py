@@ -333,6 +333,13 @@ def test_intervene_takes_every_option(run, service) -> None:
     assert service.requests == [InterveneRequest(prompt="The sky is", sets=sets, target="red", generate=3)]
 
 
+def test_an_ffn_neuron_that_looks_like_a_head_is_told(run) -> None:
+    [note] = [
+        line for line in run("intervene", "The sky is", "--zero", "1.4,1.1005,1.h4")[1].splitlines() if "note" in line
+    ]
+    assert note.endswith("1.4 is FFN neuron 4 of layer 1; head 4 is written 1.h4")
+
+
 def test_intervene_separately(run, service) -> None:
     run("intervene", "The sky is", "--separately", "--zero", "1.17,1.ffn", "--scale", "0.h1=2")
     [request] = service.requests

@@ -74,6 +74,45 @@ def test_intervene(call, service, address) -> None:
     assert service.requests == [InterveneRequest(prompt=(1, 2), sets=((first, second),), target=" blue", generate=2)]
 
 
+def test_one_set_of_interventions_is_one_line(call, service, address) -> None:
+    call(
+        {"address": address},
+        "intervene",
+        "The sky is",
+        zero=["1.2", "0.h1", LayerPart(1, "ffn")],
+        scale={"1.3": 2, FfnNeuron(0, 5): 2},
+        set={"0.1.2": -1.0},
+        explained_position_only=True,
+        generate=1,
+    )
+    changes = (
+        Intervention(neurons=(FfnNeuron(1, 2),), heads=(Head(0, 1),), layers=(LayerPart(1, "ffn"),)),
+        Intervention(Scale(2.0), neurons=(FfnNeuron(1, 3), FfnNeuron(0, 5))),
+        Intervention(SetTo(-1.0), neurons=(AttentionNeuron(0, 1, 2),)),
+    )
+    only = tuple(replace(each, explained_position_only=True) for each in changes)
+    assert service.requests == [InterveneRequest(prompt="The sky is", sets=(only,), generate=1)]
+    call({"address": address}, "intervene", "The sky is", zero="1.2")
+    assert service.requests[1].sets == ((Intervention(neurons=(FfnNeuron(1, 2),)),),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ([[["24.1005"]]], {}, r"sets\[0\].*'24.1005' is no Intervention; .*zero=\['24.1005', '23.h4'\]"),
+        ([["24.1005"]], {}, "'24.1005' is no sequence of interventions; .*zero="),
+        (["24.1005"], {}, "'24.1005' is no list of sets; .*zero="),
+        ([[[Intervention()]]], {"zero": "1.2"}, "sets: and zero exclude each other"),
+        ([], {"zero": ["x.y"]}, "'x.y' names nothing that can be changed: write LAYER.INDEX"),
+        ([], {"zero": [7]}, "7 names nothing that can be changed"),
+        ([], {"scale": ["1.2"]}, r"scale: \['1.2'\] gives no name its number"),
+    ],
+)
+def test_what_changes_nothing_is_answered_with_the_line_to_write(call, arguments, options, message) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        call({"address": "localhost:1"}, "intervene", "The sky is", *arguments, **options)
+
+
 def test_interventions_that_are_no_sets_are_refused_before_they_are_sent(call, service, address) -> None:
     for sets, field in (
         ([Intervention(heads=(Head(0, 0),))], "sets[0].interventions"),
@@ -210,6 +249,9 @@ def test_no_server(call) -> None:
         (["attribute", "a"], {"target": "b", "generate": 2}, "target and generate exclude each other"),
         (["attribute", "a"], {"neurons": ["1.2", "x"]}, r"neurons\[1\]: 'x' is not a neuron"),
         (["project_neuron", "1.2"], {"through": "1"}, "through: '1' is not a head"),
+        (["attribute", 5], {}, "prompt: 5 is neither a text nor token ids"),
+        (["attribute", ["a", "b"]], {}, r"prompt: \['a', 'b'\] is neither a text nor token ids"),
+        (["attribute", "a"], {"completion": 5}, "completion: 5 is neither"),
     ],
 )
 def test_arguments_are_checked_before_the_call(call, arguments, options, message) -> None:
@@ -218,7 +260,7 @@ def test_arguments_are_checked_before_the_call(call, arguments, options, message
 
 
 def test_an_unknown_option_is_an_error(call, address) -> None:
-    with pytest.raises(TypeError, match="topk"):
+    with pytest.raises(TypeError, match="there is no argument 'topk'; did you mean 'top_k'"):
         call({"address": address}, "attribute", "a", topk=3)
 
 

@@ -132,7 +132,7 @@ def test_rankings_as_data_frames():
 def test_an_explanation_as_a_data_frame():
     frame = samples.EXPLANATION.to_dataframe()
     assert list(frame[frame.ranking == "layers"].component) == ["FFN 0", "attention 1", "attention 0", "FFN 1"]
-    assert list(frame[frame.ranking == "heads"].component) == ["1.0", "0.1"]
+    assert list(frame[frame.ranking == "heads"].component) == ["1.h0", "0.h1"]
     assert list(frame[frame.ranking == "ffn_query_layers"].kind) == ["ffn", "embedding", "attention"]
     whole = samples.ATTRIBUTION.to_dataframe()
     assert list(whole.columns[:2]) == ["explanation", "target"]

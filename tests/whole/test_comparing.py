@@ -58,7 +58,7 @@ def test_a_head_zeroed_for_people(address):
     assert lines[0] == "predictions"
     assert "' Paris'" in lines[2]
     assert "' Paris'" in lines[3]
-    assert any(line.split()[:1] == ["23.4"] and line.split()[-1] == "0.0000" for line in lines)
+    assert any(line.split()[:1] == ["23.h4"] and line.split()[-1] == "0.0000" for line in lines)
     for title in ("FFN neurons whose score fell most", "attention neurons whose score rose most"):
         assert any(line.startswith(title) and line.endswith(" exact)") for line in lines), text
 

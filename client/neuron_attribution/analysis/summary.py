@@ -72,7 +72,7 @@ def _heads(heads: pa.Table) -> Lines:
     if not len(heads):
         return []
     whole = heads.filter(pc.is_null(heads["type"])).slice(0, ROWS)
-    rows = [(f"{row['layer']}.{row['head']}", row["mean_score"], row["strongest_share"]) for row in whole.to_pylist()]
+    rows = [(f"{row['layer']}.h{row['head']}", row["mean_score"], row["strongest_share"]) for row in whole.to_pylist()]
     title = ["## Heads", "", *_table(("head", ">mean score", ">among the strongest in"), rows)]
     return title + _heads_by_type(heads.filter(pc.is_valid(heads["type"])))
 
@@ -84,7 +84,7 @@ def _heads_by_type(heads: pa.Table) -> Lines:
     rows = []
     for name in types:
         strongest = heads.filter(pc.field("type") == name).slice(0, 5).to_pylist()
-        rows.append((name, ", ".join(f"{row['layer']}.{row['head']} ({row['mean_score']:.3f})" for row in strongest)))
+        rows.append((name, ", ".join(f"{row['layer']}.h{row['head']} ({row['mean_score']:.3f})" for row in strongest)))
     return ["### By answer type", "", *_table(("type", "strongest heads (mean score)"), rows)]
 
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from neuron_attribution.cli.options import add_flag, add_option
-from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron, parse_neuron
-from neuron_attribution.requests import Intervention, LayerPart, LayerPartKind, Operation, Scale, SetTo, Zero
+from neuron_attribution.neurons import FfnNeuron, Head
+from neuron_attribution.requests import Intervention, Operation, Scale, SetTo, Zero
+from neuron_attribution.transport.changes import NAMES, Named, changed, parse_named
 
-NAMES = (
-    "LAYER.INDEX (FFN neuron), LAYER.eEXPERT.INDEX (an expert's), LAYER.HEAD.INDEX (attention neuron), LAYER.hHEAD "
-    "(whole head), LAYER.attention or LAYER.ffn (all its neurons)"
-)
-
-Named = Neuron | Head | LayerPart
+MOST_HEADS = 128
+"""Of a layer of any model there is: an FFN neuron of a lower number may be meant for a head."""
 Changed = tuple[Operation, tuple[Named, ...]]
 
 
@@ -35,14 +31,15 @@ def add_intervention_arguments(parser: argparse.ArgumentParser) -> None:
 def interventions_of(arguments: argparse.Namespace) -> tuple[Intervention, ...]:
     """What the options ask for: first everything that is zeroed, then scaled, then set."""
     return tuple(
-        _intervention(operation, names, arguments.explained_position_only) for operation, names in _given(arguments)
+        changed(operation, names, explained_position_only=arguments.explained_position_only)
+        for operation, names in _given(arguments)
     )
 
 
 def separate_interventions_of(arguments: argparse.Namespace) -> tuple[Intervention, ...]:
     """The same with one name in each."""
     return tuple(
-        _intervention(operation, (name,), arguments.explained_position_only)
+        changed(operation, [name], explained_position_only=arguments.explained_position_only)
         for operation, names in _given(arguments)
         for name in names
     )
@@ -57,22 +54,18 @@ def intervention_text(intervention: Intervention) -> str:
             done, number = "scale ", f"={factor:g}"
         case SetTo(value):
             done, number = "set ", f"={value:g}"
-    heads = [f"{head.layer}.h{head.head}" for head in intervention.heads]
-    return done + ",".join([*map(str, intervention.neurons), *heads, *map(str, intervention.layers)]) + number
+    return done + ",".join(map(str, (*intervention.neurons, *intervention.heads, *intervention.layers))) + number
 
 
-def parse_named(text: str) -> Named:
-    """Read a neuron, a head or a part of a layer. Raises ValueError for anything else."""
-    head = re.fullmatch(r"([0-9]+)\.h([0-9]+)", text)
-    if head:
-        return Head(*map(int, head.groups()))
-    part = re.fullmatch(r"([0-9]+)\.(attention|ffn)", text)
-    if part:
-        return LayerPart(int(part[1]), LayerPartKind(part[2]))
-    try:
-        return parse_neuron(text)
-    except ValueError:
-        raise ValueError(f"{text!r} names nothing that can be changed: write {NAMES}") from None
+def confusable_texts(sets: Iterable[Iterable[Intervention]]) -> list[str]:
+    """What FFN neurons are that look like heads, and how those are written."""
+    neurons = {neuron for each in sets for intervention in each for neuron in intervention.neurons}
+    return [
+        f"{neuron} is FFN neuron {neuron.index} of layer {neuron.layer}; head {neuron.index} is written "
+        f"{Head(neuron.layer, neuron.index)}"
+        for neuron in sorted(each for each in neurons if isinstance(each, FfnNeuron))
+        if neuron.expert is None and neuron.index < MOST_HEADS
+    ]
 
 
 def _given(arguments: argparse.Namespace) -> Iterator[Changed]:
@@ -81,16 +74,6 @@ def _given(arguments: argparse.Namespace) -> Iterator[Changed]:
     for operation, names in (*arguments.zero, *arguments.scale, *arguments.set):
         together[operation] = together.get(operation, ()) + names
     yield from together.items()
-
-
-def _intervention(operation: Operation, names: tuple[Named, ...], only: bool) -> Intervention:
-    return Intervention(
-        operation=operation,
-        neurons=tuple(name for name in names if isinstance(name, FfnNeuron | AttentionNeuron)),
-        heads=tuple(name for name in names if isinstance(name, Head)),
-        layers=tuple(name for name in names if isinstance(name, LayerPart)),
-        explained_position_only=only,
-    )
 
 
 def _zeroed(text: str) -> Changed:

@@ -36,6 +36,8 @@ PROJECTION_DEFAULTS = ProjectNeuronRequest(neurons=())
 
 def attribute_request_to_proto(request: AttributeRequest) -> messages.AttributeRequest:
     """Write a request for an attribution."""
+    if not isinstance(request.options, AttributeOptions):
+        raise InvalidArgumentError.of("options", f"{request.options!r} is none; write AttributeOptions(top_k=3, …)")
     message = _options_to_proto(request.options)
     message.model = unicode_text(request.model, "model")
     message.prompt.CopyFrom(prompt_to_proto(request.prompt, request.add_special_tokens))

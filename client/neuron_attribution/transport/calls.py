@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, cast
@@ -19,6 +20,7 @@ from neuron_attribution.requests import (
     Direction,
     InterveneRequest,
     Intervention,
+    InterventionSet,
     Part,
     ProjectNeuronRequest,
     ScoringMethod,
@@ -27,8 +29,12 @@ from neuron_attribution.requests import (
     TokenizeRequest,
 )
 from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
+from neuron_attribution.transport.changes import NamedLike, one_set
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
+
+_SHORT = ("zero", "scale", "set", "explained_position_only")
+_REMEDY = "to zero neurons, write zero=['24.1005', '23.h4']; for several sets, [[Intervention(Zero(), (neuron,))], …]"
 
 Result = TypeVar("Result")
 Kind = TypeVar("Kind", bound=Enum)
@@ -74,8 +80,15 @@ class AttributeArguments(TypedDict, total=False):
 
 
 class InterveneArguments(TypedDict, total=False):
-    """What `intervene` takes besides the prompt and the sets: the fields of InterveneRequest."""
+    """What `intervene` takes besides the prompt and the sets: the fields of InterveneRequest, or one set in short.
 
+    `zero` names neurons, heads ("23.h4") and parts of layers ("7.ffn"); `scale` and `set` give each name its number.
+    """
+
+    zero: NamedLike | Iterable[NamedLike]
+    scale: Mapping[NamedLike, float]
+    set: Mapping[NamedLike, float]
+    explained_position_only: bool
     target: str | int | None
     generate: int
     add_special_tokens: bool | None
@@ -94,10 +107,16 @@ class ProjectArguments(TypedDict, total=False):
 
 def attribute(prompt: TextOrIds, **arguments: Unpack[AttributeArguments]) -> Call[AttributeResult]:
     """The call for an attribution."""
+    request = attribute_request(prompt, **arguments)
+    return Call("Attribute", convert.attribute_request_to_proto(request), convert.attribute_result_from_proto)
+
+
+def attribute_request(prompt: TextOrIds, **arguments: Unpack[AttributeArguments]) -> AttributeRequest:
+    """The request that keyword arguments make."""
     fields = _read_fields(cast(dict[str, Any], arguments))
     options = {name: fields.pop(name) for name in AttributeOptions.__dataclass_fields__ if name in fields}
-    request = AttributeRequest(prompt=_text_or_ids(prompt), options=AttributeOptions(**options), **fields)
-    return Call("Attribute", convert.attribute_request_to_proto(request), convert.attribute_result_from_proto)
+    _check_names(fields, AttributeRequest)
+    return AttributeRequest(prompt=_text_or_ids(prompt), options=AttributeOptions(**options), **fields)
 
 
 def project_neuron(
@@ -111,11 +130,15 @@ def project_neuron(
 
 
 def intervene(
-    prompt: TextOrIds, sets: Iterable[Iterable[Intervention]], **arguments: Unpack[InterveneArguments]
+    prompt: TextOrIds, sets: Iterable[Iterable[Intervention]] | None = None, **arguments: Unpack[InterveneArguments]
 ) -> Call[InterveneResult]:
     """The call for reruns of a prompt with neurons changed."""
-    read = tuple(_read_interventions(each, f"sets[{index}].interventions") for index, each in enumerate(sets))
-    request = InterveneRequest(prompt=_text_or_ids(prompt), sets=read, **arguments)
+    fields = cast(dict[str, Any], arguments)
+    short = {name: fields.pop(name) for name in _SHORT if name in fields}
+    if sets is not None and short:
+        raise InvalidArgumentError.of("sets", f"and {', '.join(short)} exclude each other; give one of them")
+    read = (_one_set(**short),) if sets is None else _read_sets(sets)
+    request = InterveneRequest(prompt=_text_or_ids(prompt), sets=read, **fields)
     return Call("Intervene", convert.intervene_request_to_proto(request), convert.intervene_result_from_proto)
 
 
@@ -133,6 +156,14 @@ def get_model(model: str) -> Call[ModelInfo]:
 def stub(channel: grpc.Channel | grpc.aio.Channel) -> services.NeuronAttributionServiceStub:
     """The generated stub, which fits either kind of channel. Generated code is not typed."""
     return services.NeuronAttributionServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
+def _check_names(fields: Mapping[str, object], kind: type) -> None:
+    """Raise TypeError, as Python does, for an argument that there is not."""
+    known = set(kind.__dataclass_fields__) - {"prompt", "options", "sets"}
+    for name in fields.keys() - known:
+        near = difflib.get_close_matches(name, {*known, *AttributeOptions.__dataclass_fields__}, 1)
+        raise TypeError(f"there is no argument {name!r}" + "".join(f"; did you mean {each!r}?" for each in near))
 
 
 def _read_fields(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -162,14 +193,40 @@ def _read_neurons(neurons: Iterable[NeuronLike], field: str) -> tuple[Neuron, ..
     )
 
 
+def _one_set(
+    zero: NamedLike | Iterable[NamedLike] = (),
+    scale: Mapping[NamedLike, float] | None = None,
+    set: Mapping[NamedLike, float] | None = None,
+    *,
+    explained_position_only: bool = False,
+) -> InterventionSet:
+    for field, numbers in (("scale", scale), ("set", set)):
+        if not isinstance(numbers, Mapping | None):
+            raise InvalidArgumentError.of(field, f"{numbers!r} gives no name its number; write {{'24.1005': 2}}")
+    try:
+        return one_set(zero, scale or {}, set or {}, explained_position_only=explained_position_only)
+    except ValueError as error:
+        raise InvalidArgumentError.of("sets", str(error)) from None
+
+
+def _read_sets(sets: Iterable[Iterable[Intervention]]) -> tuple[InterventionSet, ...]:
+    if isinstance(sets, str | Intervention):
+        raise InvalidArgumentError.of("sets", f"{sets!r} is no list of sets; {_REMEDY}")
+    return tuple(_read_interventions(each, f"sets[{index}].interventions") for index, each in enumerate(sets))
+
+
 def _read_interventions(interventions: Iterable[Intervention], field: str) -> tuple[Intervention, ...]:
     if isinstance(interventions, Intervention):
         raise InvalidArgumentError.of(field, "is a single intervention; give a sequence of them")
+    if isinstance(interventions, str) or not isinstance(interventions, Iterable):
+        raise InvalidArgumentError.of(field, f"{interventions!r} is no sequence of interventions; {_REMEDY}")
     return tuple(_read_intervention(each, f"{field}[{index}]") for index, each in enumerate(interventions))
 
 
 def _read_intervention(intervention: Intervention, field: str) -> Intervention:
     """The intervention with the neurons and heads that are written as texts read."""
+    if not isinstance(intervention, Intervention):
+        raise InvalidArgumentError.of(field, f"{intervention!r} is no Intervention; {_REMEDY}")
     heads = [_read_head(head, f"{field}.heads[{index}]") for index, head in enumerate(intervention.heads)]
     return replace(
         intervention,
@@ -190,12 +247,19 @@ def _parsed(parse: Callable[[str], Result], text: str, field: str) -> Result:
         raise InvalidArgumentError.of(field, str(error)) from None
 
 
-def _text_or_ids(value: TextOrIds) -> str | tuple[int, ...]:
-    return value if isinstance(value, str) else tuple(value)
+def _text_or_ids(value: TextOrIds, field: str = "prompt") -> str | tuple[int, ...]:
+    if isinstance(value, str):
+        return value
+    ids = tuple(value) if isinstance(value, Iterable) and not isinstance(value, bytes) else None
+    if ids is None or any(isinstance(each, str) for each in ids):
+        raise InvalidArgumentError.of(
+            field, f"{value!r} is neither a text nor token ids; give one text or a list of ids"
+        )
+    return ids
 
 
 def _read_completion(value: TextOrIds | None, field: str) -> str | tuple[int, ...] | None:
-    return None if value is None else _text_or_ids(value)
+    return None if value is None else _text_or_ids(value, field)
 
 
 _READERS: dict[str, Callable[[Any, str], Any]] = {

@@ -6,13 +6,14 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neuron_attribution import convert
 from neuron_attribution.convert.values import unicode_text
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError
 from neuron_attribution.requests import AttributeRequest
 from neuron_attribution.results import AttributeResult
+from neuron_attribution.transport.calls import AttributeArguments, attribute_request
 from neuron_attribution.transport.status import from_item_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
@@ -47,7 +48,8 @@ def read_response(message: messages.AttributeStreamResponse) -> StreamResult:
 class Outbox:
     """What becomes of the caller's items: messages to send, and the outcomes of those that cannot be sent."""
 
-    def __init__(self, *, reproducible: bool, each_token: bool) -> None:
+    def __init__(self, arguments: AttributeArguments, *, reproducible: bool, each_token: bool) -> None:
+        self._plain = attribute_request("", **arguments)
         self._reproducible = reproducible
         self._each_token = each_token
         self._refused: deque[StreamResult] = deque()
@@ -59,9 +61,9 @@ class Outbox:
         """The message of the next item, or None where it is refused before it is sent."""
         key, request = item if isinstance(item, tuple) else (str(self._count), item)
         self._count += 1
-        if isinstance(request, str):
-            request = AttributeRequest(prompt=request)
         try:
+            if isinstance(request, str):
+                request = replace(self._plain, prompt=request)
             return messages.AttributeStreamRequest(
                 key=unicode_text(key, "key"),
                 request=convert.attribute_request_to_proto(request),
@@ -81,8 +83,10 @@ class Outbox:
 class RequestStream(Outbox):
     """The messages of a synchronous stream. gRPC reads them in a thread of its own."""
 
-    def __init__(self, items: Iterable[StreamItem], *, reproducible: bool, each_token: bool) -> None:
-        super().__init__(reproducible=reproducible, each_token=each_token)
+    def __init__(
+        self, items: Iterable[StreamItem], arguments: AttributeArguments, *, reproducible: bool, each_token: bool
+    ) -> None:
+        super().__init__(arguments, reproducible=reproducible, each_token=each_token)
         self._items = items
         self._room = threading.Semaphore(READ_AHEAD)
         self._closed = False
@@ -114,9 +118,14 @@ class AsyncRequestStream(Outbox):
     """The messages of an asynchronous stream."""
 
     def __init__(
-        self, items: AsyncIterable[StreamItem] | Iterable[StreamItem], *, reproducible: bool, each_token: bool
+        self,
+        items: AsyncIterable[StreamItem] | Iterable[StreamItem],
+        arguments: AttributeArguments,
+        *,
+        reproducible: bool,
+        each_token: bool,
     ) -> None:
-        super().__init__(reproducible=reproducible, each_token=each_token)
+        super().__init__(arguments, reproducible=reproducible, each_token=each_token)
         self._items = items if isinstance(items, AsyncIterable) else _asynchronous(items)
         self._room = asyncio.Semaphore(READ_AHEAD)
 

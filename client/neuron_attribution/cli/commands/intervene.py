@@ -9,6 +9,7 @@ from neuron_attribution.cli.attribution_text import timings_text
 from neuron_attribution.cli.connection import add_connection_arguments, connect
 from neuron_attribution.cli.interventions import (
     add_intervention_arguments,
+    confusable_texts,
     intervention_text,
     interventions_of,
     separate_interventions_of,
@@ -77,7 +78,8 @@ def intervention_lines(result: InterveneResult, sets: Sequence[Sequence[Interven
     lines = table("the watched token", COLUMNS, rows)
     for name, state in zip(names, states, strict=True):
         lines += ["", *_prediction_lines(name, state)]
-    return [*lines, "", *facts([("model", model_text(result.model)), ("time", timings_text(result.timings))])]
+    notes = [("note", text) for text in confusable_texts(sets)]
+    return [*lines, "", *facts([*notes, ("model", model_text(result.model)), ("time", timings_text(result.timings))])]
 
 
 def _sets(arguments: argparse.Namespace) -> tuple[InterventionSet, ...]:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="{subvalue,subkey}",
         help="what the neuron writes, or what activates it",
     )
-    add_option(parser, "--through", kind=parse_head, metavar="LAYER.HEAD", help="read FFN neurons through this head")
+    add_option(parser, "--through", kind=parse_head, metavar="LAYER.hHEAD", help="read FFN neurons through this head")
     add_option(parser, "--top-k", kind=positive_number, default=10, metavar="N", help="vocabulary tokens at either end")
     add_option(
         parser,

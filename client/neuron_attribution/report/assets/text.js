@@ -33,7 +33,7 @@ function neuronName({ ffn, attention }) {
 }
 
 function headName({ layer, head }) {
-  return `${layer}.${head}`;
+  return `${layer}.h${head}`;
 }
 
 const COMPONENTS = { COMPONENT_KIND_ATTENTION: "attention", COMPONENT_KIND_FFN: "FFN" };
