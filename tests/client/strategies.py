@@ -44,7 +44,8 @@ FIELDS = {
 
 def instances(kind: type, **overrides: st.SearchStrategy) -> st.SearchStrategy:
     """Instances of a dataclass."""
-    strategies = {name: _field(name, hint) for name, hint in get_type_hints(kind).items() if name not in overrides}
+    hints, names = get_type_hints(kind), [field.name for field in fields(kind) if field.name not in overrides]
+    strategies = {name: _field(name, hints[name]) for name in names}
     return st.builds(kind, **strategies, **overrides)
 
 

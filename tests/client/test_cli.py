@@ -120,7 +120,7 @@ def test_the_attribution_for_people(run) -> None:
         "log probability of the target minus that of the contrast",
         "  added by attention layers   2.0000",
         "  FFN 0         2.5000",
-        "  1.0   0.7500  1 ' sky'                           0.5000            0.2500",
+        "  1.h0  0.7500  1 ' sky'                           0.5000            0.2500",
         "FFN value neurons (64 exist, 64 bounded, 12 scored, exact)",
         "  1.17    0.5000      -1.2500  ' 緑'",
         "  0.1.2   1 ' sky'         0.2500       0.7500  ' blue' '\\x1b[31m'",
@@ -334,9 +334,8 @@ def test_intervene_takes_every_option(run, service) -> None:
 
 
 def test_an_ffn_neuron_that_looks_like_a_head_is_told(run) -> None:
-    [note] = [
-        line for line in run("intervene", "The sky is", "--zero", "1.4,1.1005,1.h4")[1].splitlines() if "note" in line
-    ]
+    _, out, _ = run("intervene", "The sky is", "--zero", "1.4,1.1005,1.h4")
+    [note] = [line for line in out.splitlines() if "note" in line]
     assert note.endswith("1.4 is FFN neuron 4 of layer 1; head 4 is written 1.h4")
 
 

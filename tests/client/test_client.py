@@ -13,6 +13,7 @@ from client.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKE
 from client.strategies import assert_same
 from neuron_attribution import (
     AsyncClient,
+    AttentionNeuron,
     AttributeOptions,
     AttributeRequest,
     Client,
@@ -30,6 +31,7 @@ from neuron_attribution import (
     ResourceExhaustedError,
     Scale,
     ScoringMethod,
+    SetTo,
     Side,
     TokenizeRequest,
     UnavailableError,
