@@ -11,6 +11,7 @@ import torch
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention
+from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints
 from neuron_attribution_server.model.engine.explanation.predictions import own_log_probabilities
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference.compare_answers import assert_same
@@ -47,6 +48,42 @@ def test_batched_equals_single(tiny: Compared, tasks: list[AttributeTask]) -> No
         assert len(outcome.explanations) == len(alone) == len(task.explained)
         for got, other in zip(outcome.explanations, alone, strict=True):
             assert_same(got, other)
+
+
+def test_a_batch_of_several_passes_is_answered_as_one_of_one(
+    tiny: Compared, tasks: list[AttributeTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one pass would take long, several do, and what waits may go first between them."""
+    sets = tuple((Intervention(neurons=(FfnNeuron(1, index),)),) for index in range(5))
+    reruns = InterveneTask(token_ids=(4, 8, 15), sets=sets)
+    whole, seen = tiny.engine.run([*tasks, reruns]), []
+    monkeypatch.setattr(tiny.engine, "_pass_tokens", 2 * LONGEST)
+    calls = calls_of(monkeypatch, engine_module, "capture")
+    with at_checkpoints(lambda: seen.append(len(calls))):
+        *parts, rerun = tiny.engine.run([*tasks, reruns])
+    for one, other in zip(parts, whole[:-1], strict=True):
+        for got, wanted in zip(one.explanations, other.explanations, strict=True):
+            assert_same(got, wanted)
+    assert (rerun.before, rerun.results) == (whole[-1].before, whole[-1].results)
+    assert len(calls) > 5
+    assert set(range(len(calls))) <= set(seen)
+    calls.clear()
+    monkeypatch.setattr(tiny.engine, "_pass_tokens", 2 * reruns.length)
+    [alone] = tiny.engine.run([reruns])
+    assert (alone.before, alone.results) == (rerun.before, rerun.results)
+    assert [len(ids) for _, ids, *_ in calls] == [2, 2, 2]
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> list[tuple[object, ...]]:
+    """The arguments that a function is called with from now on."""
+    function, calls = getattr(module, name), []
+
+    def noted(*arguments: object) -> object:
+        calls.append(arguments)
+        return function(*arguments)
+
+    monkeypatch.setattr(module, name, noted)
+    return calls
 
 
 def test_batched_equals_the_oracle(tiny: Compared, tasks: list[AttributeTask]) -> None:

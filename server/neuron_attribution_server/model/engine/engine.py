@@ -1,7 +1,7 @@
 """One batch: capture, score, answer.
 
 1. greedily generate where a task asks for it
-2. one right-padded forward pass for the whole batch, everything recorded
+2. a right-padded forward pass for the whole batch, everything recorded; several where one would hold up what is short
 3. the explained tokens become rows; rows that share their objective and method are scored together
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,6 +25,7 @@ from neuron_attribution.results import (
 from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.checkpoints import checked
 from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.model.attribution.states import Weights
 from neuron_attribution_server.model.attribution.value_search import LazyRanges
@@ -55,6 +56,9 @@ from neuron_attribution_server.tasks.answers import Outcome, ProjectOutcome
 from neuron_attribution_server.tasks.model_facts import ModelFacts
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
 
+PASS_TOKENS = {"cpu": 1024}
+OTHER_PASS_TOKENS = 16_384
+"""Padded tokens of one forward pass, by device, but for a longer sequence: nothing short can go first meanwhile."""
 SCORING_BYTES = 1 << 30
 """Memory for the base states' log probabilities of the rows scored together."""
 
@@ -79,6 +83,7 @@ class Engine:
         self._view = view
         self._unembedding = weights.unembedding
         self._projector = Projector(view, weights.unembedding, token_text)
+        self._pass_tokens = PASS_TOKENS.get(view.device.type, OTHER_PASS_TOKENS)
         self._explainer = Explainer(view, weights, self._projector, ranges)
 
     @torch.inference_mode()
@@ -95,16 +100,26 @@ class Engine:
                     batch[index] = self._with_generation(task) if isinstance(task, AttributeTask) else task
             except NeuronAttributionError as error:
                 outcomes[index] = error
-        for together in self._batches(batch):
+        for together in checked(self._batches(batch)):
             found = self._run([batch[index] for index in together])
             outcomes |= dict(zip(together, found, strict=True))
         return [outcomes[index] for index in range(len(tasks))]
 
-    def _batches(self, tasks: Collection[int]) -> list[list[int]]:
-        """What shares a forward pass: everything, but where a longer sequence would change what a shorter one means."""
-        if self._view.depends_on_length:
-            return [[index] for index in tasks]
-        return [list(tasks)] if tasks else []
+    def _batches(self, tasks: Mapping[int, PassTask]) -> list[list[int]]:
+        """What shares a forward pass: as much as one may take, those of like lengths.
+
+        Nothing does where a longer sequence would change what a shorter one means.
+        """
+        passes: list[list[int]] = []
+        sequences = 0
+        for index in sorted(tasks, key=lambda index: tasks[index].length):
+            task = tasks[index]
+            sequences += task.sequences
+            if not passes or self._view.depends_on_length or sequences * task.length > self._pass_tokens:
+                passes.append([])
+                sequences = task.sequences
+            passes[-1].append(index)
+        return [sorted(together) for together in passes]
 
     def _check(self, task: Task) -> None:
         """Refuse what only the model itself knows to be impossible, before it shares a batch."""
@@ -136,6 +151,8 @@ class Engine:
 
     def _run(self, tasks: Sequence[PassTask]) -> list[Outcome]:
         """One forward pass, and what each task reads of it."""
+        if len(tasks) == 1 and isinstance(tasks[0], InterveneTask):
+            return [self._intervene(tasks[0])]
         continuations = [self._continuations(task) if isinstance(task, InterveneTask) else [] for task in tasks]
         began, start = time.time(), time.perf_counter()
         seconds = SearchSeconds()
@@ -150,6 +167,25 @@ class Engine:
         shared = {"forward": middle - start, "scoring": end - middle, "started": began}
         shared |= {"batch_requests": len(tasks), "batch_tokens": tokens}
         return [outcome_of(task, answer, shared, seconds) for task, answer in zip(tasks, answers, strict=True)]
+
+    def _intervene(self, task: InterveneTask) -> Outcome:
+        """The same for one task alone, whose sequences may take several passes."""
+        continuation = self._continuations(task)
+        began, start = time.time(), time.perf_counter()
+        sequences = sequences_of(task)
+        together = max(1, self._pass_tokens // task.length)
+        passes = [sequences[first : first + together] for first in range(0, len(sequences), together)]
+        finals = torch.cat([_final_states(self._capture(each)) for each in checked(passes)])
+        self._synchronize()
+        middle = time.perf_counter()
+        try:
+            check_finite(are_finite(self._unembedding, finals), task)
+            answer: Answer = self._read(task, finals, continuation)
+        except NeuronAttributionError as error:
+            answer = error
+        shared = {"forward": middle - start, "scoring": time.perf_counter() - middle, "started": began}
+        shared |= {"batch_requests": 1, "batch_tokens": sum(len(each.token_ids) for each in sequences)}
+        return outcome_of(task, answer, shared, SearchSeconds())
 
     def _continuations(self, task: InterveneTask) -> list[tuple[int, ...]]:
         """What the plain sequence and each set go on with, where that is asked for."""
@@ -171,7 +207,7 @@ class Engine:
         seconds: SearchSeconds,
     ) -> list[Answer]:
         """Each task's part of the pass; the explained tokens of all attributions are scored together."""
-        finals = captured.rows.of(captured.inputs[-1]).float()
+        finals = _final_states(captured)
         finite = are_finite(self._unembedding, finals)
         places = places_of(tasks)
         answers: list[Answer] = []
@@ -236,3 +272,8 @@ class Engine:
     def _synchronize(self) -> None:
         if self._view.device.type == "cuda":
             torch.cuda.synchronize(self._view.device)
+
+
+def _final_states(captured: CapturedStates) -> Tensor:
+    """What the final norm reads at each row. [rows, d]"""
+    return captured.rows.of(captured.inputs[-1]).float()
