@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neuron_attribution.neurons import Neuron
-from neuron_attribution.rendering import page
+from neuron_attribution.rendering import Displayed, page
 from neuron_attribution.results import LayerScores, ModelIdentity, NeuronScore, Scores, Token, TokenPrediction
 
 
@@ -72,8 +72,8 @@ class NeuronComparison:
     rose: DifferenceRanking
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Comparison(Displayed):
     """Two predictions and what differs between them."""
 
     first: ComparedSide
@@ -101,8 +101,8 @@ class Comparison:
         return page(self)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class HeadEffects:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class HeadEffects(Displayed):
     """What a prediction becomes when each head in turn is zeroed at every position, [L, H] each.
 
     `target` is the watched token before that; `kl_divergences` are KL(before || after) in nats.

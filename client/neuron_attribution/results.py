@@ -240,8 +240,8 @@ class InterventionResult:
     kl_divergence: float
 
 
-@dataclass(frozen=True, slots=True)
-class InterveneResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class InterveneResult(Displayed):
     """The prediction before any intervention and after each set; `tokens` are the exact tokens of the prompt."""
 
     model: ModelIdentity

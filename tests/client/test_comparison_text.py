@@ -61,7 +61,7 @@ def test_for_people():
         "log probability of the target",
         "  added by attention layers      0.7500   2.0000   1.2500",
         "  attention 1      0.7500   1.5000   0.7500",
-        "  1.0       0.3750  0.7500  0.3750",
+        "  1.h0      0.3750  0.7500  0.3750",
         "FFN neurons whose score fell most (64 exist, 20 scored on both sides, exact)",
         "  1.17        0.7500  0.5000  -0.2500            -1.2500              2.0000  ' 緑'",
         "FFN neurons whose score rose most (64 exist, 20 scored on both sides, not exact: one that differs by up to "
@@ -96,7 +96,7 @@ EFFECTS = HeadEffects(
 
 def test_effects_for_people():
     out = head_effect_lines(EFFECTS, 1)
-    assert out[out.index("heads that lower it most when they are zeroed") + 2] == "  0.0   -0.5000       0.2500  0.5000"
+    assert out[out.index("heads that lower it most when they are zeroed") + 2] == "  0.h0  -0.5000       0.2500  0.5000"
     assert out[out.index("heads that raise it most when they are zeroed") + 2] == "  0.1   0.1250       0.8750  0.2500"
 
 
@@ -140,3 +140,11 @@ def test_no_server_on_the_other_side(address, capsys):
     """The failed side is named by its address."""
     assert main(["compare", "a", "--other-address", "localhost:1", "--address", address, "--timeout", "20"]) == 1
     assert "no server reachable at localhost:1" in capsys.readouterr().err
+
+
+def test_a_comparison_shows_itself():
+    assert repr(COMPARISON) == "Comparison(' blue' 0.7500 against ' blue' 0.7500: 1.17 0.7500, 0.1.2 0.5000; tiny)"
+    assert COMPARISON._repr_html_().count("<details") == 8
+    frame = COMPARISON.to_dataframe()
+    assert list(frame.component) == ["1.17", "0.3", "0.1.2", "1.0.2"]
+    assert list(frame.direction) == ["fell", "rose"] * 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from neuron_attribution import NeuronProjection, ProjectedToken, Projection, Token, results
+from neuron_attribution import Client, NeuronProjection, ProjectedToken, Projection, Token, results
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.rendering import Displayed
 from rich.console import Console
@@ -25,6 +25,7 @@ RESULTS = (
     samples.FFN_SCORE,
     samples.HEAD,
     samples.QUERY_LAYERS,
+    samples.INTERVENED,
     samples.PROJECTIONS,
     samples.PROJECTIONS.projections[0],
     samples.TOKENIZATION,
@@ -72,6 +73,7 @@ def test_a_line_says_what_it_is(result):
 
 
 def test_the_lines():
+    assert repr(samples.INTERVENED) == "InterveneResult(' blue' 0.7500 → ' red' 0.1250, KL 0.5000; tiny)"
     assert repr(samples.ATTRIBUTION) == "AttributeResult('The sky is\\n' → ' blue' 0.7500; tiny)"
     assert repr(samples.EXPLANATION.ffn_value_neurons) == "NeuronRanking(1.17 0.5000; 1 of 64, exact)"
     assert repr(samples.FFN_SCORE) == "NeuronScore(1.17 0.5000 promotes ' 緑')"
@@ -147,6 +149,27 @@ def test_layers_and_heads_as_data_frames():
         "ffn": [2.5, -0.5],
     }
     assert list(samples.HEAD.to_dataframe().columns) == ["position", "score", "attention_weight"]
+
+
+def test_interventions_as_a_data_frame():
+    frame = samples.INTERVENED.to_dataframe()
+    watched = frame[frame.kind == "watched"]
+    assert list(watched.set) == [0, 1]
+    assert list(watched.token) == [" blue", " red"]
+    assert list(watched.kl_divergence.dropna()) == [0.5]
+
+
+def test_heads_without_positions_are_listed_all_the_same():
+    only = replace(samples.EXPLANATION, heads=(), heads_decreasing=())
+    frame = only.to_dataframe()
+    assert list(frame[frame.ranking == "heads"].component) == ["1.h0", "1.h1", "0.h0", "0.h1"]
+    assert "<td" in only._repr_html_()
+    assert "1.h0" in Page(only._repr_html_()).texts
+
+
+def test_a_client_says_where_it_calls_and_keeps_its_token():
+    with Client("server:50051", token="secret", tls=True) as client:
+        assert repr(client) == "Client('server:50051': TLS, with a token, timeout 60.0 s)"
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=name)

@@ -8,6 +8,7 @@ import numpy as np
 
 from neuron_attribution.display.table import TextTable
 from neuron_attribution.display.words import coverage_text, number, place, token_list, token_text
+from neuron_attribution.neurons import Head
 from neuron_attribution.results import (
     ComponentKind,
     Explanation,
@@ -23,6 +24,8 @@ from neuron_attribution.results import (
 )
 
 SHOWN_LAYERS = 10
+SHOWN_HEADS = 10
+_NO_SCORES = np.zeros(0, np.float32)
 HEAD_COLUMNS = ("head", ">score", "strongest source position", ">position score", ">attention weight")
 
 Tokens = Sequence[Token]
@@ -34,7 +37,7 @@ def explanation_tables(explanation: Explanation, tokens: Tokens) -> list[TextTab
     return [
         _prediction_table(explanation, tokens),
         *(layer_tables(explanation.layers, contrasted=contrasted) if explanation.layers else ()),
-        *head_tables("heads", explanation.heads, tokens),
+        *head_tables("heads", heads_of(explanation)[: max(SHOWN_HEADS, len(explanation.heads))], tokens),
         *head_tables("heads, decreasing", explanation.heads_decreasing, tokens),
         *_ranking_tables("FFN value neurons", explanation.ffn_value_neurons, tokens),
         *_ranking_tables("FFN value neurons, decreasing", explanation.ffn_value_neurons_decreasing, tokens),
@@ -74,8 +77,20 @@ def head_tables(title: str, heads: Sequence[HeadScore], tokens: Tokens) -> list[
     """The heads, and for each what its source positions hold where that was asked for."""
     if not heads:
         return []
-    table = TextTable(title, HEAD_COLUMNS, [_head_cells(head, tokens) for head in heads])
+    placed = any(len(head.position_scores) for head in heads)
+    columns = HEAD_COLUMNS if placed else HEAD_COLUMNS[:2]
+    table = TextTable(title, columns, [_head_cells(head, tokens)[: len(columns)] for head in heads])
     return [table, *(_head_position_table(head, tokens) for head in heads if head.positions)]
+
+
+def heads_of(explanation: Explanation) -> Sequence[HeadScore]:
+    """The heads that came with their positions; else all of those whose scores came, without, highest first."""
+    scores = explanation.head_scores
+    if explanation.heads or explanation.heads_decreasing or scores is None:
+        return explanation.heads
+    order = np.argsort(-scores, axis=None, kind="stable").tolist()
+    heads = [Head(*divmod(place, scores.shape[1])) for place in order]
+    return [HeadScore(head, float(scores[head.layer, head.head]), _NO_SCORES, _NO_SCORES) for head in heads]
 
 
 def ranking_table(title: str, ranking: NeuronRanking, tokens: Tokens = ()) -> TextTable:

@@ -11,12 +11,14 @@ from functools import singledispatch
 
 import numpy as np
 
-from neuron_attribution.display.attributions import component_name
+from neuron_attribution.comparisons import Comparison, HeadEffects
+from neuron_attribution.display.attributions import component_name, heads_of
 from neuron_attribution.neurons import FfnNeuron, Head, Neuron
 from neuron_attribution.results import (
     AttributeResult,
     Explanation,
     HeadScore,
+    InterveneResult,
     LayerScores,
     ModelInfo,
     NeuronProjection,
@@ -47,7 +49,7 @@ COMPONENT = (
 RANKING = ("ranking", "direction", *COMPONENT, "source_token")
 PROJECTION = ("component", "end", "rank", "token_id", "token", "score")
 INTEGERS = frozenset(
-    ("explanation", "rank", "layer", "head", "expert", "index", "position", "token_id", "first_byte", "end_byte")
+    ("explanation", "rank", "layer", "head", "expert", "index", "position", "token_id", "first_byte", "end_byte", "set")
 )
 """The columns of whole numbers, in whatever result."""
 
@@ -127,6 +129,41 @@ def _(item: NeuronProjection) -> Records:
 
 
 @records.register
+def _(result: InterveneResult) -> Records:
+    states = [(None, result.before), *((each.kl_divergence, each.after) for each in result.results)]
+    rows: list[Row] = [
+        (number, kind, item.token.id, item.token.text, item.probability, item.log_probability, item.rank, divergence)
+        for number, (divergence, state) in enumerate(states)
+        for kind, items in (("watched", (state.target,)), ("predicted", state.predictions))
+        for item in items
+    ]
+    columns = ("set", "kind", "token_id", "token", "probability", "log_probability", "rank", "kl_divergence")
+    return Records(columns, rows)
+
+
+@records.register
+def _(comparison: Comparison) -> Records:
+    kinds = {"ffn": comparison.ffn_neurons, "attention": comparison.attention_neurons}
+    rows: list[Row] = [
+        (kind, direction, rank, str(item.neuron), item.difference, item.first.score, item.second.score)
+        for kind, found in kinds.items()
+        for direction, ranking in (("fell", found.fell), ("rose", found.rose))
+        for rank, item in enumerate(ranking.neurons, 1)
+    ]
+    return Records(("kind", "direction", "rank", "component", "difference", "first", "second"), rows)
+
+
+@records.register
+def _(effects: HeadEffects) -> Records:
+    values = effects.changes, effects.probabilities, effects.log_probabilities, effects.kl_divergences
+    rows: list[Row] = [
+        (str(Head(layer, head)), layer, head, *(float(each[layer, head]) for each in values))
+        for layer, head in np.ndindex(effects.changes.shape)
+    ]
+    return Records(("component", "layer", "head", "change", "probability", "log_probability", "kl_divergence"), rows)
+
+
+@records.register
 def _(result: TokenizeResult) -> Records:
     rows = [
         (position, item.token.id, item.token.text, item.start, item.end) for position, item in enumerate(result.tokens)
@@ -146,7 +183,7 @@ def _(info: ModelInfo) -> Records:
 def _ranked(explanation: Explanation, tokens: Sequence[Token]) -> Iterator[Row]:
     rankings: Iterable[tuple[str, str, Sequence[Row]]] = (
         ("layers", "increase", _layers(explanation.layers)),
-        ("heads", "increase", _heads(explanation.heads)),
+        ("heads", "increase", _heads(heads_of(explanation))),
         ("heads", "decrease", _heads(explanation.heads_decreasing)),
         *_neuron_rankings(explanation),
         ("ffn_query_layers", "increase", _query_layers(explanation.ffn_query_layers)),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import singledispatch
 
+from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.display.words import number, token_text, visible
+from neuron_attribution.neurons import Head
 from neuron_attribution.results import (
     AttributeResult,
     Explanation,
     HeadScore,
+    InterveneResult,
     LayerScores,
     ModelInfo,
     NeuronProjection,
@@ -100,6 +103,28 @@ def _(result: ProjectNeuronResult) -> str:
 @inside.register
 def _(item: NeuronProjection) -> str:
     return f"{item.neuron}: top {_tokens(item.projection.top)}, bottom {_tokens(item.projection.bottom)}"
+
+
+@inside.register
+def _(result: InterveneResult) -> str:
+    before = _prediction(result.before.target)
+    after = [f"{_prediction(each.after.target)}, KL {number(each.kl_divergence)}" for each in result.results]
+    return f"{before} → {_some(after)}; {result.model.name}"
+
+
+@inside.register
+def _(comparison: Comparison) -> str:
+    sides = " against ".join(_prediction(side.target) for side in (comparison.first, comparison.second))
+    rankings = comparison.ffn_neurons.fell, comparison.attention_neurons.fell
+    fell = [f"{item.neuron} {number(item.difference)}" for ranking in rankings for item in ranking.neurons[:1]]
+    return f"{sides}: {', '.join(fell)}; {comparison.first.model.name}"
+
+
+@inside.register
+def _(effects: HeadEffects) -> str:
+    layer, head = divmod(int(effects.changes.argmin()), effects.changes.shape[1])
+    change = number(float(effects.changes[layer, head]))
+    return f"{_prediction(effects.target)}; {effects.changes.size} heads, {Head(layer, head)} {change}"
 
 
 @inside.register

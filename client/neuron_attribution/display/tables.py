@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import singledispatch
 from itertools import zip_longest
 
+from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.display.attributions import (
     explanation_tables,
     head_tables,
@@ -16,12 +17,15 @@ from neuron_attribution.display.attributions import (
     ranking_table,
     token_table,
 )
+from neuron_attribution.display.comparisons import comparison_tables, head_effect_tables
+from neuron_attribution.display.interventions import intervention_tables
 from neuron_attribution.display.table import TextTable
 from neuron_attribution.display.words import number, token_text
 from neuron_attribution.results import (
     AttributeResult,
     Explanation,
     HeadScore,
+    InterveneResult,
     LayerScores,
     ModelInfo,
     NeuronProjection,
@@ -88,6 +92,21 @@ def _(item: NeuronProjection) -> Sequence[TextTable]:
     rows = zip_longest(item.projection.top, item.projection.bottom)
     cells = [(*_projected_cells(top), *_projected_cells(bottom)) for top, bottom in rows]
     return [TextTable(f"neuron {item.neuron}", ("top", ">score", "bottom", ">score"), cells)]
+
+
+@tables.register
+def _(result: InterveneResult) -> Sequence[TextTable]:
+    return intervention_tables(result)
+
+
+@tables.register
+def _(comparison: Comparison) -> Sequence[TextTable]:
+    return comparison_tables(comparison)
+
+
+@tables.register
+def _(effects: HeadEffects) -> Sequence[TextTable]:
+    return head_effect_tables(effects)
 
 
 @tables.register

@@ -37,6 +37,13 @@ class BaseClient(ABC, Generic[Channel]):
         self._channel: Channel = self._open()
         self._stub = calls.stub(self._channel)
 
+    def __repr__(self) -> str:
+        """Where it calls, and how; never the token itself."""
+        connection = self._connection
+        secured = "TLS" if connection.is_secured else "no TLS"
+        token = ", with a token" if connection.token is not None else ""
+        return f"{type(self).__name__}({connection.address!r}: {secured}{token}, timeout {self._timeout} s)"
+
     @abstractmethod
     def _open(self) -> Channel:
         """The channel calls go through."""

@@ -68,6 +68,11 @@ class Connection:
             raise ValueError("a token is one word of visible ASCII characters")
 
     @property
+    def is_secured(self) -> bool:
+        """Whether calls go over TLS."""
+        return bool(self.tls or self.root_certificates or self.certificate)
+
+    @property
     def target(self) -> str:
         """The address as a gRPC target. A plain HOST:PORT goes through DNS, so that every replica behind it is used."""
         has_scheme = re.match(r"(dns|unix|unix-abstract|ipv4|ipv6|vsock|xds):", self.address)
@@ -76,7 +81,7 @@ class Connection:
     @cached_property
     def credentials(self) -> grpc.ChannelCredentials | None:
         """TLS credentials, or None for plain text."""
-        if not (self.tls or self.root_certificates or self.certificate):
+        if not self.is_secured:
             return None
         return grpc.ssl_channel_credentials(
             _read(self.root_certificates, "root_certificates", "CERTIFICATE"),

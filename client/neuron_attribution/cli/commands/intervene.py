@@ -20,19 +20,16 @@ from neuron_attribution.cli.output import (
     add_output_arguments,
     facts,
     model_text,
-    number,
     print_result,
-    table,
-    token_text,
-    visible,
+    text_tables,
 )
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import intervene_result_to_proto
+from neuron_attribution.display.interventions import intervention_tables
 from neuron_attribution.requests import Intervention, InterventionSet
-from neuron_attribution.results import InterveneResult, PredictionState
+from neuron_attribution.results import InterveneResult
 
 HELP = "rerun a text with neurons, heads or layers changed, and compare the predictions"
-COLUMNS = ("", "token", ">probability", ">log probability", ">rank", ">KL")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,14 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 def intervention_lines(result: InterveneResult, sets: Sequence[Sequence[Intervention]]) -> Lines:
     """The predictions before and after, for people."""
     names = ["before", *(" ".join(map(intervention_text, each)) for each in sets)]
-    states = [result.before, *(each.after for each in result.results)]
-    distances = ["", *(number(each.kl_divergence) for each in result.results)]
-    rows = [
-        (name, *_target_cells(state), distance) for name, state, distance in zip(names, states, distances, strict=True)
-    ]
-    lines = table("the watched token", COLUMNS, rows)
-    for name, state in zip(names, states, strict=True):
-        lines += ["", *_prediction_lines(name, state)]
+    lines = text_tables(intervention_tables(result, names))
     notes = [("note", text) for text in confusable_texts(sets)]
     return [*lines, "", *facts([*notes, ("model", model_text(result.model)), ("time", timings_text(result.timings))])]
 
@@ -89,16 +79,3 @@ def _sets(arguments: argparse.Namespace) -> tuple[InterventionSet, ...]:
     if arguments.separately:
         return tuple((each,) for each in separate_interventions_of(arguments))
     return (together,)
-
-
-def _target_cells(state: PredictionState) -> tuple[str, ...]:
-    target = state.target
-    return token_text(target.token), number(target.probability), number(target.log_probability), str(target.rank)
-
-
-def _prediction_lines(name: str, state: PredictionState) -> Lines:
-    rows = [(token_text(item.token), number(item.probability)) for item in state.predictions]
-    lines = table(f"most probable next tokens, {name}", ("token", ">probability"), rows)
-    if state.continuation:
-        lines.append(f"  goes on {visible(''.join(token.text for token in state.continuation))}")
-    return lines
