@@ -364,12 +364,11 @@ def test_interventions_from_the_environment(run, service, monkeypatch) -> None:
 def test_the_interventions_for_people(run) -> None:
     out = run("intervene", "The sky is", "--zero", "1.17", "0.h1", "--scale", "0.ffn=2")[1]
     for line in (
-        "                                    token    probability  log probability  rank      KL",
-        "  before                            ' blue'       0.7500          -0.2500     1",
+        "                                    token    probability  log probability  rank      KL  goes on",
+        "  before                            ' blue'       0.7500          -0.2500     1          ' sky is\\n'",
         "  zero 1.17,0.h1 scale 0.ffn=2      ' red'        0.1250          -2.0000     2  0.5000",
         "most probable next tokens, before",
         "  ' blue'       0.7500",
-        "  goes on ' sky is\\n'",
     ):
         assert line.split() in [found.split() for found in out.splitlines()], f"{line!r} is missing from:\n{out}"
 

@@ -97,7 +97,7 @@ EFFECTS = HeadEffects(
 def test_effects_for_people():
     out = head_effect_lines(EFFECTS, 1)
     assert out[out.index("heads that lower it most when they are zeroed") + 2] == "  0.h0  -0.5000       0.2500  0.5000"
-    assert out[out.index("heads that raise it most when they are zeroed") + 2] == "  0.1   0.1250       0.8750  0.2500"
+    assert out[out.index("heads that raise it most when they are zeroed") + 2] == "  0.h1  0.1250       0.8750  0.2500"
 
 
 def test_json_has_every_field_and_what_follows_from_them():
