@@ -1,13 +1,13 @@
 """Worker processes that die, hang, stop or find no memory: real processes, real signals, calls in flight."""
 
 import asyncio
-import gc
 import multiprocessing
 import os
 import resource
 import signal
 import threading
 import time
+import weakref
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
-from neuron_attribution_server.front_end.workers.pool import worker_pool
+from neuron_attribution_server.front_end.workers import pool as workers
 from neuron_attribution_server.front_end.workers.process import ProcessWorker, describe_exit
 from neuron_attribution_server.front_end.workers.restarts import FIRST_BACKOFF, MOST_BACKOFF, Restarts
 from neuron_attribution_server.services import LIVENESS, SERVICE
@@ -247,14 +247,16 @@ def test_what_kills_twice_alone_is_refused(turnstile):
 
 def test_nothing_is_kept_of_workers_that_died(monkeypatch):
     """Each knows megabytes of a real model: its tokenizer."""
+    known = weakref.WeakSet()
+
+    class Known(ProcessWorker):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            known.add(self)
+
+    monkeypatch.setattr(workers, "ProcessWorker", Known)
     monkeypatch.setattr(heap, "_PAUSE_SECONDS", 0.1)
-
-    def known():
-        return sum(isinstance(each, ProcessWorker) for each in gc.get_objects())
-
-    gc.collect()
-    before = known()
-    pool = worker_pool(ServerConfig(model="fake", restarts=10), [make_engine_with_checkpoints])
+    pool = workers.worker_pool(ServerConfig(model="fake", restarts=10), [make_engine_with_checkpoints])
     with running_server(pool, restarts=10, cache_bytes=0) as server:
         assert server.loaded.wait(PATIENCE)
         time.sleep(0.3)
@@ -264,7 +266,7 @@ def test_nothing_is_kept_of_workers_that_died(monkeypatch):
             eventually(multiprocessing.active_children)
             multiprocessing.active_children()[0].kill()
             assert is_right(call.result(), caller)
-        eventually(lambda: known() == before + 1)
+        eventually(lambda: len(known) == 1)
 
 
 def allow_descriptors(process, *limits):

@@ -132,6 +132,7 @@ class ProcessWorker:
         self._watching = asyncio.create_task(self._watch())
         try:
             facts = await self._loaded
+            self._loaded = None  # megabytes, which whoever asked has now
             self._watchdog.loaded()
             check_warm_up(await self.run([WARM_UP]))
         except UnavailableError as error:
