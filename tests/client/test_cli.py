@@ -217,7 +217,10 @@ def test_a_bad_value_from_the_environment_is_named(refused, monkeypatch, name, v
     [
         ("", "the following arguments are required: COMMAND"),
         ("explain", "invalid choice: 'explain'"),
-        ("attribute", "the following arguments are required: TEXT"),
+        ("attribute", "give a TEXT or --token-ids, one of them"),
+        ("attribute a --token-ids 1", "give a TEXT or --token-ids, one of them"),
+        ("intervene --zero 1.2", "give a TEXT or --token-ids, one of them"),
+        ("attribute --token-ids 1,x", "'x' is not a whole number from 0"),
         ("attribute a --top-k 0", "argument --top-k: '0' is not a whole number from 1"),
         ("attribute a --direction up", "'up' is none of increase, decrease, both"),
         ("attribute a --parts heads,tails", "'tails' is none of layers, heads"),
@@ -331,6 +334,12 @@ def test_intervene_takes_every_option(run, service) -> None:
     )
     sets = (tuple(replace(each, explained_position_only=True) for each in sets),)
     assert service.requests == [InterveneRequest(prompt="The sky is", sets=sets, target="red", generate=3)]
+
+
+@pytest.mark.parametrize("command", ["attribute", "intervene --zero 1.2"])
+def test_a_prompt_of_token_ids(run, service, command) -> None:
+    assert run(*command.split(), "--token-ids", "3,4, 5")[0] == 0
+    assert service.requests[0].prompt == (3, 4, 5)
 
 
 def test_an_ffn_neuron_that_looks_like_a_head_is_told(run) -> None:

@@ -61,4 +61,6 @@ def test_code_beside_a_known_model_is_not_run(folder):
 def test_pickled_weights_are_not_read(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(folder / "trace")))
-    assert "model.safetensors" in refused(folder)
+    why = refused(folder)
+    assert "model.safetensors" in why
+    assert "--pickled-weights true reads them all the same" in why

@@ -18,6 +18,7 @@ from neuron_attribution.cli.options import (
     whole_number,
 )
 from neuron_attribution.cli.output import add_output_arguments, print_result
+from neuron_attribution.cli.prompts import add_prompt_arguments, prompt_of
 from neuron_attribution.cli.report import add_report_argument, write_report
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import attribute_result_to_proto
@@ -32,7 +33,7 @@ EXPLAINED = ("target", "target_id", "completion", "generate")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("text", metavar="TEXT", help="the prompt")
+    add_prompt_arguments(parser)
     _add_explained_arguments(parser.add_argument_group("what is explained (default: the model's own next token)"))
     _add_choice_arguments(parser.add_argument_group("how it is explained"))
     _add_number_arguments(parser.add_argument_group("how much is returned"))
@@ -44,10 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Attribute and print."""
+    prompt = prompt_of(arguments)
     _check_explained(arguments)
     with waiting("attributing"), connect(arguments) as client:
         result = client.attribute(
-            arguments.text,
+            prompt,
             target=arguments.target if arguments.target_id is None else arguments.target_id,
             completion=arguments.completion,
             generate=arguments.generate,

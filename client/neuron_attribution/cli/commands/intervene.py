@@ -23,6 +23,7 @@ from neuron_attribution.cli.output import (
     print_result,
     text_tables,
 )
+from neuron_attribution.cli.prompts import add_prompt_arguments, prompt_of
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import intervene_result_to_proto
 from neuron_attribution.display.interventions import intervention_tables
@@ -34,7 +35,7 @@ HELP = "rerun a text with neurons, heads or layers changed, and compare the pred
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("text", metavar="TEXT", help="the prompt")
+    add_prompt_arguments(parser)
     add_intervention_arguments(parser)
     add_flag(parser, "--separately", help="rerun once for each NAME, instead of once with all of them changed")
     add_option(parser, "--target", metavar="TEXT", help="the next token to watch (default: the model's own)")
@@ -49,12 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Intervene and print."""
-    sets = _sets(arguments)
+    prompt, sets = prompt_of(arguments), _sets(arguments)
     if arguments.target is not None and arguments.target_id is not None:
         raise UsageError("--target and --target-id exclude each other; give one of them")
     with waiting("intervening"), connect(arguments) as client:
         result = client.intervene(
-            arguments.text,
+            prompt,
             sets,
             target=arguments.target if arguments.target_id is None else arguments.target_id,
             generate=arguments.generate,

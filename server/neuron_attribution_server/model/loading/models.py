@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +111,38 @@ def _model(source: ModelSource, settings: LoadSettings) -> PreTrainedModel:
     """The model with every tensor as its files have it, where it runs."""
     if source.gguf_file is None:
         _spec(AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments))
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.location,
-        dtype=_dtype(settings.dtype, device_of(settings)),
-        use_safetensors=None if settings.pickled_weights else True,
-        ignore_mismatched_sizes=True,  # they are refused below, by their names
-        output_loading_info=True,
-        **loading_arguments(settings),
-        **_own_code(settings),
-        **source.arguments,
-    )
+    with _naming_pickled_weights(settings):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=_dtype(settings.dtype, device_of(settings)),
+            use_safetensors=None if settings.pickled_weights else True,
+            ignore_mismatched_sizes=True,  # they are refused below, by their names
+            output_loading_info=True,
+            **loading_arguments(settings),
+            **_own_code(settings),
+            **source.arguments,
+        )
     model: PreTrainedModel = loaded[0]
     check_tensors(source, loaded[1])
     if getattr(model, "is_quantized", False) and source.gguf_file is None:
         model = _dequantized(model, settings)
     place(model, settings)
     return model
+
+
+@contextmanager
+def _naming_pickled_weights(settings: LoadSettings) -> Iterator[None]:
+    """Where there are no safetensors, name the setting that reads other weights."""
+    try:
+        yield
+    except OSError as error:
+        if settings.pickled_weights or "safetensors" not in str(error):
+            raise
+        raise FailedPreconditionError(
+            f"model refused: {error}. Where it has pickled weights (.bin), which can run code when they are read, "
+            "--pickled-weights true reads them all the same",
+            reason="NO_SAFETENSORS",
+        ) from error
 
 
 def _own_code(settings: LoadSettings) -> dict[str, bool]:
