@@ -180,6 +180,8 @@ class Explanation(Displayed):
     query_ffn_neurons: NeuronRanking | None = None
     query_ffn_neurons_decreasing: NeuronRanking | None = None
     neurons: tuple[NeuronScore, ...] = ()
+    spaced_target: TokenPrediction | None = None
+    """The target's text behind a space, where the target was named without one and this is more probable."""
 
 
 @dataclass(frozen=True, slots=True)

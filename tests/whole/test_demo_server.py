@@ -98,6 +98,13 @@ def test_attribute_prints_tables_for_people(address):
     assert "' capitals'" in finished.stdout
 
 
+def test_a_forgotten_space_is_told(address):
+    finished = run("attribute", PROMPT, "--target", "Paris", "--parts", "heads", address=address)
+    assert "' Paris' ranks 1: --target ' Paris' explains that one" in finished.stdout
+    assert "  23.h4" not in finished.stdout.partition("heads")[0]
+    assert finished.stdout.partition("heads")[2].count(".h") == 10
+
+
 @pytest.mark.parametrize(
     "arguments", [["24.1005"], ["10.3.20"], ["2.17", "--through", "15.3"], ["--side=subkey", "1.2"]]
 )

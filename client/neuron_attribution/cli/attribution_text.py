@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from neuron_attribution.cli.output import Lines, facts, model_text, text_tables
+from neuron_attribution.cli.output import Lines, facts, model_text, text_tables, visible
 from neuron_attribution.display.attributions import explanation_tables, token_table
 from neuron_attribution.display.words import coverage_text, timings_text
 from neuron_attribution.results import AttributeResult, Explanation, Token
@@ -17,8 +17,18 @@ def attribution_lines(result: AttributeResult) -> Lines:
     lines = text_tables([token_table(result.tokens)])
     for explanation in result.explanations:
         lines += ["", *explanation_lines(explanation, result.tokens)]
-    foot = [("model", model_text(result.model)), ("time", timings_text(result.timings))]
+    notes = [("note", text) for text in map(space_text, result.explanations) if text]
+    foot = [*notes, ("model", model_text(result.model)), ("time", timings_text(result.timings))]
     return [*lines, "", *facts(foot)]
+
+
+def space_text(explanation: Explanation) -> str:
+    """Whether a space was forgotten before the target, as it seems; empty where none was."""
+    target, spaced = explanation.target, explanation.spaced_target
+    if spaced is None:
+        return ""
+    wanted, given = visible(spaced.token.text), visible(target.token.text)
+    return f"{given} ranks {target.rank}, {wanted} ranks {spaced.rank}: --target {wanted} explains that one"
 
 
 def explanation_lines(explanation: Explanation, tokens: Sequence[Token]) -> Lines:

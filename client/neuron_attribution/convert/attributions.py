@@ -139,6 +139,8 @@ def _write_explanation(explanation: Explanation, message: messages.Explanation, 
     message.target.CopyFrom(prediction_to_proto(explanation.target))
     if explanation.contrast is not None:
         message.contrast.CopyFrom(prediction_to_proto(explanation.contrast))
+    if explanation.spaced_target is not None:
+        message.spaced_target.CopyFrom(prediction_to_proto(explanation.spaced_target))
     message.predictions.extend(map(prediction_to_proto, explanation.predictions))
     if explanation.layers is not None:
         message.layers.CopyFrom(layer_scores_to_proto(explanation.layers))
@@ -166,6 +168,7 @@ def explanation_from_proto(message: messages.Explanation) -> Explanation:
         position=message.position,
         target=prediction_from_proto(message.target),
         contrast=present(message, "contrast", prediction_from_proto),
+        spaced_target=present(message, "spaced_target", prediction_from_proto),
         predictions=tuple(prediction_from_proto(prediction) for prediction in message.predictions),
         layers=present(message, "layers", layer_scores_from_proto),
         head_scores=present(message, "head_scores", matrix_from_proto),

@@ -129,7 +129,9 @@ def component_name(layer: QueryLayer) -> str:
 def _prediction_table(explanation: Explanation, tokens: Tokens) -> TextTable:
     rows = [("explained", explanation.target)]
     rows += [("contrast", explanation.contrast)] if explanation.contrast else []
-    rows += [("alternative", item) for item in explanation.predictions if item.token != explanation.target.token]
+    rows += [("behind a space", explanation.spaced_target)] if explanation.spaced_target else []
+    shown = {prediction.token for _, prediction in rows} - {explanation.contrast and explanation.contrast.token}
+    rows += [("alternative", item) for item in explanation.predictions if item.token not in shown]
     title = f"prediction after position {place(explanation.position, tokens)}"
     columns = ("", "token", ">id", ">probability", ">log probability", ">rank")
     return TextTable(title, columns, [(name, *_prediction_cells(prediction)) for name, prediction in rows])

@@ -83,6 +83,8 @@ class ExplainedToken:
 
     position: int
     target: int | None = None
+    spaced: int | None = None
+    """The token of the target's text behind a space, which whoever wrote the text may have meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,16 @@ def test_a_target_by_text_keeps_its_leading_space(server, engine):
     assert TOKENIZER.text(task.explained[0].target) == " Paris"
 
 
+def test_a_target_without_a_space_is_watched_with_one_too(server, engine):
+    """Which of the two was meant is for the answer to show; an id, or a text with a space, is meant as it is."""
+    for choice, spaced in (({"text": "is"}, " is"), ({"text": " is"}, None), ({"id": 7}, None)):
+        server.attribute(attribution(target=messages.TokenChoice(**choice)))
+        [[task]] = engine.batches
+        found = task.explained[0].spaced
+        assert (None if found is None else TOKENIZER.text(found)) == spaced
+        engine.batches.clear()
+
+
 def test_a_completion_explains_each_of_its_tokens_at_the_position_before_it(server):
     response = server.attribute(attribution(completion=messages.Completion(text=" Paris is")))
     assert texts(response)[-2:] == [" Paris", " is"]

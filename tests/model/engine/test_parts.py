@@ -53,6 +53,15 @@ def test_contrast(tiny: Compared, direction: Direction) -> None:
     tiny.check(PROMPT, 5, 60, AttributeOptions(direction=direction, top_k=25))
 
 
+def test_a_token_behind_a_space_is_told_where_it_is_more_probable(tiny: Compared) -> None:
+    plain = tiny.explain_last(PROMPT).predictions
+    best, second = plain[0].token.id, plain[1].token.id
+    for target, spaced, told in ((second, best, plain[0]), (best, second, None), (best, None, None)):
+        token = ExplainedToken(len(PROMPT) - 1, target, spaced)
+        [explanation] = tiny.explain(AttributeTask(token_ids=PROMPT, explained=(token,)))
+        assert (explanation.target.token.id, explanation.spaced_target) == (target, told)
+
+
 def test_contrast_with_the_final_norms_bias(tiny: Compared) -> None:
     options = AttributeOptions(direction=Direction.BOTH, include_final_norm_bias=True)
     tiny.check(PROMPT, 5, 60, options)

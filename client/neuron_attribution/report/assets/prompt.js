@@ -53,12 +53,15 @@ function tokenTable(tokens, taken, view) {
 
 function predictionSection(view) {
   const { explanation } = view;
-  const { target, contrast } = explanation;
+  const { target, contrast, spaced_target: spaced } = explanation;
   const same = (prediction) => prediction.token.id === target.token.id;
   const rows = explanation.predictions.map((prediction) => ({ ...prediction, explained: same(prediction) }));
   if (!rows.some(same)) rows.push({ ...target, explained: true });
-  if (contrast && !rows.some((row) => row.token.id === contrast.token.id)) rows.push(contrast);
-  const role = (row) => (row.explained ? "explained" : row.token.id === contrast?.token.id ? "contrast" : "alternative");
+  for (const other of [contrast, spaced]) {
+    if (other && !rows.some((row) => row.token.id === other.token.id)) rows.push(other);
+  }
+  const roles = new Map([[spaced?.token.id, "behind a space"], [contrast?.token.id, "contrast"], [target.token.id, "explained"]]);
+  const role = (row) => roles.get(row.token.id) ?? "alternative";
   const table = dataTable({
     file: view.file("predictions"),
     caption: "Predictions",
@@ -74,5 +77,6 @@ function predictionSection(view) {
     ],
   });
   const drawing = chart("The most probable next tokens; the table beneath holds the numbers", (width) => predictionChart(rows, width));
-  return section("prediction", "Prediction", drawing, folded("As a table", () => table));
+  const meant = spaced ? [note(tokenChip(spaced.token), ` begins with a space and ranks ${spaced.rank}; ${target.token.text} without one ranks ${target.rank}. Which was meant?`)] : [];
+  return section("prediction", "Prediction", ...meant, drawing, folded("As a table", () => table));
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from neuron_attribution.convert.values import unicode_text
@@ -53,6 +54,14 @@ class TokenReader:
         if choice is not None:
             self._check_id(choice, f"{field}.id")
         return choice
+
+    def spaced(self, choice: str | int | None) -> int | None:
+        """The token of a chosen text behind a space, if there is one, where the text itself begins with none."""
+        if not isinstance(choice, str) or choice[:1].isspace():
+            return None
+        with suppress(InvalidArgumentError):
+            return self.tokenizer.token_named(f" {choice}", "")
+        return None
 
     def check_length(self, prompt: int, completion: int, generate: int | None) -> None:
         """Refuse so many tokens together where they are more than a request may have."""

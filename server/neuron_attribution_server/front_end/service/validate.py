@@ -93,7 +93,7 @@ class RequestValidator:
         _check_contrast(target, contrast, options)
         task = AttributeTask(
             token_ids=prompt + completion,
-            explained=_explained(len(prompt), target, completion, request.generate),
+            explained=_explained(len(prompt), target, self.reader.spaced(request.target), completion, request.generate),
             generate=request.generate or 0,
             contrast=contrast,
             options=options,
@@ -251,14 +251,14 @@ class RequestValidator:
 
 
 def _explained(
-    prompt: int, target: int | None, completion: tuple[int, ...], generate: int | None
+    prompt: int, target: int | None, spaced: int | None, completion: tuple[int, ...], generate: int | None
 ) -> tuple[ExplainedToken, ...]:
     """What is explained: each prediction is made at the position before its token."""
     if generate:
         return ()
     if completion:
         return tuple(ExplainedToken(prompt - 1 + index, token) for index, token in enumerate(completion))
-    return (ExplainedToken(prompt - 1, target),)
+    return (ExplainedToken(prompt - 1, target, spaced),)
 
 
 def _check_contrast(target: int | None, contrast: int | None, options: AttributeOptions) -> None:

@@ -83,6 +83,7 @@ def rows_of(task: AttributeTask, place: Place, own: Mapping[int, int]) -> list[R
             task.contrast,
             task.options,
             task.reproducible,
+            token.spaced,
         )
         for index, token in enumerate(task.explained, place.rows.start)
     ]

@@ -149,17 +149,18 @@ class _Group:
 
     def _predict(self, finals: Tensor) -> list[dict[str, Any]]:
         log_probabilities = own_log_probabilities(self._weights.unembedding, finals)
-        contrasts = [row.target if row.contrast is None else row.contrast for row in self._rows]
-        asked = torch.stack([self._targets, torch.tensor(contrasts, device=finals.device)], 1)
+        others = [[row.target if each is None else each for each in (row.contrast, row.spaced)] for row in self._rows]
+        asked = torch.cat([self._targets[:, None], torch.tensor(others, device=finals.device)], 1)
         tokens = torch.cat([asked, most_probable(log_probabilities)], 1)
         found = predictions(self._projector, log_probabilities, tokens)
         return [
             {
                 "target": target,
                 "contrast": None if row.contrast is None else contrast,
+                "spaced_target": spaced if spaced.rank < target.rank else None,
                 "predictions": tuple(alternatives),
             }
-            for row, (target, contrast, *alternatives) in zip(self._rows, found, strict=True)
+            for row, (target, contrast, spaced, *alternatives) in zip(self._rows, found, strict=True)
         ]
 
     def _objective_at(self, bases: Tensor) -> Objective:

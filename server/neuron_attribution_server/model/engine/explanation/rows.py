@@ -26,6 +26,8 @@ class Row:
     options: AttributeOptions
     alone: bool = False
     """Whether it is scored by itself."""
+    spaced: int | None = None
+    """The token of the target's text behind a space, where the target was named without one."""
 
 
 def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> RowStates:
