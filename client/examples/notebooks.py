@@ -33,6 +33,12 @@ python client/examples/notebooks.py
 #
 # The notebooks' numbers are of other models. What is printed here is the demo model's, SmolLM2-135M-Instruct, whose
 # prompt is one that it knows.
+#
+# The notebooks' own settings differ from these calls in places. Llama's cells 13 and 14 use 30 sources and the subvalue
+# as the key (`query_sources=30, subkey="subvalue"`). GPT-2's cell 19 adds the biases of `ln_1` and `c_attn`, which a
+# projection here leaves out. A query FFN neuron that no source reads scores 0 and stands above negative ones; their
+# dictionary omits it. They round scores of heads to four digits, and nothing else. On models with grouped-query
+# attention their code fails: with an IndexError in cells 14 and 15, with a wrong row in cell 18.
 
 # %% Setup
 import os

@@ -42,7 +42,7 @@ COVERS = {
     WITHOUT_POSITIONS: (OURS.replace("positions, ", ""), "exact"),
     BRUTE_FORCE: ("FFN and attention neurons", "exact, the reference"),
     SHARING: ("FFN and attention neurons", "exact, the reference"),
-    NOTEBOOK: ("FFN and attention neurons", "exact up to its rounding to 4 digits"),
+    NOTEBOOK: ("FFN and attention neurons", "exact"),
     GRADIENT: ("FFN neurons", "gradient at the actual state, another score"),
     INTEGRATED: ("FFN neurons", "path integral, another score"),
     LENS: ("FFN neurons", "logit without normalisation, another score"),

@@ -1,7 +1,7 @@
 """The published notebooks' procedure: everything materialised layer by layer, then Python lists.
 
 Per layer, all neurons' vectors are added to the base and read through the whole unembedding, [neurons, V]; then
-log(softmax), the target's column, one `.item()` per neuron into a list of names and rounded scores, and one sort. Rows
+log(softmax), the target's column, one `.item()` per neuron into a list of names and scores, and one sort. Rows
 are taken in groups that fit memory. A sample of rows of one layer is measured, with the sort of a whole list.
 """
 
@@ -40,4 +40,4 @@ def _rows(model, scale, target, subvalues, coefficients, base):
     origin = torch.log(torch.softmax((base * gamma) @ unembedding, -1))[target]
     logits = ((subvalues.float() * coefficients[:, None] + base) * gamma) @ unembedding
     increases = torch.log(torch.softmax(logits, -1)[:, target]) - origin
-    return [[f"layer_{index}", round(increase.item(), 4)] for index, increase in enumerate(increases)]
+    return [[f"layer_{index}", increase.item()] for index, increase in enumerate(increases)]
