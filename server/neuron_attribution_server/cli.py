@@ -16,22 +16,32 @@ from neuron_attribution_server.front_end.workers.pool import worker_pool
 from neuron_attribution_server.model.process.main import Loading
 from neuron_attribution_server.server_process import serve
 from neuron_attribution_server.settings.config import (
+    GROUPS,
     ConfigurationError,
     ServerConfig,
     environment_name,
     flag_name,
+    is_switch,
     read_config,
 )
+from neuron_attribution_server.settings.config_file import config_text, read_file
 from neuron_attribution_server.settings.environment import check_environment
 from neuron_attribution_server.settings.logs import configure_logging
 
+LIMITS = "limits"
 _WRONG_USAGE = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every setting. Their values stay texts: flags and environment are read alike, later."""
+    """Add an option for every setting. Their values stay texts: flags, environment and file are read alike, later."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings, which variables and flags overrule")
+    parser.add_argument("--print-config", action="store_true", help="print all settings as such a file, and end")
+    grouped = {name: title for title, names in GROUPS.items() for name in names}
+    groups = {title: parser.add_argument_group(title) for title in (*GROUPS, LIMITS)}
     for setting in fields(ServerConfig):
-        parser.add_argument(flag_name(setting.name), dest=setting.name, help=_help(setting))
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if is_switch(setting) else {}
+        group = groups[grouped.get(setting.name, LIMITS)]
+        group.add_argument(flag_name(setting.name), dest=setting.name, help=_help(setting), **switch)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,7 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
     flags = {setting.name: getattr(arguments, setting.name, None) for setting in fields(ServerConfig)}
     try:
         check_environment(os.environ, client_variables())
-        application = _application(read_config(flags, os.environ))
+        file = {} if arguments.config is None else read_file(arguments.config)
+        config = read_config(flags, os.environ, file)
+        if arguments.print_config:
+            print(config_text(config))
+            return 0
+        application = _application(config)
     except ConfigurationError as error:
         print(f"neuron-attribution serve: {error}", file=sys.stderr)
         return _WRONG_USAGE

@@ -328,6 +328,29 @@ class ServerConfig:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items())
 
 
+GROUPS = {
+    "the model": (
+        *("model", "revision", "dtype", "device", "device_map", "device_memory", "threads"),
+        *("trust_remote_code", "pickled_weights"),
+    ),
+    "the network": ("listen", "health_listen", "metrics_listen", "web", "web_connections"),
+    "security": (
+        *("tls_certificate", "tls_key", "tls_client_authority", "token_file"),
+        *("open_health", "open_reflection", "reflection"),
+    ),
+    "operations": (
+        *("grace", "drain_delay", "restarts", "restart_window", "spare_worker", "load_timeout", "heartbeat_timeout"),
+        *("batch_timeout", "trace_endpoint", "trace_ratio", "log_format", "log_level"),
+    ),
+}
+"""The settings by what they are about; those that are in no other group are limits."""
+
+
+def is_switch(setting: Field[Any]) -> bool:
+    """Whether a setting is on or off."""
+    return setting.metadata["read"] is _switch
+
+
 def flag_name(setting: str) -> str:
     """The command line's name of a setting."""
     return "--" + setting.replace("_", "-")
@@ -338,14 +361,18 @@ def environment_name(setting: str) -> str:
     return ENVIRONMENT_PREFIX + setting.upper()
 
 
-def read_config(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> ServerConfig:
-    """Build the configuration from the texts of the flags, by setting, and the environment.
+def read_config(
+    flags: Mapping[str, str | None], environment: Mapping[str, str], file: Mapping[str, str] | None = None
+) -> ServerConfig:
+    """Build the configuration from the texts of the flags, by setting, of the environment, and of a file.
+
+    Flags win over variables, and those over the file.
 
     Raises ConfigurationError.
     """
     values = {}
     for setting in fields(ServerConfig):
-        source, text = _given(setting, flags, environment)
+        source, text = _given(setting, flags, environment, file or {})
         if text is not None:
             values[setting.name] = _read(setting, source, text)
         elif setting.default is MISSING:
@@ -354,13 +381,15 @@ def read_config(flags: Mapping[str, str | None], environment: Mapping[str, str])
 
 
 def _given(
-    setting: Field[Any], flags: Mapping[str, str | None], environment: Mapping[str, str]
+    setting: Field[Any], flags: Mapping[str, str | None], environment: Mapping[str, str], file: Mapping[str, str]
 ) -> tuple[str, str | None]:
     flag = flags.get(setting.name)
     if flag is not None:
         return flag_name(setting.name), flag
     name = environment_name(setting.name)
-    return name, environment.get(name) or None  # deployment files cannot always leave a variable out: empty is unset
+    if text := environment.get(name):  # deployment files cannot always leave a variable out: empty is unset
+        return name, text
+    return f"{setting.name} in the file", file.get(setting.name)
 
 
 def _read(setting: Field[Any], source: str, text: str) -> Any:  # noqa: ANN401 - a setting's value
