@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any
 
 from neuron_attribution.cli.main import client_variables
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.print_config:
             print(config_text(config))
             return 0
+        _check_there(config.model)
         application = _application(config)
     except ConfigurationError as error:
         print(f"neuron-attribution serve: {error}", file=sys.stderr)
@@ -66,6 +68,13 @@ def _application(config: ServerConfig) -> Application:
     first = [Loading(settings, measured=True) for settings in config.load_settings]
     again = [Loading(settings) for settings in config.load_settings]  # by then batches have told the prices
     return Application(config, worker_pool(config, first, again))
+
+
+def _check_there(model: str) -> None:
+    """Refuse a path where there is nothing, before anything is started."""
+    is_path = model.startswith(("/", "./", "../")) or model.endswith(".gguf")
+    if is_path and not Path(model).exists():
+        raise ConfigurationError(f"--model: there is no {model}; name a folder or a GGUF file that there is")
 
 
 def _help(setting: Field[Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ from google.protobuf.json_format import Parse
 from neuron_attribution import convert
 from neuron_attribution.cli import output
 from neuron_attribution.cli.commands import serve
-from neuron_attribution.cli.main import COMMANDS, main
+from neuron_attribution.cli.main import COMMANDS, full_parser, main
 from neuron_attribution.errors import InternalError, UnauthenticatedError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import (
@@ -241,6 +242,16 @@ def test_a_bad_value_from_the_environment_is_named(refused, monkeypatch, name, v
 )
 def test_wrong_usage(refused, words, message) -> None:
     assert message in refused(*words.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_begins_with_an_example_that_is_understood(capsys, command) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    [example] = [line for line in out.splitlines()[:8] if line.startswith("example: ")]
+    words = shlex.split(example.removeprefix("example: neuron-attribution "))
+    assert full_parser().parse_args(words).command == command
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in {"serve", "completion"}])

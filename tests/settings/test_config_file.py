@@ -59,6 +59,12 @@ def test_a_file_that_is_not_there_is_one_line(capsys):
     )
 
 
+@pytest.mark.parametrize("model", ["/nowhere", "./nowhere", "nowhere.gguf"])
+def test_a_model_that_is_not_there_is_refused_at_once(capsys, model):
+    assert main(["serve", "--model", model]) == 2
+    assert capsys.readouterr().err.startswith(f"neuron-attribution serve: --model: there is no {model}; name a folder")
+
+
 def test_switches_need_no_value_and_all_is_printed(capsys, written):
     path = written('model = "demo"')
     assert main(["serve", "--config", path, "--spare-worker", "--open-health", "false", "--print-config"]) == 0

@@ -43,6 +43,7 @@ class Command(Protocol):
     """What a command's module provides."""
 
     HELP: str
+    EXAMPLE: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
@@ -130,6 +131,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         command_parser = _add_command(commands, name)
         if name == chosen:
             command.add_arguments(command_parser)
+            _shorten_usage(command_parser)
     return parser
 
 
@@ -140,8 +142,20 @@ def _empty_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction
 
 
 def _add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> argparse.ArgumentParser:
-    text = COMMANDS[name].HELP
-    return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    command = COMMANDS[name]
+    return commands.add_parser(
+        name,
+        help=command.HELP,
+        description=f"{command.HELP}\n\nexample: {PROGRAM} {command.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _shorten_usage(parser: argparse.ArgumentParser) -> None:
+    """Name what must be given; the options are listed below."""
+    given = [action.metavar or action.dest.upper() for action in parser._actions if not action.option_strings]
+    parser.usage = " ".join(["%(prog)s", *map(str, given), "[OPTION ...]"])
 
 
 def _write_every_character() -> None:

@@ -29,6 +29,7 @@ from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
 
 HELP = "study a whole corpus of prompts: a Parquet data set of explained predictions, and what they have in common"
+EXAMPLE = "analyze prompts.jsonl --output study"
 DEFAULTS = AttributeOptions(top_k=300, projection_top_k=5)
 _SHARD_PROMPTS = 32
 _NUMBERS = {

@@ -27,6 +27,7 @@ from neuron_attribution.neurons import parse_neuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
 
 HELP = "explain next-token predictions of a text by layers, heads and neurons"
+EXAMPLE = 'attribute "The capital of France is"'
 DEFAULTS = AttributeOptions()
 EXPLAINED = ("target", "target_id", "completion", "generate")
 

@@ -22,6 +22,7 @@ from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.display.plain_json import plain_json
 
 HELP = "find the neurons whose score differs most between two predictions"
+EXAMPLE = 'compare "The capital of France is" "The capital of Italy is"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

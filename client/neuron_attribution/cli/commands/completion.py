@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import shtab
 
 HELP = "print a script that completes this command line in a shell"
+EXAMPLE = "completion bash"
 SHELLS = ("bash", "zsh", "fish")
 
 

@@ -15,6 +15,7 @@ from neuron_attribution.evaluation.report import markdown
 from neuron_attribution.evaluation.run import chosen_facts, evaluate
 
 HELP = "evaluate the eight scoring methods on facts, as the paper does: take neurons away and predict again"
+EXAMPLE = "evaluate facts.jsonl --output results"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

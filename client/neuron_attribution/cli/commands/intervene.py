@@ -31,6 +31,7 @@ from neuron_attribution.requests import Intervention, InterventionSet
 from neuron_attribution.results import InterveneResult
 
 HELP = "rerun a text with neurons, heads or layers changed, and compare the predictions"
+EXAMPLE = 'intervene "The capital of France is" --zero 24.1005,23.h4'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from neuron_attribution.display.tables import tables
 from neuron_attribution.results import ModelInfo, Token
 
 HELP = "describe the served model, its limits and what was verified when it was loaded"
+EXAMPLE = "model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from neuron_attribution.requests import Side, Subkey
 from neuron_attribution.results import ProjectNeuronResult
 
 HELP = "project neurons into the vocabulary"
+EXAMPLE = "project 24.1005"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 HELP = "serve a model"
+EXAMPLE = "serve --model demo"
 
 # The server imports the model libraries in its worker process only: what is missing must be said before that.
 SERVER_MODULES = (

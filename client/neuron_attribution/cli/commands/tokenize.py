@@ -14,6 +14,7 @@ from neuron_attribution.display.tables import tables
 from neuron_attribution.results import TokenizeResult
 
 HELP = "show the exact tokens a text becomes"
+EXAMPLE = 'tokenize " Paris"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
