@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from neuron_attribution.errors import UnavailableError
@@ -88,7 +89,7 @@ class Application:
         stopping = asyncio.Event()
 
         def stop(number: signal.Signals) -> None:
-            _log.info("%s: the server drains and ends", number.name)
+            _log.info("draining", extra={"fields": {"signal": number.name}})
             if last_resort is not None:
                 last_resort.within(self._config.drain_delay + self._config.grace + LATE_SECONDS, 0)
             stopping.set()
@@ -103,11 +104,12 @@ class Application:
             if last_resort is not None:
                 last_resort.within(self._config.grace + LATE_SECONDS, status)
             await self.stop()
+            _log.info("stopped", extra={"fields": {"status": status}})
         return status
 
     async def start(self) -> None:
         """Listen; every call but health and reflection is refused as unavailable until the model is loaded."""
-        _log.info("configuration: %s", self._config)
+        _log.info("configuration", extra={"fields": asdict(self._config)})
         note_keepers(asyncio.get_running_loop())
         self._health.live()
         await self.ports.start()
@@ -158,6 +160,7 @@ class Application:
             return 0
         load.result()
         print(f"ready: serving {self._config.model} on {self.ports.address}", flush=True)
+        _log.info("ready", extra={"fields": {"model": self._config.model, "address": self.ports.address}})
         ended = asyncio.create_task(self._worker.ended())
         await asyncio.wait((stop, ended), return_when=asyncio.FIRST_COMPLETED)
         if ended.done():

@@ -102,7 +102,8 @@ def test_a_stop_signal_drains_and_the_log_names_it(number, turnstile):
             assert call.result().explanations
         log, status = ended(process)
         assert status == 0
-        assert f"{number.name}: the server drains and ends" in log
+        assert f"draining signal={number.name}" in log
+        assert "stopped status=0" in log
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from neuron_attribution.cli.options import boolean
@@ -323,9 +323,6 @@ class ServerConfig:
             transfer_timeout=self.transfer_timeout,
             call_unread_bytes=self.call_unread_bytes,
         )
-
-    def __str__(self) -> str:
-        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
 
 
 GROUPS = {
