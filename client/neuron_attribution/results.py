@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,14 @@ from neuron_attribution.rendering import Displayed, page
 from neuron_attribution.requests import Part
 
 Scores = NDArray[np.float32]
+RankingName = Literal[
+    "ffn_value_neurons",
+    "ffn_value_neurons_decreasing",
+    "attention_value_neurons",
+    "attention_value_neurons_decreasing",
+    "query_ffn_neurons",
+    "query_ffn_neurons_decreasing",
+]
 
 
 class PromotedSide(Enum):
@@ -182,6 +191,15 @@ class Explanation(Displayed):
     neurons: tuple[NeuronScore, ...] = ()
     spaced_target: TokenPrediction | None = None
     """The target's text behind a space, where the target was named without one and this is more probable."""
+
+    def ranking(self, name: RankingName) -> NeuronRanking:
+        """One of the rankings of neurons. Raises LookupError, with what to ask for, where it was not asked for."""
+        found: NeuronRanking | None = getattr(self, name)
+        if found is None:
+            part = name.removesuffix("_decreasing").replace("_", "-")
+            direction = "decrease" if name.endswith("_decreasing") else "increase"
+            raise LookupError(f"the answer has no {name}: ask with parts=[{part!r}], direction={direction!r} or 'both'")
+        return found
 
 
 @dataclass(frozen=True, slots=True)

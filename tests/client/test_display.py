@@ -2,6 +2,7 @@
 
 import builtins
 import io
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from checkout import ROOT
 from neuron_attribution import Client, NeuronProjection, ProjectedToken, Projection, Token, results
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.rendering import Displayed
@@ -193,11 +195,24 @@ def test_without_pandas_the_extra_is_named(monkeypatch):
         samples.EXPLANATION.to_dataframe()
 
 
-def test_a_type_checker_knows_what_comes_back():
-    path = HERE / "typed_script.py"
+def test_a_ranking_that_was_not_asked_for_is_told_how_to_ask():
+    only = replace(samples.EXPLANATION, query_ffn_neurons_decreasing=None)
+    assert only.ranking("ffn_value_neurons") is samples.EXPLANATION.ffn_value_neurons
+    with pytest.raises(LookupError, match=r"ask with parts=\['query-ffn-neurons'\], direction='decrease' or 'both'"):
+        only.ranking("query_ffn_neurons_decreasing")
+
+
+def test_a_type_checker_knows_what_comes_back(tmp_path):
+    """Of a script, and of the README's."""
+    path, readme = HERE / "typed_script.py", tmp_path / "readme.py"
+    [code] = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    readme.write_text(code)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent", str(path)]
+    command.append(str(readme))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = path.read_text().splitlines()
     wrong = {number for number, line in enumerate(lines, 1) if line.endswith("# an error")}
-    found = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error:" in line}
+    errors = [line.split(":")[:2] for line in done.stdout.splitlines() if ": error:" in line]
+    assert {Path(name).name for name, _ in errors} == {path.name}, done.stdout
+    found = {int(number) for _, number in errors}
     assert found == wrong, done.stdout + done.stderr

@@ -16,9 +16,11 @@ def script(client: Client) -> pandas.DataFrame:
     assert ranking is not None
     assert_type(ranking.neurons[0].score, float)
     assert_type(ranking.to_dataframe(), pandas.DataFrame)
+    assert_type(explanation.ranking("query_ffn_neurons"), NeuronRanking)
     return result.to_dataframe()
 
 
 def mistaken(client: Client) -> None:
     client.attribute("The sky is", top="5")  # an error
     print(client.attribute("The sky is").explanation)  # an error
+    print(client.attribute("The sky is").explanations[0].ranking("heads"))  # an error
