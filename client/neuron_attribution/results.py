@@ -108,6 +108,12 @@ class NeuronScore(Displayed):
         projection = self.projection or Projection()
         return projection.bottom if self.promoted_side is PromotedSide.BOTTOM else projection.top
 
+    @property
+    def suppressed(self) -> tuple[ProjectedToken, ...]:
+        """The tokens this neuron lowers in this prompt, strongest first: the other end of its projection."""
+        projection = self.projection or Projection()
+        return projection.top if self.promoted_side is PromotedSide.BOTTOM else projection.bottom
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class NeuronRanking(Displayed):

@@ -95,6 +95,16 @@ def test_text_in_a_notebook_stays_text():
     assert """'<script>alert("&")</script>'""" in page.texts
 
 
+def test_what_lowers_the_target_is_shown_with_what_it_suppresses():
+    """The sample's coefficient is negative: it raises its bottom tokens, and lowers its top ones."""
+    score = samples.FFN_SCORE
+    assert [item.token.text for item in score.promoted] == [" 緑"]
+    assert [item.token.text for item in score.suppressed] == [" blue", "\x1b[31m"]
+    falling = Page(replace(samples.EXPLANATION, ffn_value_neurons=None, neurons=())._repr_html_())
+    assert "suppresses" in falling.texts
+    assert "' blue' '\\x1b[31m'" in falling.texts
+
+
 def test_a_notebook_is_not_filled_by_a_long_ranking():
     ranking = replace(samples.EXPLANATION.ffn_value_neurons, neurons=(samples.FFN_SCORE,) * 300)
     page = Page(ranking._repr_html_())

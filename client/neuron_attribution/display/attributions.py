@@ -40,9 +40,13 @@ def explanation_tables(explanation: Explanation, tokens: Tokens) -> list[TextTab
         *head_tables("heads", heads_of(explanation)[: max(SHOWN_HEADS, len(explanation.heads))], tokens),
         *head_tables("heads, decreasing", explanation.heads_decreasing, tokens),
         *_ranking_tables("FFN value neurons", explanation.ffn_value_neurons, tokens),
-        *_ranking_tables("FFN value neurons, decreasing", explanation.ffn_value_neurons_decreasing, tokens),
+        *_ranking_tables(
+            "FFN value neurons, decreasing", explanation.ffn_value_neurons_decreasing, tokens, falling=True
+        ),
         *_ranking_tables("attention value neurons", explanation.attention_value_neurons, tokens),
-        *_ranking_tables("attention value neurons, decreasing", explanation.attention_value_neurons_decreasing, tokens),
+        *_ranking_tables(
+            "attention value neurons, decreasing", explanation.attention_value_neurons_decreasing, tokens, falling=True
+        ),
         *_query_layer_tables("query layers of the FFN value neurons", explanation.ffn_query_layers),
         *_query_layer_tables("query layers of the attention value neurons", explanation.attention_query_layers),
         *_ranking_tables("query FFN neurons", explanation.query_ffn_neurons, tokens),
@@ -93,16 +97,20 @@ def heads_of(explanation: Explanation) -> Sequence[HeadScore]:
     return [HeadScore(head, float(scores[head.layer, head.head]), _NO_SCORES, _NO_SCORES) for head in heads]
 
 
-def ranking_table(title: str, ranking: NeuronRanking, tokens: Tokens = ()) -> TextTable:
+def ranking_table(title: str, ranking: NeuronRanking, tokens: Tokens = (), *, falling: bool = False) -> TextTable:
     """A ranking, and how it was obtained."""
     title = f"{title} ({coverage_text(ranking.coverage)})"
-    return neuron_table(title, ranking.neurons, tokens) if ranking.neurons else TextTable(f"{title}: none")
+    if not ranking.neurons:
+        return TextTable(f"{title}: none")
+    return neuron_table(title, ranking.neurons, tokens, falling=falling)
 
 
-def neuron_table(title: str, neurons: Sequence[NeuronScore], tokens: Tokens = ()) -> TextTable:
-    """Scored neurons and what they promote."""
-    columns = ["neuron", "source position", ">score", ">coefficient", _promoted_title(neurons)]
-    rows = [_neuron_cells(neuron, tokens) for neuron in neurons]
+def neuron_table(
+    title: str, neurons: Sequence[NeuronScore], tokens: Tokens = (), *, falling: bool = False
+) -> TextTable:
+    """Scored neurons and what they promote; with `falling`, which lower the target, what they suppress."""
+    columns = ["neuron", "source position", ">score", ">coefficient", _end_title(neurons, falling=falling)]
+    rows = [_neuron_cells(neuron, tokens, falling=falling) for neuron in neurons]
     # A column nothing fills (positions of FFN neurons, coefficients of query neurons) says nothing.
     filled = [index for index in range(len(columns)) if any(row[index] for row in rows)]
     return TextTable(title, [columns[index] for index in filled], [[row[index] for index in filled] for row in rows])
@@ -147,8 +155,10 @@ def _prediction_cells(prediction: TokenPrediction) -> tuple[str, ...]:
     )
 
 
-def _ranking_tables(title: str, ranking: NeuronRanking | None, tokens: Tokens) -> list[TextTable]:
-    return [] if ranking is None else [ranking_table(title, ranking, tokens)]
+def _ranking_tables(
+    title: str, ranking: NeuronRanking | None, tokens: Tokens, *, falling: bool = False
+) -> list[TextTable]:
+    return [] if ranking is None else [ranking_table(title, ranking, tokens, falling=falling)]
 
 
 def _query_layer_tables(title: str, layers: QueryLayers | None) -> list[TextTable]:
@@ -177,17 +187,18 @@ def _head_position_table(head: HeadScore, tokens: Tokens) -> TextTable:
     return TextTable(f"head {head.head} by source position", ("position", "vector", "top tokens"), rows)
 
 
-def _promoted_title(neurons: Sequence[NeuronScore]) -> str:
-    unknown = all(neuron.promoted_side is PromotedSide.UNKNOWN for neuron in neurons)
-    return "top tokens of the projection" if unknown else "promotes"
+def _end_title(neurons: Sequence[NeuronScore], *, falling: bool) -> str:
+    if all(neuron.promoted_side is PromotedSide.UNKNOWN for neuron in neurons):
+        return "top tokens of the projection"
+    return "suppresses" if falling else "promotes"
 
 
-def _neuron_cells(neuron: NeuronScore, tokens: Tokens) -> tuple[str, ...]:
+def _neuron_cells(neuron: NeuronScore, tokens: Tokens, *, falling: bool) -> tuple[str, ...]:
     where = "" if neuron.position is None else place(neuron.position, tokens)
     return (
         str(neuron.neuron),
         where,
         number(neuron.score),
         number(neuron.coefficient),
-        token_list(neuron.promoted),
+        token_list(neuron.suppressed if falling else neuron.promoted),
     )

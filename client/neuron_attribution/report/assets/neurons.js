@@ -23,20 +23,22 @@ function valueNeuronsSection(view) {
 function rankingTables(names, view) {
   return names
     .filter((name) => view.explanation[name])
-    .map((name) => neuronTable(name.replaceAll("_", "-"), RANKINGS[name], view.explanation[name].neurons, view));
+    .map((name) => neuronTable(name.replaceAll("_", "-"), RANKINGS[name], view.explanation[name].neurons, view, name.endsWith("decreasing")));
 }
 
-function neuronTable(file, title, neurons, view) {
+function neuronTable(file, title, neurons, view, falling = false) {
   const { tokens } = view.result;
   const largest = d3.max(neurons, (neuron) => Math.abs(neuron.score));
   const has = (field) => neurons.some((neuron) => neuron[field] !== undefined);
+  const known = has("coefficient");
+  const end = known && falling ? suppressed : promoted;
   const columns = [
     { title: "neuron", cell: (row) => neuronName(row.neuron) },
     ...nameColumns(),
     has("position") && { title: "source position", cell: (row) => (row.position === undefined ? "" : place(row.position, tokens)), csv: (row) => row.position },
     { title: "score", numeric: true, cell: (row) => barredNumber(row.score, largest), csv: (row) => row.score },
     has("coefficient") && { title: "coefficient", numeric: true, cell: (row) => number(row.coefficient), csv: (row) => row.coefficient },
-    { title: has("coefficient") ? "promotes" : "top tokens", cell: (row) => chips(promoted(row)), csv: (row) => csvText(promoted(row).map(({ token }) => token.text).join(" | ")) },
+    { title: known ? (falling ? "suppresses" : "promotes") : "top tokens", cell: (row) => chips(end(row)), csv: (row) => csvText(end(row).map(({ token }) => token.text).join(" | ")) },
   ];
   const more = (row) => row.projection && (() => projectionOf(row, view));
   return dataTable({ file: view.file(file), caption: title, rows: neurons, columns: columns.filter(Boolean), more });

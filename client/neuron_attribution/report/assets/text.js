@@ -47,6 +47,11 @@ function promoted({ projection, promoted_side: side }) {
   return (side === "PROMOTED_SIDE_BOTTOM" ? projection?.bottom : projection?.top) ?? [];
 }
 
+/** The tokens it lowers here: the other end. */
+function suppressed({ projection, promoted_side: side }) {
+  return (side === "PROMOTED_SIDE_BOTTOM" ? projection?.top : projection?.bottom) ?? [];
+}
+
 /** Rows of values as CSV (RFC 4180). */
 function csv(rows) {
   return rows.map((row) => row.map(csvCell).join(",") + "\r\n").join("");
