@@ -12,6 +12,14 @@ from neuron_attribution_server.settings.config import ServerConfig, flag_name
 
 FILES = tracked_files()
 DOCUMENTS = [name for name in FILES if name.endswith(".md")]
+MOST_COLUMNS, MOST_LINES = 100, 120
+WRITTEN_BY_COMMANDS = {
+    *(
+        f"docs/{name}.md"
+        for name in ("architectures", "benchmarks", "capacity", "notebooks", "soak", "soak-predictions")
+    ),
+    *("docs/verification.md", "docs/verification-gemma.md", "client/neuron_attribution/report/vendor/README.md"),
+}
 FOLDERS = {str(parent) for name in FILES for parent in PurePosixPath(name).parents}
 
 
@@ -47,6 +55,21 @@ def test_every_relative_link_leads_somewhere(name):
         place = normpath(str(PurePosixPath(name).parent / path)) if path else name
         assert place in FILES or place in FOLDERS, target
         assert not anchor or anchor in anchors(place), target
+
+
+@pytest.mark.parametrize("name", sorted(set(DOCUMENTS) - WRITTEN_BY_COMMANDS))
+def test_lines_wrap(name):
+    """At a hundred columns, but for tables, headings, pictures and code."""
+    code, long = False, []
+    for line in (ROOT / name).read_text().splitlines():
+        code ^= line.lstrip().startswith("```")
+        if not code and not re.match(r"    |\s*\||#|!\[", line) and len(line) > MOST_COLUMNS:
+            long.append(line)
+    assert long == []
+
+
+def test_the_readme_is_for_someone_who_arrived_a_minute_ago():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -1,4 +1,4 @@
-"""The rooms of the packages: each says at its door what it is for, none is too large, and the README shows them all."""
+"""The rooms of the packages: each says at its door what it is for, none is too large, and CONTRIBUTING shows them all."""
 
 import ast
 import re
@@ -18,8 +18,10 @@ INTERFACES = {CLIENT / "convert", CLIENT / "report"}
 
 
 def tree():
-    """What the README's tree names, as paths: the first column of each line, below the folder it is indented under."""
-    (text,) = re.findall(r"^```text\n(protos/.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    """What the tree in CONTRIBUTING names, as paths: the first column of each line, below the folder it is indented under."""
+    (text,) = re.findall(
+        r"^```text\n(protos/.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     above = []
     for line in filter(None, text.splitlines()):
         indent = len(line) - len(line.lstrip())
