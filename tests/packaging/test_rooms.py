@@ -1,4 +1,4 @@
-"""The rooms of the packages: each says at its door what it is for, none is too large, and CONTRIBUTING shows them all."""
+"""The rooms of the packages: each says at its door what it is for, none is too large, and a tree shows them all."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ INTERFACES = {CLIENT / "convert", CLIENT / "report"}
 
 
 def tree():
-    """What the tree in CONTRIBUTING names, as paths: the first column of each line, below the folder it is indented under."""
+    """What the tree names, as paths: the first column of each line, below the folder it is indented under."""
     (text,) = re.findall(
         r"^```text\n(protos/.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL
     )
