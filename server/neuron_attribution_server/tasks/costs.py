@@ -29,6 +29,8 @@ class MemoryCost:
     """Of each explained token: the coefficients of every neuron, and their query scores."""
     per_projected_token: int = 0
     """Of each vocabulary token that an answer may name."""
+    per_searched_position: int = 0
+    """Of each source position at which attention neurons are searched: the bound of every one."""
     heads: int = 2**31
     """Those that the model has: no more are detailed, whatever is asked for."""
 
@@ -46,5 +48,6 @@ class MemoryCost:
             + self.per_row_token * longest * sum(cost.rows for cost in costs)
             + self.per_head_position * longest * sum(cost.detailed_heads for cost in costs)
             + self.per_explained * scored
+            + self.per_searched_position * sum(cost.searched_positions for cost in costs)
             + self.per_projected_token * sum(cost.projected_tokens for cost in costs)
         )

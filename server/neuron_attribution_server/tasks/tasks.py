@@ -49,6 +49,8 @@ class Cost:
     """Sequences whose value vectors are changed, which each head then has its own of."""
     generating_tokens: int = 0
     """Tokens that are in memory at once while it generates."""
+    searched_positions: int = 0
+    """Source positions at which attention neurons are searched, of all explained tokens and ends together."""
 
 
 class Shaped:
@@ -141,7 +143,16 @@ class AttributeTask(Shaped):
             detailed_heads=self.rows * self.detailed_heads(heads),
             projected_tokens=2 * self.rows * projected,
             changed_sequences=int(any(map(changes_attention, options.interventions))),
+            searched_positions=self.rows * self.length * self._position_searches,
         )
+
+    @property
+    def _position_searches(self) -> int:
+        """The ends of rankings of attention neurons by position, those that query parts start from among them."""
+        options = self.options
+        by_position = Part.ATTENTION_VALUE_NEURONS in options.parts and not options.attention_neurons_over_positions
+        sources = bool(options.parts & {Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
+        return max(self.ends * by_position, int(sources))
 
 
 def generated_at_once(length: int) -> int:
