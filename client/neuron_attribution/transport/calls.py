@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -158,9 +159,9 @@ def stub(channel: grpc.Channel | grpc.aio.Channel) -> services.NeuronAttribution
     return services.NeuronAttributionServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
-def _check_names(fields: Mapping[str, object], kind: type) -> None:
+def _check_names(fields: Mapping[str, object], kind: type[Any]) -> None:
     """Raise TypeError, as Python does, for an argument that there is not."""
-    known = set(kind.__dataclass_fields__) - {"prompt", "options", "sets"}
+    known = {field.name for field in dataclasses.fields(kind)} - {"prompt", "options", "sets"}
     for name in fields.keys() - known:
         near = difflib.get_close_matches(name, {*known, *AttributeOptions.__dataclass_fields__}, 1)
         raise TypeError(f"there is no argument {name!r}" + "".join(f"; did you mean {each!r}?" for each in near))
