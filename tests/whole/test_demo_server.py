@@ -98,6 +98,17 @@ def test_attribute_prints_tables_for_people(address):
     assert "' capitals'" in finished.stdout
 
 
+def test_the_story_of_the_readme(client):
+    """Ten neurons zeroed turn " Sydney" into " Canberra"."""
+    prompt = "The capital of Australia is"
+    why = client.attribute(prompt, contrast=" Canberra").explanations[0]
+    assert why.target.token.text == " Sydney"
+    neurons = [score.neuron for score in why.ranking("ffn_value_neurons").neurons]
+    [best, *_] = client.intervene(prompt, zero=neurons).results[0].after.predictions
+    assert best.token.text == " Canberra"
+    assert best.probability > 0.8
+
+
 def test_a_forgotten_space_is_told(address):
     finished = run("attribute", PROMPT, "--target", "Paris", "--parts", "heads", address=address)
     assert "' Paris' ranks 1: --target ' Paris' explains that one" in finished.stdout
