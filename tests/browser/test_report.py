@@ -65,7 +65,7 @@ def test_it_shows_every_part(report):
 
 def test_a_click_on_a_head_shows_its_positions(report, answer_and_report):
     head = answer_and_report[0]["explanations"][0]["heads"][1]
-    name = f"{head['head']['layer']}.{head['head']['head']}"
+    name = f"{head['head']['layer']}.h{head['head']['head']}"
     report.get_by_role("button", name=name, exact=True).click()
     assert report.get_by_role("heading", name=f"Head {name}", exact=True).is_visible()
     report.get_by_text(f"Positions of head {name} as a table").click()
@@ -80,7 +80,7 @@ def test_a_click_on_the_map_shows_a_head_or_what_to_ask_for(report, answer_and_r
     heads = {(head["head"]["layer"], head["head"]["head"]) for head in answer_and_report[0]["explanations"][0]["heads"]}
     layer, head = max(heads)
     cells.nth(9 * layer + head).click()
-    assert report.get_by_role("heading", name=f"Head {layer}.{head}", exact=True).is_visible()
+    assert report.get_by_role("heading", name=f"Head {layer}.h{head}", exact=True).is_visible()
     assert report.locator("#head-detail svg").count() == 2
     cells.nth(0).click()
     assert "--head-top-k" in report.locator("#head-detail").inner_text()
@@ -222,7 +222,7 @@ def test_eighty_layers_of_sixty_four_heads_and_a_thousand_tokens_are_soon_there(
     with visit(address) as page:
         page.wait_for_selector(READY)
         page.locator(".head-map g > rect").nth(79 * 64 + 3).click()
-        page.get_by_role("heading", name="Head 79.3", exact=True).wait_for()
+        page.get_by_role("heading", name="Head 79.h3", exact=True).wait_for()
         seconds = page.evaluate("performance.getEntriesByName('ready')[0].startTime") / 1000
         clicked = page.evaluate(TIME_OF_A_CLICK)
     print(f"80 x 64 heads, 1,000 tokens: interactive after {seconds:.2f} s, a click shows a head in {clicked:.0f} ms")

@@ -30,7 +30,7 @@ def test_a_prompt_becomes_an_explanation_whose_heads_and_neurons_can_be_opened(p
     explain(page, "The capital of France is")
     page.get_by_role("heading", name="Why ␣Paris?").wait_for()
     page.locator(".head-map g > rect").nth(5).click()
-    page.get_by_text("Positions of head 0.5 as a table").wait_for()
+    page.get_by_text("Positions of head 0.h5 as a table").wait_for()
     page.get_by_role("button", name="24.1005", exact=True).first.click()
     page.locator(".projection tbody tr").nth(59).wait_for()
     assert "␣capitals" in page.locator(".projection").inner_text()

@@ -83,7 +83,7 @@ def test_every_setting_has_an_option_and_shows_its_default():
 
 def test_wrong_usage_is_status_two_and_one_line(monkeypatch, capsys):
     monkeypatch.delenv("NEURON_ATTRIBUTION_MODEL", raising=False)
-    assert cli.run(argparse.Namespace(model=None)) == 2
+    assert cli.run(argparse.Namespace(model=None, config=None)) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -111,7 +111,7 @@ def _model(source: ModelSource, settings: LoadSettings) -> PreTrainedModel:
     """The model with every tensor as its files have it, where it runs."""
     if source.gguf_file is None:
         _spec(AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments))
-    with _naming_pickled_weights(settings):
+    with _naming_pickled_weights(source, settings):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,
             dtype=_dtype(settings.dtype, device_of(settings)),
@@ -131,15 +131,15 @@ def _model(source: ModelSource, settings: LoadSettings) -> PreTrainedModel:
 
 
 @contextmanager
-def _naming_pickled_weights(settings: LoadSettings) -> Iterator[None]:
-    """Where there are no safetensors, name the setting that reads other weights."""
+def _naming_pickled_weights(source: ModelSource, settings: LoadSettings) -> Iterator[None]:
+    """Where a folder has no safetensors but other weights, name the setting that reads those."""
     try:
         yield
     except OSError as error:
-        if settings.pickled_weights or "safetensors" not in str(error):
+        if settings.pickled_weights or not any(Path(source.location).glob("*.bin")):
             raise
         raise FailedPreconditionError(
-            f"model refused: {error}. Where it has pickled weights (.bin), which can run code when they are read, "
+            f"model refused: {error}. It has pickled weights (.bin), which can run code when they are read; "
             "--pickled-weights true reads them all the same",
             reason="NO_SAFETENSORS",
         ) from error
