@@ -29,11 +29,8 @@ MODELS = ("demo", "llama", "gpt2", "mixtral", "gemma2")
 COUNT = 10
 SECONDS = 300
 HEAD = messages.Head(layer=1, head=1)
-NEURONS = [
-    messages.Neuron(ffn=messages.FfnNeuron(layer=0, index=3)),
-    messages.Neuron(ffn=messages.FfnNeuron(layer=1, index=7)),
-    messages.Neuron(attention=messages.AttentionNeuron(layer=1, head=1, index=2)),
-]
+EXPERTS = {"mixtral": {"expert": 1}}
+"""Of models that have no network which every token passes through."""
 
 
 def main() -> None:
@@ -45,15 +42,26 @@ def main() -> None:
     with arguments.output.open("w") as output:
         for model in arguments.models:
             with served(model) as stub:
-                for name, answer in answers(stub):
-                    answer.ClearField("timings")
+                for name, answer in answers(stub, named(model)):
+                    if "timings" in answer.DESCRIPTOR.fields_by_name:
+                        answer.ClearField("timings")
                     data = answer.SerializeToString(deterministic=True)
                     output.write(f"{model} {name} {len(data)} {hashlib.sha256(data).hexdigest()}\n")
 
 
-def answers(stub: services.NeuronAttributionServiceStub) -> Iterator[tuple[str, Message]]:
+def named(model: str) -> list[messages.Neuron]:
+    """Two FFN neurons and an attention neuron."""
+    expert = EXPERTS.get(model, {})
+    ffn = [messages.FfnNeuron(layer=layer, index=index, **expert) for layer, index in ((0, 3), (1, 7))]
+    attention = messages.AttentionNeuron(layer=1, head=1, index=2)
+    return [*(messages.Neuron(ffn=each) for each in ffn), messages.Neuron(attention=attention)]
+
+
+def answers(
+    stub: services.NeuronAttributionServiceStub, neurons: list[messages.Neuron]
+) -> Iterator[tuple[str, Message]]:
     """Every part in every direction, then interventions, of ten prompts; then projections."""
-    zero = messages.Intervention(neurons=NEURONS[:2], zero=True)
+    zero = messages.Intervention(neurons=neurons[:2], zero=True)
     halved = messages.Intervention(heads=[HEAD], scale=0.5)
     for number, text in enumerate(PROMPTS[:COUNT]):
         prompt = messages.Prompt(text=text)
@@ -62,7 +70,7 @@ def answers(stub: services.NeuronAttributionServiceStub) -> Iterator[tuple[str, 
                 prompt=prompt,
                 direction=messages.Direction.Value(f"DIRECTION_{direction}"),
                 position_projection_top_k=2,
-                neurons=NEURONS,
+                neurons=neurons,
             )
             yield f"attribute {number} {direction}", stub.Attribute(request, timeout=SECONDS)
         changed = messages.AttributeRequest(prompt=prompt, generate=2, interventions=[zero, halved])
@@ -71,9 +79,9 @@ def answers(stub: services.NeuronAttributionServiceStub) -> Iterator[tuple[str, 
         request = messages.InterveneRequest(prompt=prompt, sets=sets, generate=2)
         yield f"intervene {number}", stub.Intervene(request, timeout=SECONDS)
     for side in ("SUBVALUE", "SUBKEY"):
-        request = messages.ProjectNeuronRequest(neurons=NEURONS, side=messages.NeuronSide.Value(f"NEURON_SIDE_{side}"))
+        request = messages.ProjectNeuronRequest(neurons=neurons, side=messages.NeuronSide.Value(f"NEURON_SIDE_{side}"))
         yield f"project {side}", stub.ProjectNeuron(request, timeout=SECONDS)
-    through = messages.ProjectNeuronRequest(neurons=NEURONS[:1], through=HEAD)
+    through = messages.ProjectNeuronRequest(neurons=neurons[:1], through=HEAD)
     yield "project through a head", stub.ProjectNeuron(through, timeout=SECONDS)
 
 
@@ -81,7 +89,7 @@ def answers(stub: services.NeuronAttributionServiceStub) -> Iterator[tuple[str, 
 def served(model: str) -> Iterator[services.NeuronAttributionServiceStub]:
     """A server process, from whichever version is on the path."""
     with tempfile.TemporaryDirectory() as folder:
-        source = model if model == "demo" else str(saved(Path(folder), model))
+        source = model if model == "demo" else str(saved(Path(folder) / model, model))  # the name is part of answers
         command = [sys.executable, "-m", "neuron_attribution.cli.main", "serve", "--model", source]
         options = ["--listen", "localhost:0", "--cache-bytes", "0"]
         process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
@@ -89,9 +97,11 @@ def served(model: str) -> Iterator[services.NeuronAttributionServiceStub]:
             assert process.stdout is not None
             address = process.stdout.readline().removeprefix("listening on ").strip()
             assert process.stdout.readline().startswith("ready"), f"the server ended with {process.poll()}"
-            with grpc.insecure_channel(address) as channel:
-                yield services.NeuronAttributionServiceStub(channel)
-            process.terminate()
+            try:
+                with grpc.insecure_channel(address) as channel:
+                    yield services.NeuronAttributionServiceStub(channel)
+            finally:
+                process.terminate()
 
 
 if __name__ == "__main__":
