@@ -205,7 +205,7 @@ def test_batches_are_measured_with_and_without_padding():
     with measured(engine, cache_bytes=0) as server:
         engine.hold()
         first = server.stub.Attribute.future(prompt(20), timeout=PATIENCE)
-        assert engine.started.wait(PATIENCE)
+        eventually(lambda: Scrape(server.metrics_address).value("batch_requests_count") == 1)  # noted after it begins
         added = Watched(server.metrics_address)
         pair = [server.stub.Attribute.future(prompt(*ids), timeout=PATIENCE) for ids in ((20, 21), (20, 21, 22, 23))]
         projection = ProjectNeuronRequest(neurons=(FfnNeuron(0, 1),))
