@@ -1,9 +1,11 @@
-# `make demo` shows the service at work, `make check` checks what is quick and `make test` everything. They need only Python 3.11 with pip.
+# `make demo` shows the service at work, `make check` checks what is quick and `make test` everything.
+# They need only Python 3.11 with pip.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := client server protos tests deploy
 BY_ROOM := $(addprefix tests/,client front_end model tasks settings packaging/test_rooms.py packaging/test_documents.py)
+TEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 define CHECKS
 $(BIN)/ruff check $(SOURCES)
 $(BIN)/ruff format --check $(SOURCES)
@@ -12,27 +14,22 @@ endef
 # The server and nothing else, for the bill of materials.
 SERVER_VENV := .venv-server
 
-.PHONY: demo check quick types test rooms benchmark verify architectures notebooks screenshots docs soak load format audit release clean
+.PHONY: demo check test rooms benchmark verify architectures notebooks screenshots docs soak load format audit release clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
 
 # For every save: style, types, import contracts, and the tests that start no process and load no whole model
 check: $(VENV)/test-installed
-	$(MAKE) --jobs 2 --output-sync types quick
-
-quick: $(VENV)/test-installed
 	$(CHECKS)
-	QUICK=1 $(BIN)/pytest --quiet -m 'not process and not patient' $(BY_ROOM)
-
-types: $(VENV)/test-installed
 	$(BIN)/mypy
+	QUICK=1 $(TEST) --quiet -m 'not process and not patient' $(BY_ROOM)
 
 # Everything that must hold
 test: $(VENV)/test-installed
 	$(CHECKS)
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(TEST)
 
 # BENCHMARK takes options: make benchmark BENCHMARK='--quick --output quick.md'
 benchmark: $(VENV)/benchmark-installed
