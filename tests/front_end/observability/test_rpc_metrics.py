@@ -1,7 +1,6 @@
 """Calls are counted by method and status, as gRPC's own libraries in other languages count them."""
 
 import asyncio
-from pathlib import Path
 
 import grpc
 import pytest
@@ -11,7 +10,7 @@ from neuron_attribution_server.front_end.interceptors.calls import status_of
 from neuron_attribution_server.front_end.observability.rpc_metrics import code_name
 from neuron_attribution_server.services import SERVICE
 from service.fakes import FakeEngine
-from service.scraping import PREFIX, Watched
+from service.scraping import Watched
 from service.servers import (
     PATIENCE,
     attribution,
@@ -22,55 +21,6 @@ from service.servers import (
 pytestmark = pytest.mark.process
 
 RPC = {"grpc_type": "unary", "grpc_service": SERVICE, "grpc_method": "Attribute"}
-DOCUMENTATION = Path(__file__).parents[3] / "docs" / "observability.md"
-WORKER, PART = ["worker"], ["part"]
-METHOD = ["grpc_type", "grpc_service", "grpc_method"]
-CONTRACT = {
-    "grpc_server_started": ("counter", METHOD),
-    "grpc_server_handled": ("counter", [*METHOD, "grpc_code"]),
-    "grpc_server_handling_seconds": ("histogram", METHOD),
-    PREFIX + "queue_requests": ("gauge", []),
-    PREFIX + "queue_tokens": ("gauge", []),
-    PREFIX + "queue_capacity_requests": ("gauge", []),
-    PREFIX + "queue_capacity_tokens": ("gauge", []),
-    PREFIX + "queue_seconds": ("gauge", []),
-    PREFIX + "queue_capacity_seconds": ("gauge", []),
-    PREFIX + "queue_wait_seconds": ("histogram", []),
-    PREFIX + "rejected": ("counter", ["reason"]),
-    PREFIX + "batch_requests": ("histogram", []),
-    PREFIX + "batch_tokens": ("histogram", []),
-    PREFIX + "batch_padding_ratio": ("histogram", []),
-    PREFIX + "stage_seconds": ("histogram", ["stage"]),
-    PREFIX + "neurons": ("counter", ["part", "state"]),
-    PREFIX + "explained_tokens": ("counter", []),
-    PREFIX + "inexact_rankings": ("counter", PART),
-    PREFIX + "worker_predicted_seconds": ("counter", []),
-    PREFIX + "worker_seconds": ("counter", []),
-    PREFIX + "worker_time_ratio": ("histogram", []),
-    PREFIX + "batches_stopped": ("counter", []),
-    PREFIX + "out_of_memory_splits": ("counter", []),
-    PREFIX + "out_of_memory_failures": ("counter", []),
-    PREFIX + "worker_up": ("gauge", WORKER),
-    PREFIX + "worker_restarts": ("counter", WORKER),
-    PREFIX + "worker_resident_memory_bytes": ("gauge", WORKER),
-    PREFIX + "gpu_memory_bytes": ("gauge", ["worker", "state"]),
-    PREFIX + "unread_bytes": ("gauge", []),
-    PREFIX + "unread_capacity_bytes": ("gauge", []),
-    PREFIX + "unread_calls": ("counter", []),
-    PREFIX + "held_request_bytes": ("gauge", []),
-    PREFIX + "held_request_capacity_bytes": ("gauge", []),
-    PREFIX + "cache_hits": ("counter", []),
-    PREFIX + "cache_misses": ("counter", []),
-    PREFIX + "cache_bytes": ("gauge", []),
-    PREFIX + "cache_capacity_bytes": ("gauge", []),
-    PREFIX + "ready": ("gauge", []),
-    PREFIX + "draining": ("gauge", []),
-    PREFIX + "model_info": ("gauge", ["model", "revision", "dtype", "family", "device"]),
-    PREFIX + "build_info": ("gauge", ["version", "python", "grpcio", "torch"]),
-    PREFIX + "certificate_expiry_timestamp_seconds": ("gauge", []),
-    PREFIX + "reload_failing": ("gauge", ["files"]),
-}
-"""The names that dashboards, alerts and autoscaling rely on. The plain text format calls a counter without _total."""
 
 
 def test_calls_are_counted_by_method_and_status():

@@ -4,7 +4,6 @@ import asyncio
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2
 from neuron_attribution.errors import ResourceExhaustedError
 from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
@@ -26,10 +25,6 @@ from service.servers import (
 )
 
 pytestmark = pytest.mark.process
-
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-CALLERS = 64
 
 
 def task(*ids):

@@ -18,8 +18,8 @@ _TOKEN = 40
 """A token of an answer with its text, scores, and what protobuf puts around them."""
 _NAMED = 64
 """A neuron, a head or a component of an answer with its scores, without what it projects to."""
-_PREDICTIONS = 12 * _TOKEN
-"""The target, the contrast and the most probable tokens of a prediction."""
+_PREDICTIONS = 13 * _TOKEN
+"""The target, the same behind a space, the contrast and the most probable tokens of a prediction."""
 _FLOAT = 4
 
 
