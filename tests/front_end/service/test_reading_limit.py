@@ -1,6 +1,8 @@
 """Long requests that are read: a few at a time, and no caller keeps the others out."""
 
 import asyncio
+import itertools
+import threading
 from dataclasses import replace
 
 import grpc
@@ -13,6 +15,7 @@ from neuron_attribution_server.front_end.calls.tenants import current_tenant
 from neuron_attribution_server.front_end.service import reading_limit
 from neuron_attribution_server.front_end.service.reading_limit import READERS, ReadingLimit
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 from service.fakes import FACTS, FakeEngine
 from service.servers import PATIENCE, running_server
 
@@ -57,19 +60,35 @@ def test_a_tenant_fills_its_share_only():
 
 def test_a_flood_of_long_texts_is_refused_and_short_ones_are_answered(monkeypatch):
     monkeypatch.setattr(reading_limit, "READERS", 3)
+    released, encode = threading.Event(), ExactTokenizer.encode
+
+    def held_where_long(self, text, *options):
+        assert len(text) < len(LONG) or released.wait(PATIENCE)
+        return encode(self, text, *options)
+
+    monkeypatch.setattr(ExactTokenizer, "encode", held_where_long)
 
     async def run(address):
         async with grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel:
             stub = services.NeuronAttributionServiceStub(channel)
-            long = [stub.Tokenize(messages.TokenizeRequest(text=LONG), timeout=PATIENCE) for _ in range(20)]
-            short = await stub.Tokenize(messages.TokenizeRequest(text="The"), timeout=PATIENCE)
-            return short, await asyncio.gather(*long, return_exceptions=True)
+            long = [asyncio.ensure_future(_tokenized(stub, LONG)) for _ in range(20)]
+            refused = [await first for first in itertools.islice(asyncio.as_completed(long), 17)]
+            short = await _tokenized(stub, "The")
+            released.set()
+            return refused, short, await asyncio.gather(*long)
 
     with running_server(ThreadWorker(LongWinded())) as server:
         assert server.loaded.wait(PATIENCE)
-        short, long = asyncio.run(run(server.address))
+        refused, short, long = asyncio.run(run(server.address))
         assert short.tokens
-        refused = [answer for answer in long if isinstance(answer, grpc.aio.AioRpcError)]
-        assert 0 < len(refused) < len(long)
         assert {from_rpc_error(each, "the server").reason for each in refused} == {"QUEUE_FULL"}
+        assert [bool(answer.tokens) for answer in long if not isinstance(answer, grpc.RpcError)] == [True] * 3
         assert server.stub.Tokenize(messages.TokenizeRequest(text=LONG), timeout=PATIENCE).tokens
+
+
+async def _tokenized(stub, text):
+    """The answer, or the error."""
+    try:
+        return await stub.Tokenize(messages.TokenizeRequest(text=text), timeout=PATIENCE)
+    except grpc.RpcError as error:
+        return error
