@@ -20,9 +20,9 @@ def page(demo, visit):
 
 
 def explain(page, prompt, **fields):
-    page.get_by_label("Prompt").fill(prompt)
+    page.locator("#prompt-text").fill(prompt)
     for label, text in fields.items():
-        page.get_by_label(label.replace("_", " ")).fill(text)
+        page.get_by_label(label.replace("_", " "), exact=True).fill(text)
     page.get_by_role("button", name="Explain").click()
 
 
@@ -55,6 +55,83 @@ def test_a_head_beyond_the_servers_limit_is_not_asked_for(page):
 def test_another_token_can_be_explained(page):
     explain(page, "The capital of France is", Token_to_explain=" London", Rather_than=" Paris")
     page.get_by_role("heading", name="Why ␣London rather than ␣Paris?").wait_for()
+
+
+def test_an_alternative_that_is_clicked_is_explained(page):
+    explain(page, "The capital of France is")
+    page.get_by_role("heading", name="Why ␣Paris?").wait_for()
+    page.get_by_text("As a table", exact=True).first.click()
+    page.get_by_role("button", name="␣London", exact=True).click()
+    page.get_by_role("heading", name="Why ␣London?").wait_for()
+    assert page.get_by_label("Token to explain").input_value() == " London"
+
+
+def test_the_address_holds_the_question(page, demo, visit):
+    explain(page, "The capital of France is", Rather_than=" London")
+    page.get_by_role("heading", name="Why ␣Paris rather than ␣London?").wait_for()
+    explain(page, "The capital of Italy is", Rather_than="")
+    page.get_by_role("heading", name="Why ␣Rome?").wait_for()
+    with visit(page.url) as other:
+        other.get_by_role("heading", name="Why ␣Rome?").wait_for()
+        assert other.locator("#prompt-text").input_value() == "The capital of Italy is"
+    page.get_by_role("link", name="Heads").click()
+    page.go_back()
+    page.get_by_role("heading", name="Why ␣Paris rather than ␣London?").wait_for()
+
+
+def test_a_continuation_and_what_the_model_writes_are_explained_token_by_token(page):
+    page.get_by_label("What is explained").select_option("completion")
+    explain(page, "The capital of France is", Continuation=" Paris.")
+    page.get_by_role("group", name="Explained tokens").get_by_role("button", name=".", exact=True).click()
+    page.get_by_role("heading", name="Why .?").wait_for()
+    page.get_by_label("What is explained").select_option("generate")
+    explain(page, "The capital of France is", Tokens_to_write="3")
+    page.get_by_role("heading", name="Why ␣Paris?").wait_for()
+    assert page.get_by_role("group", name="Explained tokens").get_by_role("button").count() == 3
+
+
+def test_a_neuron_is_zeroed_from_its_row(page):
+    explain(page, "The capital of France is")
+    page.get_by_role("button", name="24.1005", exact=True).first.click()
+    page.get_by_role("button", name="Zero 24.1005").click()
+    told = page.locator(".zeroing")
+    told.get_by_text("rank 1 → 1; KL 0.2").wait_for()
+    assert "77.25 % → 46.5" in told.inner_text()
+    assert told.locator("tbody tr").count() == 10
+
+
+def test_neurons_that_are_strong_whatever_is_asked_can_be_hidden(page):
+    explain(page, "The capital of France is")
+    usual = page.locator("#neurons").get_by_role("button", name="28.1078", exact=True)
+    usual.wait_for()
+    page.get_by_label("Hide neurons").check()
+    usual.wait_for(state="hidden")
+    assert page.locator("#neurons").get_by_role("button", name="24.1005", exact=True).is_visible()
+
+
+def test_a_narrow_page_cuts_nothing_and_hides_no_heading(demo, visit):
+    """Only boxes that scroll by themselves are wider than the page, and no button lies on a caption."""
+    with visit(demo.page, viewport={"width": 400, "height": 900}) as page:
+        page.get_by_text("SmolLM2-135M-Instruct, 30 layers").wait_for()
+        explain(page, "The capital of France is")
+        page.get_by_role("button", name="24.1005", exact=True).first.click()
+        page.get_by_role("button", name="Zero 24.1005").click()
+        page.locator(".zeroing tbody tr").first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") == 400
+        boxes = page.evaluate(
+            """[...document.querySelectorAll("main :is(h1, h2, h3, p, label, button, caption > span)")]
+            .filter((each) => each.checkVisibility() && !each.matches(".spoken") && each.textContent)
+            .map((each) => [each.tagName, each.textContent, each.getBoundingClientRect()])
+            .map(([name, text, { left, right, top, bottom }]) => ({ name, text, left, right, top, bottom }))"""
+        )
+        assert len(boxes) > 50
+        captions = [box for box in boxes if box["name"] == "SPAN"]
+        buttons = [box for box in boxes if box["text"] == "CSV"]
+        assert [box["text"] for box in (*captions, *buttons) if box["left"] < 0 or box["right"] > 400] == []
+        for caption in captions:
+            for button in buttons:
+                apart = button["bottom"] <= caption["top"] + 1 or button["top"] >= caption["bottom"] - 1
+                assert apart or button["left"] >= caption["right"] or button["right"] <= caption["left"]
 
 
 def test_a_hostile_prompt_is_text(page):

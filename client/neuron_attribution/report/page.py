@@ -21,6 +21,7 @@ MODULES = (
     "prompt.js",
     "layers.js",
     "heads.js",
+    "zeroing.js",
     "neurons.js",
     "queries.js",
     "conditions.js",

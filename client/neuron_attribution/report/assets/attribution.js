@@ -12,6 +12,8 @@ function showAttribution(root, { result, version }, live = {}) {
     const view = { result, explanation, explainedPositions: explained, version, file };
     if (live.fetchHead) view.fetchHead = (head) => live.fetchHead(head, index, explanation);
     view.fetchProjection = live.fetchProjection;
+    view.explainToken = live.explainToken;
+    if (live.zero) view.zero = (neuron) => live.zero(neuron, explanation);
     const sections = SECTIONS.map((build) => build(view)).filter(Boolean);
     body.replaceChildren(title(explanation), contents(sections), ...sections);
   };
@@ -26,7 +28,9 @@ function title({ target, contrast, position }) {
 }
 
 function contents(sections) {
-  const link = ({ id, firstChild }) => make("a", { href: `#${id}` }, firstChild.textContent);
+  // The address stays as it is: that of a live page holds its question.
+  const go = (event, target) => (event.preventDefault(), target.scrollIntoView());
+  const link = (target) => make("a", { href: `#${target.id}`, onclick: (event) => go(event, target) }, target.firstChild.textContent);
   return make("nav", { "aria-label": "Contents" }, sections.map(link));
 }
 

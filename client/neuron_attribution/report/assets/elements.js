@@ -45,26 +45,26 @@ function scrolling(label, child, className = "") {
 /**
  * A table and the button that saves it as CSV.
  * Columns: {title, cell(row), csv(row), numeric}; one without `cell` is only in the CSV, one without `csv` only shown.
- * `more(row)` is what a row unfolds beneath itself, under the button its first cell becomes.
+ * `isFaint(row)` says which rows say less than others; `more(row)` is what a row unfolds beneath itself, under the button its first cell becomes.
  */
-function dataTable({ file, caption, columns, rows, more, selected }) {
+function dataTable({ file, caption, columns, rows, more, isFaint }) {
   const shown = columns.filter((column) => column.cell);
   const heads = shown.map(({ title, numeric }) => make("th", { scope: "col", class: numeric && "numeric" }, title));
-  const body = make("tbody", {}, rows.map((row) => tableRows(row, shown, more, selected)));
-  const table = make("table", {}, make("caption", {}, caption), make("thead", {}, make("tr", {}, heads)), body);
+  const body = make("tbody", {}, rows.map((row) => tableRows(row, shown, more, isFaint?.(row) && "faint")));
+  const table = make("table", {}, make("caption", {}, make("span", {}, caption)), make("thead", {}, make("tr", {}, heads)), body);
   return make("div", { class: "data" }, scrolling(caption, table), saveButtons(file, columns, rows, caption));
 }
 
-function tableRows(row, columns, more, selected) {
+function tableRows(row, columns, more, faint) {
   const [first, ...others] = columns;
   const extra = more?.(row);
   const head = make("th", { scope: "row" });
-  const line = make("tr", { class: selected?.(row) && "selected" }, head, others.map((column) => tableCell(column, row)));
+  const line = make("tr", { class: faint }, head, others.map((column) => tableCell(column, row)));
   if (!extra) {
     head.append(...[first.cell(row)].flat());
     return [line];
   }
-  const beneath = make("tr", { class: "more", hidden: true }, make("td", { colspan: String(columns.length) }));
+  const beneath = make("tr", { class: `more ${faint || ""}`, hidden: true }, make("td", { colspan: String(columns.length) }));
   head.append(unfoldButton(first.cell(row), beneath, extra));
   return [line, beneath];
 }

@@ -1,7 +1,6 @@
 // The page as a server shows it: ask, and fetch what is clicked on.
 
 const PROJECTED = 10;
-const field = (id) => document.getElementById(id);
 
 /** An answer that is an error: google.rpc.Status as JSON, or what a proxy says. */
 class CallError extends Error {
@@ -34,23 +33,21 @@ function parsed(text) {
   }
 }
 
-function asked() {
-  const request = { prompt: { text: field("prompt-text").value }, direction: field("direction").value };
-  const [target, contrast] = [field("target-text").value, field("contrast-text").value];
-  if (target) request.target = { text: target };
-  if (contrast) request.contrast = { text: contrast };
-  return request;
-}
-
 let running;
 
-async function explain(event) {
+function submit(event) {
   event.preventDefault();
   if (running) return running.abort();
+  const asked = question();
+  if (location.hash !== addressOf(asked)) history.pushState(null, "", addressOf(asked));
+  return explain(asked);
+}
+
+async function explain(asked) {
   running = new AbortController();
   begin();
   try {
-    const request = asked();
+    const request = requestOf(asked);
     const started = performance.now();
     const result = await callService("attribute", { ...request, position_projection_top_k: 5 }, running.signal);
     showAnswer(request, result);
@@ -70,7 +67,8 @@ function begin() {
 }
 
 function showAnswer(request, result) {
-  const live = { fetchHead: (head, index, explanation) => fetchHead(request, head, index, explanation), fetchProjection };
+  const live = { fetchHead: (head, index, explanation) => fetchHead(request, head, index, explanation), fetchProjection, zero: (neuron, explanation) => zero(neuron, result, explanation) };
+  if (result.explanations.length === 1) live.explainToken = explainToken;
   showAttribution(field("page"), { result }, live);
   const whole = () => JSON.stringify(result, null, 2);
   field("tools").replaceChildren(saveButton("JSON", "Save all of it as JSON", "attribution.json", "application/json", whole));
@@ -93,6 +91,20 @@ async function fetchHead(request, head, index, explanation) {
 async function fetchProjection(neuron) {
   const answer = await callService("project_neuron", { neurons: [neuron], top_k: 3 * PROJECTED });
   return answer.projections[0].projection;
+}
+
+/** The prediction at the explained position with a neuron zeroed. */
+function zero(neuron, { tokens }, { position, target }) {
+  const ids = tokens.slice(0, position + 1).map(({ id }) => id);
+  return callService("intervene", { prompt: { token_ids: { ids } }, target: { id: target.token.id }, sets: [{ interventions: [{ neurons: [neuron], zero: true }] }] });
+}
+
+function explainToken({ id, text }) {
+  clicked.set(text, id);
+  field("explained").value = "target";
+  field("target-text").value = text;
+  showExplained();
+  field("ask").requestSubmit();
 }
 
 function say(text) {
@@ -122,9 +134,15 @@ async function introduce() {
   }
 }
 
-field("ask").addEventListener("submit", explain);
+field("ask").addEventListener("submit", submit);
+field("explained").addEventListener("change", showExplained);
 field("prompt-text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) field("ask").requestSubmit();
 });
 field("access-token").addEventListener("change", () => field("page").childElementCount || introduce());
-introduce();
+window.addEventListener("popstate", () => {
+  running?.abort();
+  if (readAddress()) setTimeout(() => explain(question()));
+});
+showExplained();
+introduce().then(() => readAddress() && explain(question()));

@@ -51,6 +51,12 @@ function tokenTable(tokens, taken, view) {
   });
 }
 
+/** A live page explains an alternative that is clicked. */
+function predictedToken({ token, explained }, { explainToken }) {
+  if (!explainToken || explained) return tokenChip(token);
+  return make("button", { type: "button", class: "choose", title: "Explain this token instead", onclick: () => explainToken(token) }, tokenChip(token));
+}
+
 function predictionSection(view) {
   const { explanation } = view;
   const { target, contrast, spaced_target: spaced } = explanation;
@@ -67,7 +73,7 @@ function predictionSection(view) {
     caption: "Predictions",
     rows,
     columns: [
-      { title: "token", cell: (row) => tokenChip(row.token), csv: (row) => csvText(row.token.text) },
+      { title: "token", cell: (row) => predictedToken(row, view), csv: (row) => csvText(row.token.text) },
       { title: "", cell: role },
       { title: "role", csv: role },
       { title: "id", numeric: true, cell: (row) => String(row.token.id), csv: (row) => row.token.id },

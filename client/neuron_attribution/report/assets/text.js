@@ -52,6 +52,11 @@ function suppressed({ projection, promoted_side: side }) {
   return (side === "PROMOTED_SIDE_BOTTOM" ? projection?.top : projection?.bottom) ?? [];
 }
 
+/** Whether a neuron is as strong in a quarter of the server's contexts, or more. */
+function isCommon({ activity }) {
+  return activity >= 0.25;
+}
+
 /** Rows of values as CSV (RFC 4180). */
 function csv(rows) {
   return rows.map((row) => row.map(csvCell).join(",") + "\r\n").join("");
