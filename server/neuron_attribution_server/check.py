@@ -15,10 +15,15 @@ from neuron_attribution_server.model.loading.models import load_engine
 from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig, read_config
 
 
-def check_model(model: str, environment: Mapping[str, str] | None = None) -> ModelInfo:
-    """What GetModel would answer for a model. Raises FailedPreconditionError for one that would be refused."""
+def check_model(
+    model: str, flags: Mapping[str, str | None] | None = None, environment: Mapping[str, str] | None = None
+) -> ModelInfo:
+    """What GetModel would answer for a model. Raises FailedPreconditionError for one that would be refused.
+
+    `flags` are settings by their names, as texts; what they leave out comes from the environment.
+    """
     try:
-        config = _config(model, os.environ if environment is None else environment)
+        config = _config({**(flags or {}), "model": model}, os.environ if environment is None else environment)
         facts = load_engine(config.load_settings[0]).facts
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise FailedPreconditionError(f"model refused: it cannot be loaded: {error}", reason="CANNOT_LOAD") from error
@@ -26,8 +31,8 @@ def check_model(model: str, environment: Mapping[str, str] | None = None) -> Mod
     return model_info_from_proto(served.describe(messages.GetModelRequest()))
 
 
-def _config(model: str, environment: Mapping[str, str]) -> ServerConfig:
+def _config(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> ServerConfig:
     try:
-        return read_config({"model": model}, environment)
+        return read_config(flags, environment)
     except ConfigurationError as error:
         raise FailedPreconditionError(str(error), reason="CONFIGURATION") from error

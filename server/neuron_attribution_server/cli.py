@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import MISSING, Field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from neuron_attribution.cli.main import client_variables
 
@@ -16,33 +15,20 @@ from neuron_attribution_server.front_end.calls.calls import call_ids
 from neuron_attribution_server.front_end.workers.pool import worker_pool
 from neuron_attribution_server.model.process.main import Loading
 from neuron_attribution_server.server_process import serve
-from neuron_attribution_server.settings.config import (
-    GROUPS,
-    ConfigurationError,
-    ServerConfig,
-    environment_name,
-    flag_name,
-    is_switch,
-    read_config,
-)
+from neuron_attribution_server.settings.arguments import add_setting_arguments
+from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig, read_config
 from neuron_attribution_server.settings.config_file import config_text, read_file
 from neuron_attribution_server.settings.environment import check_environment
 from neuron_attribution_server.settings.logs import configure_logging
 
-LIMITS = "limits"
 _WRONG_USAGE = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every setting. Their values stay texts: flags, environment and file are read alike, later."""
+    """Add the command's own options, and one for every setting."""
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings, which variables and flags overrule")
     parser.add_argument("--print-config", action="store_true", help="print all settings as such a file, and end")
-    grouped = {name: title for title, names in GROUPS.items() for name in names}
-    groups = {title: parser.add_argument_group(title) for title in (*GROUPS, LIMITS)}
-    for setting in fields(ServerConfig):
-        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if is_switch(setting) else {}
-        group = groups[grouped.get(setting.name, LIMITS)]
-        group.add_argument(flag_name(setting.name), dest=setting.name, help=_help(setting), **switch)
+    add_setting_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,9 +61,3 @@ def _check_there(model: str) -> None:
     is_path = model.startswith(("/", "./", "../")) or model.endswith(".gguf")
     if is_path and not Path(model).exists():
         raise ConfigurationError(f"--model: there is no {model}; name a folder or a GGUF file that there is")
-
-
-def _help(setting: Field[Any]) -> str:
-    default = "" if setting.default in (MISSING, None) else f", default {setting.default}"
-    text = setting.metadata["help"].replace("%", "%%")
-    return f"{text} (environment: {environment_name(setting.name)}{default})"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 
-from neuron_attribution.cli.commands.serve import server_module
+from neuron_attribution.cli.commands.serve import MissingExtraError, server_module, server_settings
 from neuron_attribution.cli.connection import add_connection_arguments, connect
 from neuron_attribution.cli.options import add_option
 from neuron_attribution.cli.output import (
@@ -34,15 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check",
         metavar="MODEL",
         help="load this model here (demo, a Hub id, a folder, or a GGUF file), measure what the method assumes of it, "
-        "and serve nothing; loading takes the settings of serve from the environment",
+        "and serve nothing",
     )
+    with suppress(MissingExtraError):
+        server_settings().add_loading_arguments(parser)
     add_output_arguments(parser, csv=True)
     add_connection_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask, or measure, and print."""
-    info = _served(arguments) if arguments.check is None else _checked(arguments.check)
+    info = _served(arguments) if arguments.check is None else _checked(arguments)
     print_result(arguments, lambda: model_info_to_proto(info), lambda: model_lines(info), lambda: records(info))
     return 0
 
@@ -52,9 +55,11 @@ def _served(arguments: argparse.Namespace) -> ModelInfo:
         return client.get_model()
 
 
-def _checked(model: str) -> ModelInfo:
-    with waiting(f"loading and measuring {model}"):
-        info: ModelInfo = server_module("check").check_model(model)
+def _checked(arguments: argparse.Namespace) -> ModelInfo:
+    with waiting(f"loading and measuring {arguments.check}"):
+        check = server_module("check")
+        flags = {name: getattr(arguments, name) for name in server_settings().loading_settings()}
+        info: ModelInfo = check.check_model(arguments.check, flags)
     return info
 
 

@@ -50,6 +50,11 @@ def server_module(name: str, command: str = "serve", extra: str = "server") -> M
     return _module(name, command, extra)
 
 
+def server_settings() -> ModuleType:
+    """The server's settings as options. Raises MissingExtraError where its package is not there."""
+    return _module("settings.arguments")
+
+
 def _module(name: str, command: str = "serve", extra: str = "server") -> ModuleType:
     try:
         return import_module(f"neuron_attribution_server.{name}")
