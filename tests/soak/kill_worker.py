@@ -1,8 +1,9 @@
 """Kill the worker process of a real server again and again while callers wait for answers, and print what became of it.
 
-    cd tests && python -m soak.kill_worker [--kills 20] [--callers 64] [--model demo]
+    cd tests && python -m soak.kill_worker [--kills 20] [--callers 64] [--model demo] [--every 15]
 
-Without --model a fake engine answers. An answer is right where it equals the one given before the first kill. Exit
+Without --model a fake engine answers; without --every each kill waits until the callers have been answered. An
+answer is right where it equals the one given before the first kill. Exit
 status 1 where a call failed or was answered wrong, or where processes or file descriptors leaked.
 """
 
@@ -27,7 +28,7 @@ from service.servers import listening_address, server_process, worker_processes
 
 _PATIENCE = 600
 _SETTINGS = {"restarts": 1000, "restart_window": 60.0, "cache_bytes": 0}
-_AGAIN = "one by one: "
+_AGAIN = "of a lost batch again: "
 
 
 @dataclass
@@ -94,11 +95,14 @@ async def call_on(stub, caller, expected, tally, stopping):
         tally.calls += 1
 
 
-async def kill_often(process, kills, callers, tally):
-    """Kill the worker, each time once every caller has been answered twice since the one before."""
+async def kill_often(process, kills, callers, tally, every):
+    """Kill the worker, each time once every caller has been answered twice since the one before, or `every` so often.
+
+    `every` is in seconds, or None.
+    """
     for number in range(1, kills + 1):
-        enough = tally.calls + 2 * callers
-        while tally.calls < enough or not worker_processes(process.pid):
+        enough, due = tally.calls + (0 if every else 2 * callers), time.monotonic() + (every or 0)
+        while tally.calls < enough or time.monotonic() < due or not worker_processes(process.pid):
             assert process.poll() is None, "the server has ended"
             await asyncio.sleep(0.01)
         os.kill(worker_processes(process.pid)[0], signal.SIGKILL)
@@ -108,7 +112,7 @@ async def kill_often(process, kills, callers, tally):
         await asyncio.sleep(0.01)
 
 
-async def soak(process, address, kills, callers):
+async def soak(process, address, kills, callers, every):
     """Run the trial; return the tally, and the server's resources before and after."""
     tally, stopping = Tally(), asyncio.Event()
     async with grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel:
@@ -118,7 +122,7 @@ async def soak(process, address, kills, callers):
         calling = [
             asyncio.create_task(call_on(stub, caller, expected[caller], tally, stopping)) for caller in range(callers)
         ]
-        await kill_often(process, kills, callers, tally)
+        await kill_often(process, kills, callers, tally, every)
         stopping.set()
         await asyncio.gather(*calling)
         return tally, before, resources(process)
@@ -140,11 +144,13 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--model", help="a real model, such as demo; a fake engine by default")
+    parser.add_argument("--every", type=float, help="seconds between kills, whatever is answered")
     arguments = parser.parse_args()
     started = time.monotonic()
     with TemporaryFile("w+", encoding="utf-8") as errors:
         with serving(arguments.model, errors) as (process, address):
-            tally, before, after = asyncio.run(soak(process, address, arguments.kills, arguments.callers))
+            run = soak(process, address, arguments.kills, arguments.callers, arguments.every)
+            tally, before, after = asyncio.run(run)
         errors.seek(0)
         log = errors.read()
     rows = {
