@@ -28,7 +28,7 @@ python client/examples/notebooks.py
 # | 14 | layers that activate the attention value neurons | `explanation.attention_query_layers` |
 # | 15–16 | query FFN neurons | `explanation.query_ffn_neurons` |
 # | 17 | their layers, those that are value neurons apart | `plots.neuron_layers` of two lists |
-# | 18 | query FFN neurons of one attention neuron | `query_sources=1` |
+# | 18 | query FFN neurons of one attention neuron | `query_from=[…]` |
 # | 19 | a query FFN neuron through a head | `project_neuron(…, through=head)` |
 #
 # The notebooks' numbers are of other models. What is printed here is the demo model's, SmolLM2-135M-Instruct, whose
@@ -46,7 +46,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot
-from neuron_attribution import Client, NeuronScore, ProjectedToken, plots
+from neuron_attribution import Client, NeuronScore, ProjectedToken, QuerySource, plots
 
 PROMPT = "The capital of France is"
 IMAGES = Path(os.environ.get("IMAGES", "."))
@@ -168,11 +168,13 @@ apart = {
 print({name: len(scores) for name, scores in apart.items()})
 show(plots.neuron_layers(apart, layer_count=count), "query-layers-apart")
 
-# %% Cell 18: query FFN neurons of one attention neuron, the strongest
-# The published cell reuses another cell's score: its ranking is right, its scale is not.
+# %% Cell 18: query FFN neurons of one attention neuron, here the strongest
+# The published cell reuses another cell's score: its ranking is right, its scale is not. Any other is traced in its
+# place: query_from=["23.4.38@3"], or as the notebooks write it, "23_4_38_3".
 strongest = explanation.attention_value_neurons.neurons[0].neuron
-traced = client.attribute(PROMPT, parts=["query-ffn-neurons"], query_sources=1).explanations[0].query_ffn_neurons
-print(f"of {strongest}:", ", ".join(f"{score.neuron} {score.score:.4f}" for score in traced.neurons))
+source = QuerySource(strongest, explanation.attention_value_neurons.neurons[0].position)
+traced = client.attribute(PROMPT, parts=["query-ffn-neurons"], query_from=[source]).explanations[0].query_ffn_neurons
+print(f"of {source}:", ", ".join(f"{score.neuron} {score.score:.4f}" for score in traced.neurons))
 
 # %% Cell 19: a query FFN neuron by itself, and through a head
 neuron = traced.neurons[0].neuron

@@ -41,7 +41,16 @@ from neuron_attribution.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron, parse_head, parse_neuron
+from neuron_attribution.neurons import (
+    AttentionNeuron,
+    FfnNeuron,
+    Head,
+    Neuron,
+    QuerySource,
+    parse_head,
+    parse_neuron,
+    parse_query_source,
+)
 from neuron_attribution.report import attribution_page, comparison_page
 from neuron_attribution.requests import (
     AttributeOptions,
@@ -83,6 +92,7 @@ from neuron_attribution.results import (
     NeuronRanking,
     NeuronScore,
     PredictionState,
+    ProjectedRank,
     ProjectedToken,
     Projection,
     ProjectNeuronResult,
@@ -159,11 +169,13 @@ __all__ = [
     "PredictionState",
     "ProjectNeuronRequest",
     "ProjectNeuronResult",
+    "ProjectedRank",
     "ProjectedToken",
     "Projection",
     "PromotedSide",
     "QueryLayer",
     "QueryLayers",
+    "QuerySource",
     "ResourceExhaustedError",
     "Scale",
     "ScoringMethod",
@@ -184,4 +196,5 @@ __all__ = [
     "Zero",
     "parse_head",
     "parse_neuron",
+    "parse_query_source",
 ]

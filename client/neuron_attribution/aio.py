@@ -104,7 +104,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         with and without `interventions`, which are made on the second side. Each side explains its own next token
         unless a `target` is given; a prompt compared with itself has one. Keyword arguments: target, contrast,
         add_special_tokens, model, top_k (neurons of each kind and direction), projection_top_k,
-        include_final_norm_bias, interventions. `timeout` is that of each of the requests this takes.
+        include_final_norm_bias, interventions, freeze_scale. `timeout` is that of each of the requests this takes.
         """
         steps = predictions.compare(prompt, other_prompt, one_server=other is None, **arguments)
         return await self._follow(steps, (self, other or self), timeout)
@@ -143,7 +143,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
 
         For one set, instead of `sets`: `zero=["24.1005", "23.h4"]`, `scale={"24.1005": 2}`, `set={"7.ffn": 0}`, made in
         this order, and `explained_position_only`. Further keyword arguments are the fields of InterveneRequest: target,
-        generate, add_special_tokens, model.
+        generate, add_special_tokens, freeze_scale, model.
         """
         return await self._run(calls.intervene(prompt, sets, **arguments), timeout)
 

@@ -61,6 +61,22 @@ class Head:
 
 Neuron = FfnNeuron | AttentionNeuron
 
+
+@dataclass(frozen=True, slots=True)
+class QuerySource:
+    """A value neuron that query parts start from.
+
+    `position` is the source position at which an attention neuron reads; None means each position by itself. FFN
+    neurons have none: they read at the explained position.
+    """
+
+    neuron: Neuron
+    position: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.neuron) if self.position is None else f"{self.neuron}@{self.position}"
+
+
 _HEAD = r"([0-9]+)\.h([0-9]+)"
 
 
@@ -82,6 +98,18 @@ def parse_neuron(text: str) -> Neuron:
         f"{text!r} is {what}: write LAYER.INDEX for FFN, LAYER.eEXPERT.INDEX for an expert's, "
         "LAYER.HEAD.INDEX for attention"
     )
+
+
+def parse_query_source(text: str) -> QuerySource:
+    """Read a neuron, an attention neuron also as `LAYER.HEAD.INDEX@POSITION` or as the published notebooks write it.
+
+    Raises ValueError for anything else.
+    """
+    placed = re.fullmatch(r"(.*)@([0-9]+)|([0-9]+_[0-9]+_[0-9]+)_([0-9]+)", text)
+    if placed is None:
+        return QuerySource(parse_neuron(text))
+    neuron, position = (number for number in placed.groups() if number is not None)
+    return QuerySource(parse_neuron(neuron), int(position))
 
 
 def parse_head(text: str) -> Head:

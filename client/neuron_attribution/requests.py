@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 
-from neuron_attribution.neurons import Head, Neuron
+from neuron_attribution.neurons import Head, Neuron, QuerySource
 
 
 class Part(Enum):
@@ -133,41 +133,63 @@ ALL_PARTS: frozenset[Part] = frozenset(Part)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributeOptions:
-    """How to attribute. Meanings and defaults are those of the AttributeRequest message."""
+    """How to attribute. Every field is a keyword of `attribute`."""
 
     parts: frozenset[Part] = ALL_PARTS
+    """What to compute."""
     top_k: int = 10
+    """Neurons that each ranking returns, at least 1."""
     direction: Direction = Direction.INCREASE
+    """Which end of the rankings to return."""
     scoring_method: ScoringMethod = ScoringMethod.LOG_PROBABILITY_INCREASE
+    """How value neurons are scored; layers, heads and positions are always scored by the log probability increase."""
     projection_top_k: int = 10
+    """Vocabulary tokens, top and bottom, for each returned neuron; 0 for no projections."""
     query_sources: int = 30
+    """The value neurons of each kind, the strongest, that the query parts start from."""
     subkey: Subkey = Subkey.UP
+    """The key of FFN value neurons in the query layers."""
     include_final_norm_bias: bool = False
+    """Whether the final norm's bias, and the unembedding's, is part of every projection; not so as published."""
     neurons: tuple[Neuron, ...] = ()
+    """Neurons to score whatever their rank, attention neurons over all source positions together."""
     exhaustive: bool = False
+    """Score every neuron against the whole vocabulary instead of bounding: the oracle, minutes instead of seconds."""
     position_projection_top_k: int = 0
+    """Vocabulary tokens for each position of the returned heads; 0 for none."""
     head_top_k: int = 10
+    """Heads that are returned with their positions."""
     attention_neurons_over_positions: bool = False
+    """Rank attention value neurons over all source positions together, one entry a neuron."""
     interventions: InterventionSet = ()
+    """Attribute the pass with these made, in their order; attention neurons cannot be set."""
+    query_from: tuple[QuerySource, ...] = ()
+    """The value neurons that the query parts start from, in place of the strongest."""
+    final_norm_scales: tuple[float, ...] = ()
+    """Read each explained token's scores with this scale of the final norm instead of its pass's own: all or none."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeRequest:
-    """A request for an attribution.
-
-    `prompt` is text, or token ids used exactly as given. At most one of `target` (a token's exact text or its id),
-    `completion` (text or ids) and `generate` (a number of tokens) is given; none means the model's own next token.
-    """
+    """A request for an attribution. At most one of `target`, `completion` and `generate` is given."""
 
     prompt: str | tuple[int, ...]
+    """Text, or token ids used exactly as given."""
     _: KW_ONLY
     target: str | int | None = None
+    """The next token to explain: its exact text, leading space and all, or its id. None: the model's own."""
     completion: str | tuple[int, ...] | None = None
+    """A continuation, text or token ids, every token of which is explained."""
     generate: int | None = None
+    """How many greedily generated tokens to explain."""
     contrast: str | int | None = None
+    """Explain the difference of the log probabilities to this token's: its exact text or its id."""
     add_special_tokens: bool | None = None
+    """Whether the tokenizer's special tokens are added to a text. None: its own default."""
     options: AttributeOptions = field(default_factory=AttributeOptions)
+    """How to attribute; the client's methods take its fields as keywords of their own."""
     model: str = ""
+    """The model's name; empty for the served one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,26 +197,37 @@ class ProjectNeuronRequest:
     """A request for what neurons mean in the vocabulary."""
 
     neurons: tuple[Neuron, ...]
+    """At least one."""
     side: Side = Side.SUBVALUE
+    """Whether to project what the neurons write, or what activates them."""
     through: Head | None = None
+    """Read FFN neurons through this head: norm, value projection, output projection, then the unembedding."""
     top_k: int = 10
+    """Vocabulary tokens, top and bottom, for each neuron."""
     subkey: Subkey = Subkey.UP
+    """Which subkey of a gated FFN."""
     model: str = ""
+    """The model's name; empty for the served one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterveneRequest:
-    """A request for reruns of a prompt with neurons changed, one rerun for each set.
-
-    `prompt` is text, or token ids used exactly as given; `target` a token's exact text or its id.
-    """
+    """A request for reruns of a prompt with neurons changed, one rerun for each set."""
 
     prompt: str | tuple[int, ...]
+    """Text, or token ids used exactly as given; what is watched is the prediction after its last token."""
     sets: tuple[InterventionSet, ...]
+    """At least one."""
     target: str | int | None = None
+    """The next token to watch: its exact text or its id. None: the model's own before any intervention."""
     generate: int = 0
+    """How many tokens to generate greedily before and after."""
     add_special_tokens: bool | None = None
+    """Whether the tokenizer's special tokens are added to a text. None: its own default."""
+    freeze_scale: bool = False
+    """Read the predictions after interventions with the final norm's scale of the pass without them."""
     model: str = ""
+    """The model's name; empty for the served one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,5 +235,8 @@ class TokenizeRequest:
     """A request for the tokens of a text."""
 
     text: str
+    """What becomes tokens."""
     add_special_tokens: bool | None = None
+    """Whether the tokenizer's special tokens are added. None: its own default."""
     model: str = ""
+    """The model's name; empty for the served one."""

@@ -78,6 +78,14 @@ class Projection:
 
 
 @dataclass(frozen=True, slots=True)
+class ProjectedRank:
+    """Where one token stands in a projection: its value, and its rank, 1 for the highest value."""
+
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class Coverage:
     """How a ranking was obtained: neurons that exist, were bounded, were scored exactly; whether it is guaranteed."""
 
@@ -93,6 +101,8 @@ class NeuronScore(Displayed):
 
     `position` is the source position of an attention value neuron in a ranking by position, else None. `coefficient`
     is what multiplies the subvalue (attention weight times value for an attention neuron), None for query FFN neurons.
+    `target` and `contrast` are where these tokens stand in the subvalue's projection, None where none was asked for.
+    `activity` is the part of the server's built-in contexts in which the FFN neuron is as strong, None for others.
     """
 
     neuron: Neuron
@@ -101,6 +111,9 @@ class NeuronScore(Displayed):
     coefficient: float | None = None
     projection: Projection | None = None
     promoted_side: PromotedSide = PromotedSide.UNKNOWN
+    target: ProjectedRank | None = None
+    contrast: ProjectedRank | None = None
+    activity: float | None = None
 
     @property
     def promoted(self) -> tuple[ProjectedToken, ...]:
@@ -197,6 +210,8 @@ class Explanation(Displayed):
     neurons: tuple[NeuronScore, ...] = ()
     spaced_target: TokenPrediction | None = None
     """The target's text behind a space, where the target was named without one and this is more probable."""
+    final_norm_scale: float = 0.0
+    """The scale of the final norm that the scores were read with; 0 from an older server."""
 
     def ranking(self, name: RankingName) -> NeuronRanking:
         """One of the rankings of neurons. Raises LookupError, with what to ask for, where it was not asked for."""
@@ -404,3 +419,5 @@ class ModelInfo(Displayed):
     invariants: tuple[Invariant, ...]
     tokenizer: TokenizerFacts
     version: str
+    activity_contexts: int = 0
+    """In how many contexts the activity of FFN neurons was looked at; 0 where it was not."""

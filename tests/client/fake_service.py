@@ -32,6 +32,7 @@ from neuron_attribution.results import (
     NeuronRanking,
     NeuronScore,
     PredictionState,
+    ProjectedRank,
     ProjectedToken,
     Projection,
     ProjectNeuronResult,
@@ -55,8 +56,27 @@ PROJECTION = Projection(
     bottom=(ProjectedToken(Token(9, " 緑"), -2.0),),
 )
 COVERAGE = Coverage(neurons=64, bounded=64, scored=12, exact=True)
-FFN_SCORE = NeuronScore(FfnNeuron(1, 17), 0.5, None, -1.25, PROJECTION, PromotedSide.BOTTOM)
-ATTENTION_SCORE = NeuronScore(AttentionNeuron(0, 1, 2), 0.25, 1, 0.75, PROJECTION, PromotedSide.TOP)
+FFN_SCORE = NeuronScore(
+    FfnNeuron(1, 17),
+    0.5,
+    None,
+    -1.25,
+    PROJECTION,
+    PromotedSide.BOTTOM,
+    ProjectedRank(2.5, 1),
+    ProjectedRank(-0.25, 40),
+    0.75,
+)
+ATTENTION_SCORE = NeuronScore(
+    AttentionNeuron(0, 1, 2),
+    0.25,
+    1,
+    0.75,
+    PROJECTION,
+    PromotedSide.TOP,
+    ProjectedRank(2.5, 1),
+    ProjectedRank(-0.25, 40),
+)
 QUERY_SCORE = NeuronScore(FfnNeuron(0, 5), 2**-11, projection=PROJECTION)
 HEAD = HeadScore(
     Head(1, 0),

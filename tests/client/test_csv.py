@@ -59,6 +59,11 @@ def test_the_rows_of_an_attribution(run) -> None:
         "coefficient": "0.75",
         "promotes": json.dumps([" blue", "\x1b[31m"]),
         "source_token": " sky",
+        "target_value": "2.5",
+        "target_rank": "1",
+        "contrast_value": "-0.25",
+        "contrast_rank": "40",
+        "activity": "",
     }
 
 

@@ -13,6 +13,8 @@ import pandas
 import pytest
 from checkout import ROOT
 from neuron_attribution import Client, NeuronProjection, ProjectedToken, Projection, Token, results
+from neuron_attribution.display.common import without_common
+from neuron_attribution.display.tables import tables
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.rendering import Displayed
 from rich.console import Console
@@ -105,6 +107,30 @@ def test_what_lowers_the_target_is_shown_with_what_it_suppresses():
     assert "' blue' '\\x1b[31m'" in falling.texts
 
 
+def test_beside_a_contrast_the_values_of_both_tokens_are_shown_and_else_the_rank_of_one():
+    columns = tables(samples.EXPLANATION.ffn_value_neurons)[0].names
+    assert columns == ["neuron", "score", "coefficient", "active in", "target value", "contrast value", "promotes"]
+    alone = tables(replace(samples.FFN_SCORE, contrast=None))[0]
+    assert dict(zip(alone.names, alone.rows[0], strict=True))["target rank"] == "1"
+
+
+def test_a_neuron_that_is_as_strong_whatever_is_asked_is_faint():
+    """In a terminal, in a notebook; and left out on demand."""
+    rare = replace(samples.FFN_SCORE, neuron=FfnNeuron(1, 18), activity=0.125)
+    ranking = replace(samples.EXPLANATION.ffn_value_neurons, neurons=(samples.FFN_SCORE, rare))
+    assert tables(ranking)[0].faint == {0}
+    assert ranking._repr_html_().count("opacity") == 1
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system="standard")
+    console.print(ranking)
+    shown = [line for line in console.file.getvalue().splitlines() if "1.17" in line or "1.18" in line][1:]
+    assert ["\x1b[2m" in line for line in shown] == [True, False]
+    explanation = replace(samples.EXPLANATION, ffn_value_neurons=ranking)
+    kept, hidden = without_common(replace(samples.ATTRIBUTION, explanations=(explanation,)))
+    assert kept.explanations[0].ffn_value_neurons.neurons == (rare,)
+    assert kept.explanations[0].attention_value_neurons == explanation.attention_value_neurons
+    assert hidden == 2, "this one, and the one that lowers the target"
+
+
 def test_a_notebook_is_not_filled_by_a_long_ranking():
     ranking = replace(samples.EXPLANATION.ffn_value_neurons, neurons=(samples.FFN_SCORE,) * 300)
     page = Page(ranking._repr_html_())
@@ -136,6 +162,11 @@ def test_rankings_as_data_frames():
         "score": 0.25,
         "coefficient": 0.75,
         "promotes": (" blue", "\x1b[31m"),
+        "target_value": 2.5,
+        "target_rank": 1,
+        "contrast_value": -0.25,
+        "contrast_rank": 40,
+        "activity": None,
     }
     assert str(frame["index"].dtype) == "Int64"
     empty = samples.EXPLANATION.attention_value_neurons_decreasing.to_dataframe()

@@ -42,7 +42,9 @@ def test_a_terminal_shows_colours_and_nothing_is_wider_than_it(shown, columns):
     assert COLOUR.search(text)
     lines = ESCAPE.sub("", text).splitlines()
     assert max(map(cell_len, lines)) <= columns
-    assert "  1.17    0.5000      -1.2500  ' 緑'" in [line.rstrip() for line in lines]
+    assert "  1.17    0.5000      -1.2500        75%        2.5000         -0.2500  ' 緑'" in [
+        line.rstrip() for line in lines
+    ]
 
 
 def test_rows_of_tokens_are_cut_and_prose_goes_on_below(shown):
@@ -67,7 +69,10 @@ def test_a_pipe_gets_plain_text_that_depends_on_nothing(address, environment):
     assert "\x1b[" not in out
     assert err == ""
     assert (out, err) == piped(address, *words)
-    assert "  0.1.2   1 ' sky'         0.2500       0.7500  ' blue' '\\x1b[31m'" in out.splitlines()
+    assert (
+        "  0.1.2   1 ' sky'         0.2500       0.7500        2.5000         -0.2500  ' blue' '\\x1b[31m'"
+        in out.splitlines()
+    )
 
 
 def test_a_wait_of_more_than_a_second_is_shown_and_leaves_nothing(service, shown, address):

@@ -200,5 +200,7 @@ def _assert_query_neurons(
         assert_neurons(ranking, expected.scores, options, increasing=increasing, tolerance=tolerance)
         for entry in ranking.neurons:
             assert entry.coefficient is None
-            assert entry.promoted_side is PromotedSide.UNKNOWN
+            end = expected.written[ranking_key(entry)]
+            if abs(end) > tolerance:
+                assert entry.promoted_side is (PromotedSide.TOP if end > 0 else PromotedSide.BOTTOM)
             assert_entry_projection(entry, want, options.projection_top_k, tolerance)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
-from neuron_attribution.results import Explanation, NeuronRanking, NeuronScore, Projection, PromotedSide
+from neuron_attribution.results import Explanation, NeuronRanking, NeuronScore, ProjectedRank, Projection, PromotedSide
+from torch import Tensor
 
 from reference import projections
 from reference.compare import TOLERANCE, assert_close, assert_projection, assert_ranking
@@ -99,8 +100,23 @@ def assert_entry_projection(entry: NeuronScore, want: Explained, top_k: int, tol
     """The projection of the entry's subvalue, or none when none was asked for."""
     if not top_k:
         assert entry.projection in (None, Projection())
+        assert entry.target is entry.contrast is None
         return
-    assert_projection(entry.projection, projections.project_neuron(want.weights, entry.neuron), top_k, tolerance)
+    values = projections.project_neuron(want.weights, entry.neuron)
+    assert_projection(entry.projection, values, top_k, tolerance)
+    assert_standing(entry.target, values, want.target, tolerance)
+    if want.contrast is None:
+        assert entry.contrast is None
+    else:
+        assert_standing(entry.contrast, values, want.contrast, tolerance)
+
+
+def assert_standing(got: ProjectedRank, values: Tensor, token: int, tolerance: float) -> None:
+    """A token's value in a projection, and its rank up to tokens whose values are as close as the tolerance."""
+    assert_close(got.score, values[token], f"value of {token}", tolerance)
+    slack = tolerance * max(1.0, abs(values[token].item()))
+    above, close = (values > values[token] + slack).sum(), ((values - values[token]).abs() <= slack).sum()
+    assert above < got.rank <= above + close
 
 
 def assert_named(

@@ -5,8 +5,9 @@ Terms use neither centring, nor the norm's bias, nor the value bias.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from neuron_attribution.requests import Subkey
@@ -28,6 +29,8 @@ class QueryScores:
 
     scores: dict[Component, float] | dict[FfnKey, float]
     magnification: float = 0.0
+    written: dict[FfnKey, float] = field(default_factory=dict)
+    """Of FFN neurons: what they give at each position, without its sign, under the sign of their coefficient there."""
 
     def magnify(self, sizes: float, divisor: float, importance: float) -> None:
         """Take one source into account."""
@@ -87,6 +90,7 @@ def query_ffn_neurons(
     """FFN neurons below each source that activate attention value neurons, with their coefficients at its position."""
     weights, states = explained.weights.layers, explained.layers
     found = [torch.zeros(len(layer.down), dtype=torch.float64) for layer in weights]
+    read: dict[tuple[int, int], Tensor] = defaultdict(lambda: torch.zeros(1, dtype=torch.float64))
     result = QueryScores({})
     for layer, head, k, position in sources:
         key = attention_key(explained, layer, head, k)
@@ -94,10 +98,17 @@ def query_ffn_neurons(
         for lower in range(layer):
             terms = states[lower].coefficients[position] * (weights[lower].down @ key)
             found[lower] += terms / divisor * scores[layer, head, k, position]
+            read[lower, position] = (
+                read[lower, position] + weights[lower].down @ key / divisor * scores[layer, head, k, position]
+            )
             result.magnify(terms.abs().sum().item(), divisor.item(), scores[layer, head, k, position])
-    result.scores = {
-        (i, weights[i].name(n)): score for i, layer in enumerate(found) for n, score in enumerate(layer.tolist())
-    }
+    written = [torch.zeros_like(layer) for layer in found]
+    for (lower, position), given in read.items():
+        written[lower] += states[lower].coefficients[position] * given.abs()
+    result.scores, result.written = (
+        {(i, weights[i].name(n)): value for i, layer in enumerate(layers) for n, value in enumerate(layer.tolist())}
+        for layers in (found, written)
+    )
     return result
 
 

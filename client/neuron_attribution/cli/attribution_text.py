@@ -6,18 +6,24 @@ from collections.abc import Sequence
 
 from neuron_attribution.cli.output import Lines, facts, model_text, text_tables, visible
 from neuron_attribution.display.attributions import explanation_tables, token_table
+from neuron_attribution.display.common import without_common
 from neuron_attribution.display.words import coverage_text, timings_text
 from neuron_attribution.results import AttributeResult, Explanation, Token
 
 __all__ = ["attribution_lines", "coverage_text", "explanation_lines", "timings_text"]
 
 
-def attribution_lines(result: AttributeResult) -> Lines:
-    """The whole attribution."""
+def attribution_lines(result: AttributeResult, *, hide_common: bool = False) -> Lines:
+    """The whole attribution; on demand without neurons that are as strong whatever is asked."""
+    result, hidden = without_common(result) if hide_common else (result, 0)
     lines = text_tables([token_table(result.tokens)])
     for explanation in result.explanations:
         lines += ["", *explanation_lines(explanation, result.tokens)]
     notes = [("note", text) for text in map(space_text, result.explanations) if text]
+    if hidden:
+        notes.append(
+            ("note", f"{hidden} neurons are hidden that are as strong in a quarter of the server's contexts, or more")
+        )
     foot = [*notes, ("model", model_text(result.model)), ("time", timings_text(result.timings))]
     return [*lines, "", *facts(foot)]
 

@@ -62,7 +62,8 @@ Steps = Generator[Sequence[Question], Any, Outcome]
 class CompareArguments(TypedDict, total=False):
     """What `compare` takes besides the prompts: fields of AttributeRequest and AttributeOptions, for both sides.
 
-    `top_k` is how many neurons are returned for each direction and kind. `interventions` are made on the second side.
+    `top_k` is how many neurons are returned for each direction and kind. `interventions` are made on the second side,
+    whose scores are read with the first side's scale of the final norm where `freeze_scale` says so.
     """
 
     target: str | int | None
@@ -73,6 +74,7 @@ class CompareArguments(TypedDict, total=False):
     projection_top_k: int
     include_final_norm_bias: bool
     interventions: Iterable[Intervention]
+    freeze_scale: bool
 
 
 @dataclass
@@ -113,10 +115,13 @@ class _Comparing:
         self._projection_top_k = unsigned(arguments.pop("projection_top_k", 10), "projection_top_k")
         self._model = arguments.get("model", "")
         self._one_server = one_server
+        self._freeze_scale = bool(arguments.pop("freeze_scale", False))
         interventions = tuple(arguments.pop("interventions", ()))
         common = {**arguments, **COMMON}
         self._sides = (_Side(prompts[0], common), _Side(prompts[1], {**common, "interventions": interventions}))
         self._one_target = one_server and prompts[0] == prompts[1]
+        if self._freeze_scale and not self._one_target:
+            raise InvalidArgumentError.of("freeze_scale", "two passes of one prompt have one scale; leave it out")
         self._searches = {kind: DifferenceSearch(self._k) for kind in PARTS}
 
     def steps(self) -> Steps[Comparison]:
@@ -165,7 +170,10 @@ class _Comparing:
         first: list[AttributeResult] = yield questions[:1] if self._one_target else questions
         if not self._one_target:
             return first
-        self._sides[1].fields["target"] = explanation_of(first[0]).target.token.id
+        plain = explanation_of(first[0])
+        self._sides[1].fields["target"] = plain.target.token.id
+        if self._freeze_scale:
+            self._sides[1].fields["final_norm_scales"] = (plain.final_norm_scale,)
         second: list[AttributeResult] = yield self._rankings(depth, PARTS, Part.HEADS)[1:]
         return first + second
 

@@ -160,6 +160,7 @@ def _write_explanation(explanation: Explanation, message: messages.Explanation, 
             write_query_layers(layers, getattr(message, name))
     for neuron in explanation.neurons:
         write_neuron_score(neuron, message.neurons.add())
+    message.final_norm_scale = explanation.final_norm_scale
 
 
 def explanation_from_proto(message: messages.Explanation) -> Explanation:
@@ -183,6 +184,7 @@ def explanation_from_proto(message: messages.Explanation) -> Explanation:
         query_ffn_neurons=present(message, "query_ffn_neurons", ranking_from_proto),
         query_ffn_neurons_decreasing=present(message, "query_ffn_neurons_decreasing", ranking_from_proto),
         neurons=tuple(neuron_score_from_proto(neuron) for neuron in message.neurons),
+        final_norm_scale=message.final_norm_scale,
     )
 
 

@@ -50,6 +50,7 @@ def intervene_request_to_proto(request: InterveneRequest) -> messages.InterveneR
             for index, each in enumerate(request.sets)
         ],
         generate=unsigned(request.generate, "generate"),
+        freeze_scale=request.freeze_scale,
     )
     if request.target is not None:
         message.target.CopyFrom(token_choice_to_proto(request.target, "target"))
@@ -67,6 +68,7 @@ def intervene_request_from_proto(message: messages.InterveneRequest) -> Interven
         target=token_choice_from_proto(message.target, "target") if message.HasField("target") else None,
         generate=message.generate,
         add_special_tokens=add_special_tokens,
+        freeze_scale=message.freeze_scale,
         model=message.model,
     )
 

@@ -34,6 +34,7 @@ def model_info_to_proto(info: ModelInfo) -> messages.GetModelResponse:
         invariants=[messages.Invariant(**asdict(invariant)) for invariant in info.invariants],
         tokenizer=_tokenizer_to_proto(info.tokenizer),
         version=info.version,
+        activity=messages.Activity(contexts=info.activity_contexts),
     )
 
 
@@ -52,6 +53,7 @@ def model_info_from_proto(message: messages.GetModelResponse) -> ModelInfo:
         ),
         tokenizer=_tokenizer_from_proto(message.tokenizer),
         version=message.version,
+        activity_contexts=message.activity.contexts,
     )
 
 

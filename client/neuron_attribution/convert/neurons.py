@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from neuron_attribution.convert.values import unsigned
 from neuron_attribution.errors import InvalidArgumentError
-from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron, QuerySource
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 
@@ -39,6 +39,28 @@ def neurons_to_proto(neurons: Sequence[Neuron], field: str = "neurons") -> list[
 def neurons_from_proto(neurons: Iterable[messages.Neuron], field: str = "neurons") -> tuple[Neuron, ...]:
     """Read a request's neurons."""
     return tuple(neuron_from_proto(neuron, f"{field}[{index}]") for index, neuron in enumerate(neurons))
+
+
+def query_sources_to_proto(sources: Sequence[QuerySource], field: str) -> list[messages.QuerySource]:
+    """Write the neurons that query parts start from."""
+    return [
+        messages.QuerySource(
+            neuron=neuron_to_proto(source.neuron, f"{field}[{index}].neuron"),
+            position=None if source.position is None else unsigned(source.position, f"{field}[{index}].position"),
+        )
+        for index, source in enumerate(sources)
+    ]
+
+
+def query_sources_from_proto(sources: Iterable[messages.QuerySource], field: str) -> tuple[QuerySource, ...]:
+    """Read the neurons that query parts start from."""
+    return tuple(
+        QuerySource(
+            neuron_from_proto(source.neuron, f"{field}[{index}].neuron"),
+            source.position if source.HasField("position") else None,
+        )
+        for index, source in enumerate(sources)
+    )
 
 
 def head_to_proto(head: Head, field: str = "head") -> messages.Head:

@@ -16,6 +16,7 @@ from neuron_attribution.results import (
     Coverage,
     NeuronRanking,
     NeuronScore,
+    ProjectedRank,
     PromotedSide,
     QueryLayer,
     QueryLayers,
@@ -69,6 +70,11 @@ def write_neuron_score(score: NeuronScore, message: messages.NeuronScore) -> Non
     if score.projection is not None:
         message.projection.CopyFrom(projection_to_proto(score.projection))
     message.promoted_side = PROMOTED_SIDES.encode(score.promoted_side)
+    for stands, destination in ((score.target, message.target), (score.contrast, message.contrast)):
+        if stands is not None:
+            destination.score, destination.rank = stands.score, stands.rank
+    if score.activity is not None:
+        message.activity = score.activity
 
 
 def neuron_score_from_proto(message: messages.NeuronScore) -> NeuronScore:
@@ -81,6 +87,9 @@ def neuron_score_from_proto(message: messages.NeuronScore) -> NeuronScore:
         coefficient=message.coefficient if message.HasField("coefficient") else None,
         projection=projection_from_proto(message.projection) if message.HasField("projection") else None,
         promoted_side=PROMOTED_SIDES.from_result(side) if PROMOTED_SIDES.known(side) else PromotedSide.UNKNOWN,
+        target=_rank_from_proto(message.target) if message.HasField("target") else None,
+        contrast=_rank_from_proto(message.contrast) if message.HasField("contrast") else None,
+        activity=message.activity if message.HasField("activity") else None,
     )
 
 
@@ -102,3 +111,7 @@ def query_layers_from_proto(message: messages.QueryLayers) -> QueryLayers:
         sources=message.sources,
         skipped_sources=message.skipped_sources,
     )
+
+
+def _rank_from_proto(message: messages.ProjectedRank) -> ProjectedRank:
+    return ProjectedRank(message.score, message.rank)

@@ -6,7 +6,14 @@ from collections.abc import Iterable
 
 from neuron_attribution.convert.enums import DIRECTIONS, PARTS, SCORING_METHODS, SIDES, SUBKEYS
 from neuron_attribution.convert.interventions import interventions_from_proto, interventions_to_proto
-from neuron_attribution.convert.neurons import head_from_proto, head_to_proto, neurons_from_proto, neurons_to_proto
+from neuron_attribution.convert.neurons import (
+    head_from_proto,
+    head_to_proto,
+    neurons_from_proto,
+    neurons_to_proto,
+    query_sources_from_proto,
+    query_sources_to_proto,
+)
 from neuron_attribution.convert.prompts import (
     TextOrIds,
     completion_from_proto,
@@ -149,6 +156,8 @@ def _options_to_proto(options: AttributeOptions) -> messages.AttributeRequest:
         head_top_k=unsigned(options.head_top_k, "head_top_k"),
         attention_neurons_over_positions=options.attention_neurons_over_positions,
         interventions=interventions_to_proto(options.interventions, "interventions"),
+        query_from=query_sources_to_proto(options.query_from, "query_from"),
+        final_norm_scales=options.final_norm_scales,
     )
 
 
@@ -170,6 +179,8 @@ def _options_from_proto(message: messages.AttributeRequest) -> AttributeOptions:
         head_top_k=at_least_one(value_or(message, "head_top_k", ATTRIBUTION_DEFAULTS.head_top_k), "head_top_k"),
         attention_neurons_over_positions=message.attention_neurons_over_positions,
         interventions=interventions_from_proto(message.interventions, "interventions"),
+        query_from=query_sources_from_proto(message.query_from, "query_from"),
+        final_norm_scales=tuple(message.final_norm_scales),
     )
 
 

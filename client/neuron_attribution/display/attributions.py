@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from neuron_attribution.display.common import is_common
 from neuron_attribution.display.table import TextTable
 from neuron_attribution.display.words import coverage_text, number, place, token_list, token_text
 from neuron_attribution.neurons import Head
@@ -109,11 +110,19 @@ def neuron_table(
     title: str, neurons: Sequence[NeuronScore], tokens: Tokens = (), *, falling: bool = False
 ) -> TextTable:
     """Scored neurons and what they promote; with `falling`, which lower the target, what they suppress."""
-    columns = ["neuron", "source position", ">score", ">coefficient", _end_title(neurons, falling=falling)]
+    columns = [
+        *("neuron", "source position", ">score", ">coefficient", ">active in", ">target rank", ">target value"),
+        *(">contrast value", _end_title(neurons, falling=falling)),
+    ]
     rows = [_neuron_cells(neuron, tokens, falling=falling) for neuron in neurons]
-    # A column nothing fills (positions of FFN neurons, coefficients of query neurons) says nothing.
+    # A column nothing fills (positions of FFN neurons, coefficients of query neurons, contrasts) says nothing.
     filled = [index for index in range(len(columns)) if any(row[index] for row in rows)]
-    return TextTable(title, [columns[index] for index in filled], [[row[index] for index in filled] for row in rows])
+    return TextTable(
+        title,
+        [columns[index] for index in filled],
+        [[row[index] for index in filled] for row in rows],
+        frozenset(place for place, neuron in enumerate(neurons) if is_common(neuron)),
+    )
 
 
 def query_layer_table(title: str, layers: QueryLayers) -> TextTable:
@@ -187,6 +196,14 @@ def _head_position_table(head: HeadScore, tokens: Tokens) -> TextTable:
     return TextTable(f"head {head.head} by source position", ("position", "vector", "top tokens"), rows)
 
 
+def _standings(neuron: NeuronScore) -> tuple[str, str, str]:
+    """The target's rank in the projection; beside a contrast what counts are the values of both."""
+    target, contrast = neuron.target, neuron.contrast
+    if target is None or contrast is None:
+        return "" if target is None else str(target.rank), "", ""
+    return "", number(target.score), number(contrast.score)
+
+
 def _end_title(neurons: Sequence[NeuronScore], *, falling: bool) -> str:
     if all(neuron.promoted_side is PromotedSide.UNKNOWN for neuron in neurons):
         return "top tokens of the projection"
@@ -200,5 +217,7 @@ def _neuron_cells(neuron: NeuronScore, tokens: Tokens, *, falling: bool) -> tupl
         where,
         number(neuron.score),
         number(neuron.coefficient),
+        "" if neuron.activity is None else f"{neuron.activity:.0%}",
+        *_standings(neuron),
         token_list(neuron.suppressed if falling else neuron.promoted),
     )

@@ -37,15 +37,17 @@ def _rows(table: TextTable) -> str:
     if not table.rows:
         return ""
     head = _row("th", table.names, table.flush_right)
-    body = "".join(_row("td", row, table.flush_right) for row in table.rows[:MOST_ROWS])
+    rows = enumerate(table.rows[:MOST_ROWS])
+    body = "".join(_row("td", row, table.flush_right, is_faint=number in table.faint) for number, row in rows)
     more = len(table.rows) - MOST_ROWS
     note = f"<div>… {more} more: to_dataframe() has them all</div>" if more > 0 else ""
     return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{note}"
 
 
-def _row(kind: str, cells: Sequence[str], right: Sequence[bool]) -> str:
+def _row(kind: str, cells: Sequence[str], right: Sequence[bool], *, is_faint: bool = False) -> str:
     marked = zip(cells, right, strict=True)
-    return f"<tr>{''.join(_cell(kind, text, _ALIGN[flush]) for text, flush in marked)}</tr>"
+    style = ' style="opacity:0.55"' if is_faint else ""
+    return f"<tr{style}>{''.join(_cell(kind, text, _ALIGN[flush]) for text, flush in marked)}</tr>"
 
 
 def _cell(kind: str, text: str, align: str) -> str:

@@ -24,6 +24,7 @@ from neuron_attribution.results import (
     NeuronProjection,
     NeuronRanking,
     NeuronScore,
+    ProjectedRank,
     ProjectNeuronResult,
     QueryLayers,
     Token,
@@ -46,10 +47,16 @@ COMPONENT = (
     "coefficient",
     "promotes",
 )
-RANKING = ("ranking", "direction", *COMPONENT, "source_token")
+NEURON = ("target_value", "target_rank", "contrast_value", "contrast_rank", "activity")
+"""What is known of neurons alone, behind the columns that every component has."""
+RANKING = ("ranking", "direction", *COMPONENT, "source_token", *NEURON)
+_NO_NEURON = (None,) * (len((*COMPONENT, *NEURON)) - COMPONENT.index("coefficient"))
 PROJECTION = ("component", "end", "rank", "token_id", "token", "score")
 INTEGERS = frozenset(
-    ("explanation", "rank", "layer", "head", "expert", "index", "position", "token_id", "first_byte", "end_byte", "set")
+    (
+        *("explanation", "rank", "layer", "head", "expert", "index", "position", "token_id", "first_byte", "end_byte"),
+        *("set", "target_rank", "contrast_rank"),
+    )
 )
 """The columns of whole numbers, in whatever result."""
 
@@ -85,12 +92,12 @@ def _(explanation: Explanation) -> Records:
 
 @records.register
 def _(ranking: NeuronRanking) -> Records:
-    return Records(COMPONENT, _neurons(ranking.neurons))
+    return Records((*COMPONENT, *NEURON), _neurons(ranking.neurons))
 
 
 @records.register
 def _(score: NeuronScore) -> Records:
-    return Records(COMPONENT, _neurons([score]))
+    return Records((*COMPONENT, *NEURON), _neurons([score]))
 
 
 @records.register
@@ -109,7 +116,7 @@ def _(head: HeadScore) -> Records:
 
 @records.register
 def _(layers: QueryLayers) -> Records:
-    return Records(COMPONENT, _query_layers(layers))
+    return Records((*COMPONENT, *NEURON), _query_layers(layers))
 
 
 @records.register
@@ -193,7 +200,8 @@ def _ranked(explanation: Explanation, tokens: Sequence[Token]) -> Iterator[Row]:
     where = COMPONENT.index("position")
     for ranking, direction, rows in rankings:
         for row in rows:
-            yield (ranking, direction or None, *row, _token(row[where], tokens))
+            token = _token(row[where], tokens)
+            yield (ranking, direction or None, *row[: len(COMPONENT)], token, *row[len(COMPONENT) :])
 
 
 def _neuron_rankings(explanation: Explanation) -> Iterator[tuple[str, str, Sequence[Row]]]:
@@ -217,9 +225,16 @@ def _neurons(scores: Sequence[NeuronScore]) -> list[Row]:
             score.score,
             score.coefficient,
             tuple(item.token.text for item in score.promoted) if score.projection else None,
+            *_standing(score.target),
+            *_standing(score.contrast),
+            score.activity,
         )
         for rank, score in enumerate(scores, 1)
     ]
+
+
+def _standing(stands: ProjectedRank | None) -> Row:
+    return (None, None) if stands is None else (stands.score, stands.rank)
 
 
 def _neuron_names(neuron: Neuron) -> Row:
@@ -251,7 +266,7 @@ def _query_layers(layers: QueryLayers | None) -> list[Row]:
 
 def _component(rank: int, kind: str, layer: int, score: float, name: str = "") -> Row:
     shown = name or f"{'FFN' if kind == 'ffn' else kind} {layer}"
-    return (rank, shown, kind, layer, None, None, None, None, score, None, None)
+    return (rank, shown, kind, layer, None, None, None, None, score, *_NO_NEURON)
 
 
 def _heads(heads: Sequence[HeadScore]) -> list[Row]:
@@ -259,4 +274,4 @@ def _heads(heads: Sequence[HeadScore]) -> list[Row]:
 
 
 def _head(rank: int, head: Head, score: float) -> Row:
-    return (rank, str(head), "head", head.layer, head.head, None, None, None, score, None, None)
+    return (rank, str(head), "head", head.layer, head.head, None, None, None, score, *_NO_NEURON)

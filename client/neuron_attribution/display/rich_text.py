@@ -38,11 +38,11 @@ def rich_table(table: TextTable) -> RenderableType:
     drawn = Table(box=None, padding=(0, INDENT, 0, 0), header_style="dim", pad_edge=False)
     for name, right in zip(table.names, table.flush_right, strict=True):
         drawn.add_column(Text(name), justify="right" if right else "left")
-    for row in table.rows:
-        drawn.add_row(*map(_cell, row, table.flush_right))
+    for number, row in enumerate(table.rows):
+        drawn.add_row(*map(_cell, row, table.flush_right), style="dim" if number in table.faint else None)
     last = len(table.columns) - 1
-    for number, column in enumerate(drawn.columns):
-        column.no_wrap = number != last
+    for place, column in enumerate(drawn.columns):
+        column.no_wrap = place != last
     return Padding(drawn, (0, 0, 0, INDENT), expand=False)
 
 

@@ -13,6 +13,8 @@ class TextTable:
     title: str
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    faint: frozenset[int] = frozenset()
+    """The rows that say less than the others."""
 
     @property
     def names(self) -> list[str]:

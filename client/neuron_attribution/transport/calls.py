@@ -14,7 +14,16 @@ from google.protobuf.message import Message
 
 from neuron_attribution import convert
 from neuron_attribution.errors import InvalidArgumentError
-from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron, parse_head, parse_neuron
+from neuron_attribution.neurons import (
+    AttentionNeuron,
+    FfnNeuron,
+    Head,
+    Neuron,
+    QuerySource,
+    parse_head,
+    parse_neuron,
+    parse_query_source,
+)
 from neuron_attribution.requests import (
     AttributeOptions,
     AttributeRequest,
@@ -40,6 +49,7 @@ _REMEDY = "to zero neurons, write zero=['24.1005', '23.h4']; for several sets, [
 Result = TypeVar("Result")
 Kind = TypeVar("Kind", bound=Enum)
 NeuronLike = Neuron | str
+QuerySourceLike = QuerySource | Neuron | str
 TextOrIds = str | Sequence[int]
 
 
@@ -78,6 +88,8 @@ class AttributeArguments(TypedDict, total=False):
     head_top_k: int
     attention_neurons_over_positions: bool
     interventions: Iterable[Intervention]
+    query_from: Iterable[QuerySourceLike]
+    final_norm_scales: Iterable[float]
 
 
 class InterveneArguments(TypedDict, total=False):
@@ -93,6 +105,7 @@ class InterveneArguments(TypedDict, total=False):
     target: str | int | None
     generate: int
     add_special_tokens: bool | None
+    freeze_scale: bool
     model: str
 
 
@@ -194,6 +207,18 @@ def _read_neurons(neurons: Iterable[NeuronLike], field: str) -> tuple[Neuron, ..
     )
 
 
+def _read_query_sources(sources: Iterable[QuerySourceLike], field: str) -> tuple[QuerySource, ...]:
+    if isinstance(sources, str):
+        raise InvalidArgumentError.of(field, f"{sources!r} is no list of neurons; write [{sources!r}]")
+    return tuple(_read_query_source(source, f"{field}[{index}]") for index, source in enumerate(sources))
+
+
+def _read_query_source(source: QuerySourceLike, field: str) -> QuerySource:
+    if isinstance(source, str):
+        return _parsed(parse_query_source, source, field)
+    return source if isinstance(source, QuerySource) else QuerySource(source)
+
+
 def _one_set(
     zero: NamedLike | Iterable[NamedLike] = (),
     scale: Mapping[NamedLike, float] | None = None,
@@ -273,4 +298,6 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "side": _enum_reader(Side),
     "through": _read_head,
     "interventions": _read_interventions,
+    "query_from": _read_query_sources,
+    "final_norm_scales": lambda scales, _: tuple(scales),
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from neuron_attribution.errors import InvalidArgumentError
-from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron, QuerySource
 from neuron_attribution.requests import InterventionSet, SetTo
 from neuron_attribution.results import ModelSizes
 
@@ -37,6 +39,20 @@ def check_neurons(neurons: tuple[Neuron, ...], sizes: ModelSizes, limit: int, fi
     check_at_most(len(neurons), limit, field, "neurons")
     for position, neuron in enumerate(neurons):
         _check_neuron(neuron, f"{field}[{position}]", sizes)
+
+
+def check_query_sources(sources: Sequence[QuerySource], sizes: ModelSizes, last: int, field: str) -> None:
+    """Refuse neurons the model does not have, and positions behind the last explained one, which it cannot see."""
+    for number, source in enumerate(sources):
+        _check_neuron(source.neuron, f"{field}[{number}].neuron", sizes)
+        if source.position is None:
+            continue
+        place = f"{field}[{number}].position"
+        if isinstance(source.neuron, FfnNeuron):
+            raise InvalidArgumentError.of(
+                place, f"FFN neuron {source.neuron} reads at the explained position; leave the position out"
+            )
+        _check_index(source.position, last + 1, place, "position")
 
 
 def check_interventions(interventions: InterventionSet, sizes: ModelSizes, limit: int, field: str) -> None:

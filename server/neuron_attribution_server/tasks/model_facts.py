@@ -36,6 +36,8 @@ class ModelFacts:
     tokenizer: str
     memory: MemoryCost
     work: WorkPrices = WorkPrices()
+    activity_contexts: int = 0
+    """In how many contexts the activity of FFN neurons was looked at."""
 
 
 class Engine(Protocol):

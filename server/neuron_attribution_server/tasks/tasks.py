@@ -147,11 +147,22 @@ class AttributeTask(Shaped):
         )
 
     @property
+    def query_sources(self) -> int:
+        """The value neurons that the query parts of each explanation start from, of either kind at most."""
+        options = self.options
+        if not options.query_from:
+            return options.query_sources
+        return sum(
+            self.length if isinstance(each.neuron, AttentionNeuron) and each.position is None else 1
+            for each in options.query_from
+        )
+
+    @property
     def _position_searches(self) -> int:
         """The ends of rankings of attention neurons by position, those that query parts start from among them."""
         options = self.options
         by_position = Part.ATTENTION_VALUE_NEURONS in options.parts and not options.attention_neurons_over_positions
-        sources = bool(options.parts & {Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
+        sources = bool(options.parts & {Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS}) and not options.query_from
         return max(self.ends * by_position, int(sources))
 
 
@@ -168,6 +179,8 @@ class InterveneTask(Shaped):
     sets: tuple[InterventionSet, ...]
     target: int | None = None
     generate: int = 0
+    freeze_scale: bool = False
+    """Whether predictions after interventions are read with the final norm's scale of the plain pass."""
 
     @property
     def length(self) -> int:

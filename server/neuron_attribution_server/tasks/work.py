@@ -91,7 +91,8 @@ def _group(task: AttributeTask) -> object:
 def _searches(task: AttributeTask) -> int:
     """One for what is asked for, and one for where query parts start from; they share it where both use one score."""
     options = task.options
-    asked, sources = bool(options.parts & VALUE_PARTS), bool(options.parts & QUERY_PARTS)
+    asked = bool(options.parts & VALUE_PARTS)
+    sources = bool(options.parts & QUERY_PARTS) and not options.query_from
     if options.scoring_method is ScoringMethod.LOG_PROBABILITY_INCREASE:
         return int(asked or sources)
     return asked + sources
@@ -148,10 +149,11 @@ def _row(task: AttributeTask, sizes: ModelSizes) -> Counts:
         counts[Work.VECTOR] += _bases(options) * (2 * sizes.layers + 1) + _heads(options, sizes) + len(options.neurons)
         counts[Work.POSITION] += detailed * task.length
     counts.update(_rankings(task, sizes))
-    counts.update(_queries(options, task.length))
+    counts.update(_queries(task))
     counts[Work.NEURON] += named
     if options.projection_top_k:
         counts[Work.PROJECTION] += named
+        counts[Work.RANK] += named
         counts[Work.WRITTEN] += 2 * named * options.projection_top_k
     if options.position_projection_top_k:
         shown = 3 * detailed * min(options.top_k, task.length)
@@ -239,14 +241,18 @@ def _source_positions(part: Part, task: AttributeTask) -> int:
 
 
 def _is_source(part: Part, options: AttributeOptions) -> bool:
+    if options.query_from:
+        return False
     if Part.QUERY_LAYERS in options.parts:
         return True
     return part is Part.ATTENTION_VALUE_NEURONS and Part.QUERY_FFN_NEURONS in options.parts
 
 
-def _queries(options: AttributeOptions, length: int) -> Counts:
+def _queries(task: AttributeTask) -> Counts:
+    options, sources = task.options, task.query_sources
     layers, neurons = Part.QUERY_LAYERS in options.parts, Part.QUERY_FFN_NEURONS in options.parts
     return {
-        Work.SOURCE: options.query_sources * (2 * layers + neurons),
-        Work.PLACE: min(options.query_sources, length) if neurons else 0,
+        Work.SOURCE: sources * (2 * layers + neurons),
+        Work.PLACE: min(sources, task.length) if neurons else 0,
+        Work.VECTOR: sources if options.query_from and (layers or neurons) and task.contrast is None else 0,
     }

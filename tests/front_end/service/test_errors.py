@@ -30,6 +30,10 @@ def attention(layer, head, index):
     return messages.Neuron(attention=messages.AttentionNeuron(layer=layer, head=head, index=index))
 
 
+def source(neuron, position=None):
+    return messages.QuerySource(neuron=neuron, position=position)
+
+
 def choice(text):
     return messages.TokenChoice(text=text)
 
@@ -72,6 +76,12 @@ INVALID_ATTRIBUTIONS = {
     "neurons[0].attention.layer": attribution(neurons=[attention(2, 0, 0)]),
     "neurons[0].attention.head": attribution(neurons=[attention(0, 4, 0)]),
     "neurons[0].attention.index": attribution(neurons=[attention(0, 0, 8)]),
+    "query_from": attribution(query_from=[source(attention(0, 0, 0))] * 500),
+    "query_from[0].neuron": attribution(query_from=[messages.QuerySource()]),
+    "query_from[1].neuron.ffn.layer": attribution(query_from=[source(ffn(1, 0)), source(ffn(2, 0))]),
+    "query_from[0].position": attribution(query_from=[source(attention(0, 0, 0), 6)]),
+    "query_from[1].position": attribution(query_from=[source(ffn(0, 0)), source(ffn(0, 0), 1)]),
+    "final_norm_scales": attribution(final_norm_scales=[1.0, 1.0]),
 }
 INVALID_PROJECTIONS = {
     "neurons": projection(),

@@ -24,7 +24,9 @@ from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken,
 from reference.compare_answers import assert_same
 from reference.compared import Compared, compare_tiny
 from reference.edited import changed_logits, edited_copy
+from reference.oracle import Oracle
 from reference.tiny_models import VOCABULARY
+from reference.unembedding import FrozenUnembedding
 from torch import Tensor
 
 PROMPT = (45, 73, 93, 18, 59, 56)
@@ -90,6 +92,17 @@ def test_agrees_with_a_copy_that_is_changed(tiny: Compared, named: str, operatio
     assert outcome.results[0].kl_divergence == pytest.approx((p.exp() * (p - q)).sum().item(), abs=1e-5)
     if not only and operation != "set":
         assert_state(outcome.results[0].after, own_logits(edited_copy(tiny.model, [intervention])))
+
+
+@pytest.mark.parametrize("operation", ["zero", "scale"])
+def test_what_comes_after_may_be_read_with_the_scale_of_before(tiny: Compared, operation: str) -> None:
+    intervention = Intervention(OPERATIONS[operation], neurons=(FfnNeuron(1, 5), FfnNeuron(2, 3)))
+    own, frozen = (intervene(tiny, (intervention,), freeze_scale=freeze) for freeze in (False, True))
+    assert frozen.before == own.before
+    before, after = tiny.oracle(PROMPT), Oracle(edited_copy(tiny.model, [intervention]), PROMPT)
+    read = FrozenUnembedding(tiny.weights, before.states.final[-1], include_bias=True)
+    assert_state(frozen.results[0].after, read.log_probabilities(read.bs(after.states.final[-1])))
+    assert frozen.results[0].after != own.results[0].after
 
 
 def test_it_changes_something(tiny: Compared) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, Scale, SetTo
 from neuron_attribution.results import Explanation
@@ -16,9 +17,12 @@ from neuron_attribution_server.model.capture.edits import Edits, Placed
 from neuron_attribution_server.model.engine.explanation.rows import Row, row_states
 from neuron_attribution_server.model.loading.models import engine_from
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask
-from reference.compare import assert_close
+from reference.compare import TOLERANCE, assert_close
+from reference.compare_explanations import assert_layers
+from reference.compare_neurons import ranking_key
 from reference.compared import Compared
 from reference.edited import edited_copy
+from reference.oracle import Oracle
 
 PROMPT = (90, 10, 90, 95, 1, 34, 54, 89, 19)
 TARGET = 5
@@ -31,9 +35,9 @@ SETS = {
 }
 
 
-def explain(engine, interventions=(), **facts) -> tuple[Explanation, ...]:
+def explain(engine, interventions=(), scales=(), **facts) -> tuple[Explanation, ...]:
     explained = () if "generate" in facts else (ExplainedToken(len(PROMPT) - 1, TARGET), ExplainedToken(4, TARGET))
-    options = AttributeOptions(interventions=interventions, **WIDE)
+    options = AttributeOptions(interventions=interventions, final_norm_scales=scales, **WIDE)
     (outcome,) = engine.run([AttributeTask(token_ids=PROMPT, explained=explained, options=options, **facts)])
     if isinstance(outcome, Exception):
         raise outcome
@@ -67,6 +71,35 @@ def assert_ranking(got, want) -> None:
         if (entry.neuron, entry.position) in apart:
             assert_close(entry.score, apart[entry.neuron, entry.position], str(entry.neuron))
     assert len({(entry.neuron, entry.position) for entry in got} & set(apart)) >= len(got) - 1
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_scale_of_the_plain_pass_may_be_kept(tiny: Compared, name: str) -> None:
+    """Scores are read with it, and the predictions stay the model's own."""
+    plain = explain(tiny.engine)
+    scales = tuple(each.final_norm_scale for each in plain)
+    copied = Oracle(edited_copy(tiny.model, SETS[name]), PROMPT)
+    for own, got, before in zip(
+        explain(tiny.engine, SETS[name]), explain(tiny.engine, SETS[name], scales=scales), plain, strict=True
+    ):
+        assert got.final_norm_scale == before.final_norm_scale != own.final_norm_scale
+        assert got.target == own.target
+        want = copied.explain(got.position, TARGET)
+        assert_close(own.final_norm_scale, want.unembedding.scale.item(), "scale")
+        want.unembedding.scale = tiny.oracle(PROMPT).explain(got.position, TARGET).unembedding.scale
+        assert_close(got.final_norm_scale, want.unembedding.scale.item(), "scale of the plain pass")
+        assert_layers(got, want, TOLERANCE)
+        assert_close(got.head_scores, want.head_scores(), "heads")
+        scores = want.ffn_neuron_scores()
+        for entry in (*got.ffn_value_neurons.neurons, *got.ffn_value_neurons_decreasing.neurons):
+            assert_close(entry.score, scores[ranking_key(entry)], str(entry.neuron))
+
+
+def test_a_scale_far_from_the_passs_own_is_refused(tiny: Compared) -> None:
+    [plain, _] = explain(tiny.engine)
+    for factor in (1e-4, 1e4, float("nan")):
+        with pytest.raises(InvalidArgumentError, match=r"final_norm_scales\[1\]: .* not within a factor of 1000"):
+            explain(tiny.engine, scales=(plain.final_norm_scale, plain.final_norm_scale * factor))
 
 
 def test_zeroed_heads_score_nothing(tiny: Compared) -> None:

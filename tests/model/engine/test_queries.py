@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, QuerySource
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
 from neuron_attribution.results import QueryLayers
 from neuron_attribution_server.model.architectures.families import FAMILIES
@@ -58,6 +59,58 @@ def test_rows_share_the_query_step(tiny: Compared, monkeypatch: pytest.MonkeyPat
             for one, other in pairs:
                 assert one.neuron == other.neuron
                 assert one.score == pytest.approx(other.score, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("contrast", [None, 5])
+def test_query_parts_start_from_named_neurons(tiny: Compared, contrast: int | None) -> None:
+    """An FFN neuron, an attention neuron at a position, and one at every position."""
+    want = tiny.oracle(OTHER).explain(target=60, contrast=contrast)
+    ffn, attention = want.ffn_neuron_scores(), want.attention_neuron_scores()
+    named = (
+        QuerySource(FfnNeuron(2, 11)),
+        QuerySource(AttentionNeuron(2, 1, 3), 4),
+        QuerySource(AttentionNeuron(1, 2, 6)),
+    )
+    parts = frozenset({Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
+    options = AttributeOptions(query_from=named, parts=parts, direction=Direction.BOTH, top_k=ALL)
+    got = tiny.explain_last(OTHER, 60, contrast=contrast, options=options)
+    sources = [(2, 1, 3, 4), *((1, 2, 6, position) for position in range(len(OTHER)))]
+    expected = queries.ffn_query_layers(want, [(2, 11)], ffn)
+    assert got.ffn_query_layers.sources == 1
+    assert_layers_are(got.ffn_query_layers, expected)
+    assert got.attention_query_layers.sources == len(sources)
+    assert_layers_are(got.attention_query_layers, queries.attention_query_layers(want, sources, attention))
+    expected = queries.query_ffn_neurons(want, sources, attention)
+    for entry in (*got.query_ffn_neurons.neurons, *got.query_ffn_neurons_decreasing.neurons):
+        tolerance = 1e-6 * max(10.0, expected.magnification)
+        assert_close(entry.score, expected.scores[ranking_key(entry)], "query FFN neuron", tolerance)
+
+
+def test_the_strongest_neurons_by_name_are_the_strongest_neurons(tiny: Compared) -> None:
+    parts = frozenset({Part.ATTENTION_VALUE_NEURONS, Part.QUERY_FFN_NEURONS})
+    options = AttributeOptions(parts=parts, query_sources=3, top_k=3)
+    found = tiny.explain_last(OTHER, 60, options=options)
+    named = tuple(QuerySource(score.neuron, score.position) for score in found.attention_value_neurons.neurons)
+    again = tiny.explain_last(OTHER, 60, options=replace(options, query_from=named))
+    assert [score.neuron for score in again.query_ffn_neurons.neurons] == [
+        score.neuron for score in found.query_ffn_neurons.neurons
+    ]
+
+
+def test_what_no_source_is_of_is_left_out(tiny: Compared) -> None:
+    options = AttributeOptions(query_from=(QuerySource(FfnNeuron(1, 4)),))
+    got = tiny.explain_last(OTHER, 60, options=options)
+    assert got.ffn_query_layers.sources == 1
+    assert got.attention_query_layers is got.query_ffn_neurons is None
+
+
+def test_a_source_is_not_seen_before_its_position(tiny: Compared) -> None:
+    options = AttributeOptions(query_from=(QuerySource(AttentionNeuron(2, 1, 3), 5),))
+    explained = (ExplainedToken(4, 5), ExplainedToken(6, 5))
+    before, after = tiny.explain(AttributeTask(token_ids=OTHER, explained=explained, options=options))
+    assert before.attention_query_layers is before.query_ffn_neurons is None
+    assert after.attention_query_layers.sources == 1
+    assert after.query_ffn_neurons.neurons
 
 
 def test_query_sources_are_chosen_by_log_probability_increase(tiny: Compared) -> None:

@@ -23,7 +23,7 @@ from neuron_attribution.cli.report import add_report_argument, write_report
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import attribute_result_to_proto
 from neuron_attribution.display.records import records
-from neuron_attribution.neurons import parse_neuron
+from neuron_attribution.neurons import parse_neuron, parse_query_source
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
 
 HELP = "explain next-token predictions of a text by layers, heads and neurons"
@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_number_arguments(parser.add_argument_group("how much is returned"))
     add_intervention_arguments(parser)
     add_output_arguments(parser, csv=True)
+    add_flag(
+        parser,
+        "--hide-common",
+        help="leave neurons out of the text that are as strong in a quarter of all contexts, or more",
+    )
     add_report_argument(parser)
     add_connection_arguments(parser)
 
@@ -70,13 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
             head_top_k=arguments.head_top_k,
             attention_neurons_over_positions=arguments.attention_neurons_over_positions,
             interventions=interventions_of(arguments),
+            query_from=arguments.query_from,
         )
     if arguments.report is not None:
         write_report(arguments.report, result.to_html())
     print_result(
         arguments,
         lambda: attribute_result_to_proto(result),
-        lambda: attribution_lines(result),
+        lambda: attribution_lines(result, hide_common=arguments.hide_common),
         lambda: records(result),
     )
     return 0
@@ -130,6 +136,16 @@ def _add_choice_arguments(group: argparse._ArgumentGroup) -> None:
         many=True,
         metavar="N",
         help="score these too: LAYER.INDEX (FFN), LAYER.HEAD.INDEX (attention)",
+    )
+    add_option(
+        group,
+        "--query-from",
+        kind=parse_query_source,
+        default=(),
+        shown="the strongest ones",
+        many=True,
+        metavar="N",
+        help="the value neurons that the query parts start from; LAYER.HEAD.INDEX@POSITION for one source position",
     )
 
 

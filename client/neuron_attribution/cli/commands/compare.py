@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("other_text", metavar="OTHER_TEXT", nargs="?", help="the second prompt; without it the first")
     _add_explained_arguments(parser.add_argument_group("what is compared (default: each side's own next token)"))
     add_intervention_arguments(parser)
+    add_flag(parser, "--freeze-scale", help="read the changed pass with the final norm's scale of the unchanged one")
     add_flag(parser, "--every-head", help="zero every head in turn instead, and show what that does to the prediction")
     group = parser.add_argument_group("how much is returned")
     add_option(
@@ -80,6 +81,7 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
             contrast=_token(arguments, "contrast"),
             add_special_tokens=arguments.special_tokens,
             interventions=interventions_of(arguments),
+            freeze_scale=arguments.freeze_scale,
             top_k=arguments.top_k,
             projection_top_k=arguments.projection_top_k,
             include_final_norm_bias=arguments.include_final_norm_bias,

@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser, "--generate", kind=whole_number, default=0, metavar="N", help="greedily generated tokens to compare"
     )
+    add_flag(parser, "--freeze-scale", help="read what comes after with the final norm's scale of the unchanged pass")
     add_switch(parser, "--special-tokens", help="add the tokenizer's special tokens, or not (default: its own way)")
     add_output_arguments(parser)
     add_connection_arguments(parser)
@@ -61,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             target=arguments.target if arguments.target_id is None else arguments.target_id,
             generate=arguments.generate,
             add_special_tokens=arguments.special_tokens,
+            freeze_scale=arguments.freeze_scale,
         )
     print_result(arguments, lambda: intervene_result_to_proto(result), lambda: intervention_lines(result, sets))
     return 0

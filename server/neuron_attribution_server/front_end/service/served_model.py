@@ -60,6 +60,7 @@ class ServedModel:
             invariants=facts.invariants,
             tokenizer=self._tokenizer.facts,
             version=version("neuron-attribution"),
+            activity_contexts=facts.activity_contexts,
         )
 
     def describe(self, message: messages.GetModelRequest) -> messages.GetModelResponse:

@@ -18,6 +18,8 @@ _TOKEN = 40
 """A token of an answer with its text, scores, and what protobuf puts around them."""
 _NAMED = 64
 """A neuron, a head or a component of an answer with its scores, without what it projects to."""
+_STANDING = 28
+"""Where the target and the contrast stand in a neuron's projection, and how usual the neuron is."""
 _PREDICTIONS = 13 * _TOKEN
 """The target, the same behind a space, the contrast and the most probable tokens of a prediction."""
 _FLOAT = 4
@@ -29,7 +31,7 @@ def task_bytes(task: Task) -> int:
         return _NAME * len(task.neurons)
     if isinstance(task, InterveneTask):
         return _TOKEN_ID * len(task.token_ids) + sum(map(_interventions_bytes, task.sets))
-    names = len(task.explained) + len(task.options.neurons)
+    names = len(task.explained) + len(task.options.neurons) + len(task.options.query_from)
     return _TOKEN_ID * len(task.token_ids) + _NAME * names + _interventions_bytes(task.options.interventions)
 
 
@@ -57,4 +59,5 @@ def _explanation(task: AttributeTask, sizes: ModelSizes) -> int:
     """Of each explained token, without details of heads and projections."""
     scores = _FLOAT * sizes.layers * (2 + sizes.heads)
     components = 2 * (1 + 2 * sizes.layers)  # the query layers of both kinds of value neurons
-    return _NAMED + _PREDICTIONS + scores + _NAMED * (components + task.named_neurons)
+    neurons = (_NAMED + _STANDING) * task.named_neurons
+    return _NAMED + _PREDICTIONS + scores + _NAMED * components + neurons

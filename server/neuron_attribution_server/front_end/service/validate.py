@@ -38,6 +38,7 @@ from neuron_attribution_server.tasks.checks import (
     check_head,
     check_interventions,
     check_neurons,
+    check_query_sources,
     quotable,
 )
 from neuron_attribution_server.tasks.model_facts import ModelFacts
@@ -69,6 +70,8 @@ class RequestValidator:
         check_at_most(len(message.neurons), self.limits.neurons, "neurons", "neurons")
         if isinstance(message, messages.AttributeRequest):
             check_at_most(len(message.parts), len(Part), "parts", "parts")
+            check_at_most(len(message.query_from), self.limits.top_k, "query_from", "sources")
+            check_at_most(len(message.final_norm_scales), self.limits.explained_tokens, "final_norm_scales", "scales")
             self._check_set_size(message.interventions, "interventions")
 
     def check_set_counts(self, message: messages.InterveneRequest) -> None:
@@ -98,6 +101,8 @@ class RequestValidator:
             contrast=contrast,
             options=options,
         )
+        _check_scales(task)
+        self._check_query_sources(task, last=len(prompt) + task.rows - 2)
         self._check_explanations(task)
         self._check_exhaustive(task)
         check_seconds(task, self.predictor, self.limits.request_seconds)
@@ -115,6 +120,7 @@ class RequestValidator:
             sets=request.sets,
             target=self.reader.chosen(request.target, "target"),
             generate=request.generate,
+            freeze_scale=request.freeze_scale,
         )
         self._check_generated(task)
         self._check_batch(task)
@@ -173,6 +179,15 @@ class RequestValidator:
 
     def _check_count(self, value: int, field: str) -> None:
         check_at_most(value, self.limits.top_k, field)
+
+    def _check_query_sources(self, task: AttributeTask, last: int) -> None:
+        check_query_sources(task.options.query_from, self.facts.sizes, last, "query_from")
+        if task.query_sources > self.limits.top_k:
+            raise InvalidArgumentError.of(
+                "query_from",
+                f"stands for {task.query_sources} sources, over the limit {self.limits.top_k}: an attention neuron "
+                "without a position is one at each; name positions, or fewer neurons",
+            )
 
     def _check_exhaustive(self, task: AttributeTask) -> None:
         """Refuse what would take longer than a batch may, so that its worker would be killed amid the work."""
@@ -259,6 +274,14 @@ def _explained(
     if completion:
         return tuple(ExplainedToken(prompt - 1 + index, token) for index, token in enumerate(completion))
     return (ExplainedToken(prompt - 1, target, spaced),)
+
+
+def _check_scales(task: AttributeTask) -> None:
+    count = len(task.options.final_norm_scales)
+    if count not in (0, task.rows):
+        raise InvalidArgumentError.of(
+            "final_norm_scales", f"{count} scales for {task.rows} explained tokens; give one for each, or none"
+        )
 
 
 def _check_contrast(target: int | None, contrast: int | None, options: AttributeOptions) -> None:

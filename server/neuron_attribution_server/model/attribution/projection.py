@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,38 @@ def vocabulary_ranks(unembedding: Unembedding, vectors: Tensor, targets: Tensor)
     """The rank of each target [E] in each vector's projection, [E, C]: 1 plus the tokens strictly above it."""
     chunks = unembedding.fold(vectors).split(RANGES_AT_ONCE)
     return torch.cat([_ranks(unembedding, chunk, targets) for chunk in chunks], 1)
+
+
+def standings(unembedding: Unembedding, vectors: Tensor, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Where tokens of its own, T of them, stand in each vector's projection: values and ranks, [C, T] each."""
+    starts = range(0, len(tokens), VECTORS_AT_ONCE)
+    found = [
+        _standings(unembedding, unembedding.fold(some), tokens[start : start + VECTORS_AT_ONCE])
+        for start, some in zip(starts, vectors.split(VECTORS_AT_ONCE), strict=True)
+    ]
+    values, ranks = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return values, ranks
+
+
+def _standings(unembedding: Unembedding, folded: Tensor, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    named = torch.tensor(tokens, device=folded.device)
+    values = torch.empty(named.shape, dtype=folded.dtype, device=folded.device)
+    for start in sorted({token // VOCABULARY_BLOCK * VOCABULARY_BLOCK for mine in tokens for token in mine}):
+        own, inside = _own_logits(folded @ unembedding.weight[start : start + VOCABULARY_BLOCK].T, named - start)
+        values = torch.where(inside, own, values)
+    ranks = torch.ones_like(named)
+    for block in unembedding.blocks():
+        logits = folded @ unembedding.weight[block].T
+        own, inside = _own_logits(logits, named - block.start)
+        above = torch.stack([(logits > mine[:, None]).sum(-1) for mine in values.unbind(1)], 1)
+        ranks += above - (inside & (own > values)).long()  # no token is above itself, whatever the rounding
+    return values, ranks
+
+
+def _own_logits(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits [C, T] in some columns of a block, and which of them are in it; elsewhere they are others' logits."""
+    last = logits.shape[1] - 1
+    return logits.gather(1, columns.clamp(0, last)), (columns >= 0) & (columns <= last)
 
 
 def _ranks(unembedding: Unembedding, folded: Tensor, targets: Tensor) -> Tensor:

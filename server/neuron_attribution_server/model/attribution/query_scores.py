@@ -61,24 +61,40 @@ class Readings:
     places: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryFfnScores:
+    """Query scores of every FFN neuron for every row, and by their sign which end of its projection each writes.
+
+    `scores` are the sums of what the readings give, `written` those of their sizes under the coefficients' signs.
+    [rows, L, N] each.
+    """
+
+    scores: Tensor
+    written: Tensor
+
+
 def query_ffn_scores(
     subvalues: Sequence[Subvalues], coefficients: Iterable[Tensor], keys: Tensor, at: Readings, rows: int
-) -> Tensor:
-    """Query scores of every FFN neuron for every row, [rows, L, N], over the sources in higher layers.
+) -> QueryFfnScores:
+    """Query scores of every FFN neuron for every row over the sources in higher layers.
 
     Subvalues of each layer; coefficients [Q, N] of the layers below the highest source at the Q places; scaled keys
     [K, d]. Layers with no source above score zero, and so do the gaps of layers narrower than the widest.
     """
-    scores = []
+    scores, written_ends = [], []
     for layer, mine in enumerate(checked(coefficients)):
         written = subvalues[layer]
         above = at.layers > layer
         read = torch.zeros(len(at.rows), keys.shape[1], dtype=keys.dtype, device=keys.device)
         read.index_add_(0, at.readings[above], keys[above])
-        shares = written.products(read.float()).mul_(mine[at.places])
-        scores.append(shares.new_zeros(rows, len(written)).index_add_(0, at.rows, shares))
-    scores += [torch.zeros(rows, len(written), device=keys.device) for written in subvalues[len(scores) :]]
-    return stack_layers(scores, 1)
+        factors, products = mine[at.places], written.products(read.float())
+        sums = products.new_zeros(2, rows, len(written))
+        sums[0].index_add_(0, at.rows, products * factors)
+        sums[1].index_add_(0, at.rows, products.abs_().mul_(factors))
+        scores.append(sums[0])
+        written_ends.append(sums[1])
+    none = [torch.zeros(rows, len(written), device=keys.device) for written in subvalues[len(scores) :]]
+    return QueryFfnScores(stack_layers(scores + none, 1), stack_layers(written_ends + none, 1))
 
 
 def _per_divisor(scores: Tensor, divisors: Tensor, magnitudes: Tensor) -> tuple[Tensor, int]:

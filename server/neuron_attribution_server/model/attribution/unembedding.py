@@ -74,9 +74,9 @@ class Unembedding:
         """Logits after the soft-cap, where there is one."""
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
-    def own_logits(self, residuals: Tensor) -> Tensor:
-        """The model's own logits [..., V] of final residuals [..., d]."""
-        logits = self.logits(self.fold(residuals) / self.scale(residuals)[..., None])
+    def own_logits(self, residuals: Tensor, scale: Tensor | None = None) -> Tensor:
+        """The model's own logits [..., V] of final residuals [..., d]; with a `scale` [...], not over their own."""
+        logits = self.logits(self.fold(residuals) / (self.scale(residuals) if scale is None else scale)[..., None])
         if self.constant is not None:
             logits += self.constant
         return self.capped(logits)

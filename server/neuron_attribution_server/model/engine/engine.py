@@ -32,8 +32,9 @@ from neuron_attribution_server.model.attribution.value_search import LazyRanges
 from neuron_attribution_server.model.capture.capture import capture
 from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
 from neuron_attribution_server.model.capture.edits import Edits, Placed
+from neuron_attribution_server.model.engine.explanation.activity import Activity
 from neuron_attribution_server.model.engine.explanation.explainer import Explainer
-from neuron_attribution_server.model.engine.explanation.finite import are_finite, check_finite
+from neuron_attribution_server.model.engine.explanation.finite import are_finite, check_finite, check_scales
 from neuron_attribution_server.model.engine.explanation.intervening import before_and_after
 from neuron_attribution_server.model.engine.explanation.keys import check_subkey
 from neuron_attribution_server.model.engine.explanation.predictions import own_log_probabilities
@@ -77,14 +78,20 @@ class Engine:
     """A loaded model that explains batches of tasks. Calls must not overlap."""
 
     def __init__(
-        self, view: ModelView, weights: Weights, facts: ModelFacts, token_text: Callable[[int], str], ranges: LazyRanges
+        self,
+        view: ModelView,
+        weights: Weights,
+        facts: ModelFacts,
+        token_text: Callable[[int], str],
+        ranges: LazyRanges,
+        activity: Activity | None = None,
     ) -> None:
         self.facts = facts
         self._view = view
         self._unembedding = weights.unembedding
         self._projector = Projector(view, weights.unembedding, token_text)
         self._pass_tokens = PASS_TOKENS.get(view.device.type, OTHER_PASS_TOKENS)
-        self._explainer = Explainer(view, weights, self._projector, ranges)
+        self._explainer = Explainer(view, weights, self._projector, ranges, activity)
 
     @torch.inference_mode()
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
@@ -129,11 +136,14 @@ class Engine:
             return
         options = task.options if isinstance(task, AttributeTask) else task
         check_subkey(self._view, options.subkey)
-        for neuron in options.neurons:
-            if isinstance(neuron, FfnNeuron):
-                self._view.ffn_unit(neuron)
+        named = {f"neurons[{place}]": neuron for place, neuron in enumerate(options.neurons)}
         if isinstance(task, AttributeTask):
+            sources = enumerate(task.options.query_from)
+            named |= {f"query_from[{place}].neuron": source.neuron for place, source in sources}
             check_units(self._view, task.options.interventions, "interventions")
+        for field, neuron in named.items():
+            if isinstance(neuron, FfnNeuron):
+                self._view.ffn_unit(neuron, field)
 
     def _project(self, task: ProjectTask) -> ProjectOutcome:
         found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)
@@ -214,6 +224,7 @@ class Engine:
         for task, place, continuation in zip(tasks, places, continuations, strict=True):
             try:
                 check_finite(finite[place.rows], task)
+                check_scales(task, self._unembedding.scale(finals[place.rows]))
                 answers.append(self._read(task, finals[place.rows], continuation))
             except NeuronAttributionError as error:
                 answers.append(error)
@@ -237,7 +248,14 @@ class Engine:
     ) -> tuple[PredictionState, tuple[InterventionResult, ...]] | None:
         """The predictions of interventions; an attribution's explanations come later, together."""
         if isinstance(task, InterveneTask):
-            return before_and_after(self._projector, self._unembedding, finals, task.target, continuation)
+            return before_and_after(
+                self._projector,
+                self._unembedding,
+                finals,
+                task.target,
+                continuation,
+                freeze_scale=task.freeze_scale,
+            )
         return None
 
     def _own_tokens(self, finals: Tensor, attributions: Sequence[tuple[AttributeTask, Place]]) -> dict[int, int]:

@@ -73,7 +73,11 @@ def rows_without_target(task: AttributeTask, place: Place) -> list[int]:
 
 
 def rows_of(task: AttributeTask, place: Place, own: Mapping[int, int]) -> list[Row]:
-    """One row per explained token; the model's own most probable token, by row, where no target is given."""
+    """One row per explained token; the model's own most probable token, by row, where no target is given.
+
+    What generates may end its text before every scale is used.
+    """
+    scales = task.options.final_norm_scales or (None,) * len(task.explained)
     return [
         Row(
             index,
@@ -84,8 +88,9 @@ def rows_of(task: AttributeTask, place: Place, own: Mapping[int, int]) -> list[R
             task.options,
             task.reproducible,
             token.spaced,
+            scale,
         )
-        for index, token in enumerate(task.explained, place.rows.start)
+        for index, (token, scale) in enumerate(zip(task.explained, scales, strict=False), place.rows.start)
     ]
 
 

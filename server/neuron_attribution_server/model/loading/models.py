@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from neuron_attribution_server.model.loading.memory import memory_cost
 from neuron_attribution_server.model.loading.model_source import ModelSource, model_source
 from neuron_attribution_server.model.loading.placement import check_whole, device_of, loading_arguments, place
 from neuron_attribution_server.model.loading.ranges import VocabularyRanges
+from neuron_attribution_server.model.loading.usual_contexts import usual_activity
 from neuron_attribution_server.model.loading.weights import weights_of
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.model_facts import ModelFacts
@@ -68,21 +69,21 @@ def load_engine(settings: LoadSettings) -> Engine:
     revision = source.revision()
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}.safetensors"
     identity = ModelIdentity(source.name, revision, _name(model.dtype))
-    return _engine(model, identity, serialized, tokenizer.text, ranges)
+    return _engine(model, identity, serialized, tokenizer, ranges)
 
 
 def engine_from(model: PreTrainedModel, tokenizer_json: str | None = None, name: str = "test") -> Engine:
     """The engine around a model in memory. Without a tokenizer, tokens show as their ids."""
     identity = ModelIdentity(name, "in-memory", _name(model.dtype))
-    token_text = ExactTokenizer(tokenizer_json).text if tokenizer_json else str
-    return _engine(model, identity, tokenizer_json or "", token_text, None)
+    tokenizer = ExactTokenizer(tokenizer_json) if tokenizer_json else None
+    return _engine(model, identity, tokenizer_json or "", tokenizer, None)
 
 
 def _engine(
     model: PreTrainedModel,
     identity: ModelIdentity,
-    tokenizer: str,
-    token_text: Callable[[int], str],
+    serialized: str,
+    tokenizer: ExactTokenizer | None,
     ranges: Path | None,
 ) -> Engine:
     check_whole(model)
@@ -92,6 +93,7 @@ def _engine(
     prepare_model(view)
     weights = weights_of(view)
     invariants = measure(view, weights.unembedding)
+    activity = None if tokenizer is None else usual_activity(view, tokenizer.ids)
     facts = ModelFacts(
         identity=identity,
         family=view.spec.family,
@@ -101,10 +103,12 @@ def _engine(
         supported_parts=tuple(Part),
         exactness=EXACT if view.logit_cap is None else CAPPED,
         invariants=invariants,
-        tokenizer=tokenizer,
+        tokenizer=serialized,
         memory=memory_cost(view),
+        activity_contexts=0 if activity is None else activity.contexts,
     )
-    return Engine(view, weights, facts, token_text, VocabularyRanges(weights, ranges))
+    token_text = str if tokenizer is None else tokenizer.text
+    return Engine(view, weights, facts, token_text, VocabularyRanges(weights, ranges), activity)
 
 
 def _model(source: ModelSource, settings: LoadSettings) -> PreTrainedModel:

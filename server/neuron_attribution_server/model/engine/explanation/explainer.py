@@ -9,19 +9,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from neuron_attribution.neurons import FfnNeuron, Head, Neuron
+from neuron_attribution.neurons import Head
 from neuron_attribution.requests import Part, ScoringMethod
 from neuron_attribution.results import (
     Explanation,
     HeadScore,
     LayerScores,
     NeuronRanking,
-    NeuronScore,
 )
 from torch import Tensor
 
@@ -40,10 +39,12 @@ from neuron_attribution_server.model.attribution.value_search import (
     LazyRanges,
     ValueSearch,
     Wanted,
-    subvalues_of,
 )
 from neuron_attribution_server.model.capture.captured import CapturedStates
+from neuron_attribution_server.model.engine.explanation.activity import Activity
 from neuron_attribution_server.model.engine.explanation.heads import HeadDetails, highest_heads
+from neuron_attribution_server.model.engine.explanation.meanings import with_activity, with_projections
+from neuron_attribution_server.model.engine.explanation.named_neurons import NamedNeurons
 from neuron_attribution_server.model.engine.explanation.predictions import (
     most_probable,
     own_log_probabilities,
@@ -58,8 +59,7 @@ from neuron_attribution_server.model.engine.explanation.value_rankings import (
     Source,
     merged,
     ranking,
-    side,
-    sources,
+    strongest_sources,
     wanted_ranking,
     wanted_rankings,
     wanted_sources,
@@ -79,29 +79,20 @@ HEAD_FIELDS = {1: "heads", -1: "heads_decreasing"}
 class Explainer:
     """Explains groups of rows that share whether they contrast, the scoring method and the constant."""
 
-    def __init__(self, view: ModelView, weights: Weights, projector: Projector, ranges: LazyRanges) -> None:
+    def __init__(
+        self, view: ModelView, weights: Weights, projector: Projector, ranges: LazyRanges, activity: Activity | None
+    ) -> None:
         self._view = view
         self._weights = weights
         self._projector = projector
         self._ranges = ranges
+        self._activity = activity
 
     def explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
         """One explanation per row, in order; the searches' time is added to `seconds`."""
         group = _Group(self._view, self._weights, self._projector, self._ranges, captured, rows, seconds)
-        explanations = [Explanation(**group.draft(index)) for index in range(len(rows))]
-        return self._with_projections(explanations, [row.options.projection_top_k for row in rows])
-
-    def _with_projections(self, explanations: Sequence[Explanation], counts: Sequence[int]) -> list[Explanation]:
-        """Explanations whose neurons are projected into so many tokens each: one product for those of one count."""
-        found: dict[int, dict[Neuron, Any]] = {}
-        for count in set(counts) - {0}:
-            pairs = zip(explanations, counts, strict=True)
-            named = [neuron for explanation, k in pairs if k == count for neuron in _named(explanation)]
-            found[count] = self._projector.subvalues(named, count)
-        return [
-            _projected(explanation, found[k]) if k else explanation
-            for explanation, k in zip(explanations, counts, strict=True)
-        ]
+        explanations = with_activity(self._activity, [Explanation(**group.draft(index)) for index in range(len(rows))])
+        return with_projections(self._projector, explanations, [row.options.projection_top_k for row in rows])
 
 
 class _Group:
@@ -122,13 +113,14 @@ class _Group:
         self._options = rows[0].options
         self._states = row_states(captured, rows, view.sizes.heads)
         finals = self._states.inputs[:, -1]
-        self._scale = weights.unembedding.scale(finals)
+        self._scale = self._scales(finals)
         self._targets = torch.tensor([row.target for row in rows], device=finals.device)
         self._predictions = self._predict(finals)
         self._bases = base_states(self._states)
         self._objective = self._objective_at(self._bases)
         self._heads = self._head_scores()
         self._details = self._head_details()
+        self._named = NamedNeurons(view, weights, self._states, self._scale, self._objective)
         self._found, self._source = self._search()
         self._query_neurons = self._query_rankings()
 
@@ -145,7 +137,16 @@ class _Group:
         if Part.HEAD_POSITIONS in parts:
             draft |= {HEAD_FIELDS[sign]: self._row_heads(index, sign) for sign in SIGNS[row.options.direction]}
         draft |= self._rankings(index) | self._query_parts(index)
-        return draft | {"neurons": self._named_neurons(index)}
+        return draft | {"neurons": self._named.scores(index, row.options.neurons)}
+
+    def _scales(self, finals: Tensor) -> Tensor:
+        """The final norm's scale of each row [E]: its own, or the one it is to be read with."""
+        own = self._weights.unembedding.scale(finals)
+        given = [row.scale or 0.0 for row in self._rows]
+        if not any(given):
+            return own
+        scales = torch.tensor(given, device=own.device)
+        return torch.where(scales > 0, scales, own)
 
     def _predict(self, finals: Tensor) -> list[dict[str, Any]]:
         log_probabilities = own_log_probabilities(self._weights.unembedding, finals)
@@ -158,9 +159,12 @@ class _Group:
                 "target": target,
                 "contrast": None if row.contrast is None else contrast,
                 "spaced_target": spaced if spaced.rank < target.rank else None,
+                "final_norm_scale": scale,
                 "predictions": tuple(alternatives),
             }
-            for row, (target, contrast, spaced, *alternatives) in zip(self._rows, found, strict=True)
+            for row, scale, (target, contrast, spaced, *alternatives) in zip(
+                self._rows, self._scale.tolist(), found, strict=True
+            )
         ]
 
     def _objective_at(self, bases: Tensor) -> Objective:
@@ -254,16 +258,21 @@ class _Group:
         }
 
     def _sources(self, index: int, kind: Kind) -> list[Source]:
-        """The value neurons of a row that its query parts start from."""
+        """The value neurons of a row that its query parts start from: none where only others are named."""
         row = self._rows[index]
+        if row.options.query_from:
+            return self._named.sources(index, row.position, row.options.query_from, kind)
         found = self._source[Wanted(index, kind, 1, row.options.exhaustive)]
-        return sources(self._view, found, kind, row.options.query_sources, row.position)
+        return strongest_sources(self._view, found, kind, row.options.query_sources, row.position)
 
     def _query_rankings(self) -> dict[int, list[NeuronRanking]]:
         """The query FFN neurons of the rows that ask for them, by row."""
-        asking = [index for index, row in enumerate(self._rows) if Part.QUERY_FFN_NEURONS in row.options.parts]
-        asked = [Asked(self._rows[index], self._sources(index, Kind.ATTENTION)) for index in asking]
-        return dict(zip(asking, query_ffn_neurons(self._view, self._captured, asked), strict=True))
+        asked = {
+            index: Asked(row, sources)
+            for index, row in enumerate(self._rows)
+            if Part.QUERY_FFN_NEURONS in row.options.parts and (sources := self._sources(index, Kind.ATTENTION))
+        }
+        return dict(zip(asked, query_ffn_neurons(self._view, self._captured, list(asked.values())), strict=True))
 
     def _query_parts(self, index: int) -> dict[str, Any]:
         row = self._rows[index]
@@ -271,61 +280,11 @@ class _Group:
         found: dict[str, Any] = {}
         if Part.QUERY_LAYERS in options.parts:
             layers = QueryLayersOfRow(self._view, self._captured, row)
-            found["ffn_query_layers"] = layers.ffn(self._sources(index, Kind.FFN), options.subkey)
-            found["attention_query_layers"] = layers.attention(self._sources(index, Kind.ATTENTION))
-        if Part.QUERY_FFN_NEURONS in options.parts:
+            if sources := self._sources(index, Kind.FFN):
+                found["ffn_query_layers"] = layers.ffn(sources, options.subkey)
+            if sources := self._sources(index, Kind.ATTENTION):
+                found["attention_query_layers"] = layers.attention(sources)
+        if index in self._query_neurons:
             rankings = self._query_neurons[index]
             found |= {QUERY_FIELDS[sign]: each for sign, each in zip(SIGNS[options.direction], rankings, strict=True)}
         return found
-
-    def _named_neurons(self, index: int) -> tuple[NeuronScore, ...]:
-        """The neurons the request names, scored by the objective's increase; attention neurons over all positions."""
-        neurons = self._rows[index].options.neurons
-        if not neurons:
-            return ()
-        layers = self._view.sizes.layers
-        vectors, factors, bases = [], [], []
-        for neuron in neurons:
-            kind = Kind.FFN if isinstance(neuron, FfnNeuron) else Kind.ATTENTION
-            unit = self._unit(neuron)
-            place = torch.tensor([unit], device=self._scale.device)
-            vectors.append(subvalues_of(self._weights, kind)[neuron.layer].rows(place)[0])
-            bases.append(neuron.layer + (layers + 1 if kind is Kind.FFN else 0))
-            activations = self._states.coefficients if kind is Kind.FFN else self._states.head_outputs.flatten(2)
-            factors.append(activations[index, neuron.layer, unit])
-        coefficients = torch.stack(factors)
-        folded = self._weights.unembedding.fold(torch.stack(vectors)) * (coefficients / self._scale[index])[:, None]
-        offsets = torch.tensor(bases, device=folded.device) + index * self._objective.values.shape[1]
-        scores = self._objective.increases(folded, offsets)
-        triples = zip(neurons, scores.tolist(), coefficients.tolist(), strict=True)
-        return tuple(
-            NeuronScore(neuron, score, None, coefficient, None, side(coefficient))
-            for neuron, score, coefficient in triples
-        )
-
-    def _unit(self, neuron: Neuron) -> int:
-        if isinstance(neuron, FfnNeuron):
-            return self._view.ffn_unit(neuron)
-        return neuron.head * self._view.sizes.head_size + neuron.index
-
-
-def _rankings_of(explanation: Explanation) -> Iterator[tuple[str, NeuronRanking]]:
-    for field in (*RANKING_FIELDS.values(), *QUERY_FIELDS.values()):
-        found = getattr(explanation, field)
-        if found is not None:
-            yield field, found
-
-
-def _named(explanation: Explanation) -> list[Neuron]:
-    ranked = [score.neuron for _, found in _rankings_of(explanation) for score in found.neurons]
-    return ranked + [score.neuron for score in explanation.neurons]
-
-
-def _projected(explanation: Explanation, projections: dict[Neuron, Any]) -> Explanation:
-    def all_projected(scores: tuple[NeuronScore, ...]) -> tuple[NeuronScore, ...]:
-        return tuple(replace(score, projection=projections[score.neuron]) for score in scores)
-
-    changed: dict[str, Any] = {
-        field: replace(found, neurons=all_projected(found.neurons)) for field, found in _rankings_of(explanation)
-    }
-    return replace(explanation, **changed, neurons=all_projected(explanation.neurons))

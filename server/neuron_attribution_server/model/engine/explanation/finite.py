@@ -11,6 +11,8 @@ from neuron_attribution_server.model.attribution.unembedding import Unembedding
 from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask
 
 OVERFLOW = "OVERFLOW"
+FARTHEST = 1000
+"""How many times larger or smaller than its own a pass's scale of the final norm may be given."""
 
 
 def are_finite(unembedding: Unembedding, finals: Tensor) -> list[bool]:
@@ -20,6 +22,24 @@ def are_finite(unembedding: Unembedding, finals: Tensor) -> list[bool]:
     """
     finite: list[bool] = unembedding.scale(finals).isfinite().tolist()
     return finite
+
+
+def check_scales(task: AttributeTask | InterveneTask, own: Tensor) -> None:
+    """Refuse scales of the final norm that are far from a task's own [E]: no score would be of use.
+
+    Raises InvalidArgumentError.
+    """
+    scales = task.options.final_norm_scales if isinstance(task, AttributeTask) else ()
+    if not scales:
+        return
+    for number, (scale, mine) in enumerate(zip(scales, own.tolist(), strict=False)):
+        if not mine / FARTHEST <= scale <= mine * FARTHEST:
+            raise InvalidArgumentError.of(
+                f"final_norm_scales[{number}]",
+                f"{scale:g} is not within a factor of {FARTHEST} of the pass's own scale, {mine:g}; give the "
+                "final_norm_scale of an explanation of the same prompt",
+                reason="OUT_OF_RANGE",
+            )
 
 
 def check_finite(finite: Sequence[bool], task: AttributeTask | InterveneTask) -> None:

@@ -23,8 +23,12 @@ def before_and_after(
     finals: Tensor,
     target: int | None,
     continuations: Sequence[Sequence[int]],
+    *,
+    freeze_scale: bool = False,
 ) -> tuple[PredictionState, tuple[InterventionResult, ...]]:
     """The prediction at the final residuals [1 + sets, d], the first of which is that of the plain sequence.
+
+    With `freeze_scale` every set's is read with the final norm's scale of the plain sequence.
 
     One row after another: products of several rows round otherwise, and no set's answer depends on how many there are.
     """
@@ -32,10 +36,11 @@ def before_and_after(
     watched = int(plain.argmax()) if target is None else target
     texts = [tuple(map(projector.token, tokens)) for tokens in continuations]
     before = _state(projector, plain, watched, texts[0])
+    scale = unembedding.scale(finals[:1]) if freeze_scale else None
     results = []
     for number, text in enumerate(texts[1:], 1):
         final = finals[number : number + 1]
-        changed = own_log_probabilities(unembedding, final)
+        changed = own_log_probabilities(unembedding, final, scale)
         results.append(InterventionResult(_state(projector, changed, watched, text), _divergence(plain, changed)))
     return before, tuple(results)
 

@@ -11,9 +11,12 @@ from neuron_attribution_server.model.engine.explanation.projector import Project
 ALTERNATIVES = 10
 
 
-def own_log_probabilities(unembedding: Unembedding, finals: Tensor) -> Tensor:
-    """The model's next-token log probabilities [E, V] at final residuals [E, d], every bias included."""
-    return normalised(unembedding.own_logits(finals))
+def own_log_probabilities(unembedding: Unembedding, finals: Tensor, scale: Tensor | None = None) -> Tensor:
+    """The model's next-token log probabilities [E, V] at final residuals [E, d], every bias included.
+
+    With a `scale` [E] of the final norm they are read over that, not over their own.
+    """
+    return normalised(unembedding.own_logits(finals, scale))
 
 
 def predictions(projector: Projector, log_probabilities: Tensor, tokens: Tensor) -> list[list[TokenPrediction]]:

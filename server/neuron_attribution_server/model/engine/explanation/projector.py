@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
 from neuron_attribution.requests import Side, Subkey
-from neuron_attribution.results import ProjectedToken, Projection, Token
+from neuron_attribution.results import ProjectedRank, ProjectedToken, Projection, Token
 from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.projection import extremes, through_head
+from neuron_attribution_server.model.attribution.projection import VECTORS_AT_ONCE, extremes, standings, through_head
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 from neuron_attribution_server.model.engine.explanation.keys import attention_keys, ffn_keys
 from neuron_attribution_server.model.engine.explanation.remembered import RememberedProjections
@@ -52,6 +53,16 @@ class Projector:
             self._remembered.put(neuron, k, projection)
         return {neuron: projection or found[neuron] for neuron, projection in recalled.items()}
 
+    def standings(self, asked: Sequence[tuple[Neuron, tuple[int, ...]]]) -> list[tuple[ProjectedRank, ...]]:
+        """Where as many tokens for each neuron stand in the projection of its subvalue."""
+        found: list[tuple[ProjectedRank, ...]] = []
+        for start in checked(range(0, len(asked), VECTORS_AT_ONCE)):
+            neurons, tokens = zip(*asked[start : start + VECTORS_AT_ONCE], strict=True)
+            columns = standings(self._unembedding, self._subvalues(neurons), tokens)
+            for values, ranks in zip(*(column.tolist() for column in columns), strict=True):
+                found.append(tuple(map(ProjectedRank, values, ranks)))
+        return found
+
     def neurons(
         self, neurons: Sequence[Neuron], side: Side, subkey: Subkey, through: Head | None, k: int
     ) -> list[Projection]:
@@ -67,13 +78,28 @@ class Projector:
         return tuple(ProjectedToken(self.token(token_id), score) for token_id, score in zip(ids, scores, strict=True))
 
     def _subvalues(self, neurons: Sequence[Neuron]) -> Tensor:
-        return _stack([self._subvalue(neuron) for neuron in neurons])
+        """[C, d]; those of a layer's attention or FFN are gathered together."""
+        places: dict[tuple[int, bool], list[int]] = defaultdict(list)
+        for place, neuron in enumerate(neurons):
+            places[neuron.layer, isinstance(neuron, FfnNeuron)].append(place)
+        if not places:
+            return torch.empty(0)
+        found = [
+            self._rows(layer, is_ffn, [neurons[place] for place in mine]) for (layer, is_ffn), mine in places.items()
+        ]
+        order = self._ids([place for mine in places.values() for place in mine]).argsort()
+        return torch.cat(found)[order].float()
 
-    def _subvalue(self, neuron: Neuron) -> Tensor:
-        layer = self._view.layers[neuron.layer]
+    def _rows(self, number: int, is_ffn: bool, neurons: Sequence[Neuron]) -> Tensor:
+        layer = self._view.layers[number]
+        return (layer.ffn_subvalues if is_ffn else layer.attention_subvalues).rows(
+            self._ids(list(map(self._unit, neurons)))
+        )
+
+    def _unit(self, neuron: Neuron) -> int:
         if isinstance(neuron, FfnNeuron):
-            return layer.ffn_subvalues.rows(self._ids([self._view.ffn_unit(neuron)]))[0]
-        return layer.attention_subvalues.rows(self._ids([self._first(neuron.head) + neuron.index]))[0]
+            return self._view.ffn_unit(neuron)
+        return self._first(neuron.head) + neuron.index
 
     def _first(self, head: int) -> int:
         return head * self._view.sizes.head_size
@@ -100,7 +126,3 @@ class Projector:
         first = self._first(through.head)
         output_rows = layer.attention_subvalues.rows(self._ids(range(first, first + self._view.sizes.head_size)))
         return through_head(norm.without_bias(subvalues), layer.value_rows(through.head), output_rows)
-
-
-def _stack(vectors: list[Tensor]) -> Tensor:
-    return torch.stack(vectors).float() if vectors else torch.empty(0)

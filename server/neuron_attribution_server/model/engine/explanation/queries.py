@@ -22,6 +22,7 @@ from torch import Tensor
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.query_scores import (
     ComponentScores,
+    QueryFfnScores,
     Readings,
     component_scores,
     query_ffn_scores,
@@ -32,7 +33,7 @@ from neuron_attribution_server.model.attribution.value_neurons import BOUNDS_AT_
 from neuron_attribution_server.model.capture.captured import CapturedStates
 from neuron_attribution_server.model.engine.explanation.keys import attention_keys, ffn_keys
 from neuron_attribution_server.model.engine.explanation.rows import Row, components
-from neuron_attribution_server.model.engine.explanation.value_rankings import SIGNS, Source
+from neuron_attribution_server.model.engine.explanation.value_rankings import SIGNS, Source, side
 
 SHARES_AT_ONCE = BOUNDS_AT_ONCE
 """What sources give to the neurons of a layer, held at once: rows are taken together up to so many. The bounds, for
@@ -91,10 +92,10 @@ def query_ffn_neurons(
     """For each row the FFN neurons that activate its sources most, or least, as its direction says: ends in turn."""
     widest = max(len(layer.ffn_subvalues) for layer in view.layers)
     for together in _batches(asked, SHARES_AT_ONCE // widest):
-        scores = _ffn_scores(view, captured, together)
-        for each, mine in zip(together, scores, strict=True):
+        found = _ffn_scores(view, captured, together)
+        for each, scores, written in zip(together, found.scores, found.written, strict=True):
             options = each.row.options
-            yield [_ranking(view, mine, options.top_k, sign) for sign in SIGNS[options.direction]]
+            yield [_ranking(view, scores, written, options.top_k, sign) for sign in SIGNS[options.direction]]
 
 
 def _batches(asked: Sequence[Asked], sources: int) -> Iterator[list[Asked]]:
@@ -109,8 +110,8 @@ def _batches(asked: Sequence[Asked], sources: int) -> Iterator[list[Asked]]:
         yield batch
 
 
-def _ffn_scores(view: ModelView, captured: CapturedStates, asked: Sequence[Asked]) -> Tensor:
-    """Query scores of every FFN neuron for every row, [R, L, N]."""
+def _ffn_scores(view: ModelView, captured: CapturedStates, asked: Sequence[Asked]) -> QueryFfnScores:
+    """Query scores of every FFN neuron for every row."""
     sources = [(index, each.row.sequence, source) for index, each in enumerate(asked) for source in each.sources]
     neurons = [cast(AttentionNeuron, source.neuron) for _, _, source in sources]
     keys = attention_keys(view, neurons)
@@ -161,13 +162,15 @@ def _query_layer(component: int, score: float) -> QueryLayer:
     return QueryLayer(ComponentKind.FFN if is_ffn else ComponentKind.ATTENTION, layer, score)
 
 
-def _ranking(view: ModelView, scores: Tensor, k: int, sign: int) -> NeuronRanking:
+def _ranking(view: ModelView, scores: Tensor, written: Tensor, k: int, sign: int) -> NeuronRanking:
     """Every FFN neuron ranked by its score in [L, N]; layers of fewer neurons leave gaps at the end of their rows."""
     widths = torch.tensor([len(layer.ffn_subvalues) for layer in view.layers], device=scores.device)
     gaps = torch.arange(scores.shape[1], device=scores.device) >= widths[:, None]
     total = int(widths.sum())
     ranked = all_scored((sign * scores).masked_fill(gaps, -torch.inf).flatten(), min(k, total))
-    pairs = zip(ranked.ids.tolist(), (sign * ranked.scores).tolist(), strict=True)
-    named = [(view.ffn_neuron(*divmod(number, scores.shape[1])), score) for number, score in pairs]
-    neurons = tuple(NeuronScore(neuron, score) for neuron, score in named)
+    columns = (ranked.ids, sign * ranked.scores, written.flatten()[ranked.ids])
+    neurons = tuple(
+        NeuronScore(view.ffn_neuron(*divmod(number, scores.shape[1])), score, promoted_side=side(end))
+        for number, score, end in zip(*(column.tolist() for column in columns), strict=True)
+    )
     return NeuronRanking(neurons, Coverage(total, total, total, exact=True))

@@ -28,6 +28,8 @@ class Row:
     """Whether it is scored by itself."""
     spaced: int | None = None
     """The token of the target's text behind a space, where the target was named without one."""
+    scale: float | None = None
+    """The scale of the final norm to read it with, where that is not its own."""
 
 
 def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> RowStates:

@@ -56,7 +56,9 @@ def wanted_sources(rows: Sequence[Row]) -> dict[Wanted, int]:
 
 
 def source_kinds(options: AttributeOptions) -> tuple[Kind, ...]:
-    """Which value neurons the query parts start from."""
+    """Which value neurons are searched for, because the query parts start from the strongest."""
+    if options.query_from:
+        return ()
     if Part.QUERY_LAYERS in options.parts:
         return (Kind.FFN, Kind.ATTENTION)
     return (Kind.ATTENTION,) if Part.QUERY_FFN_NEURONS in options.parts else ()
@@ -80,7 +82,7 @@ def ranking(view: ModelView, found: Found, wanted: Wanted, k: int) -> NeuronRank
     return NeuronRanking(neurons, Coverage(found.neurons.total, found.neurons.total, found.ranked.scored, found.exact))
 
 
-def sources(view: ModelView, found: Found, kind: Kind, k: int, explained: int) -> list[Source]:
+def strongest_sources(view: ModelView, found: Found, kind: Kind, k: int, explained: int) -> list[Source]:
     """The first k found neurons as query sources; FFN neurons read at the explained position."""
     named = zip(_names(view, found, kind, k), found.ranked.scores[:k].tolist(), strict=True)
     return [
