@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from examples import few
 from neuron_attribution import AsyncClient, Client, InvalidArgumentError
 from neuron_attribution.comparing import predictions
 from neuron_attribution.comparing.head_effects import reruns_at_once
@@ -54,7 +55,7 @@ def tiny_model(name: str = "llama", **seed: int) -> Compared:
     return compare(TINY_MODELS[name](**seed), name, word_tokenizer())
 
 
-@pytest.fixture(params=list(TINY_MODELS), scope="module")
+@pytest.fixture(params=few(TINY_MODELS), scope="module")
 def model(request: pytest.FixtureRequest) -> Compared:
     return tiny_model(request.param)
 

@@ -243,6 +243,7 @@ def test_a_ranking_that_was_not_asked_for_is_told_how_to_ask():
         only.ranking("query_ffn_neurons_decreasing")
 
 
+@pytest.mark.process
 def test_a_type_checker_knows_what_comes_back(tmp_path):
     """Of a script, and of the README's."""
     path, readme = HERE / "typed_script.py", tmp_path / "readme.py"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from examples import few
 from reference.oracle import Explained, Oracle
 from reference.tiny_models import TINY_MODELS
 from reference.unembedding import FrozenUnembedding
@@ -28,7 +29,7 @@ ATTENTION_MODULES = {
 }
 
 
-@pytest.fixture(params=list(TINY_MODELS), scope="module")
+@pytest.fixture(params=few(TINY_MODELS), scope="module")
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     """A tiny model in float64, with attention weights to look at."""
     model = copy.deepcopy(TINY_MODELS[request.param]()).double()

@@ -54,14 +54,15 @@ def _explanation(explanation: Explanation, tokens: Sequence[Token]) -> str:
 
 
 def _ranking(title: str, ranking: NeuronRanking, tokens: Sequence[Token]) -> str:
+    end = "suppressed" if title.endswith("decreasing") else "promoted"
     rows = (
         (
             neuron.neuron,
             None if neuron.position is None else f"{neuron.position} {tokens[neuron.position].text!r}",
             neuron.score,
             neuron.coefficient,
-            " ".join(repr(item.token.text) for item in neuron.promoted),
+            " ".join(repr(item.token.text) for item in getattr(neuron, end)),
         )
         for neuron in ranking.neurons
     )
-    return table(title, ("neuron", "source position", "score", "coefficient", "promotes"), rows)
+    return table(title, ("neuron", "source position", "score", "coefficient", f"{end} tokens"), rows)

@@ -257,6 +257,7 @@ async def reported(listener):
     return listener.report
 
 
+@pytest.mark.process
 def test_a_process_runs_what_comes_inside_a_batch_and_stops_it_when_told_to():
     async def scenario(worker):
         long, inside = Hearing(), Hearing()
@@ -277,6 +278,7 @@ def test_a_process_runs_what_comes_inside_a_batch_and_stops_it_when_told_to():
     in_a_process(scenario)
 
 
+@pytest.mark.process
 def test_the_time_of_what_goes_first_counts_for_itself_alone():
     async def scenario(worker):
         long, inside = Hearing(), Hearing()
@@ -292,6 +294,7 @@ def test_the_time_of_what_goes_first_counts_for_itself_alone():
     in_a_process(scenario)
 
 
+@pytest.mark.process
 def test_a_death_inside_a_long_task_is_not_the_long_ones_and_it_makes_way_again_when_it_runs_again():
     async def scenario():
         config = ServerConfig(model="fake", restarts=5)
@@ -318,6 +321,7 @@ def test_a_death_inside_a_long_task_is_not_the_long_ones_and_it_makes_way_again_
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
+@pytest.mark.process
 def test_who_was_at_work_when_the_process_died_is_known():
     async def scenario(worker):
         running = asyncio.create_task(worker.run([task(ENDLESS)]))
@@ -341,6 +345,7 @@ def test_who_was_at_work_when_the_process_died_is_known():
     in_a_process(without)
 
 
+@pytest.mark.process
 def test_a_batch_that_hangs_between_checkpoints_is_killed_with_what_waits_inside():
     async def scenario(worker):
         running = asyncio.create_task(worker.run([task(ENDLESS)]))

@@ -4,7 +4,7 @@ import gc
 import tracemalloc
 
 import pytest
-from neuron_attribution.neurons import FfnNeuron, Head
+from neuron_attribution.neurons import FfnNeuron, Head, QuerySource
 from neuron_attribution.requests import (
     AttributeOptions,
     Direction,
@@ -124,6 +124,8 @@ OTHERS = {
     "head_top_k": 1,
     "attention_neurons_over_positions": True,
     "interventions": (Intervention(heads=(Head(0, 0),)),),
+    "query_from": (QuerySource(FfnNeuron(0, 0)),),
+    "final_norm_scales": (1.5,),
 }
 
 

@@ -26,6 +26,8 @@ from service.greedy import (
 from service.raw_http2 import DATA, RawPeer
 from service.servers import PATIENCE, attribution, eventually, failure, running_server
 
+pytestmark = pytest.mark.process
+
 KEY_BYTES = 4_000_000
 
 

@@ -25,6 +25,8 @@ from service.greedy import (
 from service.raw_http2 import RawPeer
 from service.servers import PATIENCE, attribution, eventually, failure
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def served():

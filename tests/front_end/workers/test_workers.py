@@ -33,6 +33,7 @@ from service.fakes import (
     make_unsendable_engine,
 )
 
+pytestmark = pytest.mark.process
 WORKERS = {"thread": lambda: ThreadWorker(FakeEngine()), "process": lambda: ProcessWorker(make_engine)}
 
 

@@ -12,6 +12,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from examples import few
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Scale, ScoringMethod, Side, Subkey
 from neuron_attribution_server.model.architectures.families import FAMILIES
@@ -38,7 +39,7 @@ SOURCES = 8
 OPTIONS = AttributeOptions(direction=Direction.BOTH, query_sources=SOURCES)
 CAPPED = ("gemma2", "vaultgemma", "nanochat")
 
-families = pytest.mark.parametrize("name", list(TINY_FAMILIES))
+families = pytest.mark.parametrize("name", few(TINY_FAMILIES, 8))
 
 
 @functools.cache

@@ -1,11 +1,4 @@
-"""Pictures of results, in the paper's colours: attention salmon, FFN sea green. Needs the extra `plot`.
-
-Every function draws on the axes it is given, or on those of a new figure, and returns them:
-
-    from neuron_attribution import plots
-
-    plots.layers(explanation).figure.savefig("layers.pdf")
-"""
+"""The figures: each draws on the axes it is given, or on those of a new figure, and returns them."""
 
 from __future__ import annotations
 
