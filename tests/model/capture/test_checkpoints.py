@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from examples import few
 from neuron_attribution.neurons import AttentionNeuron, Head
 from neuron_attribution.requests import (
     AttributeOptions,
@@ -66,7 +67,7 @@ class Inside:
         self._busy = False
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "mixtral"])
+@pytest.fixture(scope="module", params=few(["llama", "gpt2", "mixtral"]))
 def model(request: pytest.FixtureRequest) -> Compared:
     return (
         compare_dissected(tiny_family("mixtral"), "mixtral")
