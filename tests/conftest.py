@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from checkout import ROOT
 from neuron_attribution_server.model.loading import math_libraries
 
 math_libraries.configure()
@@ -12,3 +13,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 pytest.register_assert_rewrite("reference", "service")
 pytest_plugins = ["service.fixtures"]
+
+LONGEST = (
+    *("model/test_demo_model.py", "front_end/workers/test_supervision.py", "model/loading/test_real_weights.py"),
+    *("deploy/test_image.py", "browser/test_web.py", "browser/test_report.py", "whole/test_demo_server.py"),
+    *("alerts/test_live_alerts.py", "whole/test_comparing.py", "analysis/test_ray.py"),
+)
+"""Files that take a minute or so: first, or one process would be left with them when all else is done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    order = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))

@@ -19,7 +19,7 @@ python client/examples/notebooks.py
 # | 5 | every layer's log probability increase | `explanation.layers`, `plots.layers` |
 # | 6 | every head's | `explanation.head_scores`, `.heads`, `plots.heads` |
 # | 7 | one head, position by position | `heads[0]` with `position_projection_top_k=20`, `plots.head_positions` |
-# | 8 | attention patterns of all heads | `heads[…].attention_weights` with `head_top_k` = all heads |
+# | 8 | attention patterns of all heads | `attention_patterns`, with `parts=["attention-patterns"]` |
 # | 9 | FFN value neurons | `explanation.ffn_value_neurons` |
 # | 10 | their layers | `top_k=300`, `plots.neuron_layers` |
 # | 11 | attention value neurons | `explanation.attention_value_neurons` |
@@ -114,15 +114,12 @@ show(plots.head_positions(head, result.tokens), "head-positions")
 # heads come ordered by score, not by number.
 
 # %% Cell 8: attention patterns of all heads
-every_head = model.sizes.layers * model.sizes.heads
 ids = [token.id for token in result.tokens]
-above = client.attribute(ids[:1], completion=ids[1:], parts=["head-positions"], head_top_k=every_head).explanations
-last = client.attribute(ids, parts=["head-positions"], head_top_k=every_head).explanations
+above = client.attribute(ids[:1], completion=ids[1:], parts=["attention-patterns"]).explanations
+last = client.attribute(ids, parts=["attention-patterns"]).explanations
 patterns = np.zeros((model.sizes.layers, model.sizes.heads, len(ids), len(ids)))
 for row in (*above, *last):
-    for each in row.heads:
-        weights = each.attention_weights
-        patterns[each.head.layer, each.head.head, row.position, : len(weights)] = weights
+    patterns[:, :, row.position, : row.position + 1] = row.attention_patterns
 print(patterns.shape, f"every row adds up to {patterns.sum(-1).min():.4f} at least")
 print(patterns[head.head.layer, head.head.head].round(3))
 

@@ -18,6 +18,8 @@ class Part(Enum):
     ATTENTION_VALUE_NEURONS = "attention-value-neurons"
     QUERY_LAYERS = "query-layers"
     QUERY_FFN_NEURONS = "query-ffn-neurons"
+    ATTENTION_PATTERNS = "attention-patterns"
+    """Large, and so not among all parts: given where it is named."""
 
 
 class Direction(Enum):
@@ -128,7 +130,7 @@ class Intervention:
 InterventionSet = tuple[Intervention, ...]
 """Interventions that are made together, in their order."""
 
-ALL_PARTS: frozenset[Part] = frozenset(Part)
+ALL_PARTS: frozenset[Part] = frozenset(Part) - {Part.ATTENTION_PATTERNS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,6 +212,8 @@ class Explanation(Displayed):
     """The target's text behind a space, where the target was named without one and this is more probable."""
     final_norm_scale: float = 0.0
     """The scale of the final norm that the scores were read with; 0 from an older server."""
+    attention_patterns: Scores | None = None
+    """Attention weights [L, H, T] of every head, where they were asked for."""
 
     def ranking(self, name: RankingName) -> NeuronRanking:
         """One of the rankings of neurons. Raises LookupError, with what to ask for, where it was not asked for."""
@@ -421,3 +423,5 @@ class ModelInfo(Displayed):
     version: str
     activity_contexts: int = 0
     """In how many contexts the activity of FFN neurons was looked at; 0 where it was not."""
+    ranges_ready: float = 0.0
+    """The part that is ready of what bounds decreases; until it is whole, requests for them wait for the rest."""

@@ -114,10 +114,14 @@ class Application:
         self._health.live()
         await self.ports.start()
 
+    def _ranges_ready(self) -> float:
+        return min((state.prepared for state in self._worker.devices()), default=0.0)
+
     async def load(self) -> None:
         """Load the model and serve. Raises ModelLoadError."""
         facts = await self._worker.start()
-        model = await asyncio.to_thread(ServedModel, facts, self._config.limits(facts.maximum_tokens))
+        limits = self._config.limits(facts.maximum_tokens)
+        model = await asyncio.to_thread(ServedModel, facts, limits, self._ranges_ready)
         observer = BatchObserver(self._metrics, self._tracing)
         scheduler = Scheduler(self._worker, self._config, facts.memory, model.predictor, observer)
         cache = ResultCache(self._config.cache_bytes)

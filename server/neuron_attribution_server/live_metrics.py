@@ -45,6 +45,10 @@ _MODEL = ("model", "The served model; always 1.")
 _UP = ("worker_up", "1 while the worker of a device is loaded and alive, 0 until it is back.")
 _RESTARTS = ("worker_restarts_total", "Restarts of the worker of a device.")
 _RESIDENT = ("worker_resident_memory_bytes", "Resident memory of the worker process of a device.")
+_PREPARED = (
+    "ranges_ready_ratio",
+    "The part that is ready of the vocabulary ranges of a device's worker, which bound decreases.",
+)
 _GPU = ("gpu_memory_bytes", "GPU memory after the last batch: in tensors, held by PyTorch, and in all.")
 
 
@@ -130,10 +134,11 @@ class LiveMetrics(Collector):
             yield family
 
     def _workers(self) -> Iterator[Metric]:
-        up, restarts, resident, gpu = _worker_families()
+        up, restarts, resident, prepared, gpu = _worker_families()
         for device, states in _by_device(self._worker.devices()).items():
             up.add_metric([device], all(state.is_live for state in states))
             restarts.add_metric([device], sum(state.restarts for state in states))
+            prepared.add_metric([device], min(state.prepared for state in states))
             live = [state for state in states if state.is_live]
             if live and live[0].pid is not None:
                 resident.add_metric([device], sum(_resident_bytes(state.pid) for state in live))
@@ -142,7 +147,7 @@ class LiveMetrics(Collector):
                 gpu.add_metric([device, "allocated"], held.allocated)
                 gpu.add_metric([device, "reserved"], held.reserved)
                 gpu.add_metric([device, "total"], held.total)
-        yield from (family for family in (up, restarts, resident, gpu) if family.samples)
+        yield from (family for family in (up, restarts, resident, prepared, gpu) if family.samples)
 
 
 def _by_device(states: Iterable[DeviceState]) -> dict[str, list[DeviceState]]:
@@ -157,11 +162,14 @@ def _failing_family() -> GaugeMetricFamily:
     return GaugeMetricFamily(PREFIX + _FAILING[0], _FAILING[1], labels=["files"])
 
 
-def _worker_families() -> tuple[GaugeMetricFamily, CounterMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+def _worker_families() -> tuple[
+    GaugeMetricFamily, CounterMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily
+]:
     return (
         GaugeMetricFamily(PREFIX + _UP[0], _UP[1], labels=["worker"]),
         CounterMetricFamily(PREFIX + _RESTARTS[0], _RESTARTS[1], labels=["worker"]),
         GaugeMetricFamily(PREFIX + _RESIDENT[0], _RESIDENT[1], labels=["worker"]),
+        GaugeMetricFamily(PREFIX + _PREPARED[0], _PREPARED[1], labels=["worker"]),
         GaugeMetricFamily(PREFIX + _GPU[0], _GPU[1], labels=["worker", "state"]),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from neuron_attribution.requests import AttributeOptions, Part
 from neuron_attribution.results import Explanation, HeadScore, PromotedSide, QueryLayers, TokenPrediction
 
@@ -42,6 +43,12 @@ def assert_explanation(
         assert_close(got.head_scores, want.head_scores(), "head scores", tolerance)
     if Part.HEAD_POSITIONS in options.parts:
         _assert_heads(got, want, options, tolerance)
+    if Part.ATTENTION_PATTERNS in options.parts:
+        layers, heads = len(want.layers), range(want.weights.heads)
+        patterns = [torch.stack([want.attention_weights(layer, head) for head in heads]) for layer in range(layers)]
+        assert_close(got.attention_patterns, torch.stack(patterns), "patterns", tolerance)
+    else:
+        assert got.attention_patterns is None
     assert_value_neurons(got, want, options, tolerance)
     _assert_queries(got, want, options, tolerance, allow_cancellation)
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from neuron_attribution.errors import FailedPreconditionError
-from neuron_attribution.requests import Part
+from neuron_attribution.requests import ALL_PARTS, Part
 from neuron_attribution.results import (
     Exactness,
     Explanation,
@@ -34,7 +34,7 @@ BATCH_SECONDS = 0.1
 DYING_SECONDS = 1.5
 PROMPT = "The capital of France is"
 SIZES = ModelSizes(layers=2, heads=4, key_value_heads=2, head_size=8, ffn_width=64, hidden_size=32, vocabulary=512)
-ALL_BUT_QUERY_NEURONS = tuple(part for part in Part if part is not Part.QUERY_FFN_NEURONS)
+ALL_BUT_QUERY_NEURONS = tuple(part for part in Part if part in ALL_PARTS - {Part.QUERY_FFN_NEURONS})
 
 
 def byte_level_tokenizer() -> str:

@@ -80,6 +80,45 @@ def make_engine_with_checkpoints():
     return EngineWithCheckpoints()
 
 
+class Parts:
+    """Ten parts of two tenths of a second each, looking up all the while; `broken` ones fail."""
+
+    parts = 10
+
+    def __init__(self, broken=False):
+        self.broken = broken
+        self.done = 0
+
+    def advance(self):
+        if self.broken:
+            raise RuntimeError("this cannot be prepared")
+        if self.done == self.parts:
+            return False
+        worked = 0.0
+        while worked < 0.2:
+            checkpoint()
+            time.sleep(0.005)
+            worked += 0.005
+        self.done += 1
+        return True
+
+
+class PreparingEngine(EngineWithCheckpoints):
+    """Has something to prepare for requests to come."""
+
+    def __init__(self, broken=False):
+        super().__init__()
+        self.preparation = Parts(broken)
+
+
+def make_preparing_engine():
+    return PreparingEngine()
+
+
+def make_engine_that_cannot_prepare():
+    return PreparingEngine(broken=True)
+
+
 def never_make_an_engine():
     threading.Event().wait()
 

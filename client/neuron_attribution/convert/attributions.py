@@ -11,6 +11,8 @@ from neuron_attribution.convert.layers import (
     layer_scores_to_proto,
     matrix_from_proto,
     matrix_to_proto,
+    tensor_from_proto,
+    tensor_to_proto,
     write_head_score,
 )
 from neuron_attribution.convert.rankings import (
@@ -161,6 +163,8 @@ def _write_explanation(explanation: Explanation, message: messages.Explanation, 
     for neuron in explanation.neurons:
         write_neuron_score(neuron, message.neurons.add())
     message.final_norm_scale = explanation.final_norm_scale
+    if explanation.attention_patterns is not None:
+        message.attention_patterns.CopyFrom(tensor_to_proto(explanation.attention_patterns))
 
 
 def explanation_from_proto(message: messages.Explanation) -> Explanation:
@@ -185,6 +189,7 @@ def explanation_from_proto(message: messages.Explanation) -> Explanation:
         query_ffn_neurons_decreasing=present(message, "query_ffn_neurons_decreasing", ranking_from_proto),
         neurons=tuple(neuron_score_from_proto(neuron) for neuron in message.neurons),
         final_norm_scale=message.final_norm_scale,
+        attention_patterns=present(message, "attention_patterns", tensor_from_proto),
     )
 
 

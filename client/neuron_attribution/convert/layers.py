@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from neuron_attribution.convert.neurons import head_from_proto
 from neuron_attribution.convert.projections import projection_from_proto, projection_to_proto
 from neuron_attribution.convert.values import numbers, scores
+from neuron_attribution.errors import InternalError
 from neuron_attribution.results import HeadPosition, HeadScore, LayerScores, Scores
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+
+_FLOAT32 = "float32"
 
 
 def layer_scores_to_proto(layers: LayerScores) -> messages.LayerScores:
@@ -39,6 +44,18 @@ def matrix_to_proto(matrix: Scores) -> messages.Matrix:
 def matrix_from_proto(message: messages.Matrix) -> Scores:
     """Read a matrix."""
     return scores(message.values).reshape(tuple(message.shape))
+
+
+def tensor_to_proto(tensor: Scores) -> messages.Tensor:
+    """Write many numbers."""
+    return messages.Tensor(dtype=_FLOAT32, shape=tensor.shape, data=np.ascontiguousarray(tensor, "<f4").tobytes())
+
+
+def tensor_from_proto(message: messages.Tensor) -> Scores:
+    """Read many numbers."""
+    if message.dtype != _FLOAT32:
+        raise InternalError(f"the server answered with numbers of type {message.dtype!r}; upgrade neuron-attribution")
+    return np.frombuffer(message.data, "<f4").reshape(tuple(message.shape)).astype(np.float32)
 
 
 def write_head_score(head: HeadScore, message: messages.HeadScore) -> None:

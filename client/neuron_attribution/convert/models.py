@@ -35,6 +35,7 @@ def model_info_to_proto(info: ModelInfo) -> messages.GetModelResponse:
         tokenizer=_tokenizer_to_proto(info.tokenizer),
         version=info.version,
         activity=messages.Activity(contexts=info.activity_contexts),
+        ranges_ready=info.ranges_ready,
     )
 
 
@@ -54,6 +55,7 @@ def model_info_from_proto(message: messages.GetModelResponse) -> ModelInfo:
         tokenizer=_tokenizer_from_proto(message.tokenizer),
         version=message.version,
         activity_contexts=message.activity.contexts,
+        ranges_ready=message.ranges_ready,
     )
 
 

@@ -109,7 +109,11 @@ class ServerConfig:
         "the weights that each device may hold when they are spread by device_map; what fits nowhere stays on disk",
         None,
     )
-    threads: int | None = _setting(_number(int, 1, 4096), "CPU threads of the model (default: PyTorch's choice)", None)
+    threads: int | None = _setting(
+        _number(int, 1, 4096),
+        "CPU threads of the model (default: the processors, or those of the container's quota)",
+        None,
+    )
     trust_remote_code: bool = _setting(_switch, "whether code that comes with the model may run here", False)
     pickled_weights: bool = _setting(
         _switch, "whether weights may be pickles, which can run code, where there are no safetensors", False

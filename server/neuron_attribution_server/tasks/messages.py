@@ -68,9 +68,17 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """So many parts are done of what is prepared for requests to come."""
+
+    done: int
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """The process lives: it is not stopped, and its interpreter runs threads."""
 
 
-FromWorker = Ready | Failed | Begun | Computed | Finished | Beat
+FromWorker = Ready | Failed | Begun | Computed | Finished | Prepared | Beat
 ToWorker = Load | Batch | Drop

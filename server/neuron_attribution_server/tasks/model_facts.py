@@ -40,8 +40,41 @@ class ModelFacts:
     """In how many contexts the activity of FFN neurons was looked at."""
 
 
+class Preparation(Protocol):
+    """What an engine can do, in parts, for requests to come, while nothing else is to be done."""
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+        ...
+
+    @property
+    def done(self) -> int:
+        """How many are done."""
+        ...
+
+    def advance(self) -> bool:
+        """Do the next part; whether there was one. A batch may run at its checkpoints."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing:
+    """There is nothing to prepare."""
+
+    parts: int = 0
+    done: int = 0
+
+    def advance(self) -> bool:
+        """Nothing is done."""
+        return False
+
+
+NOTHING_TO_PREPARE: Preparation = _Nothing()
+
+
 class Engine(Protocol):
-    """What a worker runs. Calls never overlap."""
+    """What a worker runs. Calls never overlap, but that a batch may run at the checkpoints of what is prepared."""
 
     @property
     def facts(self) -> ModelFacts:
@@ -51,3 +84,9 @@ class Engine(Protocol):
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
         """Run one batch; outcomes in the order of the tasks, a failed task's error in its place."""
         ...
+
+
+def preparation_of(engine: Engine) -> Preparation:
+    """What an engine can prepare; nothing, where it says nothing of it."""
+    found: Preparation = getattr(engine, "preparation", NOTHING_TO_PREPARE)
+    return found

@@ -63,6 +63,8 @@ class BatchReport:
     """How many tasks it had, where the seconds are known."""
     stopped: bool = False
     """Whether it was stopped because nobody waited for it any more."""
+    has_prepared: bool = False
+    """Whether it did a part of what is prepared once for all requests: its seconds are not its own."""
     passes: list[PassReport] = field(default_factory=list)
     explained_tokens: int = 0
     ffn: RankingCounts = field(default_factory=RankingCounts)

@@ -51,6 +51,8 @@ class Cost:
     """Tokens that are in memory at once while it generates."""
     searched_positions: int = 0
     """Source positions at which attention neurons are searched, of all explained tokens and ends together."""
+    pattern_positions: int = 0
+    """Source positions of which every head's attention weight is in the answer, of all explained tokens together."""
 
 
 class Shaped:
@@ -144,6 +146,7 @@ class AttributeTask(Shaped):
             projected_tokens=2 * self.rows * projected,
             changed_sequences=int(any(map(changes_attention, options.interventions))),
             searched_positions=self.rows * self.length * self._position_searches,
+            pattern_positions=self.rows * self.length * (Part.ATTENTION_PATTERNS in options.parts),
         )
 
     @property

@@ -165,6 +165,8 @@ def _row(task: AttributeTask, sizes: ModelSizes) -> Counts:
 
 def _bases(options: AttributeOptions) -> int:
     """How often the base states are scored: their values, their slopes, and those of an empty residual stream."""
+    if options.parts <= {Part.ATTENTION_PATTERNS} and not options.neurons:
+        return 0
     return 4 if options.scoring_method is ScoringMethod.LOG_PROBABILITY else 2
 
 

@@ -81,6 +81,7 @@ CONTRACT = {
     PREFIX + "worker_up": ("gauge", WORKER),
     PREFIX + "worker_restarts": ("counter", WORKER),
     PREFIX + "worker_resident_memory_bytes": ("gauge", WORKER),
+    PREFIX + "ranges_ready_ratio": ("gauge", WORKER),
     PREFIX + "gpu_memory_bytes": ("gauge", ["worker", "state"]),
     PREFIX + "unread_bytes": ("gauge", []),
     PREFIX + "unread_capacity_bytes": ("gauge", []),

@@ -39,6 +39,7 @@ class HeldWorker:
         self.batches = []
         self.inside = []
         self.stopped = 0
+        self.has_prepared = False
 
     async def ready(self):
         pass
@@ -48,7 +49,7 @@ class HeldWorker:
         listener.begins(self._stop)
         self.running.set()
         await self.ended.wait()
-        listener.reported(BatchReport(seconds=7.0, tasks=len(tasks)))
+        listener.reported(BatchReport(seconds=7.0, tasks=len(tasks), has_prepared=self.has_prepared))
         return [OUTCOME] * len(tasks)
 
     async def interrupt(self, tasks, listener):
@@ -107,6 +108,22 @@ def test_long_tasks_wait_for_the_one_that_runs():
         assert (worker.batches, worker.inside) == ([[LONG]], [[SHORT]])
 
     scheduling(scenario, batch_seconds=5.0)
+
+
+def test_a_short_one_that_takes_longer_than_it_should_is_interrupted_as_well():
+    """What it is predicted to take is not all that may keep it: it may be the first to need what is not prepared."""
+
+    async def scenario(_, worker, submit):
+        overdue = await submit(SHORT)
+        await worker.running.wait()
+        second = await submit(SHORT)
+        await second
+        assert worker.inside == [[SHORT]]
+        assert not overdue.done()
+        worker.ended.set()
+        await overdue
+
+    scheduling(scenario)
 
 
 def test_tasks_much_shorter_than_the_long_one_run_inside_it_too():
@@ -219,6 +236,18 @@ def test_predictions_follow_what_batches_took():
             await (await submit(LONG))
         after = (await (await submit(LONG))).predicted
         assert (before, after) == (pytest.approx(4.5), pytest.approx(7.0, rel=0.02))
+
+    scheduling(scenario)
+
+
+def test_what_a_batch_does_for_all_to_come_is_no_measure_of_it():
+    async def scenario(_, worker, submit):
+        worker.ended.set()
+        worker.has_prepared = True
+        before = (await (await submit(LONG))).predicted
+        for _ in range(5):
+            await (await submit(LONG))
+        assert (await (await submit(LONG))).predicted == before
 
     scheduling(scenario)
 

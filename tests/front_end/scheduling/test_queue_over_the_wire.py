@@ -85,7 +85,8 @@ def test_a_full_queue_pushes_back(engine):
 def test_a_thousand_expired_and_a_thousand_cancelled_calls_leave_nothing_behind(tmp_path, monkeypatch):
     """The queue has room for a thousand calls and not one token more, so each thousand shows that all room is back.
 
-    Only the last thousand is run."""
+    Only the last thousand is run, and what went to the worker before it was late: one batch, to go first inside the one
+    that is overdue, if that would look up."""
     calls, tokens = 1000, len(TOKENIZER.ids(PROMPT))
     limits = {"queued_requests": calls, "queued_tokens": calls * tokens, "maximum_tokens": 64, "cache_bytes": 0}
     gate, batches = tmp_path / "open", tmp_path / "batches"
@@ -103,7 +104,9 @@ def test_a_thousand_expired_and_a_thousand_cancelled_calls_leave_nothing_behind(
         {grpc.StatusCode.CANCELLED},
         {grpc.StatusCode.OK},
     ]
-    assert sum(map(int, batches.read_text().split())) == 1 + calls
+    first, *sizes = map(int, batches.read_text().split())
+    assert first == 1
+    assert calls <= sum(sizes) <= calls + max(sizes)
 
 
 async def _first_expired_cancelled_answered(address, calls, batches, gate):

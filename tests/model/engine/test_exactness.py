@@ -152,10 +152,12 @@ def test_ranges_that_cannot_be_kept_cost_time_and_no_answer(tmp_path: Path, trou
     weights = kitchen(Recipe("llama", layers=1, ffn_width=8, vocabulary=20, seed=0)).engine._explainer._weights
     (tmp_path / "file").write_text("")
     cache = tmp_path / ("file/ranges" if trouble == "unwritable" else "ranges")
+    if trouble != "unwritable":
+        cache.mkdir()
     if trouble == "damaged":
-        cache.write_bytes(b"half a")
+        (cache / "ffn-0.safetensors").write_bytes(b"half a")
     if trouble == "of something else":
-        save_file({"other": torch.zeros(1)}, cache)
+        save_file({"other": torch.zeros(1)}, cache / "ffn-0.safetensors")
     right = VocabularyRanges(weights, None)()
     for _ in range(2):
         found = VocabularyRanges(weights, cache)()

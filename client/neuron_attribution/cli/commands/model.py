@@ -70,12 +70,14 @@ def model_lines(info: ModelInfo) -> Lines:
 
 def _identity(info: ModelInfo) -> list[tuple[str, str]]:
     exactness = "exact" if info.exactness.exact else "not guaranteed to be exact"
+    ready = [("decreases", f"{info.ranges_ready:.0%} of what bounds them is ready")] if info.ranges_ready else []
     return [
         ("model", model_text(info.model)),
         ("family", info.family),
         ("device", info.device),
         ("parts", ", ".join(part.value for part in info.supported_parts)),
         ("rankings", f"{exactness}: {info.exactness.explanation}"),
+        *ready,
         ("special tokens", _special_tokens(info)),
         ("service", info.version),
     ]

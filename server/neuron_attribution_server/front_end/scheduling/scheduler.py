@@ -146,16 +146,20 @@ class Scheduler:
                     running -= done
 
     async def _run_next(self, batch: list[QueuedTask]) -> None:
-        """Run a batch; a long one may be interrupted."""
-        if all(item.is_short for item in batch):
-            await self._run_batch(batch, self._worker.run)
-            return
-        self._long.append(batch)
-        self._tell()
+        """Run a batch; a long one may be interrupted, and so may a short one that takes longer than it should."""
+        overdue = asyncio.get_running_loop().call_later(2 * self._short_seconds, self._is_long, batch)
+        if not all(item.is_short for item in batch):
+            overdue.cancel()
+            self._is_long(batch)
         try:
             await self._run_batch(batch, self._worker.run)
         finally:
-            self._long.remove(batch)
+            overdue.cancel()
+            self._long = [each for each in self._long if each is not batch]
+
+    def _is_long(self, batch: list[QueuedTask]) -> None:
+        self._long.append(batch)
+        self._tell()
 
     async def _let_short_ones_first(self) -> None:
         """While every device is busy and a long batch runs, short tasks run inside it, two thirds of the time at most.
@@ -285,8 +289,8 @@ class Scheduler:
             item.deliver(outcome, started)
 
     def _has_run(self, batch: Sequence[QueuedTask], report: BatchReport) -> None:
-        """Learn from what a batch took, where that is known of all of it."""
-        if report.tasks != len(batch):
+        """Learn from what a batch took, where that is known of all of it, and it did no other's work."""
+        if report.tasks != len(batch) or report.has_prepared:
             return
         self._queue.charge(batch, report.seconds)
         tasks = [item.task for item in batch]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -40,8 +41,9 @@ class PreparedIntervention:
 class ServedModel:
     """Reads requests and writes answers for one model. Every method may take a while; none needs the event loop."""
 
-    def __init__(self, facts: ModelFacts, limits: Limits) -> None:
+    def __init__(self, facts: ModelFacts, limits: Limits, ranges_ready: Callable[[], float] = lambda: 0.0) -> None:
         self.identity = facts.identity
+        self._ranges_ready = ranges_ready
         self.predictor = WorkPredictor(facts.work, facts.sizes)
         """What requests will take, by their kinds; it learns from those that have run."""
         self._sizes = facts.sizes
@@ -66,7 +68,7 @@ class ServedModel:
     def describe(self, message: messages.GetModelRequest) -> messages.GetModelResponse:
         """Answer what is served."""
         self._validator.check_model(message.model)
-        return convert.model_info_to_proto(self._info)
+        return convert.model_info_to_proto(replace(self._info, ranges_ready=self._ranges_ready()))
 
     def tokenize(self, message: messages.TokenizeRequest) -> messages.TokenizeResponse:
         """Answer what tokens a text becomes."""

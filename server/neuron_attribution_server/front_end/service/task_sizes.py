@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from neuron_attribution.requests import Intervention
+from neuron_attribution.requests import Intervention, Part
 from neuron_attribution.results import ModelSizes
 
 from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, ProjectTask, Task
@@ -60,4 +60,6 @@ def _explanation(task: AttributeTask, sizes: ModelSizes) -> int:
     scores = _FLOAT * sizes.layers * (2 + sizes.heads)
     components = 2 * (1 + 2 * sizes.layers)  # the query layers of both kinds of value neurons
     neurons = (_NAMED + _STANDING) * task.named_neurons
+    if Part.ATTENTION_PATTERNS in task.options.parts:
+        scores += _FLOAT * sizes.layers * sizes.heads * task.length
     return _NAMED + _PREDICTIONS + scores + _NAMED * components + neurons

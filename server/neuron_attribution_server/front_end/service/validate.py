@@ -167,7 +167,7 @@ class RequestValidator:
     def _parts(self, parts: frozenset[Part]) -> frozenset[Part]:
         supported = frozenset(self.facts.supported_parts)
         if parts == ALL_PARTS:  # all there are, not a wish for each one
-            return supported
+            return supported & ALL_PARTS
         missing = sorted(part.value for part in parts - supported)
         if missing:
             offered = ", ".join(part.value for part in self.facts.supported_parts)

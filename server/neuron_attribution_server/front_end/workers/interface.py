@@ -40,12 +40,16 @@ class ModelLoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """What runs on one device: whether it is live, how often it was restarted, and its process, if it has one."""
+    """What runs on one device: whether it is live, how often it was restarted, and its process, if it has one.
+
+    `prepared` is the part that is done of what is prepared for requests to come.
+    """
 
     device: str
     is_live: bool
     restarts: int = 0
     pid: int | None = None
+    prepared: float = 0.0
 
 
 class Worker(Protocol):

@@ -54,7 +54,7 @@ class WorkerPool:
     def devices(self) -> Sequence[DeviceState]:
         """The state of each worker that has been loaded."""
         return [
-            DeviceState(each.device, each.worker.is_live, each.restarts.total, each.worker.pid)
+            DeviceState(each.device, each.worker.is_live, each.restarts.total, each.worker.pid, each.worker.prepared)
             for each in self._workers
             if each.device
         ]

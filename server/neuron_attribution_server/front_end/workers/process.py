@@ -30,6 +30,7 @@ from neuron_attribution_server.tasks.messages import (
     Finished,
     FromWorker,
     Load,
+    Prepared,
     Ready,
 )
 from neuron_attribution_server.tasks.model_facts import ModelFacts
@@ -90,6 +91,8 @@ class ProcessWorker:
         self._hang = ""
         self.pid: int | None = None
         """The process's id, once started."""
+        self.prepared = 0.0
+        """The part that is done of what the process prepares for requests to come."""
         self.cause = "never started"
         """How the process ended, for people."""
 
@@ -234,6 +237,8 @@ class ProcessWorker:
             case Begun(number):
                 self._inside.add(number)
                 self._watchdog.batch_begins()
+            case Prepared(done, parts):
+                self.prepared = done / parts if parts else 1.0
             case Computed(number):
                 self._batches[number].listener.computed()
             case Finished(number):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from neuron_attribution_server.model.attribution.checkpoints import checked
 from neuron_attribution_server.model.attribution.unembedding import VOCABULARY_BLOCK, Unembedding
 
 VECTORS_AT_ONCE = 512
 RANGES_AT_ONCE = 1024
+HALVES_AT_ONCE = 8192
+"""Tokens of a block of bfloat16 logits."""
+HALF_ERROR = 3.1 * 2**-8
+"""Of a logit, over the product of the norms: both factors and itself are rounded to eight bits; the rest is small."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,16 +56,32 @@ def through_head(normed: Tensor, value_rows: Tensor, output_rows: Tensor) -> Ten
     return normed @ value_rows.T @ output_rows
 
 
-def vocabulary_ranges(unembedding: Unembedding, vectors: Tensor) -> Tensor:
-    """The largest minus the smallest logit of each vector [C, d], without the scale s, [C]."""
-    return torch.cat([_ranges(unembedding, chunk) for chunk in unembedding.fold(vectors).split(RANGES_AT_ONCE)])
+def vocabulary_ranges(unembedding: Unembedding, vectors: Tensor, *, halves: bool = False) -> Tensor:
+    """At least the largest minus the smallest logit of each vector [C, d], without the scale s, [C].
+
+    With `halves` from bfloat16 products, and above the exact ranges by what those may be off.
+    """
+    chunks = unembedding.fold(vectors).split(RANGES_AT_ONCE)
+    if halves:
+        return torch.cat([_half_ranges(unembedding, chunk) for chunk in chunks])
+    return torch.cat([_spread(chunk @ unembedding.weight[each].T for each in unembedding.blocks()) for chunk in chunks])
 
 
-def _ranges(unembedding: Unembedding, folded: Tensor) -> Tensor:
-    blocks = [(folded @ unembedding.weight[block].T).aminmax(dim=-1) for block in unembedding.blocks()]
+def _half_ranges(unembedding: Unembedding, folded: Tensor) -> Tensor:
+    """Both factors and each logit are rounded to eight bits; a logit is at most the product of the norms."""
+    rounded = folded.bfloat16()
+    size = len(unembedding.weight)
+    starts = checked(range(0, size, HALVES_AT_ONCE))
+    spread = _spread(rounded @ unembedding.weight[start : start + HALVES_AT_ONCE].bfloat16().T for start in starts)
+    off: Tensor = folded.norm(dim=-1) * (2 * HALF_ERROR * unembedding.largest_norm)
+    return spread + off
+
+
+def _spread(logits: Iterable[Tensor]) -> Tensor:
+    blocks = [each.aminmax(dim=-1) for each in logits]
     highest = torch.stack([block.max for block in blocks]).amax(0)
     lowest = torch.stack([block.min for block in blocks]).amin(0)
-    return highest - lowest
+    return highest.float() - lowest.float()
 
 
 def vocabulary_ranks(unembedding: Unembedding, vectors: Tensor, targets: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ from neuron_attribution_server.model.engine.passes import (
     sequences_of,
 )
 from neuron_attribution_server.tasks.answers import Outcome, ProjectOutcome
-from neuron_attribution_server.tasks.model_facts import ModelFacts
+from neuron_attribution_server.tasks.model_facts import NOTHING_TO_PREPARE, ModelFacts, Preparation
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
 
 PASS_TOKENS = {"cpu": 1024}
@@ -85,8 +85,10 @@ class Engine:
         token_text: Callable[[int], str],
         ranges: LazyRanges,
         activity: Activity | None = None,
+        preparation: Preparation = NOTHING_TO_PREPARE,
     ) -> None:
         self.facts = facts
+        self.preparation = preparation
         self._view = view
         self._unembedding = weights.unembedding
         self._projector = Projector(view, weights.unembedding, token_text)

@@ -6,6 +6,17 @@ import os
 from pathlib import Path
 
 _CPU = Path("/proc/cpuinfo")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""What the container may use of the processors (control groups, version 2): microseconds, of so many."""
+
+
+def most_threads(threads: int) -> int:
+    """So many threads, or fewer where the container's quota has no processors for them: they would wait for each other.
+
+    A library sees the node's processors, not the quota.
+    """
+    quota, _, period = (_QUOTA.read_text() if _QUOTA.is_file() else "max").strip().partition(" ")
+    return threads if quota == "max" else max(1, min(threads, int(quota) // int(period)))
 
 
 def configure() -> None:

@@ -47,6 +47,7 @@ def memory_cost(view: ModelView) -> MemoryCost:
         rows_at_once=rows_at_once(sizes),
         per_projected_token=PROJECTED_TOKEN,
         per_searched_position=int(2 * FLOAT * sizes.layers * sizes.heads * sizes.head_size),
+        per_pattern_position=6 * FLOAT * sizes.layers * sizes.heads,
         heads=sizes.layers * sizes.heads,
         per_explained=3 * FLOAT * sizes.layers * (sizes.ffn_width + sizes.experts * sizes.expert_width),
     )

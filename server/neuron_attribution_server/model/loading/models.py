@@ -24,6 +24,7 @@ from neuron_attribution_server.model.engine.generation import make_greedy
 from neuron_attribution_server.model.loading.demo import cache_folder
 from neuron_attribution_server.model.loading.invariants import measure
 from neuron_attribution_server.model.loading.load_failures import Reading, check_tensors, naming_files
+from neuron_attribution_server.model.loading.math_libraries import most_threads
 from neuron_attribution_server.model.loading.memory import memory_cost
 from neuron_attribution_server.model.loading.model_source import ModelSource, model_source
 from neuron_attribution_server.model.loading.placement import check_whole, device_of, loading_arguments, place
@@ -53,8 +54,7 @@ def load_engine(settings: LoadSettings) -> Engine:
     Raises FailedPreconditionError for an architecture that is not supported, an invariant that fails and files that
     cannot be loaded, OSError for a model that is not there, and ImportError for a package that it needs.
     """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or most_threads(torch.get_num_threads()))
     torch.set_float32_matmul_precision("highest")  # scores are exact in float32: a GPU's TF32 has 10 bits of 23
     logging.set_verbosity_error()
     source = model_source(settings)
@@ -67,7 +67,7 @@ def load_engine(settings: LoadSettings) -> Engine:
         tokenizer = ExactTokenizer(serialized)
         tokenizer.ids("a")  # some break at their first text only
     revision = source.revision()
-    ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}.safetensors"
+    ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}"
     identity = ModelIdentity(source.name, revision, _name(model.dtype))
     return _engine(model, identity, serialized, tokenizer, ranges)
 
@@ -108,7 +108,8 @@ def _engine(
         activity_contexts=0 if activity is None else activity.contexts,
     )
     token_text = str if tokenizer is None else tokenizer.text
-    return Engine(view, weights, facts, token_text, VocabularyRanges(weights, ranges), activity)
+    vocabulary_ranges = VocabularyRanges(weights, ranges)
+    return Engine(view, weights, facts, token_text, vocabulary_ranges, activity, vocabulary_ranges)
 
 
 def _model(source: ModelSource, settings: LoadSettings) -> PreTrainedModel:

@@ -14,12 +14,14 @@ from neuron_attribution.errors import CancelledError
 
 from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints, checked
 from neuron_attribution_server.tasks.answers import Answer
-from neuron_attribution_server.tasks.messages import Batch, Begun, Computed, Drop, Finished, ToWorker
-from neuron_attribution_server.tasks.model_facts import Engine
+from neuron_attribution_server.tasks.messages import Batch, Begun, Computed, Drop, Finished, Prepared, ToWorker
+from neuron_attribution_server.tasks.model_facts import Engine, preparation_of
 from neuron_attribution_server.tasks.pipe import WorkerEnd
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import failed_batch, run_batch
 
+YIELD_SECONDS = 1.0
+"""What is prepared for later goes on for so long after a batch, at most, or as long as that took: half of the time."""
 LOOK_SECONDS = 0.02
 """The least time between two looks into the pipe: checkpoints may be much closer to each other."""
 
@@ -40,11 +42,46 @@ class BatchRunner:
         self._dropped: set[int] = set()
         self._given_way = 0.0
         self._looked = 0.0
+        self._next_look = 0.0
+        self._batch_seconds = 0.0
 
     def serve(self) -> None:
-        """Run batches until the pipe closes. Raises EOFError and OSError then."""
+        """Run batches until the pipe closes; meanwhile prepare what may be. Raises EOFError and OSError then."""
+        self._prepare()
         while True:
             self._handle(self._front_end.receive())
+
+    def _prepare(self) -> None:
+        """Do all that is to be prepared. Batches that come meanwhile run at its checkpoints."""
+        preparation = preparation_of(self._engine)
+        started, seconds = time.perf_counter(), self._batch_seconds
+        self._front_end.send(Prepared(preparation.done, preparation.parts))
+        try:
+            with at_checkpoints(self._look_aside):
+                while preparation.advance():
+                    self._look_aside()
+                    self._front_end.send(Prepared(preparation.done, preparation.parts))
+        except (EOFError, OSError):
+            raise
+        except Exception:
+            _log.exception("what is prepared for later could not be; requests will do it")
+            return
+        if preparation.parts:
+            elapsed = time.perf_counter() - started - (self._batch_seconds - seconds)
+            _log.info("%d parts are prepared, in %.1f seconds", preparation.parts, elapsed)
+
+    def _look_aside(self) -> None:
+        """At a checkpoint of what is prepared: run what has come, unless a batch has had its time just now."""
+        if self._running or time.perf_counter() < self._next_look:
+            return
+        self._next_look = time.perf_counter() + LOOK_SECONDS
+        while self._front_end.has_message():
+            before = self._batch_seconds
+            self._handle(self._front_end.receive())
+            took = self._batch_seconds - before
+            if took:
+                self._next_look = time.perf_counter() + min(took, YIELD_SECONDS)
+                return
 
     def _handle(self, message: ToWorker) -> None:
         match message:
@@ -57,6 +94,7 @@ class BatchRunner:
         if self._running:
             self._front_end.send(Begun(batch.number))
         report, started, given_way = BatchReport(), time.perf_counter(), self._given_way
+        prepared = preparation_of(self._engine).done
         self._running.append(batch.number)
         try:
             with at_checkpoints(partial(self._look_up, batch.number)):
@@ -71,8 +109,11 @@ class BatchRunner:
         elapsed = time.perf_counter() - started
         report.seconds = elapsed - (self._given_way - given_way)
         report.tasks = len(batch.tasks)
+        report.has_prepared = preparation_of(self._engine).done > prepared
         if self._running:
             self._given_way += report.seconds
+        else:
+            self._batch_seconds += elapsed
         self._finish(batch, outcomes, report)
 
     def _look_up(self, number: int) -> None:

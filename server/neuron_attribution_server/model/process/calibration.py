@@ -12,7 +12,7 @@ from neuron_attribution.requests import AttributeOptions, Intervention, Part, Si
 from neuron_attribution.results import ModelSizes
 
 from neuron_attribution_server.tasks.answers import Outcome
-from neuron_attribution_server.tasks.model_facts import Engine, ModelFacts, WorkPrices
+from neuron_attribution_server.tasks.model_facts import Engine, ModelFacts, WorkPrices, preparation_of
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import run_batch
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
@@ -31,6 +31,7 @@ class MeasuredEngine:
     def __init__(self, engine: Engine, work: WorkPrices) -> None:
         self._engine = engine
         self.facts: ModelFacts = replace(engine.facts, work=work)
+        self.preparation = preparation_of(engine)
 
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
         """Run one batch."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -117,12 +118,19 @@ class _Group:
         self._targets = torch.tensor([row.target for row in rows], device=finals.device)
         self._predictions = self._predict(finals)
         self._bases = base_states(self._states)
-        self._objective = self._objective_at(self._bases)
         self._heads = self._head_scores()
         self._details = self._head_details()
-        self._named = NamedNeurons(view, weights, self._states, self._scale, self._objective)
         self._found, self._source = self._search()
         self._query_neurons = self._query_rankings()
+
+    @cached_property
+    def _objective(self) -> Objective:
+        """What is explained, at every base: attention patterns alone do without."""
+        return self._objective_at(self._bases)
+
+    @cached_property
+    def _named(self) -> NamedNeurons:
+        return NamedNeurons(self._view, self._weights, self._states, self._scale, self._objective)
 
     def draft(self, index: int) -> dict[str, Any]:
         """One row's explanation as keyword arguments, without projections of neurons."""
@@ -134,10 +142,13 @@ class _Group:
             draft["layers"] = self._layer_scores(index)
         if Part.HEADS in parts and self._heads is not None:
             draft["head_scores"] = self._heads[index].cpu().numpy()
+        if Part.ATTENTION_PATTERNS in parts:
+            draft["attention_patterns"] = self._states.attention[index, ..., : row.position + 1].cpu().numpy()
         if Part.HEAD_POSITIONS in parts:
             draft |= {HEAD_FIELDS[sign]: self._row_heads(index, sign) for sign in SIGNS[row.options.direction]}
         draft |= self._rankings(index) | self._query_parts(index)
-        return draft | {"neurons": self._named.scores(index, row.options.neurons)}
+        neurons = row.options.neurons
+        return draft | {"neurons": self._named.scores(index, neurons) if neurons else ()}
 
     def _scales(self, finals: Tensor) -> Tensor:
         """The final norm's scale of each row [E]: its own, or the one it is to be read with."""
