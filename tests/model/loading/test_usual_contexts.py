@@ -7,6 +7,7 @@ import torch
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution_server.model.architectures.families import FAMILIES
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.loading import usual_contexts
 from neuron_attribution_server.model.loading.usual_contexts import MOST_TOKENS, SENTENCES, usual_activity
 from reference.compared import Compared
 from reference.tiny_models import VOCABULARY
@@ -34,6 +35,19 @@ def test_it_is_the_part_of_the_contexts_in_which_the_neuron_is_as_strong(tiny: C
             as_strong = found >= middle if middle > 0 else found <= middle
             [part] = activity.parts([(neuron, middle)])
             assert part == pytest.approx(as_strong.double().mean().item(), abs=1e-6)
+
+
+def test_of_many_neurons_fewer_sentences_are_looked_at(tiny: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there is memory for, one after another; without memory for one, none."""
+    view = view_of(tiny)
+    sentence = 2 * MOST_TOKENS * view.sizes.layers * view.sizes.ffn_width
+    whole = usual_activity(view, letters)
+    monkeypatch.setattr(usual_contexts, "MOST_BYTES", 3 * sentence)
+    few = usual_activity(view, letters)
+    assert few.contexts == 3 * (MOST_TOKENS - 1)
+    torch.testing.assert_close(few._coefficients, whole._coefficients[: few.contexts])
+    monkeypatch.setattr(usual_contexts, "MOST_BYTES", sentence - 1)
+    assert usual_activity(view, letters) is None
 
 
 def test_tokens_that_the_model_does_not_have_are_left_out(tiny: Compared) -> None:

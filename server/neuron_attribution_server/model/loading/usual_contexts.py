@@ -37,6 +37,9 @@ SENTENCES = (
 )
 MOST_TOKENS = 12
 """Of a sentence: its first ones."""
+MOST_BYTES = 1 << 28
+"""What the coefficients may take: of a model of millions of neurons fewer sentences are looked at, or none."""
+_HALF_BYTES = torch.float16.itemsize
 _HALF = torch.finfo(torch.float16).max
 
 
@@ -48,9 +51,12 @@ def usual_activity(view: ModelView, token_ids: Callable[[str], Sequence[int]]) -
     most = min(MOST_TOKENS, view.maximum_tokens)
     sequences = [tuple(token_ids(sentence))[:most] for sentence in SENTENCES]
     wanted = [ids for ids in sequences if len(ids) > 1 and max(ids) < view.sizes.vocabulary]
+    neurons = view.sizes.layers * max(len(layer.ffn_subvalues) for layer in view.layers)
+    wanted = wanted[: MOST_BYTES // (_HALF_BYTES * MOST_TOKENS * neurons)]
     if not wanted:
         return None
-    passes = [[ids] for ids in wanted] if view.depends_on_length else [wanted]
+    alone = view.depends_on_length or len(wanted) < len(SENTENCES)
+    passes = [[ids] for ids in wanted] if alone else [wanted]
     return Activity(view, torch.cat([_coefficients(view, each) for each in passes]))
 
 
