@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron
@@ -13,7 +13,13 @@ from neuron_attribution.results import ModelSizes
 from neuron_attribution_server.front_end.service.too_long import check_seconds
 from neuron_attribution_server.model.process.calibration import measured_work
 from neuron_attribution_server.tasks.model_facts import WorkPrices
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
+from neuron_attribution_server.tasks.tasks import (
+    AttributeTask,
+    ExplainedToken,
+    InterveneTask,
+    ProjectTask,
+    generated_at_once,
+)
 from neuron_attribution_server.tasks.work import Work, work_of
 from neuron_attribution_server.tasks.work_prices import Sample, WorkPredictor, measured_prices
 from service.fakes import FACTS, SIZES, FakeEngine
@@ -116,6 +122,7 @@ def test_one_batch_on_a_busy_machine_changes_little():
 
 
 @given(TASKS)
+@example(InterveneTask(token_ids=(1,) * 156, sets=((Intervention(neurons=(FfnNeuron(0, 1),)),),), generate=100))
 def test_asking_for_more_is_never_predicted_to_take_less(task):
     seconds = predictor().seconds([task])
     assert seconds > 0
@@ -132,7 +139,9 @@ def larger(task):
                 yield replace(task, options=replace(task.options, **{field: getattr(task.options, field) + 1}))
         case InterveneTask():
             yield replace(task, sets=(*task.sets, task.sets[0]))
-            yield replace(task, generate=task.generate + 1)
+            further = replace(task, generate=task.generate + 1)
+            if generated_at_once(further.length) == generated_at_once(task.length):  # else no places are left empty
+                yield further
         case ProjectTask():
             yield replace(task, neurons=(*task.neurons, FfnNeuron(0, 2)))
 
