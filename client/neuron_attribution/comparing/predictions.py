@@ -121,7 +121,9 @@ class _Comparing:
         self._sides = (_Side(prompts[0], common), _Side(prompts[1], {**common, "interventions": interventions}))
         self._one_target = one_server and prompts[0] == prompts[1]
         if self._freeze_scale and not self._one_target:
-            raise InvalidArgumentError.of("freeze_scale", "two passes of one prompt have one scale; leave it out")
+            raise InvalidArgumentError.of(
+                "freeze_scale", "is for one prompt with and without interventions, on one server; leave it out"
+            )
         self._searches = {kind: DifferenceSearch(self._k) for kind in PARTS}
 
     def steps(self) -> Steps[Comparison]:
