@@ -159,6 +159,21 @@ def test_a_prompt_with_and_without_interventions(model: Compared, client: Client
     assert abs(got.heads).max() > 0.01
 
 
+def test_the_second_side_may_be_read_with_the_scale_of_the_first(model: Compared, client: Client) -> None:
+    """As the published notebook reads it; two prompts have no scale in common."""
+    interventions = INTERVENTIONS["a head"]
+    plain = model.oracle(PROMPT).explain()
+    want = Oracle(edited_copy(model.model, interventions), PROMPT).explain(target=plain.target)
+    want.unembedding.scale = plain.unembedding.scale
+    options = {"interventions": interventions, "top_k": 10, "projection_top_k": 0}
+    got = client.compare(PROMPT, freeze_scale=True, **options)
+    assert_comparison(got, (plain, want), 10, both_sides=False)
+    own = client.compare(PROMPT, **options)
+    assert abs(got.second.layers.final_log_probability - own.second.layers.final_log_probability) > 1e-6
+    with pytest.raises(InvalidArgumentError, match="freeze_scale: is for one prompt with and without interventions"):
+        client.compare(PROMPT, OTHER, freeze_scale=True)
+
+
 def test_what_an_intervention_does_to_another_prompt(model: Compared, client: Client) -> None:
     edited = Oracle(edited_copy(model.model, INTERVENTIONS["a head"]), OTHER)
     got = client.compare(PROMPT, OTHER, interventions=INTERVENTIONS["a head"], top_k=3, projection_top_k=0)
