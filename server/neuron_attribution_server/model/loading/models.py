@@ -55,6 +55,7 @@ def load_engine(settings: LoadSettings) -> Engine:
     cannot be loaded, OSError for a model that is not there, and ImportError for a package that it needs.
     """
     torch.set_num_threads(settings.threads or most_threads(torch.get_num_threads()))
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums of bfloat16 products, too
     torch.set_float32_matmul_precision("highest")  # scores are exact in float32: a GPU's TF32 has 10 bits of 23
     logging.set_verbosity_error()
     source = model_source(settings)

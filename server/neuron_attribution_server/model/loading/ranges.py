@@ -29,6 +29,9 @@ _RANGES = "ranges"
 _TRIED = 256
 """Vectors that are projected to see which type of numbers is faster."""
 
+_SMALL = 1 << 20
+"""Numbers of an unembedding for which it does not matter."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -84,10 +87,12 @@ class VocabularyRanges:
 
     def _load(self, part: tuple[Kind, int]) -> Tensor | None:
         file = self._file(part)
-        if file is None or not file.is_file():
+        if file is None:
             return None
         kind, layer = part
         try:
+            if not file.is_file():
+                return None
             found = load_file(file, device=str(self._weights.unembedding.weight.device))[_RANGES]
         except (OSError, SafetensorError, KeyError) as error:
             _log.warning("vocabulary ranges are computed again: %s cannot be read: %s", file, error)
@@ -118,6 +123,8 @@ class VocabularyRanges:
 
 def _halves_are_faster(unembedding: Unembedding, row: Tensor) -> bool:
     """Whether bfloat16 products are, on this device: some processors have units for them, others none."""
+    if unembedding.weight.numel() < _SMALL:
+        return False
     rows = row.float().expand(_TRIED, -1)
 
     def seconds(*, halves: bool) -> float:

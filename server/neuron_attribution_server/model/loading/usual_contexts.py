@@ -43,13 +43,21 @@ _HALF_BYTES = torch.float16.itemsize
 _HALF = torch.finfo(torch.float16).max
 
 
+def _tokens(token_ids: Callable[[str], Sequence[int]], sentence: str) -> tuple[int, ...]:
+    """The tokens of a sentence; none where a tokenizer has no token for some of its letters."""
+    try:
+        return tuple(token_ids(sentence))
+    except Exception:  # the tokenizers library raises nothing narrower
+        return ()
+
+
 def usual_activity(view: ModelView, token_ids: Callable[[str], Sequence[int]]) -> Activity | None:
     """Every FFN neuron's coefficients at the sentences' positions but each first one; None without any.
 
     The first token of a text is like no other: attention rests on it, and some neurons are only strong there.
     """
     most = min(MOST_TOKENS, view.maximum_tokens)
-    sequences = [tuple(token_ids(sentence))[:most] for sentence in SENTENCES]
+    sequences = [_tokens(token_ids, sentence)[:most] for sentence in SENTENCES]
     wanted = [ids for ids in sequences if len(ids) > 1 and max(ids) < view.sizes.vocabulary]
     neurons = view.sizes.layers * max(len(layer.ffn_subvalues) for layer in view.layers)
     wanted = wanted[: MOST_BYTES // (_HALF_BYTES * MOST_TOKENS * neurons)]

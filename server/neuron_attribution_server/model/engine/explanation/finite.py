@@ -11,7 +11,7 @@ from neuron_attribution_server.model.attribution.unembedding import Unembedding
 from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask
 
 OVERFLOW = "OVERFLOW"
-FARTHEST = 1000
+FARTHEST = 4
 """How many times larger or smaller than its own a pass's scale of the final norm may be given."""
 
 
