@@ -245,6 +245,13 @@ class RequestValidator:
         asked = f"{task.rows} of {task.tokens} tokens are to be explained, with {projected} projected ones"
         remedy = "shorten the prompt, explain fewer tokens at once, or lower the counts of neurons and projected tokens"
         self._check_memory(task, "prompt", asked, remedy)
+        patterns = 4 * task.cost(0).pattern_positions * self.facts.sizes.layers * self.facts.sizes.heads
+        if patterns > self.limits.message_bytes:
+            raise ResourceExhaustedError(
+                f"the attention patterns would have {patterns} bytes, over the limit {self.limits.message_bytes}; "
+                "explain fewer tokens at once, or shorten the prompt",
+                reason="RESPONSE_TOO_LARGE",
+            )
         least = LEAST_TOKEN_BYTES * projected // max(1, task.rows)
         if least > self.limits.message_bytes:
             raise ResourceExhaustedError(
