@@ -49,7 +49,7 @@ def memory_cost(view: ModelView) -> MemoryCost:
         per_searched_position=int(2 * FLOAT * sizes.layers * sizes.heads * sizes.head_size),
         per_pattern_position=6 * FLOAT * sizes.layers * sizes.heads,
         heads=sizes.layers * sizes.heads,
-        per_explained=3 * FLOAT * sizes.layers * (sizes.ffn_width + sizes.experts * sizes.expert_width),
+        per_explained=5 * FLOAT * sizes.layers * (sizes.ffn_width + sizes.experts * sizes.expert_width),
     )
 
 

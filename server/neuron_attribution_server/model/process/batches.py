@@ -7,7 +7,8 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from neuron_attribution.errors import CancelledError
@@ -30,6 +31,18 @@ _log = logging.getLogger(__name__)
 
 class Unwanted(BaseException):
     """Ends a batch that nobody waits for any more. No failure, so that nothing on the way takes it for one."""
+
+
+class _HungUp(BaseException):
+    """The front end has gone while something was prepared, whose own failures end nothing."""
+
+
+@contextmanager
+def _hanging_up() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise _HungUp from error
 
 
 class BatchRunner:
@@ -60,9 +73,10 @@ class BatchRunner:
             with at_checkpoints(self._look_aside):
                 while preparation.advance():
                     self._look_aside()
-                    self._front_end.send(Prepared(preparation.done, preparation.parts))
-        except (EOFError, OSError):
-            raise
+                    with _hanging_up():
+                        self._front_end.send(Prepared(preparation.done, preparation.parts))
+        except _HungUp:
+            raise EOFError from None
         except Exception:
             _log.exception("what is prepared for later could not be; requests will do it")
             return
@@ -77,7 +91,8 @@ class BatchRunner:
         self._next_look = time.perf_counter() + LOOK_SECONDS
         while self._front_end.has_message():
             before = self._batch_seconds
-            self._handle(self._front_end.receive())
+            with _hanging_up():
+                self._handle(self._front_end.receive())
             took = self._batch_seconds - before
             if took:
                 self._next_look = time.perf_counter() + min(took, YIELD_SECONDS)

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from neuron_attribution.neurons import FfnNeuron, Neuron
-from neuron_attribution.results import Explanation, NeuronRanking, NeuronScore, ProjectedRank, Projection
+from neuron_attribution.results import Explanation, NeuronRanking, NeuronScore, ProjectedRank, Projection, RankingName
 
 from neuron_attribution_server.model.engine.explanation.activity import Activity
 from neuron_attribution_server.model.engine.explanation.projector import Projector
 
-RANKINGS = (
-    "ffn_value_neurons",
-    "ffn_value_neurons_decreasing",
-    "attention_value_neurons",
-    "attention_value_neurons_decreasing",
-    "query_ffn_neurons",
-    "query_ffn_neurons_decreasing",
-)
 Change = Callable[[NeuronScore], NeuronScore]
 
 
@@ -93,7 +85,7 @@ def _changed(explanation: Explanation, change: Change) -> Explanation:
 
 
 def _rankings(explanation: Explanation) -> Iterator[tuple[str, NeuronRanking]]:
-    for name in RANKINGS:
+    for name in get_args(RankingName):
         found = getattr(explanation, name)
         if found is not None:
             yield name, found
