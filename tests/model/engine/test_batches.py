@@ -12,7 +12,6 @@ from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention
 from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints
-from neuron_attribution_server.model.engine.explanation.predictions import own_log_probabilities
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference.compare_answers import assert_same
 from reference.compare_explanations import assert_explanation
@@ -126,28 +125,17 @@ def test_no_tasks_no_outcomes(tiny: Compared) -> None:
     assert tiny.engine.run([]) == []
 
 
-def test_own_tokens_are_looked_for_only_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many at once as are scored together, and a reproducible task's one by one."""
+def test_a_row_without_a_target_explains_its_most_probable_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside rows that have one, in groups of as many as are scored together."""
     llama = compare_tiny("llama")
-    seen = []
-
-    def recorded(unembedding, finals):
-        seen.append(len(finals))
-        return own_log_probabilities(unembedding, finals)
-
-    monkeypatch.setattr(engine_module, "own_log_probabilities", recorded)
     monkeypatch.setattr(engine_module, "rows_at_once", lambda _sizes: 2)
     prompt = (17, 4, 56, 60, 8)
     own, targeted = (
         AttributeTask(token_ids=prompt, explained=tuple(ExplainedToken(place, target) for place in range(3)))
         for target in (None, 5)
     )
-    sets = ((Intervention(heads=(Head(0, 0),)),),) * 9
-    intervened = InterveneTask(token_ids=prompt, sets=sets)
-    llama.engine.run([intervened, targeted])
-    assert seen == []
+    intervened = InterveneTask(token_ids=prompt, sets=((Intervention(heads=(Head(0, 0),)),),) * 9)
     outcomes = llama.engine.run([targeted, intervened, own, replace(own, reproducible=True), targeted])
-    assert seen == [1, 1, 1, 2, 1]
     wanted = [int(token) for token in llama.model(torch.tensor([prompt])).logits[0, :3].argmax(-1)]
     targets = [[each.target.token.id for each in outcomes[index].explanations] for index in (0, 2, 3, 4)]
     assert targets == [[5] * 3, wanted, wanted, [5] * 3]

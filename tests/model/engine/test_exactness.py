@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
 from neuron_attribution.results import Explanation, NeuronRanking
-from neuron_attribution_server.model.attribution import ranking as bounded_ranking
-from neuron_attribution_server.model.attribution.value_search import Ranges
+from neuron_attribution_server.model.attribution.search import ranking as bounded_ranking
+from neuron_attribution_server.model.attribution.search.value_search import Ranges
 from neuron_attribution_server.model.loading import models, ranges
 from neuron_attribution_server.model.loading.ranges import VocabularyRanges
 from reference.adversaries import TWISTS, Recipe, cook
@@ -174,7 +174,7 @@ def test_layers_are_ranked_in_groups(monkeypatch: pytest.MonkeyPatch, method: Sc
         parts=PARTS, direction=Direction.BOTH, top_k=60, projection_top_k=0, scoring_method=method
     )
     whole = compared.explain_last((3, 1, 4, 1, 5), 9, options=options)
-    monkeypatch.setattr("neuron_attribution_server.model.attribution.value_neurons.BOUNDS_AT_ONCE", 1)
+    monkeypatch.setattr("neuron_attribution_server.model.attribution.search.value_neurons.BOUNDS_AT_ONCE", 1)
     grouped = compared.explain_last((3, 1, 4, 1, 5), 9, options=options)
     for name in ("ffn_value_neurons", "attention_value_neurons"):
         for field in (name, f"{name}_decreasing"):

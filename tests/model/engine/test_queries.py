@@ -12,6 +12,7 @@ from neuron_attribution.requests import AttributeOptions, Direction, Part, Scori
 from neuron_attribution.results import QueryLayers
 from neuron_attribution_server.model.architectures.families import FAMILIES
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.engine.explanation import query_neurons
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from reference import queries
 from reference.compare import assert_close, assert_no_gate
@@ -51,7 +52,7 @@ def test_rows_share_the_query_step(tiny: Compared, monkeypatch: pytest.MonkeyPat
     widest = max(
         len(layer.ffn_subvalues) for layer in ModelView(tiny.model, FAMILIES[tiny.model.config.model_type]).layers
     )
-    monkeypatch.setattr("neuron_attribution_server.model.engine.explanation.queries.SHARES_AT_ONCE", 40 * rows * widest)
+    monkeypatch.setattr(query_neurons, "SHARES_AT_ONCE", 40 * rows * widest)
     together = [each for outcome in tiny.engine.run(tasks) for each in outcome.explanations]
     for got, want in zip(together, alone, strict=True):
         for name in ("query_ffn_neurons", "query_ffn_neurons_decreasing"):

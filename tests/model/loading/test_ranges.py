@@ -8,8 +8,8 @@ from unittest.mock import patch
 import pytest
 import torch
 from neuron_attribution_server.model.attribution.projection import vocabulary_ranges
+from neuron_attribution_server.model.attribution.search.value_search import Kind
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
-from neuron_attribution_server.model.attribution.value_search import Kind
 from neuron_attribution_server.model.loading import ranges
 from neuron_attribution_server.model.loading.ranges import VocabularyRanges
 from reference.compared import compare_tiny

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from neuron_attribution.requests import Subkey
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from neuron_attribution_server.model.architectures.parameters import required
 from neuron_attribution_server.model.architectures.projections import HeadSizes, Projection, bias_of, weight_of
 from neuron_attribution_server.model.architectures.spec import FeedForward
+from neuron_attribution_server.model.attribution.host import Ids
 from neuron_attribution_server.model.attribution.subvalues import FrozenWrite, Subvalues
 
 
@@ -53,12 +55,12 @@ class DenseFfn:
         """Rows of W_down, [N, d]."""
         return [weight_of(self.output).T]
 
-    def key(self, unit: int, subkey: Subkey) -> Tensor:
-        """A neuron's row of the up or the gate projection, [d]."""
+    def keys(self, units: Ids, subkey: Subkey) -> Tensor:
+        """Neurons' rows of the up or the gate projection, [C, d]."""
         projection = self._gate if subkey is Subkey.GATE else self._up
         if projection is None:
             raise LookupError("this FFN has no gate")
-        return projection.row(unit)
+        return projection.rows(units)
 
     def coefficients(self, normed: Tensor) -> Tensor:
         """Coefficients [..., N] from what the FFN reads, [..., d]."""
@@ -183,14 +185,21 @@ class LayerFfn:
             return None, unit
         return divmod(unit - self._dense_width, self.experts.width)
 
-    def key(self, unit: int, subkey: Subkey) -> Tensor:
-        """A neuron's row of the up or the gate projection, [d]."""
+    def keys(self, units: Ids, subkey: Subkey) -> Tensor:
+        """Neurons' rows of the up or the gate projection, [C, d]."""
+        if self.experts is None:
+            assert self.dense is not None
+            return self.dense.keys(units, subkey)
+        return torch.cat([self._key(unit, subkey) for unit in units.tolist()])
+
+    def _key(self, unit: int, subkey: Subkey) -> Tensor:
+        """One neuron's, [1, d]."""
         expert, index = self.name(unit)
         if expert is None:
             assert self.dense is not None
-            return self.dense.key(index, subkey)
+            return self.dense.keys(np.array([index]), subkey)
         assert self.experts is not None
-        return self.experts.key(expert, index, subkey)
+        return self.experts.key(expert, index, subkey)[None]
 
     def coefficients(self, normed: Tensor, routing: Routing | None) -> Tensor:
         """Coefficients [P, N] of every neuron from what the FFN reads, [P, d]."""

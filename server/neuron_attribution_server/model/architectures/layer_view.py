@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-import torch
 from neuron_attribution.requests import Subkey
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from neuron_attribution_server.model.architectures.projections import (
     weight_of,
 )
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
+from neuron_attribution_server.model.attribution.host import Ids, on_device
 from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
 
@@ -104,9 +104,11 @@ class LayerView:
         first = self.key_value_head(head) * size
         return self._through_latent(self._value.weight[first : first + size].float())
 
-    def value_row(self, head: int, index: int) -> Tensor:
-        """One row of W_V that a query head reads, [d]."""
-        return self._through_latent(self._value.row(self.key_value_head(head) * self._sizes.head_size + index))
+    def attention_keys(self, units: Ids) -> Tensor:
+        """What activates attention neurons: W_V rows of their key/value heads, through the norm's weight, [C, d]."""
+        size = self._sizes.head_size
+        numbers = units // size // self._group * size + units % size
+        return self._through_latent(self._value.rows(numbers)) * self.attention_norm.weight
 
     def value_vectors(self, normed: Tensor) -> Tensor:
         """The value vectors, [..., key/value heads * head size], from what attention reads, [..., d]."""
@@ -125,15 +127,20 @@ class LayerView:
 
     def key_value_head(self, head: int) -> int:
         """The key/value head that a query head reads."""
-        return head // (self._sizes.heads // self._sizes.key_value_heads)
+        return head // self._group
 
-    def ffn_key(self, unit: int, subkey: Subkey) -> Tensor:
-        """What activates an FFN neuron, through the weight of the norm before the FFN, [d]."""
+    @property
+    def _group(self) -> int:
+        """Query heads of a key/value head."""
+        return self._sizes.heads // self._sizes.key_value_heads
+
+    def ffn_keys(self, units: Ids, subkey: Subkey) -> Tensor:
+        """What activates FFN neurons, through the weight of the norm before the FFN, [C, d]."""
         if subkey is Subkey.SUBVALUE:
-            row = self.ffn_subvalues.rows(torch.tensor([unit]))[0]
+            rows = self.ffn_subvalues.rows(on_device(units, self.ffn_norm.weight.device))
         else:
-            row = self.ffn.key(unit, subkey).float()
-        return row * self.ffn_norm.weight
+            rows = self.ffn.keys(units, subkey)
+        return rows * self.ffn_norm.weight
 
     def _through_latent(self, rows: Tensor) -> Tensor:
         """Rows that read a compressed state as rows that read what attention reads; its norm only scales them."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from neuron_attribution_server.model.architectures.parameters import parameter, required
 from neuron_attribution_server.model.architectures.spec import Layout
+from neuron_attribution_server.model.attribution.host import Ids, on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +88,19 @@ class Projection:
         self._module = module
         self._layout = layout
         self._sizes = sizes
-        self._places: Tensor | None = None
+        self._places: Ids | None = None
 
     @property
     def weight(self) -> Tensor:
         """Every row, [n, inputs]."""
         return select(weight_of(self._module), self._layout, self._sizes)
 
-    def row(self, number: int) -> Tensor:
-        """One row in float32, [inputs]."""
+    def rows(self, numbers: Sequence[int] | Ids) -> Tensor:
+        """Some rows in float32, [C, inputs]."""
+        weight = weight_of(self._module)
         if self._places is None:
-            self._places = select(torch.arange(weight_of(self._module).shape[0]), self._layout, self._sizes)
-        return weight_of(self._module)[int(self._places[number])].float()
+            self._places = select(torch.arange(weight.shape[0]), self._layout, self._sizes).numpy()
+        return weight[on_device(self._places[np.asarray(numbers)], weight.device)].float()
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """What the rows compute of vectors [..., inputs], in float32, [..., n]."""

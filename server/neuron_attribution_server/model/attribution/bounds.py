@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.unembedding import VOCABULARY_BLOCK, Unembedding
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
 UNIT_ROUNDOFF = 2.0**-24
 LAMBDA = 8.0
@@ -40,11 +40,11 @@ def rounding_slack(unembedding: Unembedding, slopes: Tensor, scale: Tensor) -> S
     """The slack at each base, for slopes [E, S, d] and frozen scales [E]."""
     vocabulary, hidden_size = unembedding.weight.shape
     dot = dot_product_error(hidden_size)
-    expectation = dot_product_error(min(vocabulary, VOCABULARY_BLOCK))
+    expectation = dot_product_error(min(vocabulary, unembedding.block_size))
     per_norm = dot * slopes.norm(dim=-1)
     row = (2 * dot + expectation) * unembedding.largest_norm / scale
     constant = (
-        2 * math.log(vocabulary) + 4 * math.log2(vocabulary) + 16 + vocabulary / VOCABULARY_BLOCK
+        2 * math.log(vocabulary) + 4 * math.log2(vocabulary) + 16 + vocabulary / unembedding.block_size
     ) * UNIT_ROUNDOFF
     return Slack(per_norm, row[:, None].expand_as(per_norm), constant)
 

@@ -74,8 +74,9 @@ class CappedObjective:
         gradients = flat.view(len(self._targets), self._states, -1)
         return self._unembedding.fold_gradient(gradients) / self._scale[:, None, None]
 
-    def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+    def increases(self, vectors: Tensor, bases: Tensor, *, weak: bool = False) -> Tensor:
         """f(base + v) - f(base), [C], of folded, scaled vectors [C, d] and flat base indices [C]."""
+        del weak  # all are scored alike
         parts = checked(zip(vectors.split(CAPPED_AT_ONCE), bases.split(CAPPED_AT_ONCE), strict=True))
         values = [self._value(self._logits[at].addmm_(some, self._unembedding.weight.T), at) for some, at in parts]
         return torch.cat(values) - self._flat_values[bases]

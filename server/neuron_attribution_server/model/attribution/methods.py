@@ -6,10 +6,13 @@ residual stream. d, e and g need no vocabulary. f and h need the target's rank i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from neuron_attribution.requests import ScoringMethod
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.value_neurons import FromIncrease
+FromIncrease = Callable[[Tensor, Tensor], Tensor]
+"""A score from the increase of the log probability and the log probability at the base; monotone in the increase."""
 
 A = ScoringMethod.LOG_PROBABILITY_INCREASE
 B = ScoringMethod.LOG_PROBABILITY
@@ -41,8 +44,8 @@ NEEDS_RANKS = frozenset({F, H})
 
 
 def static_scores(method: ScoringMethod, coefficients: Tensor, norms: Tensor, ranks: Tensor | None) -> Tensor:
-    """Scores d to h of coefficients [L, n, T], subvalue norms [L, n] and ranks [L, n], as [L, n, T]."""
+    """Scores d to h of coefficients, with subvalue norms and ranks of shapes that go with theirs."""
     magnitude = coefficients.abs() if method in {E, G, H} else coefficients.new_ones(coefficients.shape)
     if ranks is not None:
-        return magnitude / ranks[:, :, None]
-    return magnitude * norms[:, :, None] if method in {D, G} else magnitude
+        return magnitude / ranks
+    return magnitude * norms if method in {D, G} else magnitude

@@ -7,15 +7,19 @@ vector, so in both cases value(base + v) - value(base) <= <slope, v> (method: "f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from neuron_attribution_server.model.attribution.host import is_host
 from neuron_attribution_server.model.attribution.unembedding import Unembedding, is_safe_sum, normalised
 
 VECTORS_AT_ONCE = 512
+OTHER_VECTORS_AT_ONCE = 2048
+"""Vectors whose logits of a block of the vocabulary are held at once, on a CPU, in its cache, and elsewhere."""
 
 SMALLEST_REACH = 1e-3
 """Vectors that move no logit by more than this are scored by the slope alone.
@@ -23,6 +27,11 @@ SMALLEST_REACH = 1e-3
 Hoeffding's lemma bounds what that leaves out by range(Delta)^2 / 8 <= (2 * 1e-3)^2 / 8 = 5e-7, a tenth of float32's
 rounding of a log probability. Most source positions of a long prompt are of this kind.
 """
+
+
+def vectors_at_once(device: torch.device) -> int:
+    """Vectors whose logits of a block of the vocabulary are held at once."""
+    return VECTORS_AT_ONCE if is_host(device) else OTHER_VECTORS_AT_ONCE
 
 
 class Objective(Protocol):
@@ -50,8 +59,11 @@ class Objective(Protocol):
         """The gradient of f at each base with respect to the residual stream, [E, S, d]."""
         ...
 
-    def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
-        """f(base + v) - f(base), [C], of folded, scaled vectors [C, d] and flat base indices [C]."""
+    def increases(self, vectors: Tensor, bases: Tensor, *, weak: bool = False) -> Tensor:
+        """f(base + v) - f(base), [C], of folded, scaled vectors [C, d] and flat base indices [C].
+
+        Where many may be `weak`, moving hardly any logit, it pays to find those, for which the host waits.
+        """
         ...
 
     def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
@@ -79,7 +91,7 @@ class LogProbability:
             logits += unembedding.constant
         self.log_probabilities = normalised(logits)
         """[E * S, V]"""
-        every = targets.repeat_interleave(self._states)
+        every = targets[:, None].expand(-1, self._states).flatten()
         self.values = self.log_probabilities.gather(1, every[:, None]).view(len(targets), self._states)
 
     @property
@@ -88,13 +100,20 @@ class LogProbability:
         gradients = self._gradients.view(len(self._targets), self._states, -1)
         return self._unembedding.fold_gradient(gradients) / self._scale[:, None, None]
 
-    def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+    def increases(self, vectors: Tensor, bases: Tensor, *, weak: bool = False) -> Tensor:
         """Delta_w - log E_p[exp Delta], one pass over the vocabulary per few hundred vectors."""
+        on_host = is_host(vectors.device)
+        exact = self._increases if on_host else self._steady_increases
+        if not (weak or on_host):
+            return torch.cat([exact(*some) for some in self._some(vectors, bases)])
         increases = (self._gradients[bases] * vectors).sum(-1)
         large = (vectors.norm(dim=-1) * self._unembedding.largest_norm > SMALLEST_REACH).nonzero().squeeze(1)
-        for chunk in large.split(VECTORS_AT_ONCE):
-            increases[chunk] = self._increases(vectors[chunk], bases[chunk])
-        return increases
+        parts = [exact(*some) for some in self._some(vectors[large], bases[large])]
+        return increases.index_copy_(0, large, torch.cat(parts)) if parts else increases
+
+    def _some(self, vectors: Tensor, bases: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        most = vectors_at_once(vectors.device)
+        return zip(vectors.split(most), bases.split(most), strict=True)
 
     @cached_property
     def _gradients(self) -> Tensor:
@@ -103,7 +122,8 @@ class LogProbability:
         expected = torch.zeros(len(self.log_probabilities), weight.shape[1], device=weight.device)
         for block in self._unembedding.blocks():
             expected.addmm_(self.log_probabilities[:, block].exp(), weight[block])
-        return weight[self._targets].repeat_interleave(self._states, 0) - expected
+        gradients: Tensor = (weight[self._targets][:, None] - expected.unflatten(0, (-1, self._states))).flatten(0, 1)
+        return gradients
 
     def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
         """As `increases`, with one matrix product for all multiples of a vector."""
@@ -131,6 +151,15 @@ class LogProbability:
         extreme = (~is_safe_sum(sums)).nonzero().squeeze(1)
         increases[extreme] = self._extreme_increases(vectors[extreme], bases[extreme])
         return increases
+
+    def _steady_increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+        """The same shifted by the largest term of each block: no sum leaves float32's range, and nobody has to look."""
+        weight = self._unembedding.weight
+        sums = [
+            self.log_probabilities[:, block].index_select(0, bases).addmm_(vectors, weight[block].T).logsumexp(-1)
+            for block in self._unembedding.blocks()
+        ]
+        return self._own(vectors, bases) - torch.stack(sums).logsumexp(0)
 
     def _extreme_increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
         """The same for the rare vectors whose plain sum leaves float32's range, one at a time."""
@@ -175,8 +204,9 @@ class LogProbabilityDifference:
         """The same at every base, [E, S, d]."""
         return self._slopes[:, None].expand(-1, self._states, -1)
 
-    def increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+    def increases(self, vectors: Tensor, bases: Tensor, *, weak: bool = False) -> Tensor:
         """One dot product a vector."""
+        del weak
         return (vectors * self._difference[bases // self._states]).sum(-1)
 
     def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.unembedding import VOCABULARY_BLOCK, Unembedding
+from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
 VECTORS_AT_ONCE = 512
 RANGES_AT_ONCE = 1024
@@ -104,8 +104,9 @@ def standings(unembedding: Unembedding, vectors: Tensor, tokens: Sequence[Sequen
 def _standings(unembedding: Unembedding, folded: Tensor, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     named = torch.tensor(tokens, device=folded.device)
     values = torch.empty(named.shape, dtype=folded.dtype, device=folded.device)
-    for start in sorted({token // VOCABULARY_BLOCK * VOCABULARY_BLOCK for mine in tokens for token in mine}):
-        own, inside = _own_logits(folded @ unembedding.weight[start : start + VOCABULARY_BLOCK].T, named - start)
+    size = unembedding.block_size
+    for start in sorted({token // size * size for mine in tokens for token in mine}):
+        own, inside = _own_logits(folded @ unembedding.weight[start : start + size].T, named - start)
         values = torch.where(inside, own, values)
     ranks = torch.ones_like(named)
     for block in unembedding.blocks():
@@ -133,8 +134,8 @@ def _ranks(unembedding: Unembedding, folded: Tensor, targets: Tensor) -> Tensor:
 
 def _own(unembedding: Unembedding, folded: Tensor, target: Tensor) -> Tensor:
     """The target's logits [C], by the same product as every token's: a token with the same vector is not above it."""
-    start = int(target) // VOCABULARY_BLOCK * VOCABULARY_BLOCK
-    block = unembedding.weight[start : start + VOCABULARY_BLOCK]
+    start = int(target) // unembedding.block_size * unembedding.block_size
+    block = unembedding.weight[start : start + unembedding.block_size]
     return (folded @ block.T)[:, int(target) - start]
 
 

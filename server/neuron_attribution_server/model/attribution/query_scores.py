@@ -8,40 +8,51 @@ digits left, are skipped and counted; the rest is computed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.subvalues import Subvalues, stack_layers
+from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
 SMALLEST_SHARE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ComponentScores:
-    """Query scores of the components embedding, attention 0, FFN 0, attention 1, ...: [2 L + 1]; skipped sources."""
+    """Query scores of the components embedding, attention 0, FFN 0, attention 1, ...: [R, 2 L + 1]; skipped [R]."""
 
     scores: Tensor
-    skipped: int
+    skipped: Tensor
 
 
-def component_scores(components: Tensor, keys: Tensor, visible: Tensor, scores: Tensor) -> ComponentScores:
-    """Share each source's score among the components its key reads.
+def component_scores(
+    components: Iterable[Tensor],
+    at: tuple[Tensor, Tensor],
+    keys: Tensor,
+    visible: Tensor,
+    scores: Tensor,
+    rows: Tensor,
+    count: int,
+) -> ComponentScores:
+    """Share each source's score among the components its key reads, and add up those of a row.
 
-    Components [K or 1, C, d] at each source's position; keys [K, d]; source k reads the first visible[k] components.
+    Components [B, T, d] in turn; the sequences and positions where keys [K, d] read them; source k, which belongs to
+    row rows[k] of `count`, reads the first visible[k] components.
     """
-    products = (components.double() @ keys.double()[:, :, None]).squeeze(-1)
+    double = keys.double()
+    products = torch.stack([(states[at].double() * double).sum(-1) for states in checked(components)], 1)
     beyond = torch.arange(products.shape[1], device=products.device) >= visible[:, None]
     products = products.masked_fill(beyond, 0)
     shares, skipped = _per_divisor(scores, products.sum(1), products.abs().sum(1))
-    return ComponentScores((products * shares[:, None]).sum(0).float(), skipped)
+    sums = products.new_zeros(count, products.shape[1]).index_add_(0, rows, products * shares[:, None])
+    return ComponentScores(sums.float(), rows.new_zeros(count).index_add_(0, rows, skipped.long()))
 
 
-def scaled_keys(keys: Tensor, inputs: Tensor, scores: Tensor) -> tuple[Tensor, int]:
-    """key * score / <x, key> of each source, [K, d] float64, zero where skipped, and how many were skipped."""
+def scaled_keys(keys: Tensor, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """key * score / <x, key> of each source, [K, d] float64, zero where skipped, and which were skipped, [K]."""
     products = inputs.double() * keys.double()
     shares, skipped = _per_divisor(scores, products.sum(-1), products.abs().sum(-1))
     return keys.double() * shares[:, None], skipped
@@ -51,52 +62,38 @@ def scaled_keys(keys: Tensor, inputs: Tensor, scores: Tensor) -> tuple[Tensor, i
 class Readings:
     """Where the sources of several rows read the residual stream.
 
-    Source k [K] is in layer `layers[k]` and belongs to the reading `readings[k]`; reading p [P] is that of row
-    `rows[p]` at place `places[p]`. Rows that explain tokens of one sequence share places.
+    Source k [K] belongs to the reading `readings[k]`, and those of layer l are at `layers[l]`; reading p [P] is that of
+    row `rows[p]` at place `places[p]`. Rows that explain tokens of one sequence share places.
     """
 
-    layers: Tensor
+    layers: Mapping[int, slice]
     readings: Tensor
     rows: Tensor
     places: Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class QueryFfnScores:
-    """Query scores of every FFN neuron for every row, and by their sign which end of its projection each writes.
-
-    `scores` are the sums of what the readings give, `written` those of their sizes under the coefficients' signs.
-    [rows, L, N] each.
-    """
-
-    scores: Tensor
-    written: Tensor
-
-
 def query_ffn_scores(
-    subvalues: Sequence[Subvalues], coefficients: Iterable[Tensor], keys: Tensor, at: Readings, rows: int
-) -> QueryFfnScores:
-    """Query scores of every FFN neuron for every row over the sources in higher layers.
+    subvalues: Sequence[Subvalues], coefficients: Callable[[int], Tensor], keys: Tensor, at: Readings, rows: int
+) -> tuple[Tensor, Tensor]:
+    """Query scores of every FFN neuron for every row over the sources in higher layers, [rows, L, N].
 
-    Subvalues of each layer; coefficients [Q, N] of the layers below the highest source at the Q places; scaled keys
+    Also by their sign which end of its projection each writes: sums of the sizes of what the readings give, under the
+    coefficients' signs, [rows, L, N]. Subvalues and coefficients [Q, N] of each layer at the Q places; scaled keys
     [K, d]. Layers with no source above score zero, and so do the gaps of layers narrower than the widest.
     """
-    scores, written_ends = [], []
-    for layer, mine in enumerate(checked(coefficients)):
-        written = subvalues[layer]
-        above = at.layers > layer
-        read = torch.zeros(len(at.rows), keys.shape[1], dtype=keys.dtype, device=keys.device)
-        read.index_add_(0, at.readings[above], keys[above])
-        factors, products = mine[at.places], written.products(read.float())
-        sums = products.new_zeros(2, rows, len(written))
-        sums[0].index_add_(0, at.rows, products * factors)
-        sums[1].index_add_(0, at.rows, products.abs_().mul_(factors))
-        scores.append(sums[0])
-        written_ends.append(sums[1])
-    none = [torch.zeros(rows, len(written), device=keys.device) for written in subvalues[len(scores) :]]
-    return QueryFfnScores(stack_layers(scores + none, 1), stack_layers(written_ends + none, 1))
+    widest = max(map(len, subvalues))
+    found = torch.zeros(2, rows, len(subvalues), widest, device=keys.device)
+    read = keys.new_zeros(len(at.rows), keys.shape[1])
+    for layer in checked(reversed(range(max(at.layers)))):
+        if span := at.layers.get(layer + 1):
+            read.index_add_(0, at.readings[span], keys[span])
+        factors, products = coefficients(layer)[at.places], subvalues[layer].products(read.float())
+        width = products.shape[1]
+        found[0, :, layer, :width].index_add_(0, at.rows, products * factors)
+        found[1, :, layer, :width].index_add_(0, at.rows, products.abs_().mul_(factors))
+    return found[0], found[1]
 
 
-def _per_divisor(scores: Tensor, divisors: Tensor, magnitudes: Tensor) -> tuple[Tensor, int]:
+def _per_divisor(scores: Tensor, divisors: Tensor, magnitudes: Tensor) -> tuple[Tensor, Tensor]:
     skipped = divisors.abs() <= SMALLEST_SHARE * magnitudes
-    return torch.where(skipped, 0, scores.double() / divisors.masked_fill(skipped, 1)), int(skipped.sum())
+    return torch.where(skipped, 0, scores.double() / divisors.masked_fill(skipped, 1)), skipped

@@ -67,20 +67,22 @@ class RowStates:
     """Attention weights, [E, L, H, T]."""
     mixing: Tensor
     """What multiplies the value vectors, [E, L, H, T]: the attention weights, over the scale of a norm after it."""
-    values: Sequence[Tensor]
-    """Value vectors of each row's sequence: E tensors [L, K, T, D], or [L, H, T, D]; rows of a sequence share one."""
+    values: Tensor
+    """Value vectors of S sequences, [S, L, K, T, D], or [S, L, H, T, D]; in the model's own dtype."""
+    sequences: Tensor
+    """Which of them each row is in, [E]."""
     lengths: Sequence[int]
     """Positions each row may look at."""
+    apart: bool
+    """Whether row e is in sequence e."""
 
     @property
     def residuals(self) -> Tensor:
         """r_l = x_l + A_l, the base of the FFN's scores, [E, L, d]."""
         return self.inputs[:, :-1] + self.attention_writes
 
-    def source_values(self, row: int, layer: slice) -> Tensor:
-        """alpha * v of every (layer, head, dimension, position) of one row, [layers, H, D, T]."""
-        length = self.lengths[row]
-        attention = self.mixing[row, layer, :, :length]
-        values = self.values[row][layer, :, :length].float().transpose(2, 3)
-        groups = attention.shape[1] // values.shape[1]
-        return attention[:, :, None] * values.repeat_interleave(groups, 1)
+    def values_of(self, rows: slice, layers: slice, positions: int) -> Tensor:
+        """Value vectors of some rows at the first positions, [rows, layers, K, positions, D]."""
+        which = rows if self.apart else self.sequences[rows]
+        found: Tensor = self.values[which, layers, :, :positions]
+        return found

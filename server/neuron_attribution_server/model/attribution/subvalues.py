@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.host import Ids
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +106,16 @@ class Subvalues:
 def each_chunk(subvalues: Subvalues, function: Callable[[Tensor], Tensor]) -> Tensor:
     """What a function of rows [n_i, d] gives for every row, [..., n]."""
     return join([function(chunk) for chunk in checked(subvalues.chunks())], -1)
+
+
+def gathered(layers: Sequence[Subvalues], numbers: Ids, units: Tensor) -> Tensor:
+    """Row units[c] of layer numbers[c] for every c, [C, d]; the numbers ascend: one gather per layer that is needed."""
+    if not len(numbers):
+        return layers[0].rows(units)
+    wanted, starts = np.unique(numbers, return_index=True)
+    ends = [*starts[1:].tolist(), len(numbers)]
+    found = [layers[number].rows(units[start:end]) for number, start, end in zip(wanted, starts, ends, strict=True)]
+    return join(found, 0)
 
 
 def stack_layers(layers: Sequence[Tensor], dim: int = 0) -> Tensor:

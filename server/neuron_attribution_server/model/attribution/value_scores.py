@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.bounds import Slack
 from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.host import Ids, columns_on_device
 from neuron_attribution_server.model.attribution.objectives import Objective
 from neuron_attribution_server.model.attribution.states import RowStates, SubvalueNorms, Weights
-from neuron_attribution_server.model.attribution.subvalues import Subvalues, stack_layers
+from neuron_attribution_server.model.attribution.subvalues import Subvalues, gathered, stack_layers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,23 +62,18 @@ def head_scores(objective: Objective, weights: Weights, states: RowStates, scale
     return objective.increases(folded.flatten(0, 2), bases).view(rows, layers, heads)
 
 
-def position_vectors(weights: Weights, states: RowStates, row: int, layers: Tensor, heads: Tensor) -> Tensor:
-    """What some heads of a row add from each source position, [C, T, d]."""
-    length = states.lengths[row]
-    if not len(layers):
-        return states.inputs.new_empty(0, length, states.inputs.shape[-1])
-    values = states.values[row]
-    group = states.mixing.shape[2] // values.shape[1]
-    attention = states.mixing[row, layers, heads, :length]
-    sources = attention[:, :, None] * values[layers, heads // group, :length].float()
-    dimensions = torch.arange(values.shape[-1], device=layers.device)
-    output = torch.stack(
-        [
-            weights.attention_subvalues[layer].rows(head * len(dimensions) + dimensions)
-            for layer, head in zip(layers.tolist(), heads.tolist(), strict=True)
-        ]
-    )
-    return sources @ output
+def position_vectors(weights: Weights, states: RowStates, rows: Ids, layers: Ids, heads: Ids) -> Tensor:
+    """What some heads of any rows add from each source position, [C, T, d]; nothing where a row does not look.
+
+    Rows, layers and heads [C] each; the layers ascend.
+    """
+    size, group = states.values.shape[-1], states.mixing.shape[2] // states.values.shape[2]
+    row, layer, head = columns_on_device([rows, layers, heads], states.inputs.device)
+    units = (head[:, None] * size + torch.arange(size, device=head.device)).flatten()
+    output = gathered(weights.attention_subvalues, np.repeat(layers, size), units).unflatten(0, (-1, size))
+    values = states.values[states.sequences[row], layer, head // group].float()
+    vectors: Tensor = (states.mixing[row, layer, head][:, :, None] * values) @ output
+    return vectors
 
 
 def subvalue_products(slopes: Tensor, subvalues: Sequence[Subvalues]) -> Tensor:

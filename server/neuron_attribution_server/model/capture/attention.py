@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from neuron_attribution_server.model.attribution.host import is_host
+
 QUERIES_AT_ONCE = 256
 """Positions whose attention weights exist at once where fused attention cannot be used."""
 
@@ -24,6 +26,11 @@ class Rows(Protocol):
     @property
     def positions(self) -> Tensor:
         """[E]."""
+        ...
+
+    @property
+    def starts(self) -> Tensor:
+        """The number of the first row of each row's sequence, [E]."""
         ...
 
     @property
@@ -68,10 +75,24 @@ def attention_rows(
     **kwargs: Any,  # noqa: ANN401
 ) -> Tensor:
     """Attention weights [E, H, T] of the explained rows from query [B, H, T, D] and key [B, K, T, D]."""
-    heads, total = query.shape[1], key.shape[2]
     queries = query.transpose(1, 2)[rows.sequences, rows.positions].float()
-    allowed = _allowed(rows, mask, total)
-    weights = torch.zeros(len(queries), heads, total, device=query.device)
+    allowed = _allowed(rows, mask, key.shape[2])
+    if is_host(query.device):
+        return _rows_by_sequence(rows, lengths, queries, key, allowed, scaling, kwargs)
+    return _rows_together(rows, queries, key, allowed, scaling, kwargs)
+
+
+def _rows_by_sequence(
+    rows: Rows,
+    lengths: Sequence[int],
+    queries: Tensor,
+    key: Tensor,
+    allowed: Tensor,
+    scaling: float,
+    options: dict[str, Any],
+) -> Tensor:
+    """Sequence by sequence, of its own length: each is computed bit for bit as it is alone."""
+    weights = torch.zeros(*queries.shape[:2], key.shape[2], device=queries.device)
     for (sequence, mine), length in zip(rows.spans, lengths, strict=True):
         one = slice(sequence, sequence + 1)
         found = _weights(
@@ -79,10 +100,28 @@ def attention_rows(
             key[one, :, :length].float(),
             allowed[None, mine, :, :length].transpose(1, 2),
             scaling,
-            kwargs,
+            options,
         )
         weights[mine, :, :length] = found[0].transpose(0, 1)
     return weights
+
+
+def _rows_together(
+    rows: Rows, queries: Tensor, key: Tensor, allowed: Tensor, scaling: float, options: dict[str, Any]
+) -> Tensor:
+    """All sequences at once, each with as many rows as the one that has most: few kernels to launch."""
+    counts = [span.stop - span.start for _, span in rows.spans]
+    most = max(counts)
+    if min(counts) == most:
+        grid = queries.unflatten(0, (-1, most)), allowed.unflatten(0, (-1, most))
+        found = _weights(grid[0].transpose(1, 2), key.float(), grid[1].transpose(1, 2), scaling, options)
+        return found.transpose(1, 2).flatten(0, 1)
+    slots = torch.arange(len(queries), device=queries.device) - rows.starts
+    padded = queries.new_zeros(len(counts), most, *queries.shape[1:])
+    visible = allowed.new_ones(len(counts), most, *allowed.shape[1:])
+    padded[rows.sequences, slots], visible[rows.sequences, slots] = queries, allowed
+    found = _weights(padded.transpose(1, 2), key.float(), visible.transpose(1, 2), scaling, options)
+    return found.transpose(1, 2)[rows.sequences, slots]
 
 
 def _weights(query: Tensor, key: Tensor, allowed: Tensor, scaling: float, options: dict[str, Any]) -> Tensor:

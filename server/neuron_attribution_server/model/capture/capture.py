@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -26,6 +27,7 @@ from neuron_attribution_server.model.architectures.feed_forward import Routing
 from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.architectures.norms import NormView, WriteView
+from neuron_attribution_server.model.attribution.host import is_host, on_device
 from neuron_attribution_server.model.capture.attention import attend
 from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
 from neuron_attribution_server.model.capture.edits import Edits, first_input
@@ -86,8 +88,7 @@ def capture(
 def _padded(sequences: Sequence[Sequence[int]], smallest: int, device: torch.device) -> Tensor:
     """Token ids [B, T], padded on the right with id 0: a causal model never looks there."""
     length = max(*map(len, sequences), -(-smallest // len(sequences)))
-    ids = torch.tensor([[*sequence, *[0] * (length - len(sequence))] for sequence in sequences])
-    return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids
+    return on_device(np.array([[*sequence, *[0] * (length - len(sequence))] for sequence in sequences]), device)
 
 
 @contextmanager
@@ -226,7 +227,7 @@ def _recordable_attention(
     if states is not None:
         states.record_attention(query, key, value, attention_mask, scaling, **kwargs)
         lengths = list(states.lengths)
-    if query.device.type != "cpu" or lengths == [query.shape[2]]:
+    if not is_host(query.device) or lengths == [query.shape[2]]:
         return attend(module, query, key, value, attention_mask, scaling, **kwargs), None
     output = query.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[3])
     mask = None if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1)

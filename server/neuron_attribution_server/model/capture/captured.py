@@ -7,21 +7,27 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from neuron_attribution_server.model.architectures.feed_forward import Routing
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.host import on_device
 from neuron_attribution_server.model.capture.attention import attention_rows
 from neuron_attribution_server.model.capture.edits import Edits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExplainedRows:
-    """Which positions of which sequences are explained: `sequences` [E], ascending, and `positions` [E]."""
+    """Which positions of which sequences are explained: `sequences` [E], ascending, and `positions` [E].
+
+    `starts` [E] are the numbers of the first rows of their sequences.
+    """
 
     sequences: Tensor
     positions: Tensor
+    starts: Tensor
     spans: tuple[tuple[int, slice], ...]
     """Each explained sequence and where its rows are."""
 
@@ -33,7 +39,9 @@ class ExplainedRows:
         spans = tuple((b, slice(start, end)) for b, (start, end) in enumerate(zip(starts, ends, strict=True)))
         sequences = [b for b, row in enumerate(positions) for _ in row]
         flat = [position for row in positions for position in row]
-        return cls(_on_device(sequences, device), _on_device(flat, device), spans)
+        columns = np.array([sequences, flat, [starts[b] for b in sequences]], dtype=np.int64)
+        own, positions_of, starts_of = on_device(columns, device)
+        return cls(own, positions_of, starts_of, spans)
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +57,7 @@ class ExplainedRows:
         """The same rows, for states on another device."""
         if device == self.device:
             return self
-        return ExplainedRows(self.sequences.to(device), self.positions.to(device), self.spans)
+        return ExplainedRows(self.sequences.to(device), self.positions.to(device), self.starts.to(device), self.spans)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,9 +133,3 @@ class CapturedStates:
         routing = self.routings.get(number)
         found = layer.ffn.coefficients(normed, None if routing is None else routing.at(at))
         return found if self.edits is None else self.edits.change_ffn(number, at, found)
-
-
-def _on_device(ids: Sequence[Any], device: torch.device) -> Tensor:
-    """Ids as a tensor. From pinned memory a GPU fetches them by itself, while the next kernels are being launched."""
-    tensor = torch.tensor(ids)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
+from neuron_attribution_server.model.attribution.search.search_seconds import SearchSeconds
+from neuron_attribution_server.model.attribution.search.value_search import LazyRanges
 from neuron_attribution_server.model.attribution.states import Weights
-from neuron_attribution_server.model.attribution.value_search import LazyRanges
 from neuron_attribution_server.model.capture.capture import capture
 from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
 from neuron_attribution_server.model.capture.edits import Edits, Placed
@@ -37,7 +37,6 @@ from neuron_attribution_server.model.engine.explanation.explainer import Explain
 from neuron_attribution_server.model.engine.explanation.finite import are_finite, check_finite, check_scales
 from neuron_attribution_server.model.engine.explanation.intervening import before_and_after
 from neuron_attribution_server.model.engine.explanation.keys import check_subkey
-from neuron_attribution_server.model.engine.explanation.predictions import own_log_probabilities
 from neuron_attribution_server.model.engine.explanation.projector import Projector
 from neuron_attribution_server.model.engine.explanation.rows import Row
 from neuron_attribution_server.model.engine.generation import generate, generate_several
@@ -45,12 +44,10 @@ from neuron_attribution_server.model.engine.passes import (
     Answer,
     PassSequence,
     PassTask,
-    Place,
     check_units,
     outcome_of,
     places_of,
     rows_of,
-    rows_without_target,
     sequences_of,
 )
 from neuron_attribution_server.tasks.answers import Outcome, ProjectOutcome
@@ -235,8 +232,7 @@ class Engine:
             for task, place, answer in zip(tasks, places, answers, strict=True)
             if isinstance(task, AttributeTask) and not isinstance(answer, NeuronAttributionError)
         ]
-        own = self._own_tokens(finals, attributions)
-        wanted = [row for task, place in attributions for row in rows_of(task, place, own)]
+        wanted = [row for task, place in attributions for row in rows_of(task, place)]
         explained = iter(self._explain(captured, wanted, seconds))
         return [
             tuple(next(explained) for _ in task.explained)
@@ -259,20 +255,6 @@ class Engine:
                 freeze_scale=task.freeze_scale,
             )
         return None
-
-    def _own_tokens(self, finals: Tensor, attributions: Sequence[tuple[AttributeTask, Place]]) -> dict[int, int]:
-        """The most probable tokens of the rows that ask for them; as many at once as are scored together."""
-        asking: dict[bool, list[int]] = {True: [], False: []}
-        for task, place in attributions:
-            asking[task.reproducible] += rows_without_target(task, place)
-        own: dict[int, int] = {}
-        for alone, rows in asking.items():
-            together = 1 if alone else rows_at_once(self._view.sizes)
-            for start in range(0, len(rows), together):
-                some = rows[start : start + together]
-                probable = own_log_probabilities(self._unembedding, finals[some]).argmax(-1)
-                own |= dict(zip(some, probable.tolist(), strict=True))
-        return own
 
     def _explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
         groups: dict[object, list[Row]] = defaultdict(list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from neuron_attribution.requests import Intervention
 from neuron_attribution.results import Explanation, InterventionResult, PredictionState
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
-from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
+from neuron_attribution_server.model.attribution.search.search_seconds import SearchSeconds
 from neuron_attribution_server.model.capture.edits import Placed
 from neuron_attribution_server.model.engine.explanation.rows import Row
 from neuron_attribution_server.tasks.answers import AttributeOutcome, InterveneOutcome, Outcome
@@ -67,13 +67,8 @@ def places_of(tasks: Sequence[PassTask]) -> list[Place]:
     return places
 
 
-def rows_without_target(task: AttributeTask, place: Place) -> list[int]:
-    """The rows that ask for the model's own most probable token."""
-    return [index for index, token in enumerate(task.explained, place.rows.start) if token.target is None]
-
-
-def rows_of(task: AttributeTask, place: Place, own: Mapping[int, int]) -> list[Row]:
-    """One row per explained token; the model's own most probable token, by row, where no target is given.
+def rows_of(task: AttributeTask, place: Place) -> list[Row]:
+    """One row per explained token.
 
     What generates may end its text before every scale is used.
     """
@@ -83,7 +78,7 @@ def rows_of(task: AttributeTask, place: Place, own: Mapping[int, int]) -> list[R
             index,
             place.sequence,
             token.position,
-            own[index] if token.target is None else token.target,
+            token.target,
             task.contrast,
             task.options,
             task.reproducible,

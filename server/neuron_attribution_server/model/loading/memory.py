@@ -10,9 +10,9 @@ import torch
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.capped_objectives import CAPPED_AT_ONCE
-from neuron_attribution_server.model.attribution.objectives import VECTORS_AT_ONCE
-from neuron_attribution_server.model.attribution.unembedding import VOCABULARY_BLOCK
-from neuron_attribution_server.model.attribution.value_neurons import BOUNDS_AT_ONCE
+from neuron_attribution_server.model.attribution.objectives import vectors_at_once
+from neuron_attribution_server.model.attribution.search.value_neurons import BOUNDS_AT_ONCE
+from neuron_attribution_server.model.attribution.unembedding import vocabulary_block
 from neuron_attribution_server.model.engine.engine import bytes_per_row, rows_at_once
 from neuron_attribution_server.tasks.costs import MemoryCost
 
@@ -37,7 +37,7 @@ def memory_cost(view: ModelView) -> MemoryCost:
     return MemoryCost(
         available=int(SHARE * _free_bytes(view.device)),
         fixed=LIBRARIES
-        + FLOAT * (4 * BOUNDS_AT_ONCE + 4 * VECTORS_AT_ONCE * VOCABULARY_BLOCK)
+        + FLOAT * (4 * BOUNDS_AT_ONCE + 4 * vectors_at_once(view.device) * vocabulary_block(view.device))
         + (0 if view.logit_cap is None else 4 * FLOAT * CAPPED_AT_ONCE * sizes.vocabulary),
         per_token=int(ALLOCATOR * (element * (captured + forward) + scoring)),
         per_row=2 * bytes_per_row(sizes),

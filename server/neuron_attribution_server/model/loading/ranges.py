@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.projection import vocabulary_ranges
+from neuron_attribution_server.model.attribution.search.value_search import Kind, Ranges, subvalues_of
 from neuron_attribution_server.model.attribution.states import Weights
 from neuron_attribution_server.model.attribution.subvalues import each_chunk, stack_layers
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
-from neuron_attribution_server.model.attribution.value_search import Kind, Ranges, subvalues_of
 
 _RANGES = "ranges"
 _TRIED = 256

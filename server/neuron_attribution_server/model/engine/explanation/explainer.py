@@ -5,61 +5,65 @@
 3. value neurons: bound all, score the best, until nothing unscored can be among the top k
 4. query layers and query FFN neurons of the strongest value neurons
 5. project the returned neurons into the vocabulary
+
+Nothing is computed row by row. What the steps decide by comes to the host in one piece each, and what is left at their
+end in one: the host seldom waits for a device, and no more often for many rows than for one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from neuron_attribution.neurons import Head
 from neuron_attribution.requests import Part, ScoringMethod
-from neuron_attribution.results import (
-    Explanation,
-    HeadScore,
-    LayerScores,
-    NeuronRanking,
-)
+from neuron_attribution.results import Explanation, HeadPosition, HeadScore, LayerScores, NeuronRanking, NeuronScore
 from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.capped_objectives import CappedObjective
 from neuron_attribution_server.model.attribution.checkpoints import checkpoint
+from neuron_attribution_server.model.attribution.host import Array, on_device, to_host
 from neuron_attribution_server.model.attribution.methods import FROM_INCREASE
 from neuron_attribution_server.model.attribution.objectives import LogProbability, LogProbabilityDifference, Objective
-from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
-from neuron_attribution_server.model.attribution.states import Weights
-from neuron_attribution_server.model.attribution.static_search import find_static
-from neuron_attribution_server.model.attribution.value_scores import base_states, head_scores, layer_values
-from neuron_attribution_server.model.attribution.value_search import (
+from neuron_attribution_server.model.attribution.search.exact_scores import ExactScores
+from neuron_attribution_server.model.attribution.search.search_seconds import SearchSeconds
+from neuron_attribution_server.model.attribution.search.static_search import find_static
+from neuron_attribution_server.model.attribution.search.value_search import (
     Found,
+    Grids,
     Kind,
     LazyRanges,
     ValueSearch,
     Wanted,
 )
+from neuron_attribution_server.model.attribution.states import Weights
+from neuron_attribution_server.model.attribution.value_scores import base_states, head_scores, layer_values
 from neuron_attribution_server.model.capture.captured import CapturedStates
 from neuron_attribution_server.model.engine.explanation.activity import Activity
-from neuron_attribution_server.model.engine.explanation.heads import HeadDetails, highest_heads
+from neuron_attribution_server.model.engine.explanation.heads import HeadDetails, HeadOfRow, highest_heads
 from neuron_attribution_server.model.engine.explanation.meanings import with_activity, with_projections
 from neuron_attribution_server.model.engine.explanation.named_neurons import NamedNeurons
 from neuron_attribution_server.model.engine.explanation.predictions import (
+    Predicted,
     most_probable,
+    named_predictions,
     own_log_probabilities,
-    predictions,
+    predicted,
 )
 from neuron_attribution_server.model.engine.explanation.projector import Projector
-from neuron_attribution_server.model.engine.explanation.queries import Asked, QueryLayersOfRow, query_ffn_neurons
+from neuron_attribution_server.model.engine.explanation.queries import QUERY_PARTS, Queries
 from neuron_attribution_server.model.engine.explanation.rows import Row, row_states
+from neuron_attribution_server.model.engine.explanation.sources import Sources
 from neuron_attribution_server.model.engine.explanation.value_rankings import (
     PARTS,
     SIGNS,
-    Source,
     merged,
     ranking,
+    source_kinds,
     strongest_sources,
     wanted_ranking,
     wanted_rankings,
@@ -73,7 +77,6 @@ RANKING_FIELDS = {
     (Kind.ATTENTION, 1): "attention_value_neurons",
     (Kind.ATTENTION, -1): "attention_value_neurons_decreasing",
 }
-QUERY_FIELDS = {1: "query_ffn_neurons", -1: "query_ffn_neurons_decreasing"}
 HEAD_FIELDS = {1: "heads", -1: "heads_decreasing"}
 
 
@@ -112,16 +115,23 @@ class _Group:
         self._view, self._weights, self._projector = view, weights, projector
         self._captured, self._rows, self._ranges, self._seconds = captured, rows, ranges, seconds
         self._options = rows[0].options
+        self._parts = frozenset().union(*(row.options.parts for row in rows))
         self._states = row_states(captured, rows, view.sizes.heads)
         finals = self._states.inputs[:, -1]
         self._scale = self._scales(finals)
-        self._targets = torch.tensor([row.target for row in rows], device=finals.device)
-        self._predictions = self._predict(finals)
+        log_probabilities = own_log_probabilities(weights.unembedding, finals)
+        self._targets = self._target_ids(log_probabilities)
+        self._predicted = self._predict(log_probabilities)
         self._bases = base_states(self._states)
+        self._grids = Grids(weights, self._states)
         self._heads = self._head_scores()
         self._details = self._head_details()
         self._found, self._source = self._search()
-        self._query_neurons = self._query_rankings()
+        self._named_scores = self._score_named()
+        self._queries = Queries(view, captured, rows, {kind: self._sources(kind) for kind in Kind})
+        self._fetched = self._fetch()
+        self._predictions = self._name_predictions()
+        self._head_positions = self._project_positions()
 
     @cached_property
     def _objective(self) -> Objective:
@@ -130,25 +140,24 @@ class _Group:
 
     @cached_property
     def _named(self) -> NamedNeurons:
-        return NamedNeurons(self._view, self._weights, self._states, self._scale, self._objective)
+        return NamedNeurons(self._view, self._grids, ExactScores(self._weights, self._scale, self._objective))
 
     def draft(self, index: int) -> dict[str, Any]:
         """One row's explanation as keyword arguments, without projections of neurons."""
         checkpoint()
         row = self._rows[index]
-        parts = row.options.parts
+        parts, signs = row.options.parts, SIGNS[row.options.direction]
         draft: dict[str, Any] = {"position": row.position} | self._predictions[index]
         if Part.LAYERS in parts:
             draft["layers"] = self._layer_scores(index)
         if Part.HEADS in parts and self._heads is not None:
-            draft["head_scores"] = self._heads[index].cpu().numpy()
+            draft["head_scores"] = self._heads[index]
         if Part.ATTENTION_PATTERNS in parts:
-            draft["attention_patterns"] = self._states.attention[index, ..., : row.position + 1].cpu().numpy()
+            draft["attention_patterns"] = self._fetched["patterns"][index, ..., : row.position + 1]
         if Part.HEAD_POSITIONS in parts:
-            draft |= {HEAD_FIELDS[sign]: self._row_heads(index, sign) for sign in SIGNS[row.options.direction]}
-        draft |= self._rankings(index) | self._query_parts(index)
-        neurons = row.options.neurons
-        return draft | {"neurons": self._named.scores(index, neurons) if neurons else ()}
+            draft |= {HEAD_FIELDS[sign]: self._row_heads(index, sign) for sign in signs}
+        draft |= self._rankings(index) | self._queries.parts(index, self._fetched)
+        return draft | {"neurons": self._named_scores.get(index, ())}
 
     def _scales(self, finals: Tensor) -> Tensor:
         """The final norm's scale of each row [E]: its own, or the one it is to be read with."""
@@ -159,30 +168,25 @@ class _Group:
         scales = torch.tensor(given, device=own.device)
         return torch.where(scales > 0, scales, own)
 
-    def _predict(self, finals: Tensor) -> list[dict[str, Any]]:
-        log_probabilities = own_log_probabilities(self._weights.unembedding, finals)
-        others = [[row.target if each is None else each for each in (row.contrast, row.spaced)] for row in self._rows]
-        asked = torch.cat([self._targets[:, None], torch.tensor(others, device=finals.device)], 1)
-        tokens = torch.cat([asked, most_probable(log_probabilities)], 1)
-        found = predictions(self._projector, log_probabilities, tokens)
-        return [
-            {
-                "target": target,
-                "contrast": None if row.contrast is None else contrast,
-                "spaced_target": spaced if spaced.rank < target.rank else None,
-                "final_norm_scale": scale,
-                "predictions": tuple(alternatives),
-            }
-            for row, scale, (target, contrast, spaced, *alternatives) in zip(
-                self._rows, self._scale.tolist(), found, strict=True
-            )
-        ]
+    def _target_ids(self, log_probabilities: Tensor) -> Tensor:
+        """The targets [E]: each row's own, or its most probable token."""
+        given = on_device(np.array([_id(row.target) for row in self._rows]), self._scale.device)
+        if all(row.target is not None for row in self._rows):
+            return given
+        return torch.where(given < 0, log_probabilities.argmax(-1), given)
+
+    def _predict(self, log_probabilities: Tensor) -> Predicted:
+        """Of the target, the contrast and the spaced target, the target where there is none, and the most probable."""
+        others = np.array([(_id(row.contrast), _id(row.spaced)) for row in self._rows])
+        named, own = on_device(others, self._scale.device), self._targets[:, None]
+        tokens = torch.cat([own, torch.where(named < 0, own, named), most_probable(log_probabilities)], 1)
+        return predicted(log_probabilities, tokens)
 
     def _objective_at(self, bases: Tensor) -> Objective:
         unembedding, constant = self._weights.unembedding, self._options.include_final_norm_bias
         contrasts = None
         if self._rows[0].contrast is not None:
-            contrasts = torch.tensor([row.contrast for row in self._rows], device=bases.device)
+            contrasts = on_device(np.array([row.contrast for row in self._rows]), bases.device)
         if unembedding.cap is not None:
             return CappedObjective(unembedding, bases, self._scale, self._targets, contrasts, include_constant=constant)
         if contrasts is None:
@@ -191,20 +195,15 @@ class _Group:
             unembedding, bases, self._scale, self._targets, contrasts, include_constant=constant
         )
 
-    def _layer_scores(self, index: int) -> LayerScores:
-        values = layer_values(self._objective, self._view.sizes.layers)
-        ends = torch.stack([values.embedding, values.final, values.remainder], 1)[index].tolist()
-        return LayerScores(values.attention[index].cpu().numpy(), values.ffn[index].cpu().numpy(), *ends)
-
-    def _head_scores(self) -> Tensor | None:
+    def _head_scores(self) -> Array | None:
         """Head scores [E, L, H], where any row asks for them."""
-        if not any({Part.HEADS, Part.HEAD_POSITIONS} & row.options.parts for row in self._rows):
+        if not {Part.HEADS, Part.HEAD_POSITIONS} & self._parts:
             return None
-        return head_scores(self._objective, self._weights, self._states, self._scale)
+        return to_host([head_scores(self._objective, self._weights, self._states, self._scale)])[0]
 
     def _head_details(self) -> HeadDetails | None:
-        chosen = [self._chosen_heads(index) for index in range(len(self._rows))]
-        if not any(chosen):
+        chosen = [HeadOfRow(index, head) for index in range(len(self._rows)) for head in self._chosen_heads(index)]
+        if not chosen:
             return None
         return HeadDetails(self._weights, self._states, self._scale, self._objective, chosen)
 
@@ -214,24 +213,6 @@ class _Group:
             return []
         ends = [highest_heads(self._heads[index], options.head_top_k, sign) for sign in SIGNS[options.direction]]
         return list(dict.fromkeys(head for end in ends for head, _ in end))
-
-    def _row_heads(self, index: int, sign: int) -> tuple[HeadScore, ...]:
-        assert self._heads is not None
-        options = self._rows[index].options
-        return tuple(
-            self._head(index, head, score)
-            for head, score in highest_heads(self._heads[index], options.head_top_k, sign)
-        )
-
-    def _head(self, index: int, head: Head, score: float) -> HeadScore:
-        assert self._details is not None
-        row = self._rows[index]
-        detail = self._details.head(index, head, score)
-        k = row.options.position_projection_top_k
-        if not k:
-            return detail
-        positions = self._details.positions(row, index, head, row.options.top_k, k, self._captured, self._projector)
-        return replace(detail, positions=positions)
 
     def _search(self) -> tuple[dict[Wanted, Found], dict[Wanted, Found]]:
         """The rankings that are asked for, and the query parts' sources; one search where both use the same score."""
@@ -246,14 +227,83 @@ class _Group:
     def _by_method(self, method: ScoringMethod, asked: dict[Wanted, int]) -> dict[Wanted, Found]:
         if method not in FROM_INCREASE:
             with self._seconds.scoring():
-                return find_static(self._weights, self._states, self._targets, method, asked)
+                return find_static(self._weights, self._grids, self._targets, method, asked)
         objective = self._objective
         if method is ScoringMethod.LOG_PROBABILITY:
             objective = self._objective_at(torch.zeros_like(self._bases))
         return self._value_search(objective, method).find(asked)
 
     def _value_search(self, objective: Objective, method: ScoringMethod) -> ValueSearch:
-        return ValueSearch(self._weights, self._states, self._scale, objective, method, self._ranges, self._seconds)
+        return ValueSearch(self._weights, self._grids, self._scale, objective, method, self._ranges, self._seconds)
+
+    def _score_named(self) -> dict[int, tuple[NeuronScore, ...]]:
+        asked = {index: row.options.neurons for index, row in enumerate(self._rows) if row.options.neurons}
+        return self._named.scores(asked) if asked else {}
+
+    def _sources(self, kind: Kind) -> dict[int, Sources]:
+        """The value neurons of a kind that rows' query parts start from, by row: none where only others are named."""
+        asking = {index: row for index, row in enumerate(self._rows) if row.options.parts & QUERY_PARTS}
+        named = {index: row for index, row in asking.items() if row.options.query_from}
+        found = self._named.sources(named, kind) if named else {}
+        for index, row in asking.items():
+            if kind in source_kinds(row.options):
+                best = self._source[Wanted(index, kind, 1, row.options.exhaustive)]
+                found[index] = strongest_sources(best, kind, row.options.query_sources, row.position)
+        return {index: sources for index, sources in found.items() if len(sources)}
+
+    def _fetch(self) -> dict[Hashable, Array]:
+        """What the rows' explanations are made of and is still on the device, by name."""
+        predicted = self._predicted
+        tensors: dict[Hashable, Tensor] = {"tokens": predicted.tokens, "ranks": predicted.ranks, "scales": self._scale}
+        tensors["log probabilities"] = predicted.log_probabilities
+        if Part.LAYERS in self._parts:
+            values = layer_values(self._objective, self._view.sizes.layers)
+            tensors |= {"attention layers": values.attention, "ffn layers": values.ffn}
+            tensors["ends"] = torch.stack([values.embedding, values.final, values.remainder], 1)
+        if Part.ATTENTION_PATTERNS in self._parts:
+            tensors["patterns"] = self._states.attention
+        if self._details is not None:
+            tensors |= {"position scores": self._details.scores, "position attention": self._details.attention}
+        tensors |= self._queries.tensors
+        return dict(zip(tensors, to_host(list(tensors.values())), strict=True))
+
+    def _name_predictions(self) -> list[dict[str, Any]]:
+        columns = (self._fetched[name] for name in ("tokens", "log probabilities", "ranks"))
+        found = named_predictions(self._projector, *columns)
+        return [
+            {
+                "target": target,
+                "contrast": None if row.contrast is None else contrast,
+                "spaced_target": spaced if spaced.rank < target.rank else None,
+                "final_norm_scale": scale,
+                "predictions": tuple(alternatives),
+            }
+            for row, scale, (target, contrast, spaced, *alternatives) in zip(
+                self._rows, self._fetched["scales"].tolist(), found, strict=True
+            )
+        ]
+
+    def _project_positions(self) -> dict[HeadOfRow, tuple[HeadPosition, ...]]:
+        if self._details is None:
+            return {}
+        scores = self._fetched["position scores"]
+        return self._details.positions(self._rows, scores, self._captured, self._projector)
+
+    def _layer_scores(self, index: int) -> LayerScores:
+        attention, ffn, ends = (self._fetched[name][index] for name in ("attention layers", "ffn layers", "ends"))
+        return LayerScores(attention, ffn, *ends.tolist())
+
+    def _row_heads(self, index: int, sign: int) -> tuple[HeadScore, ...]:
+        assert self._heads is not None
+        strongest = highest_heads(self._heads[index], self._rows[index].options.head_top_k, sign)
+        return tuple(self._head(HeadOfRow(index, head), score) for head, score in strongest)
+
+    def _head(self, which: HeadOfRow, score: float) -> HeadScore:
+        assert self._details is not None
+        place, length = self._details.places[which], self._rows[which.row].position + 1
+        scores = self._fetched["position scores"][place, :length]
+        attention = self._fetched["position attention"][place, :length]
+        return HeadScore(which.head, score, scores, attention, self._head_positions.get(which, ()))
 
     def _rankings(self, index: int) -> dict[str, NeuronRanking]:
         options = self._rows[index].options
@@ -268,34 +318,6 @@ class _Group:
             for want in wanted
         }
 
-    def _sources(self, index: int, kind: Kind) -> list[Source]:
-        """The value neurons of a row that its query parts start from: none where only others are named."""
-        row = self._rows[index]
-        if row.options.query_from:
-            return self._named.sources(index, row.position, row.options.query_from, kind)
-        found = self._source[Wanted(index, kind, 1, row.options.exhaustive)]
-        return strongest_sources(self._view, found, kind, row.options.query_sources, row.position)
 
-    def _query_rankings(self) -> dict[int, list[NeuronRanking]]:
-        """The query FFN neurons of the rows that ask for them, by row."""
-        asked = {
-            index: Asked(row, sources)
-            for index, row in enumerate(self._rows)
-            if Part.QUERY_FFN_NEURONS in row.options.parts and (sources := self._sources(index, Kind.ATTENTION))
-        }
-        return dict(zip(asked, query_ffn_neurons(self._view, self._captured, list(asked.values())), strict=True))
-
-    def _query_parts(self, index: int) -> dict[str, Any]:
-        row = self._rows[index]
-        options = row.options
-        found: dict[str, Any] = {}
-        if Part.QUERY_LAYERS in options.parts:
-            layers = QueryLayersOfRow(self._view, self._captured, row)
-            if sources := self._sources(index, Kind.FFN):
-                found["ffn_query_layers"] = layers.ffn(sources, options.subkey)
-            if sources := self._sources(index, Kind.ATTENTION):
-                found["attention_query_layers"] = layers.attention(sources)
-        if index in self._query_neurons:
-            rankings = self._query_neurons[index]
-            found |= {QUERY_FIELDS[sign]: each for sign, each in zip(SIGNS[options.direction], rankings, strict=True)}
-        return found
+def _id(token: int | None) -> int:
+    return -1 if token is None else token

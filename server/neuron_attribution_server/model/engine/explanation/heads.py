@@ -5,87 +5,92 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from neuron_attribution.neurons import Head
-from neuron_attribution.results import HeadPosition, HeadScore, Scores
+from neuron_attribution.results import HeadPosition
 from torch import Tensor
 
+from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device
 from neuron_attribution_server.model.attribution.objectives import Objective
-from neuron_attribution_server.model.attribution.ranking import all_scored
 from neuron_attribution_server.model.attribution.states import RowStates, Weights
 from neuron_attribution_server.model.attribution.value_scores import position_vectors
 from neuron_attribution_server.model.capture.captured import CapturedStates
+from neuron_attribution_server.model.engine.explanation.keys import layer_spans
 from neuron_attribution_server.model.engine.explanation.projector import Projector
 from neuron_attribution_server.model.engine.explanation.rows import Row
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _RowHeads:
-    """The heads to detail at one row: layers [C], heads [C], and what they add from each position, [C, T, d]."""
+@dataclass(frozen=True, slots=True)
+class HeadOfRow:
+    """A head to detail at a row of a group."""
 
-    layers: Tensor
-    heads: Tensor
-    vectors: Tensor
+    row: int
+    head: Head
 
 
 class HeadDetails:
-    """Position scores and attention weights of some heads of each row, scored together."""
+    """Position scores and attention weights of some heads of any rows, scored together."""
 
     def __init__(
-        self, weights: Weights, states: RowStates, scale: Tensor, objective: Objective, chosen: Sequence[list[Head]]
+        self, weights: Weights, states: RowStates, scale: Tensor, objective: Objective, chosen: Sequence[HeadOfRow]
     ) -> None:
-        self._states = states
-        self._rows = [_row_heads(weights, states, row, heads) for row, heads in enumerate(chosen)]
-        bases = objective.values.shape[1]
-        folded = [
-            (weights.unembedding.fold(row.vectors) / scale[index]).flatten(0, 1) for index, row in enumerate(self._rows)
-        ]
-        indices = [
-            (row.layers + index * bases).repeat_interleave(row.vectors.shape[1]) for index, row in enumerate(self._rows)
-        ]
-        scores = objective.increases(torch.cat(folded), torch.cat(indices))
-        self._scores = [
-            part.view(row.vectors.shape[:2])
-            for row, part in zip(self._rows, scores.split([len(part) for part in folded]), strict=True)
-        ]
-        self._chosen = [{head: place for place, head in enumerate(heads)} for heads in chosen]
-
-    def head(self, row: int, head: Head, score: float) -> HeadScore:
-        """One head's result."""
-        place = self._chosen[row][head]
-        attention = self._states.attention[row, head.layer, head.head, : self._states.lengths[row]]
-        return HeadScore(head, score, _array(self._scores[row][place]), _array(attention))
+        self.chosen = sorted(chosen, key=lambda each: each.head.layer)
+        """In the order of what follows."""
+        self.places = {each: place for place, each in enumerate(self.chosen)}
+        numbers = [(each.row, each.head.layer, each.head.head) for each in self.chosen]
+        rows, self._layers, heads = np.array(numbers, dtype=np.int64).T
+        self._vectors = position_vectors(weights, states, rows, self._layers, heads)
+        row, layer, head = columns_on_device([rows, self._layers, heads], scale.device)
+        folded = weights.unembedding.fold(self._vectors) / scale[row, None, None]
+        bases = (row * objective.values.shape[1] + layer)[:, None].expand(folded.shape[:2])
+        increases = objective.increases(folded.flatten(0, 1), bases.flatten(), weak=True)
+        self.scores = increases.view(folded.shape[:2])
+        """Of each source position, [C, T]; zero beyond those that a row sees."""
+        self.attention = states.attention[row, layer, head]
+        """The weights of each source position, [C, T]."""
 
     def positions(
-        self, row: Row, index: int, head: Head, count: int, k: int, captured: CapturedStates, projector: Projector
-    ) -> tuple[HeadPosition, ...]:
-        """The three projections at the head's strongest positions."""
-        place = self._chosen[index][head]
-        positions = all_scored(self._scores[index][place], count).ids
-        inputs = captured.inputs[head.layer][row.sequence, positions].float()
+        self, rows: Sequence[Row], scores: Array, captured: CapturedStates, projector: Projector
+    ) -> dict[HeadOfRow, tuple[HeadPosition, ...]]:
+        """The three projections at the strongest positions of every head whose row asks for them, by scores [C, T]."""
+        found: dict[HeadOfRow, tuple[HeadPosition, ...]] = {}
+        counts = [rows[each.row].options.position_projection_top_k for each in self.chosen]
+        for k in sorted(set(counts) - {0}):
+            places = [place for place, count in enumerate(counts) if count == k]
+            strongest = [_strongest(scores[place], rows[self.chosen[place].row]) for place in places]
+            which = np.repeat(np.array(places), [len(each) for each in strongest])
+            at = np.concatenate(strongest)
+            sequences = np.array([rows[self.chosen[place].row].sequence for place in which])
+            vectors = self._three_vectors(captured, which, sequences, at)
+            projections = iter(zip(*[projector.vectors(each, k) for each in vectors], strict=True))
+            for place, mine in zip(places, strongest, strict=True):
+                found[self.chosen[place]] = tuple(HeadPosition(p, *next(projections)) for p in mine.tolist())
+        return found
+
+    def _three_vectors(
+        self, captured: CapturedStates, which: Ids, sequences: Ids, positions: Ids
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The layer's input, what attention alone wrote into it, and what the head adds, at positions: [K, d] each."""
+        place, sequence, position = columns_on_device([which, sequences, positions], self._vectors.device)
+        layers = self._layers[which]
+        spans = list(layer_spans(layers))
+        inputs = torch.cat([captured.inputs[layer][sequence[span], position[span]] for layer, span in spans]).float()
         attention_only = torch.zeros_like(inputs)
-        for writes in captured.attention_writes[: head.layer]:
-            attention_only += writes[row.sequence, positions]
-        vectors = torch.cat([inputs, attention_only, self._rows[index].vectors[place, positions]])
-        projections = iter(projector.vectors(vectors, k))
-        triples = zip(*[[next(projections) for _ in positions] for _ in range(3)], strict=True)
-        return tuple(HeadPosition(p, *triple) for p, triple in zip(positions.tolist(), triples, strict=True))
+        for layer in range(int(layers[-1])):
+            above = slice(int(np.searchsorted(layers, layer, side="right")), None)
+            attention_only[above] += captured.attention_writes[layer][sequence[above], position[above]]
+        return inputs, attention_only, self._vectors[place, position]
 
 
-def highest_heads(scores: Tensor, k: int, sign: int) -> list[tuple[Head, float]]:
+def highest_heads(scores: Array, k: int, sign: int) -> list[tuple[Head, float]]:
     """The k heads at one end of scores [L, H]."""
-    ranked = all_scored(sign * scores.flatten(), k)
-    pairs = zip(ranked.ids.tolist(), (sign * ranked.scores).tolist(), strict=True)
-    return [(Head(*divmod(head, scores.shape[1])), score) for head, score in pairs]
+    flat = scores.ravel()
+    order = np.argsort(-sign * flat, kind="stable")[:k]
+    return [(Head(*divmod(number, scores.shape[1])), float(flat[number])) for number in order.tolist()]
 
 
-def _row_heads(weights: Weights, states: RowStates, row: int, heads: Sequence[Head]) -> _RowHeads:
-    device = states.attention.device
-    layers = torch.tensor([head.layer for head in heads], dtype=torch.long, device=device)
-    numbers = torch.tensor([head.head for head in heads], dtype=torch.long, device=device)
-    return _RowHeads(layers, numbers, position_vectors(weights, states, row, layers, numbers))
-
-
-def _array(tensor: Tensor) -> Scores:
-    array: Scores = tensor.cpu().numpy()
-    return array
+def _strongest(scores: Array, row: Row) -> Ids:
+    """The positions of the highest scores [T] that a row asks for."""
+    order: Ids = np.argsort(-scores[: row.position + 1], kind="stable")[: row.options.top_k]
+    return order

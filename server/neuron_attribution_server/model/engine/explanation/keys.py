@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 
-import torch
+import numpy as np
 from neuron_attribution.errors import FailedPreconditionError
-from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
 from neuron_attribution.requests import Subkey
 from torch import Tensor
 
 from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.host import Ids
+from neuron_attribution_server.model.attribution.subvalues import join
 
 
-def ffn_keys(view: ModelView, neurons: Sequence[FfnNeuron], subkey: Subkey) -> Tensor:
-    """Subkeys of FFN neurons times the FFN norm's weight, [K, d]."""
-    return torch.stack([view.layers[neuron.layer].ffn_key(view.ffn_unit(neuron), subkey) for neuron in neurons])
+def ffn_keys(view: ModelView, layers: Ids, units: Ids, subkey: Subkey) -> Tensor:
+    """Subkeys of FFN neurons of ascending layers, times the FFN norm's weight, [K, d]."""
+    return _keys(view, layers, units, lambda layer, mine: layer.ffn_keys(mine, subkey))
 
 
-def attention_keys(view: ModelView, neurons: Sequence[AttentionNeuron]) -> Tensor:
-    """W_V rows of attention neurons, of the key/value head they share, times the attention norm's weight, [K, d]."""
-    return torch.stack([_attention_key(view.layers[neuron.layer], neuron) for neuron in neurons])
+def attention_keys(view: ModelView, layers: Ids, units: Ids) -> Tensor:
+    """W_V rows of attention neurons of ascending layers, times the attention norm's weight, [K, d].
+
+    Those of the key/value head that their head shares.
+    """
+    return _keys(view, layers, units, LayerView.attention_keys)
+
+
+def layer_spans(layers: Ids) -> Iterator[tuple[int, slice]]:
+    """Each of ascending layers, and where it is."""
+    numbers, starts = np.unique(layers, return_index=True)
+    yield from zip(numbers.tolist(), map(slice, starts, [*starts[1:], len(layers)]), strict=True)
 
 
 def check_subkey(view: ModelView, subkey: Subkey) -> None:
@@ -32,5 +42,5 @@ def check_subkey(view: ModelView, subkey: Subkey) -> None:
         )
 
 
-def _attention_key(layer: LayerView, neuron: AttentionNeuron) -> Tensor:
-    return layer.value_row(neuron.head, neuron.index) * layer.attention_norm.weight
+def _keys(view: ModelView, layers: Ids, units: Ids, keys: Callable[[LayerView, Ids], Tensor]) -> Tensor:
+    return join([keys(view.layers[layer], units[span]) for layer, span in layer_spans(layers)], 0)

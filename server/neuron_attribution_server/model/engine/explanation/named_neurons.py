@@ -2,80 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import torch
+import numpy as np
 from neuron_attribution.neurons import FfnNeuron, Neuron, QuerySource
 from neuron_attribution.results import NeuronScore
-from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
-from neuron_attribution_server.model.attribution.objectives import Objective
-from neuron_attribution_server.model.attribution.states import RowStates, Weights
-from neuron_attribution_server.model.attribution.value_search import Kind, Wanted, subvalues_of, value_neurons
-from neuron_attribution_server.model.engine.explanation.value_rankings import Source, side
+from neuron_attribution_server.model.attribution.host import Array, Ids
+from neuron_attribution_server.model.attribution.methods import FROM_INCREASE, A
+from neuron_attribution_server.model.attribution.search.exact_scores import ExactScores, Places, Scored
+from neuron_attribution_server.model.attribution.search.value_search import Grids, Kind
+from neuron_attribution_server.model.engine.explanation.rows import Row
+from neuron_attribution_server.model.engine.explanation.sources import Sources
+from neuron_attribution_server.model.engine.explanation.value_rankings import side
 
 
 class NamedNeurons:
     """Scores named neurons at the rows of a group, by the objective's increase."""
 
-    def __init__(
-        self, view: ModelView, weights: Weights, states: RowStates, scale: Tensor, objective: Objective
-    ) -> None:
+    def __init__(self, view: ModelView, grids: Grids, exact: ExactScores) -> None:
         self._view = view
-        self._weights = weights
-        self._states = states
-        self._scale = scale
-        self._objective = objective
+        self._grids = grids
+        self._exact = exact
 
-    def scores(self, row: int, neurons: Sequence[Neuron]) -> tuple[NeuronScore, ...]:
-        """The score of each; attention neurons over all source positions together."""
-        if not neurons:
-            return ()
-        layers = self._view.sizes.layers
-        vectors, factors, bases = [], [], []
-        for neuron in neurons:
-            kind, unit = _kind(neuron), self._unit(neuron)
-            place = torch.tensor([unit], device=self._scale.device)
-            vectors.append(subvalues_of(self._weights, kind)[neuron.layer].rows(place)[0])
-            bases.append(neuron.layer + (layers + 1 if kind is Kind.FFN else 0))
-            activations = self._states.coefficients if kind is Kind.FFN else self._states.head_outputs.flatten(2)
-            factors.append(activations[row, neuron.layer, unit])
-        coefficients = torch.stack(factors)
-        increases = self._increases(row, torch.stack(vectors), coefficients, torch.tensor(bases))
-        triples = zip(neurons, increases.tolist(), coefficients.tolist(), strict=True)
-        return tuple(
-            NeuronScore(neuron, score, None, coefficient, None, side(coefficient))
-            for neuron, score, coefficient in triples
-        )
+    def scores(self, asked: Mapping[int, Sequence[Neuron]]) -> dict[int, tuple[NeuronScore, ...]]:
+        """The scores of each row's neurons, by row; attention neurons over all source positions together."""
+        pairs = [(row, place, neuron) for row, neurons in asked.items() for place, neuron in enumerate(neurons)]
+        found: dict[tuple[int, int], NeuronScore] = {}
+        for kind in Kind:
+            mine = [each for each in pairs if _kind(each[2]) is kind]
+            places = [(row, neuron, 0) for row, _, neuron in mine]
+            scored = self._scored(kind, places, over_positions=True)
+            columns = (scored.scores.tolist(), scored.coefficients.tolist())
+            for (row, place, neuron), score, coefficient in zip(mine, *columns, strict=True):
+                found[row, place] = NeuronScore(neuron, score, None, coefficient, None, side(coefficient))
+        return {row: tuple(found[row, place] for place in range(len(neurons))) for row, neurons in asked.items()}
 
-    def sources(self, row: int, explained: int, named: Sequence[QuerySource], kind: Kind) -> list[Source]:
-        """Those of one kind as query sources of a row explained at a position; what it cannot see is left out."""
+    def sources(self, rows: Mapping[int, Row], kind: Kind) -> dict[int, Sources]:
+        """Those of one kind that rows name as query sources, by row; what a row cannot see is left out."""
         places = [
-            (source.neuron, position)
-            for source in named
+            (row, source.neuron, position)
+            for row, each in rows.items()
+            for source in each.options.query_from
             if _kind(source.neuron) is kind
-            for position in _positions(source, explained)
+            for position in _positions(source, each.position)
         ]
-        if not places:
-            return []
-        neurons = value_neurons(self._weights, self._states, Wanted(row, kind, 1, exhaustive=False))
-        ids = torch.tensor(
-            [
-                (neuron.layer * neurons.units + self._unit(neuron)) * neurons.positions + position % neurons.positions
-                for neuron, position in places
-            ],
-            device=self._scale.device,
-        )
-        coefficients = neurons.coefficients_of(ids)
-        increases = self._increases(row, neurons.subvalues(ids), coefficients, neurons.bases(ids))
-        return [Source(*place, score) for place, score in zip(places, increases.tolist(), strict=True)]
+        scored = self._scored(kind, places)
+        which, layers, units, positions = self._columns(places)
+        mine = {row: which == row for row in rows}
+        return {row: Sources(layers[own], units[own], positions[own], scored.scores[own]) for row, own in mine.items()}
 
-    def _increases(self, row: int, vectors: Tensor, coefficients: Tensor, bases: Tensor) -> Tensor:
-        """The increases of vectors [C, d] by their coefficients [C], each beside the base of this number, [C]."""
-        folded = self._weights.unembedding.fold(vectors) * (coefficients / self._scale[row])[:, None]
-        offsets = bases.to(folded.device) + row * self._objective.values.shape[1]
-        return self._objective.increases(folded, offsets)
+    def _scored(self, kind: Kind, places: Sequence[tuple[int, Neuron, int]], *, over_positions: bool = False) -> Scored:
+        neurons = self._grids.of(kind, over_positions=over_positions)
+        rows, layers, units, positions = self._columns(places)
+        one = neurons.positions == 1
+        at = Places(neurons, rows, layers, units, np.zeros_like(positions) if one else positions)
+        return self._exact.of([at], FROM_INCREASE[A])[0]
+
+    def _columns(self, places: Sequence[tuple[int, Neuron, int]]) -> tuple[Ids, Ids, Ids, Ids]:
+        numbers = [(row, neuron.layer, self._unit(neuron), position) for row, neuron, position in places]
+        columns: Array = np.array(numbers, dtype=np.int64).reshape(-1, 4).T
+        return columns[0], columns[1], columns[2], columns[3]
 
     def _unit(self, neuron: Neuron) -> int:
         if isinstance(neuron, FfnNeuron):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+import torch
 from neuron_attribution.results import TokenPrediction
 from torch import Tensor
 
+from neuron_attribution_server.model.attribution.host import Array, to_host
 from neuron_attribution_server.model.attribution.unembedding import Unembedding, normalised
 from neuron_attribution_server.model.engine.explanation.projector import Projector
 
@@ -19,11 +24,29 @@ def own_log_probabilities(unembedding: Unembedding, finals: Tensor, scale: Tenso
     return normalised(unembedding.own_logits(finals, scale))
 
 
-def predictions(projector: Projector, log_probabilities: Tensor, tokens: Tensor) -> list[list[TokenPrediction]]:
-    """The predictions of tokens [E, n] from log probabilities [E, V]."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Predicted:
+    """What E rows predict of n tokens each, [E, n]: the tokens, their log probabilities, and their ranks from 1."""
+
+    tokens: Tensor
+    log_probabilities: Tensor
+    ranks: Tensor
+
+
+def predicted(log_probabilities: Tensor, tokens: Tensor) -> Predicted:
+    """What log probabilities [E, V] say of tokens [E, n]."""
     values = log_probabilities.gather(1, tokens)
-    ranks = (log_probabilities[:, None] > values[:, :, None]).sum(-1) + 1
-    rows = zip(tokens.tolist(), values.tolist(), values.exp().tolist(), ranks.tolist(), strict=True)
+    ranks = torch.stack([(log_probabilities > value[:, None]).sum(-1) for value in values.unbind(1)], 1) + 1
+    return Predicted(tokens, values, ranks)
+
+
+def named_predictions(
+    projector: Projector, tokens: Array, log_probabilities: Array, ranks: Array
+) -> list[list[TokenPrediction]]:
+    """The predictions [E, n] with their tokens named."""
+    rows = zip(
+        *(column.tolist() for column in (tokens, log_probabilities, np.exp(log_probabilities), ranks)), strict=True
+    )
     return [
         [
             TokenPrediction(projector.token(token), probability, log_probability, rank)
@@ -31,6 +54,12 @@ def predictions(projector: Projector, log_probabilities: Tensor, tokens: Tensor)
         ]
         for row in rows
     ]
+
+
+def predictions(projector: Projector, log_probabilities: Tensor, tokens: Tensor) -> list[list[TokenPrediction]]:
+    """The predictions of tokens [E, n] from log probabilities [E, V]."""
+    found = predicted(log_probabilities, tokens)
+    return named_predictions(projector, *to_host([found.tokens, found.log_probabilities, found.ranks]))
 
 
 def most_probable(log_probabilities: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.host import Ids, on_device, to_host
 from neuron_attribution_server.model.attribution.projection import VECTORS_AT_ONCE, extremes, standings, through_head
+from neuron_attribution_server.model.attribution.subvalues import gathered, join
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 from neuron_attribution_server.model.engine.explanation.keys import attention_keys, ffn_keys
 from neuron_attribution_server.model.engine.explanation.remembered import RememberedProjections
@@ -38,7 +40,8 @@ class Projector:
         if not len(vectors):
             return []
         found = extremes(self._unembedding, vectors, k)
-        columns = [tensor.tolist() for tensor in (found.top, found.top_scores, found.bottom, found.bottom_scores)]
+        arrays = to_host([found.top, found.top_scores, found.bottom, found.bottom_scores])
+        columns = [array.tolist() for array in arrays]
         return [
             Projection(self._tokens(top, top_scores), self._tokens(bottom, bottom_scores))
             for top, top_scores, bottom, bottom_scores in checked(zip(*columns, strict=True))
@@ -58,7 +61,7 @@ class Projector:
         found: list[tuple[ProjectedRank, ...]] = []
         for start in checked(range(0, len(asked), VECTORS_AT_ONCE)):
             neurons, tokens = zip(*asked[start : start + VECTORS_AT_ONCE], strict=True)
-            columns = standings(self._unembedding, self._subvalues(neurons), tokens)
+            columns = to_host(standings(self._unembedding, self._subvalues(neurons), tokens))
             for values, ranks in zip(*(column.tolist() for column in columns), strict=True):
                 found.append(tuple(map(ProjectedRank, values, ranks)))
         return found
@@ -79,22 +82,38 @@ class Projector:
 
     def _subvalues(self, neurons: Sequence[Neuron]) -> Tensor:
         """[C, d]; those of a layer's attention or FFN are gathered together."""
-        places: dict[tuple[int, bool], list[int]] = defaultdict(list)
-        for place, neuron in enumerate(neurons):
-            places[neuron.layer, isinstance(neuron, FfnNeuron)].append(place)
-        if not places:
-            return torch.empty(0)
-        found = [
-            self._rows(layer, is_ffn, [neurons[place] for place in mine]) for (layer, is_ffn), mine in places.items()
-        ]
-        order = self._ids([place for mine in places.values() for place in mine]).argsort()
-        return torch.cat(found)[order].float()
 
-    def _rows(self, number: int, is_ffn: bool, neurons: Sequence[Neuron]) -> Tensor:
-        layer = self._view.layers[number]
-        return (layer.ffn_subvalues if is_ffn else layer.attention_subvalues).rows(
-            self._ids(list(map(self._unit, neurons)))
-        )
+        def subvalues(layers: Ids, units: Ids, *, is_ffn: bool) -> Tensor:
+            every = [layer.ffn_subvalues if is_ffn else layer.attention_subvalues for layer in self._view.layers]
+            return gathered(every, layers, on_device(units, self._view.device))
+
+        return self._by_layer(neurons, subvalues)
+
+    def _subkeys(self, neurons: Sequence[Neuron], subkey: Subkey) -> Tensor:
+        """[C, d]"""
+
+        def keys(layers: Ids, units: Ids, *, is_ffn: bool) -> Tensor:
+            if is_ffn:
+                return ffn_keys(self._view, layers, units, subkey)
+            return attention_keys(self._view, layers, units)
+
+        return self._by_layer(neurons, keys)
+
+    def _by_layer(self, neurons: Sequence[Neuron], vectors: Callable[..., Tensor]) -> Tensor:
+        """A function's vectors of ascending layers and their units, of one kind at a time, for every neuron: [C, d]."""
+        numbers = [(isinstance(each, FfnNeuron), each.layer, self._unit(each)) for each in neurons]
+        is_ffn, layers, units = np.array(numbers, dtype=np.int64).reshape(-1, 3).T
+        found, places = [], []
+        for kind in (True, False):
+            mine = (is_ffn == kind).nonzero()[0]
+            mine = mine[np.argsort(layers[mine], kind="stable")]
+            if len(mine):
+                found.append(vectors(layers[mine], units[mine], is_ffn=kind))
+                places.append(mine)
+        if not found:
+            return torch.empty(0)
+        order = on_device(np.argsort(np.concatenate(places)), self._view.device)
+        return join(found, 0)[order]
 
     def _unit(self, neuron: Neuron) -> int:
         if isinstance(neuron, FfnNeuron):
@@ -104,25 +123,12 @@ class Projector:
     def _first(self, head: int) -> int:
         return head * self._view.sizes.head_size
 
-    def _ids(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor(ids, device=self._view.device)
-
-    def _subkeys(self, neurons: Sequence[Neuron], subkey: Subkey) -> Tensor:
-        return torch.cat(
-            [
-                ffn_keys(self._view, [neuron], subkey)
-                if isinstance(neuron, FfnNeuron)
-                else attention_keys(self._view, [neuron])
-                for neuron in checked(neurons)
-            ]
-        )
-
     def _through(self, neurons: Sequence[Neuron], through: Head) -> Tensor:
         if any(isinstance(neuron, AttentionNeuron) for neuron in neurons):
             raise InvalidArgumentError.of("through", "only FFN neurons are read through a head; leave it unset")
         layer = self._view.layers[through.layer]
         norm = layer.attention_norm
         subvalues = self._subvalues(neurons)
-        first = self._first(through.head)
-        output_rows = layer.attention_subvalues.rows(self._ids(range(first, first + self._view.sizes.head_size)))
+        first, size = self._first(through.head), self._view.sizes.head_size
+        output_rows = layer.attention_subvalues.rows(on_device(np.arange(first, first + size), self._view.device))
         return through_head(norm.without_bias(subvalues), layer.value_rows(through.head), output_rows)

@@ -1,176 +1,106 @@
-"""What activates the strongest value neurons: query layers, row by row, and query FFN neurons of many rows at once."""
+"""The query parts of a group of rows: what activates their strongest value neurons."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
-import torch
-from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
-from neuron_attribution.requests import Subkey
-from neuron_attribution.results import (
-    ComponentKind,
-    Coverage,
-    NeuronRanking,
-    NeuronScore,
-    QueryLayer,
-    QueryLayers,
-)
+from neuron_attribution.requests import Part, Subkey
+from neuron_attribution.results import NeuronRanking
 from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
-from neuron_attribution_server.model.attribution.query_scores import (
-    ComponentScores,
-    QueryFfnScores,
-    Readings,
-    component_scores,
-    query_ffn_scores,
-    scaled_keys,
-)
-from neuron_attribution_server.model.attribution.ranking import all_scored
-from neuron_attribution_server.model.attribution.value_neurons import BOUNDS_AT_ONCE
+from neuron_attribution_server.model.attribution.host import Array
+from neuron_attribution_server.model.attribution.search.value_search import Kind
 from neuron_attribution_server.model.capture.captured import CapturedStates
-from neuron_attribution_server.model.engine.explanation.keys import attention_keys, ffn_keys
-from neuron_attribution_server.model.engine.explanation.rows import Row, components
-from neuron_attribution_server.model.engine.explanation.value_rankings import SIGNS, Source, side
+from neuron_attribution_server.model.engine.explanation.query_layers import (
+    attention_reading,
+    ffn_reading,
+    named_layers,
+    query_layers,
+)
+from neuron_attribution_server.model.engine.explanation.query_neurons import named_neurons, query_ffn_neurons
+from neuron_attribution_server.model.engine.explanation.rows import Row
+from neuron_attribution_server.model.engine.explanation.sources import Asked, Sources
+from neuron_attribution_server.model.engine.explanation.value_rankings import SIGNS
 
-SHARES_AT_ONCE = BOUNDS_AT_ONCE
-"""What sources give to the neurons of a layer, held at once: rows are taken together up to so many. The bounds, for
-which the memory is there, have been used by then."""
-
-
-class QueryLayersOfRow:
-    """The query layers of one row."""
-
-    def __init__(self, view: ModelView, captured: CapturedStates, row: Row) -> None:
-        self._view = view
-        self._captured = captured
-        self._row = row
-
-    def ffn(self, sources: Sequence[Source], subkey: Subkey) -> QueryLayers:
-        """What activates FFN value neurons: components up to their own layer's attention, at the explained position.
-
-        Beside attention, in a parallel block, the FFN does not read what attention writes.
-        """
-        neurons = [cast(FfnNeuron, source.neuron) for source in sources]
-        beyond = 1 if self._view.spec.parallel else 2
-        visible = [2 * neuron.layer + beyond for neuron in neurons]
-        return self._layers(sources, ffn_keys(self._view, neurons, subkey), visible)
-
-    def attention(self, sources: Sequence[Source]) -> QueryLayers:
-        """What activates attention value neurons: the components below their layer, at their own position."""
-        neurons = [cast(AttentionNeuron, source.neuron) for source in sources]
-        visible = [2 * neuron.layer + 1 for neuron in neurons]
-        return self._layers(sources, attention_keys(self._view, neurons), visible)
-
-    def _layers(self, sources: Sequence[Source], keys: Tensor, visible: Sequence[int]) -> QueryLayers:
-        device = keys.device
-        positions, which = self._positions(sources)
-        states = components(self._captured, self._row.sequence, positions)[which]
-        scores = torch.tensor([source.score for source in sources], device=device)
-        return _query_layers(component_scores(states, keys, torch.tensor(visible, device=device), scores), len(sources))
-
-    def _positions(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
-        """The distinct positions of sources, and which of them each source has."""
-        positions = torch.tensor([source.position for source in sources], device=self._view.device)
-        distinct: tuple[Tensor, Tensor] = positions.unique(return_inverse=True)
-        return distinct
+QUERY_PARTS = frozenset({Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
+LAYER_FIELDS = {Kind.FFN: "ffn_query_layers", Kind.ATTENTION: "attention_query_layers"}
+NEURON_FIELDS = {1: "query_ffn_neurons", -1: "query_ffn_neurons_decreasing"}
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A row that asks for its query FFN neurons, and the attention value neurons they activate."""
+class Queries:
+    """Computes the query parts of all rows, and reads each row's from what is fetched of `tensors`."""
 
-    row: Row
-    sources: Sequence[Source]
+    def __init__(
+        self,
+        view: ModelView,
+        captured: CapturedStates,
+        rows: Sequence[Row],
+        sources: Mapping[Kind, Mapping[int, Sources]],
+    ) -> None:
+        """Of rows that ask for query parts, the sources of each kind, by row."""
+        self._view, self._captured, self._rows, self._sources = view, captured, rows, sources
+        self._layer_places: dict[tuple[Kind, int], int] = {}
+        self._neuron_places: dict[tuple[int, int], tuple[Hashable, int]] = {}
+        self.tensors: dict[Hashable, Tensor] = {}
+        """What there is to be fetched, by name."""
+        self._find_layers()
+        self._find_neurons()
 
+    def parts(self, index: int, fetched: Mapping[Hashable, Array]) -> dict[str, Any]:
+        """The query parts of a row, as keyword arguments of its explanation."""
+        found: dict[str, Any] = {}
+        for kind, field in LAYER_FIELDS.items():
+            row = self._layer_places.get((kind, index))
+            if row is not None:
+                scores, skipped = fetched["query layers"][row], int(fetched["skipped sources"][row])
+                found[field] = named_layers(scores, len(self._sources[kind][index]), skipped)
+        for sign in SIGNS[self._rows[index].options.direction]:
+            if place := self._neuron_places.get((sign, index)):
+                found[NEURON_FIELDS[sign]] = self._ranking(index, *place, fetched)
+        return found
 
-def query_ffn_neurons(
-    view: ModelView, captured: CapturedStates, asked: Sequence[Asked]
-) -> Iterator[list[NeuronRanking]]:
-    """For each row the FFN neurons that activate its sources most, or least, as its direction says: ends in turn."""
-    widest = max(len(layer.ffn_subvalues) for layer in view.layers)
-    for together in _batches(asked, SHARES_AT_ONCE // widest):
-        found = _ffn_scores(view, captured, together)
-        for each, scores, written in zip(together, found.scores, found.written, strict=True):
-            options = each.row.options
-            yield [_ranking(view, scores, written, options.top_k, sign) for sign in SIGNS[options.direction]]
+    def _ranking(self, index: int, name: Hashable, row: int, fetched: Mapping[Hashable, Array]) -> NeuronRanking:
+        k = self._rows[index].options.top_k
+        return named_neurons(self._view, *(fetched[name, each][row, :k] for each in ("ids", "scores", "written")))
 
-
-def _batches(asked: Sequence[Asked], sources: int) -> Iterator[list[Asked]]:
-    """Rows with so many sources together, at most; at least one."""
-    batch: list[Asked] = []
-    for each in asked:
-        if batch and sum(len(other.sources) for other in (*batch, each)) > sources:
-            yield batch
-            batch = []
-        batch.append(each)
-    if batch:
-        yield batch
-
-
-def _ffn_scores(view: ModelView, captured: CapturedStates, asked: Sequence[Asked]) -> QueryFfnScores:
-    """Query scores of every FFN neuron for every row."""
-    sources = [(index, each.row.sequence, source) for index, each in enumerate(asked) for source in each.sources]
-    neurons = [cast(AttentionNeuron, source.neuron) for _, _, source in sources]
-    keys = attention_keys(view, neurons)
-    inputs = torch.stack(
-        [
-            captured.inputs[neuron.layer][sequence, source.position]
-            for neuron, (_, sequence, source) in zip(neurons, sources, strict=True)
+    def _find_layers(self) -> None:
+        """Of both kinds together: every component is read once."""
+        by_subkey: dict[Subkey, list[int]] = defaultdict(list)
+        for index in self._asking(Part.QUERY_LAYERS, Kind.FFN):
+            by_subkey[self._rows[index].options.subkey].append(index)
+        ffn = [
+            ffn_reading(self._view, [self._asked(index, Kind.FFN) for index in indices], subkey)
+            for subkey, indices in by_subkey.items()
         ]
-    ).float()
-    scores = torch.tensor([source.score for _, _, source in sources], device=keys.device)
-    scaled, _ = scaled_keys(keys, inputs, scores)
-    layers = torch.tensor([neuron.layer for neuron in neurons], device=keys.device)
-    whose = torch.tensor([(row, sequence, source.position) for row, sequence, source in sources], device=keys.device)
-    reading, readings = whose.unique(dim=0, return_inverse=True)
-    place, places = reading[:, 1:].unique(dim=0, return_inverse=True)
-    return query_ffn_scores(
-        [layer.ffn_subvalues for layer in view.layers],
-        _coefficients(view, captured, (place[:, 0], place[:, 1]), int(layers.max())),
-        scaled,
-        Readings(layers, readings, reading[:, 0], places),
-        len(asked),
-    )
+        attention = self._asking(Part.QUERY_LAYERS, Kind.ATTENTION)
+        asked = [self._asked(index, Kind.ATTENTION) for index in attention]
+        readings = [*ffn, attention_reading(self._view, asked)] if asked else ffn
+        if not readings:
+            return
+        found = query_layers(self._captured, readings)
+        self.tensors |= {"query layers": found.scores, "skipped sources": found.skipped}
+        of_ffn = [(Kind.FFN, index) for indices in by_subkey.values() for index in indices]
+        every = [*of_ffn, *((Kind.ATTENTION, index) for index in attention)]
+        self._layer_places = {each: row for row, each in enumerate(every)}
 
+    def _find_neurons(self) -> None:
+        indices = self._asking(Part.QUERY_FFN_NEURONS, Kind.ATTENTION)
+        start = 0
+        for count, ends in query_ffn_neurons(
+            self._view, self._captured, [self._asked(index, Kind.ATTENTION) for index in indices]
+        ):
+            for sign, found in ends.items():
+                name = ("query neurons", sign, start)
+                self.tensors |= {(name, each): getattr(found, each) for each in ("ids", "scores", "written")}
+                mine = indices[start : start + count]
+                self._neuron_places |= {(sign, index): (name, row) for row, index in enumerate(mine)}
+            start += count
 
-def _coefficients(view: ModelView, captured: CapturedStates, at: tuple[Tensor, Tensor], below: int) -> Iterator[Tensor]:
-    """FFN coefficients of layers 0 ... below - 1 at a few places (sequences and positions), [Q, N] each, in turn.
+    def _asking(self, part: Part, kind: Kind) -> list[int]:
+        return [index for index in self._sources[kind] if part in self._rows[index].options.parts]
 
-    Computed again from the residual stream: keeping them for every position would double what a token costs.
-    """
-    for number in range(below):
-        found = captured.ffn_coefficients(view, number, at)
-        yield found / captured.ffn_scales[number][at][:, None] if captured.ffn_scales else found
-
-
-def _query_layers(found: ComponentScores, count: int) -> QueryLayers:
-    order = found.scores.sort(descending=True, stable=True)
-    layers = tuple(
-        _query_layer(index, score) for index, score in zip(order.indices.tolist(), order.values.tolist(), strict=True)
-    )
-    return QueryLayers(layers, count, found.skipped)
-
-
-def _query_layer(component: int, score: float) -> QueryLayer:
-    """Components count embedding, attention 0, FFN 0, attention 1, ..."""
-    if component == 0:
-        return QueryLayer(ComponentKind.EMBEDDING, 0, score)
-    layer, is_ffn = divmod(component - 1, 2)
-    return QueryLayer(ComponentKind.FFN if is_ffn else ComponentKind.ATTENTION, layer, score)
-
-
-def _ranking(view: ModelView, scores: Tensor, written: Tensor, k: int, sign: int) -> NeuronRanking:
-    """Every FFN neuron ranked by its score in [L, N]; layers of fewer neurons leave gaps at the end of their rows."""
-    widths = torch.tensor([len(layer.ffn_subvalues) for layer in view.layers], device=scores.device)
-    gaps = torch.arange(scores.shape[1], device=scores.device) >= widths[:, None]
-    total = int(widths.sum())
-    ranked = all_scored((sign * scores).masked_fill(gaps, -torch.inf).flatten(), min(k, total))
-    columns = (ranked.ids, sign * ranked.scores, written.flatten()[ranked.ids])
-    neurons = tuple(
-        NeuronScore(view.ffn_neuron(*divmod(number, scores.shape[1])), score, promoted_side=side(end))
-        for number, score, end in zip(*(column.tolist() for column in columns), strict=True)
-    )
-    return NeuronRanking(neurons, Coverage(total, total, total, exact=True))
+    def _asked(self, index: int, kind: Kind) -> Asked:
+        return Asked(self._rows[index], self._sources[kind][index])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from neuron_attribution.requests import AttributeOptions
 from torch import Tensor
 
+from neuron_attribution_server.model.attribution.host import columns_on_device
 from neuron_attribution_server.model.attribution.states import RowStates
 from neuron_attribution_server.model.attribution.subvalues import stack_layers
 from neuron_attribution_server.model.capture.captured import CapturedStates
@@ -21,7 +23,8 @@ class Row:
     index: int
     sequence: int
     position: int
-    target: int
+    target: int | None
+    """The model's own most probable token where none is given."""
     contrast: int | None
     options: AttributeOptions
     alone: bool = False
@@ -34,13 +37,13 @@ class Row:
 
 def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> RowStates:
     """The states of some captured rows, in float32."""
-    indices = torch.tensor([row.index for row in rows], device=captured.rows.positions.device)
-    sequences, positions = captured.rows.sequences[indices], captured.rows.positions[indices]
+    device = captured.rows.device
+    (which,) = columns_on_device([np.array([row.index for row in rows])], device)
+    sequences, positions = captured.rows.sequences[which], captured.rows.positions[which]
+    longest = max(row.position for row in rows) + 1
 
     def at_rows(states: Sequence[Tensor]) -> Tensor:
         return torch.stack([layer[sequences, positions] for layer in states], 1).float()
-
-    values = {sequence: _values(captured, row) for sequence, row in {row.sequence: row for row in rows}.items()}
 
     def over(states: Tensor, scales: Sequence[Tensor]) -> Tensor:
         """States [E, L, ...] over the scales of the norms they pass through, where there are norms."""
@@ -48,9 +51,11 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
             return states
         return states / at_rows(scales).view(*states.shape[:2], *(1,) * (states.dim() - 2))
 
-    attention = torch.stack([layer[indices] for layer in captured.attention_rows], 1)
-    head_outputs = torch.stack([layer[indices] for layer in captured.head_outputs], 1).float()
-    coefficients = stack_layers([layer[indices] for layer in captured.coefficients], 1).float()
+    attention = torch.stack([layer[which, :, :longest] for layer in captured.attention_rows], 1)
+    head_outputs = torch.stack([layer[which] for layer in captured.head_outputs], 1).float()
+    coefficients = stack_layers([layer[which] for layer in captured.coefficients], 1).float()
+    distinct = list(dict.fromkeys(row.sequence for row in rows))
+    numbers = [distinct.index(row.sequence) for row in rows]
     return RowStates(
         inputs=at_rows(captured.inputs),
         attention_writes=at_rows(captured.attention_writes),
@@ -58,25 +63,36 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
         head_outputs=over(head_outputs, captured.attention_scales).unflatten(2, (heads, -1)),
         attention=attention,
         mixing=over(attention, captured.attention_scales),
-        values=[values[row.sequence] for row in rows],
+        values=_values(captured, rows, distinct, longest),
+        sequences=columns_on_device([np.array(numbers)], device)[0],
         lengths=[row.position + 1 for row in rows],
+        apart=len(distinct) == len(rows),
     )
 
 
-def _values(captured: CapturedStates, row: Row) -> Tensor:
-    """Value vectors [L, K, T, D] of a row's sequence, or where heads are intervened in, each head's [L, H, T, D].
+def _values(captured: CapturedStates, rows: Sequence[Row], distinct: Sequence[int], longest: int) -> Tensor:
+    """Value vectors [S, L, K, T, D] of sequences, or where heads are intervened in any, each head's [S, L, H, T, D].
 
     Interventions act on all explained rows of a sequence alike, so that these share them.
     """
-    values = torch.stack([layer[row.sequence] for layer in captured.values])
-    factors = None if captured.edits is None else captured.edits.attention_factors(row.sequence, row.position)
-    if factors is None:
+    every = list(distinct) == list(range(len(captured.lengths)))
+    which = slice(None) if every else columns_on_device([np.array(distinct)], captured.rows.device)[0]
+    values = torch.stack([layer[which, :, :longest] for layer in captured.values], 1)
+    if captured.edits is None:
         return values
-    grouped: Tensor = factors.unflatten(1, (values.shape[1], -1))
-    return (values[:, :, None] * grouped[:, :, :, None]).flatten(1, 2)
+    some = {row.sequence: row.position for row in rows}
+    factors = [captured.edits.attention_factors(sequence, some[sequence]) for sequence in distinct]
+    changed = [each for each in factors if each is not None]
+    if not changed:
+        return values
+    plain = torch.ones_like(changed[0])
+    grouped = torch.stack([plain if each is None else each for each in factors]).unflatten(2, (values.shape[2], -1))
+    changed_values: Tensor = (values[:, :, :, None] * grouped[..., None, :]).flatten(2, 3)
+    return changed_values
 
 
-def components(captured: CapturedStates, sequence: int, positions: Tensor) -> Tensor:
-    """The residual stream's components at some positions: embedding, attention 0, FFN 0, ...: [P, 2 L + 1, d]."""
-    writes = [write for pair in zip(captured.attention_writes, captured.ffn_writes, strict=True) for write in pair]
-    return torch.stack([states[sequence, positions] for states in (captured.inputs[0], *writes)], 1).float()
+def components(captured: CapturedStates) -> Iterator[Tensor]:
+    """The residual stream's components in turn: embedding, attention 0, FFN 0, ...: 2 L + 1 of [B, T, d]."""
+    yield captured.inputs[0]
+    for pair in zip(captured.attention_writes, captured.ffn_writes, strict=True):
+        yield from pair

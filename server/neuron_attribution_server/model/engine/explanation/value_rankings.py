@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+import numpy as np
 from neuron_attribution.neurons import AttentionNeuron, Neuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part
 from neuron_attribution.results import Coverage, NeuronRanking, NeuronScore, PromotedSide
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
-from neuron_attribution_server.model.attribution.value_search import Found, Kind, Wanted
+from neuron_attribution_server.model.attribution.search.value_search import Found, Kind, Wanted
 from neuron_attribution_server.model.engine.explanation.rows import Row
+from neuron_attribution_server.model.engine.explanation.sources import Sources
 
 PARTS = {Kind.FFN: Part.FFN_VALUE_NEURONS, Kind.ATTENTION: Part.ATTENTION_VALUE_NEURONS}
 SIGNS = {Direction.INCREASE: (1,), Direction.DECREASE: (-1,), Direction.BOTH: (1, -1)}
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A value neuron that serves as a query source; `position` is where its key reads the residual stream."""
-
-    neuron: Neuron
-    position: int
-    score: float
 
 
 def wanted_rankings(rows: Sequence[Row]) -> dict[Wanted, int]:
@@ -72,22 +64,20 @@ def merged(first: Mapping[Wanted, int], second: Mapping[Wanted, int]) -> dict[Wa
 def ranking(view: ModelView, found: Found, wanted: Wanted, k: int) -> NeuronRanking:
     """The first k found neurons, named, without projections."""
     placed = wanted.kind is Kind.ATTENTION and not wanted.over_positions
-    ids = found.ranked.ids[:k]
-    coefficients = found.neurons.coefficients_of(ids).tolist()
-    named = zip(_names(view, found, wanted.kind, k), found.ranked.scores[:k].tolist(), coefficients, strict=True)
+    columns = (column[:k].tolist() for column in (found.ranked.scores, found.coefficients))
     neurons = tuple(
         NeuronScore(neuron, score, position if placed else None, coefficient, None, side(coefficient))
-        for (neuron, position), score, coefficient in named
+        for (neuron, position), score, coefficient in zip(_names(view, found, wanted.kind, k), *columns, strict=True)
     )
-    return NeuronRanking(neurons, Coverage(found.neurons.total, found.neurons.total, found.ranked.scored, found.exact))
+    total = found.neurons.total(wanted.row)
+    return NeuronRanking(neurons, Coverage(total, total, found.ranked.scored, found.exact))
 
 
-def strongest_sources(view: ModelView, found: Found, kind: Kind, k: int, explained: int) -> list[Source]:
+def strongest_sources(found: Found, kind: Kind, k: int, explained: int) -> Sources:
     """The first k found neurons as query sources; FFN neurons read at the explained position."""
-    named = zip(_names(view, found, kind, k), found.ranked.scores[:k].tolist(), strict=True)
-    return [
-        Source(neuron, position if kind is Kind.ATTENTION else explained, score) for (neuron, position), score in named
-    ]
+    layers, units, positions = found.neurons.locate(found.ranked.ids[:k])
+    read = positions if kind is Kind.ATTENTION else np.full_like(positions, explained)
+    return Sources(layers, units, read, found.ranked.scores[:k])
 
 
 def side(coefficient: float) -> PromotedSide:

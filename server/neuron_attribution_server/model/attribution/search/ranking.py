@@ -4,7 +4,8 @@
     2. neurons are scored in descending order of bound;
     3. when the k-th best score is above every remaining bound, no unscored neuron can be among the k best.
 
-Searches propose blocks instead of scoring them, so that the survivors of many searches share one matrix product.
+Searches propose blocks instead of scoring them, so that the survivors of many searches share one matrix product. What
+they decide by are a few numbers each, on the host.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from neuron_attribution_server.model.attribution.host import Array, Ids
 
 SPARE = 8
 """How many more than k are scored at once: the bounds are tight enough that this mostly settles a search."""
 
-Candidates = Callable[[int], tuple[Tensor, Tensor]]
+Candidates = Callable[[int], tuple[Ids, Array]]
 """The ids and bounds of the n neurons with the highest bounds, in descending order."""
 
 
@@ -27,26 +31,32 @@ Candidates = Callable[[int], tuple[Tensor, Tensor]]
 class Ranked:
     """The best neurons' ids and scores, best first, and how many were scored to find them."""
 
-    ids: Tensor
-    scores: Tensor
+    ids: Ids
+    scores: Array
     scored: int
+
+
+def first_listed(total: int, k: int) -> int:
+    """How many candidates a search for the k best of `total` begins with."""
+    return min(total, 2 * min(k, total) + 8 * SPARE)
 
 
 class BoundedSearch:
     """Finds the k highest scores among `total` neurons; ties go to the lower id."""
 
-    def __init__(self, candidates: Candidates, total: int, k: int) -> None:
+    def __init__(self, candidates: Candidates, total: int, k: int, first: tuple[Ids, Array] | None = None) -> None:
+        """`first` are the `first_listed` candidates, where they are known."""
         self._candidates = candidates
         self._total = total
         self._k = min(k, total)
-        self._listed = min(total, 2 * self._k + 8 * SPARE)
-        self._ids, self._bounds = candidates(self._listed)
-        self._scored = torch.empty(0, dtype=torch.long, device=self._ids.device)
-        self._scores = torch.empty(0, device=self._ids.device)
+        self._listed = first_listed(total, k)
+        self._ids, self._bounds = first or candidates(self._listed)
+        self._scored = np.empty(0, dtype=np.int64)
+        self._scores: Array = np.empty(0, dtype=np.float32)
         self.settled = False
         """Whether the k best are known to be the k best."""
 
-    def proposal(self) -> Tensor:
+    def proposal(self) -> Ids:
         """The ids to score next; empty when the search is settled."""
         if not len(self._scored):
             return self._ids[: self._k + SPARE]
@@ -54,28 +64,28 @@ class BoundedSearch:
         self.settled = not len(proposed)
         return proposed
 
-    def _unscored_rivals(self) -> Tensor:
+    def _unscored_rivals(self) -> Ids:
         threshold = self.result().scores[-1]
         while self._bounds[-1] >= threshold and self._listed < self._total:
             self._listed = min(self._total, 4 * self._listed)
             self._ids, self._bounds = self._candidates(self._listed)
         rivals = self._ids[self._bounds >= threshold]
-        unscored = rivals[~torch.isin(rivals, self._scored)]
+        unscored: Ids = rivals[~np.isin(rivals, self._scored)]
         return unscored[: max(self._k, 4 * SPARE, len(self._scored))]
 
-    def accept(self, ids: Tensor, scores: Tensor) -> None:
+    def accept(self, ids: Ids, scores: Array) -> None:
         """Take the scores of proposed ids."""
-        self._scored = torch.cat([self._scored, ids])
-        self._scores = torch.cat([self._scores, scores])
+        self._scored = np.concatenate([self._scored, ids])
+        self._scores = np.concatenate([self._scores, scores])
 
     def result(self) -> Ranked:
         """The k best of what was scored."""
-        ids, scores = best(self._scored, self._scores, self._k)
-        return Ranked(ids, scores, len(self._scored))
+        order = np.lexsort((self._scored, -self._scores))[: self._k]
+        return Ranked(self._scored[order], self._scores[order], len(self._scored))
 
 
 def search_until_exact(
-    searches: Sequence[BoundedSearch], score: Callable[[list[Tensor]], list[Tensor]], more: int = sys.maxsize
+    searches: Sequence[BoundedSearch], score: Callable[[list[Ids]], list[Array]], more: int = sys.maxsize
 ) -> None:
     """Run searches to their end, scoring the proposals of all of them at once.
 
@@ -92,20 +102,14 @@ def search_until_exact(
             return
 
 
-def best(ids: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest scores and their ids, ties in order of id."""
-    by_id = ids.argsort()
-    order = by_id[scores[by_id].argsort(descending=True, stable=True)][:k]
-    return ids[order], scores[order]
+def highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The places and values of the k highest of values [R, n] in float32, best first, ties to the lower place: [R, k].
 
-
-def all_scored(scores: Tensor, k: int) -> Ranked:
-    """The ranking of scores [n] that are all known."""
-    k = min(k, len(scores))
-    if not k:
-        return Ranked(scores.new_empty(0, dtype=torch.long), scores[:0], len(scores))
-    least = scores.topk(k).values[-1]
-    above, equal = (scores > least).nonzero().squeeze(1), (scores == least).nonzero().squeeze(1)
-    chosen = torch.cat([above, equal[: k - len(above)]])
-    ids, best_scores = best(chosen, scores[chosen], k)
-    return Ranked(ids, best_scores, len(scores))
+    One top-k over 64 bits, the upper half of which order as the values do and the lower half against the places.
+    """
+    width = values.shape[-1]
+    bits = (values + 0.0).view(torch.int32)  # minus zero is zero
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    against = torch.arange(width - 1, -1, -1, device=values.device)
+    places = ((ordered.long() << 32) + against).topk(min(k, width), -1).indices
+    return places, values.gather(-1, places)

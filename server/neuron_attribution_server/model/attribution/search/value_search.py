@@ -1,0 +1,245 @@
+"""The best value neurons of many explained rows, found together: one bound product per layer, shared exact products."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from neuron_attribution.requests import ScoringMethod
+from torch import Tensor
+
+from neuron_attribution_server.model.attribution.bounds import rounding_slack
+from neuron_attribution_server.model.attribution.host import Array, Ids
+from neuron_attribution_server.model.attribution.methods import FROM_INCREASE
+from neuron_attribution_server.model.attribution.objectives import Objective
+from neuron_attribution_server.model.attribution.search.exact_scores import ExactScores, Places
+from neuron_attribution_server.model.attribution.search.exhaustive import exhaustive_increases
+from neuron_attribution_server.model.attribution.search.first_order import FirstOrder
+from neuron_attribution_server.model.attribution.search.ranking import (
+    BoundedSearch,
+    Ranked,
+    first_listed,
+    search_until_exact,
+)
+from neuron_attribution_server.model.attribution.search.search_seconds import SearchSeconds
+from neuron_attribution_server.model.attribution.search.value_neurons import (
+    AttentionValueNeurons,
+    ValueNeurons,
+    WholeValueNeurons,
+)
+from neuron_attribution_server.model.attribution.states import RowStates, SubvalueNorms, Weights
+from neuron_attribution_server.model.attribution.subvalues import Subvalues
+from neuron_attribution_server.model.attribution.value_scores import subvalue_products, unit_slack
+
+MORE_PRODUCTS = 1 << 41
+"""Multiplications that a batch's searches may take after their first proposals, about a minute on two CPU cores.
+
+Interventions can make a model of which no neuron adds anything to the answer; its rankings end without a guarantee.
+"""
+
+
+class Kind(Enum):
+    """A kind of value neuron."""
+
+    FFN = "ffn"
+    ATTENTION = "attention"
+
+
+Ranges = Mapping[Kind, Tensor]
+"""Per kind, the largest minus the smallest value of each neuron's unscaled projection, [L, n]."""
+
+LazyRanges = Callable[[], Ranges]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One end (sign 1 or -1) of one kind's ranking at one row."""
+
+    row: int
+    kind: Kind
+    sign: int
+    exhaustive: bool
+    over_positions: bool = False
+    """Attention neurons only: over all source positions together, instead of one entry for each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """A ranking, the neurons its ids count, and what multiplies the subvalues of its own."""
+
+    ranked: Ranked
+    neurons: ValueNeurons
+    coefficients: Array
+    exact: bool = True
+    """Whether the ranking is guaranteed to be that of scoring every neuron."""
+
+
+class Grids:
+    """The value neurons of each kind at the rows of a group, made when they are first asked for."""
+
+    def __init__(self, weights: Weights, states: RowStates) -> None:
+        self._weights = weights
+        self._states = states
+        self._made: dict[tuple[Kind, bool], ValueNeurons] = {}
+
+    def of(self, kind: Kind, *, over_positions: bool = False) -> ValueNeurons:
+        """The neurons of a kind; those of attention over all source positions together, or one for each."""
+        whole = kind is Kind.FFN or over_positions
+        if (kind, whole) not in self._made:
+            self._made[kind, whole] = self._make(kind, whole=whole)
+        return self._made[kind, whole]
+
+    def _make(self, kind: Kind, *, whole: bool) -> ValueNeurons:
+        subvalues, states = subvalues_of(self._weights, kind), self._states
+        if kind is Kind.FFN:
+            return WholeValueNeurons(subvalues, states.coefficients, first_base=len(subvalues) + 1)
+        if whole:
+            return WholeValueNeurons(subvalues, states.head_outputs.flatten(2), first_base=0)
+        return AttentionValueNeurons(subvalues, states)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    wanted: Wanted
+    neurons: ValueNeurons
+    search: BoundedSearch
+    ids: list[Ids] = field(default_factory=list)
+    coefficients: list[Array] = field(default_factory=list)
+
+    def places(self, ids: Ids) -> Places:
+        layers, units, positions = self.neurons.locate(ids)
+        return Places(self.neurons, np.full_like(ids, self.wanted.row), layers, units, positions)
+
+    def coefficients_of(self, ids: Ids) -> Array:
+        """What multiplies the subvalues of neurons that have been scored."""
+        every, values = np.concatenate(self.ids), np.concatenate(self.coefficients)
+        order = np.argsort(every)
+        found: Array = values[order[np.searchsorted(every, ids, sorter=order)]]
+        return found
+
+
+class ValueSearch:
+    """Finds value neurons by a method that follows from the objective's increase (a, b or c)."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        grids: Grids,
+        scale: Tensor,
+        objective: Objective,
+        method: ScoringMethod,
+        ranges: LazyRanges,
+        seconds: SearchSeconds,
+    ) -> None:
+        self._weights = weights
+        self._grids = grids
+        self._scale = scale
+        self._objective = objective
+        self._score = FROM_INCREASE[method]
+        self._ranges = ranges
+        self._seconds = seconds
+        self._layers = len(weights.ffn_subvalues)
+        self._exact = ExactScores(weights, scale, objective)
+        with seconds.bounding():
+            self._first_order = {kind: self._bound_units(kind) for kind in Kind}
+
+    def find(self, wanted: Mapping[Wanted, int]) -> dict[Wanted, Found]:
+        """The k best neurons of each wanted end; scores are signed as they are, best first in the end's own order."""
+        with self._seconds.bounding():
+            jobs = self._jobs({want: k for want, k in wanted.items() if not want.exhaustive})
+            more = MORE_PRODUCTS // self._weights.unembedding.weight.numel()
+            search_until_exact([job.search for job in jobs], lambda proposals: self._scores(jobs, proposals), more)
+        found = {job.wanted: self._found(job) for job in jobs}
+        with self._seconds.scoring():
+            return found | {want: self._every(want, k) for want, k in wanted.items() if want.exhaustive}
+
+    def _bound_units(self, kind: Kind) -> FirstOrder:
+        """What one product per layer tells of all rows' neurons of a kind."""
+        slopes, bases = self._objective.slopes, self._bases(kind)
+        slack = rounding_slack(self._weights.unembedding, slopes, self._scale)
+        norms = norms_of(self._weights, kind)
+        bends = None
+        if self._objective.curvature:
+            largest = norms.folded * self._weights.unembedding.largest_norm
+            bends = self._objective.curvature * largest.square()
+        return FirstOrder(
+            products=subvalue_products(slopes[:, bases], subvalues_of(self._weights, kind)),
+            slack=unit_slack(slack, norms, bases),
+            constant=slack.constant,
+            scale=self._scale,
+            base_values=self._objective.values[:, bases][:, : self._layers],
+            bends=bends,
+        )
+
+    def _bases(self, kind: Kind) -> slice:
+        return slice(self._layers + 1, None) if kind is Kind.FFN else slice(0, self._layers)
+
+    def _jobs(self, wanted: Mapping[Wanted, int]) -> list[_Job]:
+        """A search for each ranking, those of one end of one kind bounded together."""
+        together: dict[tuple[Kind, int, bool], list[Wanted]] = defaultdict(list)
+        for want in wanted:
+            together[want.kind, want.sign, want.over_positions].append(want)
+        return [job for wants in together.values() for job in self._jobs_of_one(wants, wanted)]
+
+    def _jobs_of_one(self, wants: Sequence[Wanted], counts: Mapping[Wanted, int]) -> list[_Job]:
+        kind, sign = wants[0].kind, wants[0].sign
+        neurons = self._grids.of(kind, over_positions=wants[0].over_positions)
+        ranges = self._ranges()[kind] if sign < 0 and self._objective.spread else None
+
+        def bounds(rows: slice, layers: slice) -> Tensor:
+            return self._first_order[kind].scores(neurons, rows, layers, self._score, sign, ranges)
+
+        def candidates(rows: Sequence[int], count: int) -> tuple[Ids, Array]:
+            return neurons.top(rows, count, bounds)
+
+        listed = [first_listed(neurons.total(want.row), counts[want]) for want in wants]
+        lists = candidates([want.row for want in wants], max(listed))
+        jobs = []
+        for want, count, ids, values in zip(wants, listed, *lists, strict=True):
+
+            def own(count: int, row: int = want.row) -> tuple[Ids, Array]:
+                ids, values = candidates([row], count)
+                return ids[0], values[0]
+
+            first = ids[:count], values[:count]
+            search = BoundedSearch(own, neurons.total(want.row), counts[want], first)
+            jobs.append(_Job(want, neurons, search))
+        return jobs
+
+    def _scores(self, jobs: Sequence[_Job], proposals: Sequence[Ids]) -> list[Array]:
+        """The exact scores of every search's proposals, from one product with the unembedding."""
+        with self._seconds.scoring():
+            places = [job.places(ids) for job, ids in zip(jobs, proposals, strict=True)]
+            found = self._exact.of(places, self._score)
+        for job, ids, scored in zip(jobs, proposals, found, strict=True):
+            job.ids.append(ids)
+            job.coefficients.append(scored.coefficients)
+        return [job.wanted.sign * scored.scores for job, scored in zip(jobs, found, strict=True)]
+
+    def _found(self, job: _Job) -> Found:
+        ranked, total = job.search.result(), job.neurons.total(job.wanted.row)
+        exact = job.search.settled and (not self._objective.curvature or ranked.scored == total)
+        scored = total if self._objective.linear else ranked.scored
+        signed = Ranked(ranked.ids, job.wanted.sign * ranked.scores, scored)
+        return Found(signed, job.neurons, job.coefficients_of(ranked.ids), exact)
+
+    def _every(self, want: Wanted, k: int) -> Found:
+        """By brute force."""
+        neurons, row = self._grids.of(want.kind, over_positions=want.over_positions), want.row
+        increases = exhaustive_increases(self._objective, self._weights.unembedding, neurons, row, self._scale[row])
+        scores = self._score(increases, self._first_order[want.kind].base_values[row, :, None, None])
+        ranked = neurons.rank(row, scores.__getitem__, k, want.sign)
+        return Found(ranked, neurons, neurons.coefficients_of(row, ranked.ids))
+
+
+def subvalues_of(weights: Weights, kind: Kind) -> Sequence[Subvalues]:
+    """The subvalues of each layer's neurons of one kind."""
+    return weights.ffn_subvalues if kind is Kind.FFN else weights.attention_subvalues
+
+
+def norms_of(weights: Weights, kind: Kind) -> SubvalueNorms:
+    """The norms of one kind's subvalues."""
+    return weights.ffn_norms if kind is Kind.FFN else weights.attention_norms
