@@ -71,13 +71,21 @@ def test_what_the_host_waits_for(call: Callable[[], object]) -> None:
     assert _counted(call)[1] == 1
 
 
-def test_what_was_copied_to_the_host_once_is_read_at_will() -> None:
+def test_what_the_host_has_is_read_and_computed_with_at_will() -> None:
     def read() -> None:
         here = MATRIX.cpu()
         assert [*here[0].tolist(), *here.view(-1)[3:].numpy()] == [0, 1, 2, 3, 4, 5]
+        made = torch.arange(3) * 2
+        assert [int(made[1]), *(here + made)[0].nonzero().tolist()[0]] == [2, 1]
 
     assert _counted(read) == (0, 1)
     assert _counted(lambda: (MATRIX.cpu(), MATRIX.tolist())) == (0, 2)
+
+
+def test_what_goes_to_the_device_is_the_devices() -> None:
+    assert _counted(lambda: torch.arange(3, device="cpu").tolist()) == (1, 1)
+    assert _counted(lambda: torch.arange(3).to(MATRIX.device).tolist()) == (0, 1)
+    assert _counted(lambda: (torch.arange(3) + MATRIX).tolist()) == (1, 1)
 
 
 def test_a_wait_is_named_by_the_line_that_asks_and_answers_are_what_they_are() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -26,6 +27,7 @@ ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_s
 """They launch nothing, like views."""
 MASKED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 """They wait only where a mask of booleans must be turned into numbers."""
+FACTORIES = {torch.arange, torch.as_tensor, torch.empty, torch.full, torch.ones, torch.tensor, torch.zeros}
 READS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 SERVER = "/neuron_attribution_server/"
 
@@ -33,12 +35,14 @@ SERVER = "/neuron_attribution_server/"
 class CountedOperations:
     """Counts while it is entered; `reset` begins anew.
 
-    On a CPU a copy to the host is seen where Python asks for one: `cpu()`, `tolist()`, `numpy()`. What `cpu()` gave,
-    and every view of it, is on the host and is read without another wait. `to(device)` cannot be told from an upload.
+    On a CPU everything counts as a GPU's but for what would be the host's own: what a factory makes without being told
+    a device, what `cpu()` gives, and what is computed of these alone. `to` with a device makes it the GPU's again.
+    An engine keeps some of that: build it, and run it once, within.
     """
 
     def __init__(self) -> None:
         self._entered = ExitStack()
+        self._hosted = _Hosted()
         self.reset()
 
     def reset(self) -> None:
@@ -47,7 +51,6 @@ class CountedOperations:
         """How often each operation was dispatched, by its name in aten; views and allocations are none."""
         self.by_wait: Counter[str] = Counter()
         """How often the host waited, by what for and the line of the server that asked."""
-        self._on_host: dict[int, Tensor] = {}
 
     @property
     def operations(self) -> int:
@@ -60,42 +63,40 @@ class CountedOperations:
         return self.by_wait.total()
 
     def __enter__(self) -> CountedOperations:
-        self._entered.enter_context(_Reads(self))
-        self._entered.enter_context(_Operations(self))
+        self._entered.enter_context(_Calls(self, self._hosted))
+        self._entered.enter_context(_Operations(self, self._hosted))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._entered.close()
 
-    def dispatched(self, name: str, *, waits: bool) -> None:
-        """Count an operation."""
-        self.by_operation[name] += 1
-        if waits:
-            self._wait(name)
-
-    def read(self, tensor: Tensor, name: str) -> None:
-        """Count a read of a CPU's tensor, unless it was copied to the host before."""
-        if tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() not in self._on_host:
-            self._wait(name)
-
-    def copied(self, tensor: Tensor) -> Tensor:
-        """A CPU's tensor as a copy to the host gives it: in memory of its own."""
-        self.read(tensor, "cpu")
-        with _disable_current_modes():
-            here = tensor.clone()
-        self._on_host[here.untyped_storage().data_ptr()] = here  # kept, so that nothing else comes to lie there
-        return here
-
-    def _wait(self, name: str) -> None:
+    def wait(self, name: str) -> None:
+        """Count a wait."""
         self.by_wait[f"{name} at {_place()}"] += 1
+
+
+class _Hosted:
+    """The tensors of a CPU that would be on the host if the engine's were on a GPU."""
+
+    def __init__(self) -> None:
+        self._storages: set[StorageWeakRef] = set()
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor.device.type == "cpu" and StorageWeakRef(tensor.untyped_storage()) in self._storages
+
+    def add(self, result: Any) -> Any:
+        """What an operation gave, which is on the host."""
+        self._storages |= {StorageWeakRef(each.untyped_storage()) for each in _tensors(result)}
+        return result
 
 
 class _Operations(TorchDispatchMode):
     """Sees what is dispatched, taken apart as far as PyTorch itself does."""
 
-    def __init__(self, counted: CountedOperations) -> None:
+    def __init__(self, counted: CountedOperations, hosted: _Hosted) -> None:
         super().__init__()
         self._counted = counted
+        self._hosted = hosted
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -105,27 +106,54 @@ class _Operations(TorchDispatchMode):
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts
+        result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
+        read = list(_tensors((args, kwargs)))
+        if read and all(each in self._hosted for each in read):
+            return self._hosted.add(result)
         if not func.is_view and name not in ALLOCATIONS:
-            self._counted.dispatched(name, waits=_waits(func, name, args, kwargs))
-        return func(*args, **kwargs)
+            self._counted.by_operation[name] += 1
+            if _waits(func, name, args, kwargs):
+                self._counted.wait(name)
+        return result
 
 
-class _Reads(TorchFunctionMode):
-    """Sees what reads a tensor without an operation."""
+class _Calls(TorchFunctionMode):
+    """Sees which calls make tensors of the host, and which read others."""
 
-    def __init__(self, counted: CountedOperations) -> None:
+    def __init__(self, counted: CountedOperations, hosted: _Hosted) -> None:
         super().__init__()
         self._counted = counted
+        self._hosted = hosted
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is Tensor.cpu and args[0].device.type == "cpu":
-            return self._counted.copied(args[0])
-        if func in READS:
-            self._counted.read(args[0], func.__name__)
-        return func(*args, **kwargs or {})
+        kwargs = kwargs or {}
+        first = args[0] if args else None
+        if func in FACTORIES and not isinstance(first, Tensor) and kwargs.get("device") is None:
+            with _disable_current_modes():
+                return self._hosted.add(func(*args, **kwargs))
+        if isinstance(first, Tensor) and first.device.type == "cpu":
+            here = first in self._hosted
+            if not here and func in READS:
+                self._counted.wait(func.__name__)
+            if not here and func is Tensor.cpu:
+                self._counted.wait("cpu")
+                return self._hosted.add(_copy(first))
+            if here and func is Tensor.to and _names_device(args, kwargs):
+                return _copy(func(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """In memory of its own, as on another device."""
+    with _disable_current_modes():
+        return tensor.clone()
+
+
+def _names_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return "device" in kwargs or any(isinstance(each, torch.device | str | Tensor) for each in args[1:])
 
 
 def _waits(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
