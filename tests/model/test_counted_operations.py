@@ -85,7 +85,7 @@ def test_what_the_host_has_is_read_and_computed_with_at_will() -> None:
 def test_what_goes_to_the_device_is_the_devices() -> None:
     assert _counted(lambda: torch.arange(3, device="cpu").tolist()) == (1, 1)
     assert _counted(lambda: torch.arange(3).to(MATRIX.device).tolist()) == (0, 1)
-    assert _counted(lambda: (torch.arange(3) + MATRIX).tolist()) == (1, 1)
+    assert _counted(lambda: torch.arange(3.0).add(MATRIX).tolist()) == (1, 1)
 
 
 def test_a_wait_is_named_by_the_line_that_asks_and_answers_are_what_they_are() -> None:
