@@ -14,7 +14,7 @@ endef
 # The server and nothing else, for the bill of materials.
 SERVER_VENV := .venv-server
 
-.PHONY: demo check test rooms benchmark verify architectures notebooks screenshots docs soak load format audit release clean
+.PHONY: demo check test rooms benchmark gpu verify architectures notebooks screenshots docs soak load format audit release clean
 
 demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
@@ -34,6 +34,15 @@ test: $(VENV)/test-installed
 # BENCHMARK takes options: make benchmark BENCHMARK='--quick --output quick.md'
 benchmark: $(VENV)/benchmark-installed
 	PYTHONPATH=tests $(BIN)/python -m benchmarks $(BENCHMARK)
+
+# docs/benchmarks-gpu.md and the tests of a GPU, in under ten minutes and without a network, from a Python that has torch.
+# WHEELS is a folder with what it lacks: make gpu PYTHON=python3 WHEELS=wheels GPU='--seconds 300'
+# Without a GPU only what can be counted is written: make gpu PYTHON=.venv/bin/python
+GPU_PACKAGES := $(CURDIR)/.gpu-packages
+gpu:
+	$(PYTHON) tests/benchmarks/gpu/prepare.py $(GPU_PACKAGES) $(WHEELS)
+	PYTHONPATH=$(GPU_PACKAGES):$(CURDIR)/client:$(CURDIR)/server:$(CURDIR)/tests:$$PYTHONPATH \
+		$(PYTHON) -m benchmarks.gpu $(GPU)
 
 # The rooms of the packages, with their files and lines
 rooms: $(VENV)/test-installed
@@ -98,4 +107,4 @@ release: $(VENV)/release-installed $(SERVER_VENV)/server-installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(SERVER_VENV) dist client/neuron_attribution/v1
+	rm -rf $(VENV) $(SERVER_VENV) $(GPU_PACKAGES) dist client/neuron_attribution/v1

@@ -21,10 +21,10 @@ def main(arguments=None):
 
 
 def _parser():
+    from benchmarks.subject import SHAPES
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "--shape", choices=("demo", "tiny", "llama-7b"), default="demo", help="which model (default demo)"
-    )
+    parser.add_argument("--shape", choices=("demo", *SHAPES), default="demo", help="which model (default demo)")
     parser.add_argument("--device", default="cpu", help="where a shape runs, cpu or cuda (default cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--quick", action="store_true", help="a reduced run, to see that everything works")

@@ -111,6 +111,14 @@ SHAPES = {
         "intermediate_size": 11008,
         "vocab_size": 32000,
     },
+    "llama-3-8b": {
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+    },
 }
 
 

@@ -14,8 +14,14 @@ FILES = tracked_files()
 DOCUMENTS = [name for name in FILES if name.endswith(".md")]
 MOST_COLUMNS, MOST_LINES = 100, 120
 WRITTEN_BY_COMMANDS = {
-    *("docs/architectures.md", "docs/benchmarks.md", "docs/capacity.md", "docs/notebooks.md", "docs/soak.md"),
-    *("docs/soak-predictions.md", "docs/verification.md", "docs/verification-gemma.md"),
+    *("docs/architectures.md", "docs/benchmarks.md", "docs/benchmarks-gpu.md", "docs/capacity.md"),
+    *(
+        "docs/notebooks.md",
+        "docs/soak.md",
+        "docs/soak-predictions.md",
+        "docs/verification.md",
+        "docs/verification-gemma.md",
+    ),
     "client/neuron_attribution/report/vendor/README.md",
 }
 FOLDERS = {str(parent) for name in FILES for parent in PurePosixPath(name).parents}

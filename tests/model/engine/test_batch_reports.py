@@ -45,6 +45,7 @@ def test_neurons_are_those_of_the_rankings_that_are_sent(tiny: Compared) -> None
         assert counts.inexact == 0
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_the_memory_of_a_gpu_is_reported() -> None:
     report = BatchReport()
