@@ -1,6 +1,9 @@
 """Operations and waits of a batch, counted without a GPU, and the time that a GPU is predicted to take for them."""
 
+from unittest.mock import patch
+
 import torch
+from neuron_attribution_server.model.attribution import host
 from neuron_attribution_server.model.loading.models import engine_from
 from reference.counted_operations import CountedOperations
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -20,8 +23,12 @@ NAMES = {"llama-7b": "Llama-7B", "llama-3-8b": "Llama-3-8B"}
 
 
 def measure(layers):
-    """By layers and batch: operations of the plain forward pass, operations and waits of an explanation."""
-    return {(depth, batch): found for depth in layers for batch, found in _counts(depth).items()}
+    """By layers and batch: operations of the plain forward pass, operations and waits of an explanation.
+
+    The engine takes the CPU for a device, so that it goes the ways that it goes on a GPU.
+    """
+    with patch.object(host, "HOST", "none"):
+        return {(depth, batch): found for depth in layers for batch, found in _counts(depth).items()}
 
 
 def _counts(layers):
@@ -87,7 +94,7 @@ def report(found):
         f"*PyTorch {torch.__version__}; random Llama, d 64, 8 heads, FFN 172, vocabulary 997; one explained token of "
         f"{TOKENS}, all parts, top {TOP_K}; counted on a CPU*",
         "Every operation of PyTorch but views and allocations, as a stand-in for a kernel's launch, and every time the "
-        "host needs a result before it can go on. What the engine does otherwise on a GPU than on a CPU is not seen. "
+        "host needs a result before it can go on. The engine goes the ways that it goes on a GPU. "
         f"**The overhead is predicted, not measured:** {1e6 * OPERATION:.0f} µs an operation and "
         f"{1e6 * WAIT:.0f} µs a wait.",
         markdown.table(header, rows),
