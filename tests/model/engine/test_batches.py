@@ -12,6 +12,7 @@ from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention
 from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints
+from neuron_attribution_server.model.capture.captured import CapturedStates
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference.compare_answers import assert_same
 from reference.compare_explanations import assert_explanation
@@ -77,9 +78,9 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> list
     """The arguments that a function is called with from now on."""
     function, calls = getattr(module, name), []
 
-    def noted(*arguments: object) -> object:
+    def noted(*arguments: object, **named: object) -> object:
         calls.append(arguments)
-        return function(*arguments)
+        return function(*arguments, **named)
 
     monkeypatch.setattr(module, name, noted)
     return calls
@@ -139,3 +140,21 @@ def test_a_row_without_a_target_explains_its_most_probable_token(monkeypatch: py
     wanted = [int(token) for token in llama.model(torch.tensor([prompt])).logits[0, :3].argmax(-1)]
     targets = [[each.target.token.id for each in outcomes[index].explanations] for index in (0, 2, 3, 4)]
     assert targets == [[5] * 3, wanted, wanted, [5] * 3]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_kept_coefficients_are_those_that_would_be_computed_again(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Query neurons read both; a reproducible task computes its own, whatever is kept beside it."""
+    tiny = compare_tiny(name)
+    task = AttributeTask(token_ids=(3, 1, 4, 1, 5), explained=(ExplainedToken(4),), options=AttributeOptions(top_k=40))
+    alone = replace(task, reproducible=True)
+    computed = calls_of(monkeypatch, CapturedStates, "ffn_coefficients")
+    kept = tiny.explain(task)
+    assert not computed
+    first = tiny.explain(alone)
+    assert computed
+    monkeypatch.setattr(engine_module, "KEPT_BYTES", 0)
+    for got, want in zip(tiny.explain(task), kept, strict=True):
+        assert_same(got, want)
+    for got, want in zip(tiny.explain(alone), first, strict=True):
+        assert_same(got, want, tolerance=0.0)

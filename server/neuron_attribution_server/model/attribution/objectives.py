@@ -71,6 +71,14 @@ class Objective(Protocol):
         ...
 
 
+def read_bases(unembedding: Unembedding, bases: Tensor, scale: Tensor, *, include_constant: bool) -> Tensor:
+    """Residual states [E, S, d] as log probabilities, with a frozen scale [E]: [E, S, V]."""
+    logits = unembedding.logits(unembedding.fold(bases) / scale[:, None, None])
+    if include_constant and unembedding.constant is not None:
+        logits += unembedding.constant
+    return normalised(logits)
+
+
 class LogProbability:
     """f(v) = log_softmax(bs(v))[target]."""
 
@@ -78,18 +86,13 @@ class LogProbability:
     curvature = 0.0
     spread = True
 
-    def __init__(
-        self, unembedding: Unembedding, bases: Tensor, scale: Tensor, targets: Tensor, *, include_constant: bool
-    ) -> None:
-        """Bases [E, S, d] are residual states; scale [E] is frozen; targets [E] are token ids."""
+    def __init__(self, unembedding: Unembedding, read: Tensor, scale: Tensor, targets: Tensor) -> None:
+        """Read [E, S, V] is what `read_bases` gave; scale [E] is frozen; targets [E] are token ids."""
         self._unembedding = unembedding
         self._scale = scale
         self._targets = targets
-        self._states = bases.shape[1]
-        logits = unembedding.logits(unembedding.fold(bases) / scale[:, None, None]).flatten(0, 1)
-        if include_constant and unembedding.constant is not None:
-            logits += unembedding.constant
-        self.log_probabilities = normalised(logits)
+        self._states = read.shape[1]
+        self.log_probabilities = read.flatten(0, 1)
         """[E * S, V]"""
         every = targets[:, None].expand(-1, self._states).flatten()
         self.values = self.log_probabilities.gather(1, every[:, None]).view(len(targets), self._states)

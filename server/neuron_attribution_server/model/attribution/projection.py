@@ -112,9 +112,15 @@ def _standings(unembedding: Unembedding, folded: Tensor, tokens: Sequence[Sequen
     for block in unembedding.blocks():
         logits = folded @ unembedding.weight[block].T
         own, inside = _own_logits(logits, named - block.start)
-        above = torch.stack([(logits > mine[:, None]).sum(-1) for mine in values.unbind(1)], 1)
+        above = torch.stack([count_above(logits, mine) for mine in values.unbind(1)], 1)
         ranks += above - (inside & (own > values)).long()  # no token is above itself, whatever the rounding
     return values, ranks
+
+
+def count_above(values: Tensor, limits: Tensor) -> Tensor:
+    """How many of values [C, n] are above each limit [C]; n is below 2^24, so that sums of ones are exact."""
+    above = torch.gt(values, limits[:, None], out=torch.empty_like(values))  # numbers are summed faster than booleans
+    return above.sum(-1).long()
 
 
 def _own_logits(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,6 +147,5 @@ def _own(unembedding: Unembedding, folded: Tensor, target: Tensor) -> Tensor:
 
 def _above(logits: Tensor, own: Tensor, target: Tensor, block: slice) -> Tensor:
     """How many tokens of a block are above the target, which is never above itself whatever the rounding."""
-    above = logits > own[:, None]
     inside = torch.arange(block.start, block.stop, device=logits.device) == target
-    return above.masked_fill_(inside, False).sum(-1)
+    return count_above(logits.masked_fill(inside, -torch.inf), own)

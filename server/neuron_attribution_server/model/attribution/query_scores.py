@@ -83,14 +83,15 @@ def query_ffn_scores(
     """
     widest = max(map(len, subvalues))
     found = torch.zeros(2, rows, len(subvalues), widest, device=keys.device)
+    of_rows = (torch.arange(rows, device=keys.device)[:, None] == at.rows).float()
     read = keys.new_zeros(len(at.rows), keys.shape[1])
     for layer in checked(reversed(range(max(at.layers)))):
         if span := at.layers.get(layer + 1):
             read.index_add_(0, at.readings[span], keys[span])
         factors, products = coefficients(layer)[at.places], subvalues[layer].products(read.float())
         width = products.shape[1]
-        found[0, :, layer, :width].index_add_(0, at.rows, products * factors)
-        found[1, :, layer, :width].index_add_(0, at.rows, products.abs_().mul_(factors))
+        found[0, :, layer, :width] = of_rows @ (products * factors)
+        found[1, :, layer, :width] = of_rows @ products.abs_().mul_(factors)
     return found[0], found[1]
 
 

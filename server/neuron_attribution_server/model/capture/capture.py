@@ -71,12 +71,18 @@ def set_plain(view: ModelView) -> None:
 
 
 def capture(
-    view: ModelView, sequences: Sequence[Sequence[int]], rows: ExplainedRows, edits: Edits | None = None
+    view: ModelView,
+    sequences: Sequence[Sequence[int]],
+    rows: ExplainedRows,
+    edits: Edits | None = None,
+    *,
+    keeps_coefficients: bool = False,
 ) -> CapturedStates:
     """Run the model on token ids and return what it went through. The unembedding is left to scoring."""
     tokens = _padded(sequences, 1 if view.depends_on_length else SMALLEST_PASS, view.device)
     lengths = tuple(len(sequence) for sequence in sequences)
-    states = CapturedStates(rows, lengths, tuple(tokens.shape), copies=view.spec.adds_in_place, edits=edits)
+    shape, copies = tuple(tokens.shape), view.spec.adds_in_place
+    states = CapturedStates(rows, lengths, shape, keeps_coefficients, copies, edits)
     wanted = {} if view.spec.uses_attention_interface else {"output_attentions": True}
     edited = nullcontext() if edits is None else edits.made(lengths)  # before the recording, which sees what is changed
     with torch.inference_mode(), edited, _recording(view, states):
@@ -171,7 +177,10 @@ def _numbered_rows_to(destination: list[Tensor], number: int, states: CapturedSt
     destination.append(torch.empty(0))
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination[number] = states.rows.of(states.by_position(first_input(args, kwargs)))
+        coefficients = states.by_position(first_input(args, kwargs))
+        destination[number] = states.rows.of(coefficients)
+        if states.keeps_coefficients:
+            states.every_coefficient[number] = states.kept(coefficients)
 
     return hook
 

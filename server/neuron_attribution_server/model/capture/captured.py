@@ -73,6 +73,8 @@ class CapturedStates:
     """Tokens of each sequence."""
     shape: tuple[int, ...]
     """B, T."""
+    keeps_coefficients: bool = False
+    """Whether what multiplies W_down's rows is kept of every position."""
     copies: bool = False
     """Whether the model changes afterwards what its modules returned."""
     edits: Edits | None = None
@@ -91,6 +93,8 @@ class CapturedStates:
     """The input of attention's output projection at the explained rows, [E, H * D]."""
     coefficients: list[Tensor] = field(default_factory=list)
     """What multiplies W_down's rows at the explained rows, [E, N]."""
+    every_coefficient: dict[int, Tensor] = field(default_factory=dict)
+    """The same at every position, [B, T, N], of layers without experts, where they are kept."""
     values: list[Tensor] = field(default_factory=list)
     """Value vectors [B, K, T, D]."""
     attention_rows: list[Tensor] = field(default_factory=list)

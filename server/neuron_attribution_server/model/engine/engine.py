@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.requests import Part
 from neuron_attribution.results import (
     Explanation,
     InterventionResult,
@@ -57,8 +58,16 @@ from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken,
 PASS_TOKENS = {"cpu": 1024}
 OTHER_PASS_TOKENS = 16_384
 """Padded tokens of one forward pass, by device, but for a longer sequence: nothing short can go first meanwhile."""
+KEPT_BYTES = 1 << 27
+"""Memory for the coefficients of every FFN neuron at every position of a pass."""
 SCORING_BYTES = 1 << 30
 """Memory for the base states' log probabilities of the rows scored together."""
+
+
+def kept_tokens(view: ModelView) -> int:
+    """Padded tokens of a pass whose coefficients are kept: so many as take `KEPT_BYTES`, of a model in float32."""
+    neurons = sum(len(layer.ffn_subvalues) for layer in view.layers)
+    return KEPT_BYTES // (neurons * torch.float32.itemsize) if view.dtype is torch.float32 else 0
 
 
 def bytes_per_row(sizes: ModelSizes) -> int:
@@ -166,7 +175,7 @@ class Engine:
         began, start = time.time(), time.perf_counter()
         seconds = SearchSeconds()
         sequences = [each for task in tasks for each in sequences_of(task)]
-        captured = self._capture(sequences)
+        captured = self._capture(sequences, keeps_coefficients=self._keeps_coefficients(tasks, sequences))
         self._synchronize()
         middle = time.perf_counter()
         answers = self._answers(captured, tasks, continuations, seconds)
@@ -203,10 +212,21 @@ class Engine:
             return [() for _ in sequences]
         return generate_several(self._view, task.token_ids, task.generate, sequences)
 
-    def _capture(self, sequences: Sequence[PassSequence]) -> CapturedStates:
+    def _keeps_coefficients(self, tasks: Sequence[PassTask], sequences: Sequence[PassSequence]) -> bool:
+        """Whether every FFN neuron's coefficients at every position are kept: query neurons ask for those of many.
+
+        In float32 only: what is computed again is not rounded to half precision, and no answer may depend on its batch.
+        """
+        is_asked = any(
+            isinstance(task, AttributeTask) and Part.QUERY_FFN_NEURONS in task.options.parts for task in tasks
+        )
+        return is_asked and len(sequences) * max(task.length for task in tasks) <= kept_tokens(self._view)
+
+    def _capture(self, sequences: Sequence[PassSequence], *, keeps_coefficients: bool = False) -> CapturedStates:
         rows = ExplainedRows.from_counts([sequence.positions for sequence in sequences], self._view.device)
         edits = Edits(self._view, [sequence.placed for sequence in sequences])
-        return capture(self._view, [sequence.token_ids for sequence in sequences], rows, edits or None)
+        token_ids = [sequence.token_ids for sequence in sequences]
+        return capture(self._view, token_ids, rows, edits or None, keeps_coefficients=keeps_coefficients)
 
     def _answers(
         self,

@@ -13,7 +13,7 @@ from neuron_attribution_server.model.attribution.capped_objectives import CAPPED
 from neuron_attribution_server.model.attribution.objectives import vectors_at_once
 from neuron_attribution_server.model.attribution.search.value_neurons import BOUNDS_AT_ONCE
 from neuron_attribution_server.model.attribution.unembedding import vocabulary_block
-from neuron_attribution_server.model.engine.engine import bytes_per_row, rows_at_once
+from neuron_attribution_server.model.engine.engine import KEPT_BYTES, bytes_per_row, kept_tokens, rows_at_once
 from neuron_attribution_server.tasks.costs import MemoryCost
 
 SHARE = 0.5
@@ -37,6 +37,7 @@ def memory_cost(view: ModelView) -> MemoryCost:
     return MemoryCost(
         available=int(SHARE * _free_bytes(view.device)),
         fixed=LIBRARIES
+        + KEPT_BYTES * (kept_tokens(view) > 0)
         + FLOAT * (4 * BOUNDS_AT_ONCE + 4 * vectors_at_once(view.device) * vocabulary_block(view.device))
         + (0 if view.logit_cap is None else 4 * FLOAT * CAPPED_AT_ONCE * sizes.vocabulary),
         per_token=int(ALLOCATOR * (element * (captured + forward) + scoring)),

@@ -28,7 +28,12 @@ from neuron_attribution_server.model.attribution.capped_objectives import Capped
 from neuron_attribution_server.model.attribution.checkpoints import checkpoint
 from neuron_attribution_server.model.attribution.host import Array, on_device, to_host
 from neuron_attribution_server.model.attribution.methods import FROM_INCREASE
-from neuron_attribution_server.model.attribution.objectives import LogProbability, LogProbabilityDifference, Objective
+from neuron_attribution_server.model.attribution.objectives import (
+    LogProbability,
+    LogProbabilityDifference,
+    Objective,
+    read_bases,
+)
 from neuron_attribution_server.model.attribution.search.exact_scores import ExactScores
 from neuron_attribution_server.model.attribution.search.search_seconds import SearchSeconds
 from neuron_attribution_server.model.attribution.search.static_search import find_static
@@ -41,6 +46,7 @@ from neuron_attribution_server.model.attribution.search.value_search import (
     Wanted,
 )
 from neuron_attribution_server.model.attribution.states import Weights
+from neuron_attribution_server.model.attribution.unembedding import normalised
 from neuron_attribution_server.model.attribution.value_scores import base_states, head_scores, layer_values
 from neuron_attribution_server.model.capture.captured import CapturedStates
 from neuron_attribution_server.model.engine.explanation.activity import Activity
@@ -119,10 +125,10 @@ class _Group:
         self._states = row_states(captured, rows, view.sizes.heads)
         finals = self._states.inputs[:, -1]
         self._scale = self._scales(finals)
-        log_probabilities = own_log_probabilities(weights.unembedding, finals)
+        self._bases = base_states(self._states)
+        log_probabilities = self._own_log_probabilities(finals)
         self._targets = self._target_ids(log_probabilities)
         self._predicted = self._predict(log_probabilities)
-        self._bases = base_states(self._states)
         self._grids = Grids(weights, self._states)
         self._heads = self._head_scores()
         self._details = self._head_details()
@@ -168,6 +174,25 @@ class _Group:
         scales = torch.tensor(given, device=own.device)
         return torch.where(scales > 0, scales, own)
 
+    @cached_property
+    def _read(self) -> Tensor:
+        return self._read_bases(self._bases)
+
+    def _read_bases(self, bases: Tensor) -> Tensor:
+        constant = self._options.include_final_norm_bias
+        return read_bases(self._weights.unembedding, bases, self._scale, include_constant=constant)
+
+    def _own_log_probabilities(self, finals: Tensor) -> Tensor:
+        """What the model itself predicts, [E, V]: what its last base is read as, where that is read its own way."""
+        unembedding, last = self._weights.unembedding, self._view.sizes.layers
+        has_own_way = any(row.scale is not None or row.contrast is not None for row in self._rows)
+        is_scored = self._parts - {Part.ATTENTION_PATTERNS} or any(row.options.neurons for row in self._rows)
+        if has_own_way or not is_scored or unembedding.cap is not None:
+            return own_log_probabilities(unembedding, finals)
+        if unembedding.constant is None or self._options.include_final_norm_bias:
+            return self._read[:, last]
+        return normalised(self._read[:, last] + unembedding.constant)
+
     def _target_ids(self, log_probabilities: Tensor) -> Tensor:
         """The targets [E]: each row's own, or its most probable token."""
         given = on_device(np.array([_id(row.target) for row in self._rows]), self._scale.device)
@@ -190,7 +215,8 @@ class _Group:
         if unembedding.cap is not None:
             return CappedObjective(unembedding, bases, self._scale, self._targets, contrasts, include_constant=constant)
         if contrasts is None:
-            return LogProbability(unembedding, bases, self._scale, self._targets, include_constant=constant)
+            read = self._read if bases is self._bases else self._read_bases(bases)
+            return LogProbability(unembedding, read, self._scale, self._targets)
         return LogProbabilityDifference(
             unembedding, bases, self._scale, self._targets, contrasts, include_constant=constant
         )

@@ -10,6 +10,7 @@ from neuron_attribution.results import TokenPrediction
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.host import Array, to_host
+from neuron_attribution_server.model.attribution.projection import count_above
 from neuron_attribution_server.model.attribution.unembedding import Unembedding, normalised
 from neuron_attribution_server.model.engine.explanation.projector import Projector
 
@@ -36,7 +37,7 @@ class Predicted:
 def predicted(log_probabilities: Tensor, tokens: Tensor) -> Predicted:
     """What log probabilities [E, V] say of tokens [E, n]."""
     values = log_probabilities.gather(1, tokens)
-    ranks = torch.stack([(log_probabilities > value[:, None]).sum(-1) for value in values.unbind(1)], 1) + 1
+    ranks = torch.stack([count_above(log_probabilities, value) for value in values.unbind(1)], 1) + 1
     return Predicted(tokens, values, ranks)
 
 

@@ -105,22 +105,29 @@ def _scores(view: ModelView, captured: CapturedStates, asked: Sequence[Asked]) -
     at = columns_on_device([reading[:, 0], places.ravel()], view.device)
     return query_ffn_scores(
         [layer.ffn_subvalues for layer in view.layers],
-        _coefficients(view, captured, columns_on_device([*place.T], view.device)),
+        _coefficients(view, captured, columns_on_device([*place.T], view.device), anew=asked[0].row.alone),
         scaled,
         Readings(dict(spans), columns_on_device([readings.ravel()], view.device)[0], *at),
         len(asked),
     )
 
 
-def _coefficients(view: ModelView, captured: CapturedStates, at: tuple[Tensor, ...]) -> Callable[[int], Tensor]:
+def _coefficients(
+    view: ModelView, captured: CapturedStates, at: tuple[Tensor, ...], *, anew: bool
+) -> Callable[[int], Tensor]:
     """FFN coefficients of a layer at a few places (sequences and positions), [Q, N].
 
-    Computed again from the residual stream: keeping them for every position would double what a token costs.
+    Those that are kept, or computed again from the residual stream: `anew` for rows whose answer may not depend, to the
+    last bit, on what is kept in a batch.
     """
     sequences, positions = at
+    kept = {} if anew else captured.every_coefficient
 
     def of(number: int) -> Tensor:
-        found = captured.ffn_coefficients(view, number, (sequences, positions))
+        if number in kept:
+            found = kept[number][sequences, positions]
+        else:
+            found = captured.ffn_coefficients(view, number, (sequences, positions))
         return found / captured.ffn_scales[number][sequences, positions][:, None] if captured.ffn_scales else found
 
     return of
