@@ -34,8 +34,8 @@ class ModelView:
         heads = _head_sizes(modules[0], self.spec, self.config)
         self.layers = [LayerView(module, self.spec, heads, self.config) for module in modules]
         unembedding = model.get_output_embeddings()
-        self.unembedding: Tensor = weight_of(unembedding).float().contiguous()
-        """W_U in float32, [vocabulary, d]."""
+        self.unembedding: Tensor = weight_of(unembedding).contiguous()
+        """W_U in the model's own type, [vocabulary, d]."""
         self.unembedding_bias = bias_of(unembedding)
         self.final_norm_module = model.get_submodule(self.spec.final_norm)
         self.final_norm = norm_view(self.final_norm_module, self.spec)

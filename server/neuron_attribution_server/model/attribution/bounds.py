@@ -18,10 +18,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.unembedding import Unembedding
-
-UNIT_ROUNDOFF = 2.0**-24
-LAMBDA = 8.0
+from neuron_attribution_server.model.attribution.exact_products import error_factor
+from neuron_attribution_server.model.attribution.unembedding import UNIT_ROUNDOFF, Unembedding, dot_product_error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,17 +36,11 @@ class Slack:
 
 def rounding_slack(unembedding: Unembedding, slopes: Tensor, scale: Tensor) -> Slack:
     """The slack at each base, for slopes [E, S, d] and frozen scales [E]."""
-    vocabulary, hidden_size = unembedding.weight.shape
-    dot = dot_product_error(hidden_size)
-    expectation = dot_product_error(min(vocabulary, unembedding.block_size))
+    vocabulary, dot = len(unembedding.weight), unembedding.dot_error
+    expectation = dot_product_error(min(vocabulary, unembedding.block_size)) * error_factor(unembedding.weight)
     per_norm = dot * slopes.norm(dim=-1)
     row = (2 * dot + expectation) * unembedding.largest_norm / scale
     constant = (
         2 * math.log(vocabulary) + 4 * math.log2(vocabulary) + 16 + vocabulary / unembedding.block_size
     ) * UNIT_ROUNDOFF
     return Slack(per_norm, row[:, None].expand_as(per_norm), constant)
-
-
-def dot_product_error(length: int) -> float:
-    """How far a dot product of vectors with norm 1 may be off in float32."""
-    return LAMBDA * math.sqrt(length) * UNIT_ROUNDOFF

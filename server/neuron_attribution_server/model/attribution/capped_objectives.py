@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.exact_products import weighted_rows
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
 CAPPED_AT_ONCE = 64
@@ -49,9 +50,9 @@ class CappedObjective:
         """z [E * S, V], before the cap."""
         if include_constant and unembedding.constant is not None:
             self._logits += unembedding.constant
-        every = torch.arange(len(self._logits), device=scale.device)
+        self._every = torch.arange(len(self._logits), device=scale.device)
         self._flat_values = torch.cat(
-            [self._value(self._logits[part], part) for part in checked(every.split(CAPPED_AT_ONCE))]
+            [self._value(self._logits[part], part) for part in checked(self._every.split(CAPPED_AT_ONCE))]
         )
         self.values = self._flat_values.view(len(targets), self._states)
 
@@ -69,8 +70,7 @@ class CappedObjective:
     @cached_property
     def slopes(self) -> Tensor:
         """The gradient of f at each base with respect to the residual stream, [E, S, d]."""
-        weight = self._unembedding.weight
-        flat = torch.stack([self._slope(base) @ weight for base in checked(range(len(self._logits)))])
+        flat = torch.cat([self._gradients(part) for part in checked(self._every.split(CAPPED_AT_ONCE))])
         gradients = flat.view(len(self._targets), self._states, -1)
         return self._unembedding.fold_gradient(gradients) / self._scale[:, None, None]
 
@@ -78,7 +78,7 @@ class CappedObjective:
         """f(base + v) - f(base), [C], of folded, scaled vectors [C, d] and flat base indices [C]."""
         del weak  # all are scored alike
         parts = checked(zip(vectors.split(CAPPED_AT_ONCE), bases.split(CAPPED_AT_ONCE), strict=True))
-        values = [self._value(self._logits[at].addmm_(some, self._unembedding.weight.T), at) for some, at in parts]
+        values = [self._value(self._logits[at].add_(self._unembedding.logits(some)), at) for some, at in parts]
         return torch.cat(values) - self._flat_values[bases]
 
     def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
@@ -87,7 +87,7 @@ class CappedObjective:
         return torch.cat([self._multiples(some, by, base) for some, by in parts]) - self._flat_values[base]
 
     def _multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
-        logits = vectors @ self._unembedding.weight.T
+        logits = self._unembedding.logits(vectors)
         at = torch.full((len(vectors),), base, device=vectors.device)
         columns = [self._value(self._logits[base] + logits * factor[:, None], at) for factor in factors.unbind(1)]
         return torch.stack(columns, 1)
@@ -100,12 +100,20 @@ class CappedObjective:
             return own - capped.gather(1, self._contrasts[rows, None])[:, 0]
         return own - capped.logsumexp(-1)
 
-    def _slope(self, base: int) -> Tensor:
-        """The gradient with respect to the logits before the cap, [V]."""
-        capped, row = self._unembedding.capped(self._logits[base]), base // self._states
+    def _gradients(self, at: Tensor) -> Tensor:
+        """The gradients with respect to a folded, scaled vector at some bases, [C, d]."""
+        slopes, weight = self._logit_slopes(at), self._unembedding.weight
+        return torch.stack(
+            [weighted_rows(slopes[:, block], weight[block]) for block in self._unembedding.blocks()]
+        ).sum(0)
+
+    def _logit_slopes(self, at: Tensor) -> Tensor:
+        """The gradients with respect to the logits before the cap, [C, V]."""
+        capped, rows = self._unembedding.capped(self._logits[at]), at // self._states
         weights = torch.zeros_like(capped) if self._contrasts is not None else -capped.softmax(-1)
-        weights[self._targets[row]] += 1
+        one = weights.new_ones(len(at), 1)
+        weights.scatter_add_(1, self._targets[rows, None], one)
         if self._contrasts is not None:
-            weights[self._contrasts[row]] -= 1
+            weights.scatter_add_(1, self._contrasts[rows, None], -one)
         assert self._unembedding.cap is not None
         return weights * (1 - (capped / self._unembedding.cap).square())

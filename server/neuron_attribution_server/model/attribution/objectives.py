@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from neuron_attribution_server.model.attribution.exact_products import add_product, weighted_rows
 from neuron_attribution_server.model.attribution.host import is_host
 from neuron_attribution_server.model.attribution.unembedding import Unembedding, is_safe_sum, normalised
 
@@ -124,20 +125,21 @@ class LogProbability:
         weight = self._unembedding.weight
         expected = torch.zeros(len(self.log_probabilities), weight.shape[1], device=weight.device)
         for block in self._unembedding.blocks():
-            expected.addmm_(self.log_probabilities[:, block].exp(), weight[block])
-        gradients: Tensor = (weight[self._targets][:, None] - expected.unflatten(0, (-1, self._states))).flatten(0, 1)
+            expected += weighted_rows(self.log_probabilities[:, block].exp(), weight[block])
+        own = self._unembedding.rows(self._targets)
+        gradients: Tensor = (own[:, None] - expected.unflatten(0, (-1, self._states))).flatten(0, 1)
         return gradients
 
     def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
         """As `increases`, with one matrix product for all multiples of a vector."""
-        weight = self._unembedding.weight
         sums = torch.zeros(factors.shape, device=factors.device)
         for block in self._unembedding.blocks():
-            logits = vectors @ weight[block].T
+            logits = self._unembedding.product(vectors, block)
             start = self.log_probabilities[base, block]
             for column, factor in enumerate(factors.unbind(1)):
                 sums[:, column] += torch.addcmul(start, logits, factor[:, None]).exp_().sum(-1)
-        increases = (vectors @ weight[self._targets[base // self._states]])[:, None] * factors - sums.log()
+        own = self._unembedding.rows(self._targets[base // self._states])
+        increases = (vectors @ own)[:, None] * factors - sums.log()
         rows, columns = (~is_safe_sum(sums)).nonzero(as_tuple=True)
         extreme = vectors[rows] * factors[rows, columns, None]
         increases[rows, columns] = self._extreme_increases(extreme, torch.full_like(rows, base))
@@ -148,7 +150,7 @@ class LogProbability:
         weight = self._unembedding.weight
         sums = torch.zeros(len(vectors), device=vectors.device)
         for block in self._unembedding.blocks():
-            logits = self.log_probabilities[:, block].index_select(0, bases).addmm_(vectors, weight[block].T)
+            logits = add_product(self.log_probabilities[:, block].index_select(0, bases), vectors, weight[block])
             sums += logits.exp_().sum(-1)
         increases = self._own(vectors, bases) - sums.log()
         extreme = (~is_safe_sum(sums)).nonzero().squeeze(1)
@@ -159,7 +161,7 @@ class LogProbability:
         """The same shifted by the largest term of each block: no sum leaves float32's range, and nobody has to look."""
         weight = self._unembedding.weight
         sums = [
-            self.log_probabilities[:, block].index_select(0, bases).addmm_(vectors, weight[block].T).logsumexp(-1)
+            add_product(self.log_probabilities[:, block].index_select(0, bases), vectors, weight[block]).logsumexp(-1)
             for block in self._unembedding.blocks()
         ]
         return self._own(vectors, bases) - torch.stack(sums).logsumexp(0)
@@ -168,12 +170,12 @@ class LogProbability:
         """The same for the rare vectors whose plain sum leaves float32's range, one at a time."""
         increases = self._own(vectors, bases)
         for index, (vector, base) in enumerate(zip(vectors, bases, strict=True)):
-            increases[index] -= (self.log_probabilities[base] + self._unembedding.weight @ vector).logsumexp(0)
+            increases[index] -= (self.log_probabilities[base] + self._unembedding.logits(vector[None])[0]).logsumexp(0)
         return increases
 
     def _own(self, vectors: Tensor, bases: Tensor) -> Tensor:
         """Delta of the target, [C]."""
-        return (vectors * self._unembedding.weight[self._targets[bases // self._states]]).sum(-1)
+        return (vectors * self._unembedding.rows(self._targets[bases // self._states])).sum(-1)
 
 
 class LogProbabilityDifference:
@@ -195,7 +197,7 @@ class LogProbabilityDifference:
     ) -> None:
         """Bases [E, S, d] are residual states; scale [E] is frozen; targets and contrasts [E] are token ids."""
         self._states = bases.shape[1]
-        self._difference = unembedding.weight[targets] - unembedding.weight[contrasts]
+        self._difference = unembedding.rows(targets) - unembedding.rows(contrasts)
         self._slopes = unembedding.fold_gradient(self._difference) / scale[:, None]
         folded = unembedding.fold(bases) / scale[:, None, None]
         self.values = (folded * self._difference[:, None]).sum(-1)

@@ -40,7 +40,7 @@ def _extremes(unembedding: Unembedding, folded: Tensor, k: int) -> tuple[Tensor,
     """The extremes of each block of the vocabulary, and the extremes of those."""
     ids, highest, lowest = [], [], []
     for block in unembedding.blocks():
-        logits = folded @ unembedding.weight[block].T
+        logits = unembedding.product(folded, block)
         few = min(k, block.stop - block.start)
         top, bottom = logits.topk(few), logits.topk(few, largest=False)
         ids.append(torch.stack([top.indices, bottom.indices]) + block.start)
@@ -64,7 +64,7 @@ def vocabulary_ranges(unembedding: Unembedding, vectors: Tensor, *, halves: bool
     chunks = unembedding.fold(vectors).split(RANGES_AT_ONCE)
     if halves:
         return torch.cat([_half_ranges(unembedding, chunk) for chunk in chunks])
-    return torch.cat([_spread(chunk @ unembedding.weight[each].T for each in unembedding.blocks()) for chunk in chunks])
+    return torch.cat([_spread(unembedding.product(chunk, each) for each in unembedding.blocks()) for chunk in chunks])
 
 
 def _half_ranges(unembedding: Unembedding, folded: Tensor) -> Tensor:
@@ -106,11 +106,11 @@ def _standings(unembedding: Unembedding, folded: Tensor, tokens: Sequence[Sequen
     values = torch.empty(named.shape, dtype=folded.dtype, device=folded.device)
     size = unembedding.block_size
     for start in sorted({token // size * size for mine in tokens for token in mine}):
-        own, inside = _own_logits(folded @ unembedding.weight[start : start + size].T, named - start)
+        own, inside = _own_logits(unembedding.product(folded, slice(start, start + size)), named - start)
         values = torch.where(inside, own, values)
     ranks = torch.ones_like(named)
     for block in unembedding.blocks():
-        logits = folded @ unembedding.weight[block].T
+        logits = unembedding.product(folded, block)
         own, inside = _own_logits(logits, named - block.start)
         above = torch.stack([count_above(logits, mine) for mine in values.unbind(1)], 1)
         ranks += above - (inside & (own > values)).long()  # no token is above itself, whatever the rounding
@@ -133,7 +133,7 @@ def _ranks(unembedding: Unembedding, folded: Tensor, targets: Tensor) -> Tensor:
     ranks = torch.ones(len(targets), len(folded), dtype=torch.long, device=folded.device)
     own = torch.stack([_own(unembedding, folded, target) for target in targets])
     for block in unembedding.blocks():
-        logits = folded @ unembedding.weight[block].T
+        logits = unembedding.product(folded, block)
         ranks += torch.stack([_above(logits, row, target, block) for row, target in zip(own, targets, strict=True)])
     return ranks
 
@@ -141,8 +141,7 @@ def _ranks(unembedding: Unembedding, folded: Tensor, targets: Tensor) -> Tensor:
 def _own(unembedding: Unembedding, folded: Tensor, target: Tensor) -> Tensor:
     """The target's logits [C], by the same product as every token's: a token with the same vector is not above it."""
     start = int(target) // unembedding.block_size * unembedding.block_size
-    block = unembedding.weight[start : start + unembedding.block_size]
-    return (folded @ block.T)[:, int(target) - start]
+    return unembedding.product(folded, slice(start, start + unembedding.block_size))[:, int(target) - start]
 
 
 def _above(logits: Tensor, own: Tensor, target: Tensor, block: slice) -> Tensor:

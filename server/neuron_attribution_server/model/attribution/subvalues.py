@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.exact_products import product
 from neuron_attribution_server.model.attribution.host import Ids
 
 
@@ -73,7 +74,7 @@ class Subvalues:
     def products(self, vectors: Tensor) -> Tensor:
         """<vector, row> of every row, [E, n], for vectors [E, d]."""
         read = vectors if self._write is None else self._write.transpose(vectors)
-        return join([read @ block.float().T for block in self._blocks()], -1)
+        return join([product(read, block) for block in self._blocks()], -1)
 
     @property
     def is_written(self) -> bool:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked, checkpoint
+from neuron_attribution_server.model.attribution.exact_products import error_factor, product
 from neuron_attribution_server.model.attribution.host import is_host
 
 VOCABULARY_BLOCK = 2048
@@ -25,6 +27,9 @@ OTHER_VOCABULARY_BLOCK = 16_384
 LOGITS_AT_ONCE = 1024
 """Vectors whose logits are computed between two checkpoints, where all of them are kept."""
 
+UNIT_ROUNDOFF = 2.0**-24
+LAMBDA = 8.0
+
 SMALLEST_SUM, LARGEST_SUM = 1e-30, 1e30
 
 
@@ -32,7 +37,8 @@ SMALLEST_SUM, LARGEST_SUM = 1e-30, 1e30
 class Unembedding:
     """W_U `weight` [V, d], the final norm's `gamma` [d], its epsilon, whether it centres, and a constant [V].
 
-    Where a model multiplies its logits, `gamma` and the constant contain the factor.
+    The weight is of the model's own type, all else in float32. Where a model multiplies its logits, `gamma` and the
+    constant contain the factor.
     """
 
     weight: Tensor
@@ -65,14 +71,31 @@ class Unembedding:
     def logits(self, folded: Tensor) -> Tensor:
         """Logits [..., V] of folded, scaled vectors [..., d], without the constant; a thousand at a time."""
         flat = folded.flatten(0, -2)
-        if len(flat) <= LOGITS_AT_ONCE:
+        if self.weight.dtype == torch.float32 and len(flat) <= LOGITS_AT_ONCE:
             return folded @ self.weight.T
         logits = flat.new_empty(len(flat), len(self.weight))
         for start in range(0, len(flat), LOGITS_AT_ONCE):
-            checkpoint()
             some = slice(start, start + LOGITS_AT_ONCE)
-            torch.mm(flat[some], self.weight.T, out=logits[some])
+            if self.weight.dtype == torch.float32:
+                checkpoint()
+                torch.mm(flat[some], self.weight.T, out=logits[some])
+            else:
+                for block in self.blocks():
+                    logits[some, block] = self.product(flat[some], block)
         return logits.view(*folded.shape[:-1], -1)
+
+    def product(self, folded: Tensor, block: slice) -> Tensor:
+        """Logits [C, tokens] of folded, scaled vectors [C, d] for a block of the vocabulary, without the constant."""
+        return product(folded, self.weight[block])
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """W_U of some tokens [...] in float32, [..., d]."""
+        return self.weight[tokens].float()
+
+    @property
+    def dot_error(self) -> float:
+        """How far a dot product of a vector and a row, with norm 1 both, may be off."""
+        return dot_product_error(self.weight.shape[1]) * error_factor(self.weight)
 
     def capped(self, logits: Tensor) -> Tensor:
         """Logits after the soft-cap, where there is one."""
@@ -96,6 +119,11 @@ class Unembedding:
         for start in range(0, size, self.block_size):
             checkpoint()
             yield slice(start, min(start + self.block_size, size))
+
+
+def dot_product_error(length: int) -> float:
+    """How far a dot product of vectors with norm 1 may be off in float32 (see bounds)."""
+    return LAMBDA * math.sqrt(length) * UNIT_ROUNDOFF
 
 
 def vocabulary_block(device: torch.device) -> int:

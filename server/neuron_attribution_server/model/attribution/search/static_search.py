@@ -14,7 +14,6 @@ import torch
 from neuron_attribution.requests import ScoringMethod
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.bounds import dot_product_error
 from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device, to_host
 from neuron_attribution_server.model.attribution.methods import NEEDS_RANKS, static_scores
 from neuron_attribution_server.model.attribution.projection import vocabulary_ranks
@@ -120,9 +119,9 @@ def least_ranks(unembedding: Unembedding, vectors: Tensor, target: Tensor) -> Te
     vocabulary = len(unembedding.weight)
     sample = torch.randperm(vocabulary, generator=generator)[:SAMPLE].to(vectors.device)
     folded = unembedding.fold(vectors)
-    error = 2 * dot_product_error(vectors.shape[1]) * unembedding.largest_norm * folded.norm(dim=-1)
-    own = folded @ unembedding.weight[target]
-    above: Tensor = folded @ unembedding.weight[sample].T > (own + error)[:, None]
+    error = 2 * unembedding.dot_error * unembedding.largest_norm * folded.norm(dim=-1)
+    own = folded @ unembedding.rows(target)
+    above: Tensor = folded @ unembedding.rows(sample).T > (own + error)[:, None]
     return above.sum(-1) + 1
 
 
