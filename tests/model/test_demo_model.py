@@ -1,9 +1,10 @@
 """The demo model, a real language model of 30 layers: the engine against brute force, and against interventions.
 
 Brute force covers every part of one explanation, both directions: all 46,080 FFN value neurons and all 17,280
-attention value neurons at each of the five positions, in float64 against the whole vocabulary. It takes about 100
-seconds on two idle CPU cores, once for the module. The value neurons of a second prompt, and what differs between two,
-are scored by the faster brute force of `make verify`.
+attention value neurons at each of the five positions, in float64 against the whole vocabulary. The brute force of `make
+verify` scores them, from the oracle's states, and in the same pass the value neurons of a second prompt and what
+differs between two: each neuron is projected once for all, which takes most of a minute. It is compared with the
+oracle's own scores of two layers.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 from verify.brute_force import BruteForce, Scores
 from verify.rankings import compare as compare_rankings
-from verify.states import States, record
+from verify.states import States, of_oracle, record
 from verify.subjects import SUBJECTS
 
 pytestmark = pytest.mark.process
@@ -93,21 +94,31 @@ def encode(demo: Compared) -> Encode:
 
 @pytest.fixture(scope="module")
 def paris(demo: Compared, encode: Encode) -> Explained:
-    """The oracle's explanation; brute force runs on first use and is kept."""
+    """The oracle's explanation."""
     return demo.oracle(encode(PROMPT)).explain()
 
 
 @pytest.fixture(scope="module")
-def forced(encode: Encode) -> list[tuple[States, dict[str, Scores]]]:
-    """States and all neurons' scores by the brute force of `make verify`, which projects each neuron once for all.
+def forced(encode: Encode, paris: Explained) -> list[tuple[States, dict[str, Scores]]]:
+    """States and all neurons' scores by the brute force of `make verify`, with the model in float64.
 
-    Another prompt; and both prompts with attention neurons over all source positions.
+    The oracle's states of the first prompt; then, as a float32 pass recorded them, another prompt's, and those of both
+    prompts with attention neurons over all source positions.
     """
     subject = SUBJECTS["demo"]
     model = subject.load(attn_implementation="eager").eval()
-    paris, another = (record(subject, model, encode(prompt)) for prompt in (PROMPT, ANOTHER_PROMPT))
-    states = [another, *(over_positions(each) for each in (paris, another))]
-    return list(zip(states, BruteForce(subject, model, states, torch.get_num_threads()).run(), strict=True))
+    recorded, another = (record(subject, model, encode(prompt)) for prompt in (PROMPT, ANOTHER_PROMPT))
+    states = [of_oracle(paris), another, *(over_positions(each) for each in (recorded, another))]
+    scores = BruteForce(subject, model.double(), states, torch.get_num_threads()).run()
+    return list(zip(states, scores, strict=True))
+
+
+@pytest.fixture(scope="module")
+def forced_paris(paris: Explained, forced: list[tuple[States, dict[str, Scores]]]) -> Explained:
+    """The oracle's explanation with the scores of all its value neurons."""
+    _, scores = forced[0]
+    paris.take_scores(scores["ffn"].increase[:, :, 0], scores["attention"].increase)
+    return paris
 
 
 def over_positions(states: States) -> States:
@@ -124,20 +135,31 @@ def test_prediction(demo: Compared, encode: Encode, paris: Explained) -> None:
     assert_close(got.target.log_probability, paris.layer_scores().final, "log probability", TOLERANCE)
 
 
-def test_every_part_is_what_brute_force_finds(demo: Compared, encode: Encode, paris: Explained) -> None:
+@pytest.mark.parametrize("layer", [24, LAYERS - 1])
+def test_both_brute_forces_agree(demo: Compared, encode: Encode, forced_paris: Explained, layer: int) -> None:
+    """The oracle's by the definition, the other from the probabilities that the base gives."""
+    direct = demo.oracle(encode(PROMPT)).explain()
+    for name in ("ffn_layer_scores", "attention_layer_scores"):
+        got, want = (getattr(explained, name)(layer) for explained in (forced_paris, direct))
+        assert got == pytest.approx(want, rel=0, abs=1e-11)
+
+
+def test_every_part_is_what_brute_force_finds(demo: Compared, encode: Encode, forced_paris: Explained) -> None:
     options = AttributeOptions(direction=Direction.BOTH, top_k=30, position_projection_top_k=5)
     got = demo.explain_last(encode(PROMPT), options=options)
-    assert_explanation(got, paris, options, TOLERANCE, allow_cancellation=False)
-    assert_scores_absolutely(got, paris, options, TOLERANCE)
+    assert_explanation(got, forced_paris, options, TOLERANCE, allow_cancellation=False)
+    assert_scores_absolutely(got, forced_paris, options, TOLERANCE)
 
 
 @pytest.mark.parametrize("top_k", [10, 300])
-def test_value_neurons_are_those_of_brute_force(demo: Compared, encode: Encode, paris: Explained, top_k: int) -> None:
+def test_value_neurons_are_those_of_brute_force(
+    demo: Compared, encode: Encode, forced_paris: Explained, top_k: int
+) -> None:
     """Few neurons had to be scored for it."""
     parts = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
     options = AttributeOptions(parts=parts, direction=Direction.BOTH, top_k=top_k, projection_top_k=0)
     got = demo.explain_last(encode(PROMPT), options=options)
-    assert_explanation(got, paris, options, TOLERANCE)
+    assert_explanation(got, forced_paris, options, TOLERANCE)
     assert got.ffn_value_neurons.coverage.neurons == LAYERS * FFN_WIDTH
     assert got.attention_value_neurons.coverage.neurons == LAYERS * HEADS * HEAD_SIZE * len(encode(PROMPT))
     for ranking in (got.ffn_value_neurons, got.attention_value_neurons):
@@ -149,13 +171,13 @@ def test_value_neurons_of_another_prompt(
     demo: Compared, forced: list[tuple[States, dict[str, Scores]]], top_k: int
 ) -> None:
     """Increase, decrease and contrast of both kinds."""
-    for comparison in compare_rankings(demo.engine, *forced[0], top_k):
+    for comparison in compare_rankings(demo.engine, *forced[1], top_k):
         assert not comparison.mistakes, comparison
 
 
 def test_two_prompts_compared(demo: Compared, forced: list[tuple[States, dict[str, Scores]]]) -> None:
     """The hundred neurons of each kind that differ most, both ways, of all that differ."""
-    (first, first_scores), (second, second_scores) = forced[1:]
+    (first, first_scores), (second, second_scores) = forced[2:]
     with served(demo) as client:
         got = client.compare(first.tokens, second.tokens, top_k=100, projection_top_k=0, timeout=300)
     for kind, found in (("ffn", got.ffn_neurons), ("attention", got.attention_neurons)):

@@ -13,8 +13,8 @@ from reference.compare import TOLERANCE, assert_close, assert_projection, assert
 from reference.compare_neurons import (
     DECREASING,
     INCREASING,
-    assert_entry_projection,
     assert_neurons,
+    assert_projections,
     assert_value_neurons,
     ranking_key,
 )
@@ -210,4 +210,4 @@ def _assert_query_neurons(
             end = expected.written[ranking_key(entry)]
             if abs(end) > tolerance:
                 assert entry.promoted_side is (PromotedSide.TOP if end > 0 else PromotedSide.BOTTOM)
-            assert_entry_projection(entry, want, options.projection_top_k, tolerance)
+        assert_projections(ranking.neurons, want, options.projection_top_k, tolerance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
@@ -80,11 +80,12 @@ def assert_value_neurons(got: Explanation, want: Explained, options: AttributeOp
             assert_neurons(decreasing, scores, options, increasing=False, tolerance=tolerance, capped=capped)
         for ranking in filter(None, (increasing, decreasing)):
             for entry in ranking.neurons:
-                assert_entry(entry, want, options.projection_top_k, tolerance)
+                assert_entry(entry, want, tolerance)
+            assert_projections(ranking.neurons, want, options.projection_top_k, tolerance)
 
 
-def assert_entry(entry: NeuronScore, want: Explained, projection_top_k: int, tolerance: float) -> None:
-    """A value neuron's coefficient, projection and promoted side."""
+def assert_entry(entry: NeuronScore, want: Explained, tolerance: float) -> None:
+    """A value neuron's coefficient and promoted side."""
     neuron = entry.neuron
     if isinstance(neuron, AttentionNeuron):
         coefficient = want.attention_coefficient(neuron.layer, neuron.head, neuron.index, entry.position)
@@ -93,22 +94,23 @@ def assert_entry(entry: NeuronScore, want: Explained, projection_top_k: int, tol
     assert_close(entry.coefficient, coefficient, f"coefficient of {neuron}", tolerance)
     if abs(coefficient) > tolerance:
         assert entry.promoted_side is (PromotedSide.TOP if coefficient > 0 else PromotedSide.BOTTOM)
-    assert_entry_projection(entry, want, projection_top_k, tolerance)
 
 
-def assert_entry_projection(entry: NeuronScore, want: Explained, top_k: int, tolerance: float) -> None:
-    """The projection of the entry's subvalue, or none when none was asked for."""
+def assert_projections(entries: Sequence[NeuronScore], want: Explained, top_k: int, tolerance: float) -> None:
+    """The projections of the entries' subvalues, or none when none were asked for."""
     if not top_k:
-        assert entry.projection in (None, Projection())
-        assert entry.target is entry.contrast is None
+        for entry in entries:
+            assert entry.projection in (None, Projection())
+            assert entry.target is entry.contrast is None
         return
-    values = projections.project_neuron(want.weights, entry.neuron)
-    assert_projection(entry.projection, values, top_k, tolerance)
-    assert_standing(entry.target, values, want.target, tolerance)
-    if want.contrast is None:
-        assert entry.contrast is None
-    else:
-        assert_standing(entry.contrast, values, want.contrast, tolerance)
+    projected = projections.project_subvalues(want.weights, [entry.neuron for entry in entries])
+    for entry, values in zip(entries, projected, strict=True):
+        assert_projection(entry.projection, values, top_k, tolerance)
+        assert_standing(entry.target, values, want.target, tolerance)
+        if want.contrast is None:
+            assert entry.contrast is None
+        else:
+            assert_standing(entry.contrast, values, want.contrast, tolerance)
 
 
 def assert_standing(got: ProjectedRank, values: Tensor, token: int, tolerance: float) -> None:
@@ -129,4 +131,5 @@ def assert_named(
     else:
         score = want.ffn_layer_scores(neuron.layer)[neuron.layer, ffn_name(neuron)]
     assert_close(got.score, score, f"score of {neuron}", tolerance)
-    assert_entry(got, want, projection_top_k, tolerance)
+    assert_entry(got, want, tolerance)
+    assert_projections([got], want, projection_top_k, tolerance)

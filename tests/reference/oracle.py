@@ -105,7 +105,7 @@ class Explained:
         return log_probabilities[..., self.target] - log_probabilities[..., self.contrast]
 
     def score(self, base: Tensor, vectors: Tensor) -> Tensor:
-        """f(base + v) − f(base). [d], [..., d] -> [...]"""
+        """f(base + v) − f(base); each base may have vectors of its own. [..., d], [..., d] -> [...]"""
         return self.value(base + vectors) - self.value(base)
 
     def attention_base(self, layer: int) -> Tensor:
@@ -116,11 +116,19 @@ class Explained:
         """r_l[t] [d]"""
         return self.layers[layer].middle[self.position]
 
+    def attention_bases(self) -> Tensor:
+        """[L, d]"""
+        return torch.stack([self.attention_base(layer) for layer in range(len(self.layers))])
+
+    def ffn_bases(self) -> Tensor:
+        """[L, d]"""
+        return torch.stack([self.ffn_base(layer) for layer in range(len(self.layers))])
+
     def layer_scores(self) -> LayerScores:
         """Scores of every attention and FFN layer, and both ends."""
-        t, numbers = self.position, range(len(self.layers))
-        attention = torch.stack([self.score(self.attention_base(i), self.layers[i].attention[t]) for i in numbers])
-        ffn = torch.stack([self.score(self.ffn_base(i), self.layers[i].ffn[t]) for i in numbers])
+        t = self.position
+        attention = self.score(self.attention_bases(), torch.stack([layer.attention[t] for layer in self.layers]))
+        ffn = self.score(self.ffn_bases(), torch.stack([layer.ffn[t] for layer in self.layers]))
         embedding = self.value(self.layers[0].input[t]).item()
         final = self.value(self.oracle.states.final[t]).item()
         return LayerScores(
@@ -140,11 +148,9 @@ class Explained:
 
     def head_scores(self) -> Tensor:
         """[L, H]"""
-        rows = []
-        for layer in range(len(self.layers)):
-            writes = torch.stack([self.position_vectors(layer, head).sum(0) for head in self._heads])
-            rows.append(self.score(self.attention_base(layer), writes))
-        return torch.stack(rows)
+        layers = range(len(self.layers))
+        writes = [torch.stack([self.position_vectors(layer, head).sum(0) for head in self._heads]) for layer in layers]
+        return self.score(self.attention_bases()[:, None], torch.stack(writes))
 
     def position_scores(self, layer: int, head: int) -> Tensor:
         """[t + 1]"""
@@ -167,8 +173,11 @@ class Explained:
         scores = score_vectors(
             self, self.ffn_base(layer), self.weights.layers[layer].down, coefficients[:, None], method
         )
+        return self._by_ffn_neuron(layer, scores[:, 0])
+
+    def _by_ffn_neuron(self, layer: int, scores: Tensor) -> dict[FfnKey, float]:
         name = self.weights.layers[layer].name
-        return {(layer, name(neuron)): score for neuron, score in enumerate(scores[:, 0].tolist())}
+        return {(layer, name(neuron)): score for neuron, score in enumerate(scores.tolist())}
 
     def ffn_neuron_scores(self, method: ScoringMethod = ScoringMethod.LOG_PROBABILITY_INCREASE) -> dict[FfnKey, float]:
         """Every FFN value neuron of the model."""
@@ -183,14 +192,20 @@ class Explained:
         return self._attention_scores[method, layer]
 
     def _score_attention_layer(self, layer: int, method: ScoringMethod) -> dict[AttentionKey, float]:
-        found = {}
-        for head in self._heads:
-            coefficients = self.attention_coefficients(layer, head).T
-            rows = self.weights.output_rows(layer, head)
-            scores = score_vectors(self, self.attention_base(layer), rows, coefficients, method)
-            for k, of_neuron in enumerate(scores.tolist()):
-                found |= {(layer, head, k, position): score for position, score in enumerate(of_neuron)}
-        return found
+        coefficients = torch.cat([self.attention_coefficients(layer, head).T for head in self._heads])
+        return self._by_attention_neuron(layer, self._score_attention(layer, coefficients, method))
+
+    def _by_attention_neuron(self, layer: int, scores: Tensor) -> dict[AttentionKey, float]:
+        return {
+            (layer, *divmod(unit, self.weights.head_size), position): score
+            for unit, of_neuron in enumerate(scores.tolist())
+            for position, score in enumerate(of_neuron)
+        }
+
+    def _score_attention(self, layer: int, coefficients: Tensor, method: ScoringMethod) -> Tensor:
+        """All heads' neurons with some coefficients each. [H·D, P] -> [H·D, P]"""
+        rows = torch.cat([self.weights.output_rows(layer, head) for head in self._heads])
+        return score_vectors(self, self.attention_base(layer), rows, coefficients, method)
 
     def attention_neuron_scores(
         self, method: ScoringMethod = ScoringMethod.LOG_PROBABILITY_INCREASE
@@ -198,17 +213,23 @@ class Explained:
         """Every attention value neuron of the model at every source position."""
         return {key: s for i in range(len(self.layers)) for key, s in self.attention_layer_scores(i, method).items()}
 
+    def take_scores(self, ffn: Tensor, attention: Tensor) -> None:
+        """Every value neuron's log probability increase as it was computed elsewhere. [L, N], [L, H·D, t + 1]"""
+        method = ScoringMethod.LOG_PROBABILITY_INCREASE
+        for layer, scores in enumerate(ffn):
+            self._ffn_scores[method, layer] = self._by_ffn_neuron(layer, scores)
+        for layer, scores in enumerate(attention):
+            self._attention_scores[method, layer] = self._by_attention_neuron(layer, scores)
+
     def whole_attention_neuron_scores(
         self, method: ScoringMethod = ScoringMethod.LOG_PROBABILITY_INCREASE
     ) -> dict[tuple[int, int, int], float]:
         """Every attention value neuron with all its source positions together, by layer, head and dimension."""
         found = {}
         for layer in range(len(self.layers)):
-            for head in self._heads:
-                sums = self.attention_coefficients(layer, head).sum(0)[:, None]
-                rows = self.weights.output_rows(layer, head)
-                scores = score_vectors(self, self.attention_base(layer), rows, sums, method)[:, 0]
-                found |= {(layer, head, k): score for k, score in enumerate(scores.tolist())}
+            sums = torch.cat([self.attention_coefficients(layer, head).sum(0) for head in self._heads])
+            scores = self._score_attention(layer, sums[:, None], method)[:, 0].tolist()
+            found |= {(layer, *divmod(unit, self.weights.head_size)): score for unit, score in enumerate(scores)}
         return found
 
     def ffn_coefficient(self, layer: int, neuron: int) -> float:

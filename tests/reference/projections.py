@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
 from neuron_attribution.requests import Side, Subkey
@@ -16,6 +18,13 @@ from reference.weights import Weights
 def project_neuron(weights: Weights, neuron: Neuron, side: Side = Side.SUBVALUE, subkey: Subkey = Subkey.UP) -> Tensor:
     """A neuron's subvalue, or its subkey read through the weight of the norm before its block. [V]"""
     return project(weights, _vector(weights, neuron, side, subkey))
+
+
+def project_subvalues(weights: Weights, neurons: Sequence[Neuron]) -> Tensor:
+    """Several neurons' subvalues at once. [n, V]"""
+    if not neurons:
+        return torch.empty(0, len(weights.unembedding), dtype=torch.float64)
+    return project(weights, torch.stack([_vector(weights, each, Side.SUBVALUE, Subkey.UP) for each in neurons]))
 
 
 def project_through(weights: Weights, neuron: FfnNeuron, head: Head) -> Tensor:
@@ -36,7 +45,7 @@ def project_position(explained: Explained, layer: int, head: int, position: int)
         attention_only,
         explained.position_vectors(layer, head)[position],
     )
-    return tuple(project(explained.weights, vector) for vector in vectors)
+    return tuple(project(explained.weights, torch.stack(vectors)))
 
 
 def _vector(weights: Weights, neuron: Neuron, side: Side, subkey: Subkey) -> Tensor:

@@ -5,9 +5,10 @@ A neuron v with coefficient a (over the frozen scale) adds a * P to the logits, 
     log probability increase = a P[target] - log sum_j p_j exp(a P_j)
     increase of log p(target) - log p(contrast) = a (P[target] - P[contrast])
 
-P is the same in every prompt and at every source position. It is computed once per neuron, a block of neurons at a
-time, and all prompts are evaluated while it is there. The terms are float32, their sums over blocks of the vocabulary
-and everything that depends on single tokens float64.
+P is the same in every prompt and at every source position. It is computed once per neuron, in the type of the model,
+for a block of neurons and tokens at a time, and all prompts are evaluated while it is there. The terms have the type of
+the prompt's probabilities; their sums over blocks of the vocabulary and everything that depends on single tokens are
+float64.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from tqdm import tqdm
 from verify.states import States
 from verify.subjects import Subject
 
-NEURONS_AT_ONCE = 64
-TOKENS_AT_ONCE = 2048
+NEURONS_AT_ONCE = 256
+TOKENS_AT_ONCE = 512
 LARGEST_EXPONENT = 40.0
 """Beyond it float32 sums of exponentials are replaced by a log-sum-exp in float64."""
 KINDS = ("ffn", "attention")
@@ -80,8 +81,7 @@ class BruteForce:
     @torch.no_grad()
     def _score(self, block: _Block) -> None:
         folded = self._subvalues[block.kind][block.layer][block.units] * self._gamma
-        logits = folded @ self._unembedding.T
-        expected = self._expected(block, logits)
+        expected = self._expected(block, folded)
         for prompt, scores, mean in zip(self._prompts, self._scores, expected, strict=True):
             factors = _factors(prompt, block)
             target, contrast = (
@@ -91,32 +91,36 @@ class BruteForce:
             scores[block.kind].increase[block.layer, block.units] = target - mean
             scores[block.kind].contrast[block.layer, block.units] = target - contrast
 
-    def _expected(self, block: _Block, logits: Tensor) -> list[Tensor]:
+    def _expected(self, block: _Block, folded: Tensor) -> list[Tensor]:
         """log sum_j p_j exp(a P_j) for the block's neurons in every prompt, [neurons, positions] each."""
         factors = [_factors(prompt, block) for prompt in self._prompts]
         probabilities = [getattr(prompt, f"{block.kind}_probabilities")[block.layer] for prompt in self._prompts]
-        sums = _sums_of_exponentials(logits, factors, probabilities)
-        largest = logits.abs().amax(1, keepdim=True)
+        sums, largest = self._sums_of_exponentials(folded, factors, probabilities)
         for total, factor, chances in zip(sums, factors, probabilities, strict=True):
             total.log_()
-            for row, column in (factor.abs() * largest > LARGEST_EXPONENT).nonzero().tolist():
-                exponents = logits[row].double() * factor[row, column] + chances.double().log()
-                total[row, column] = exponents.logsumexp(0)
+            for row, column in (factor.abs() * largest[:, None] > LARGEST_EXPONENT).nonzero().tolist():
+                logits = (self._unembedding @ folded[row]).double()
+                total[row, column] = (logits * factor[row, column] + chances.double().log()).logsumexp(0)
         return sums
 
-
-def _sums_of_exponentials(logits: Tensor, factors: list[Tensor], probabilities: list[Tensor]) -> list[Tensor]:
-    sums = [torch.zeros_like(factor) for factor in factors]
-    columns = [factor.float().T.contiguous()[:, :, None] for factor in factors]
-    buffer = torch.empty(len(logits), TOKENS_AT_ONCE)
-    for start in range(0, logits.shape[1], TOKENS_AT_ONCE):
-        tile = logits[:, start : start + TOKENS_AT_ONCE].contiguous()
-        terms = buffer[:, : tile.shape[1]]
-        for total, factor, chances in zip(sums, columns, probabilities, strict=True):
-            weights = chances[start : start + TOKENS_AT_ONCE]
-            for position, column in enumerate(factor):
-                total[:, position] += torch.mul(tile, column, out=terms).exp_() @ weights
-    return sums
+    def _sums_of_exponentials(
+        self, folded: Tensor, factors: list[Tensor], probabilities: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """sum_j p_j exp(a P_j), [neurons, positions] for every prompt, and the largest |P_j|, [neurons]."""
+        sums = [torch.zeros_like(factor) for factor in factors]
+        largest = torch.zeros(len(folded), dtype=folded.dtype)
+        dtypes = {chances.dtype for chances in probabilities}
+        columns = [factor.to(p.dtype).T[:, :, None] for factor, p in zip(factors, probabilities, strict=True)]
+        for start in range(0, len(self._unembedding), TOKENS_AT_ONCE):
+            tokens = slice(start, start + TOKENS_AT_ONCE)
+            tile = folded @ self._unembedding[tokens].T
+            largest = torch.stack([largest, tile.amax(1), -tile.amin(1)]).amax(0)
+            tiles = {dtype: (tile.to(dtype), torch.empty_like(tile, dtype=dtype)) for dtype in dtypes}
+            for total, factor, chances in zip(sums, columns, probabilities, strict=True):
+                logits, terms = tiles[chances.dtype]
+                for position, column in enumerate(factor):
+                    total[:, position] += torch.mul(logits, column, out=terms).exp_() @ chances[tokens]
+        return sums, largest
 
 
 def _written(projection: nn.Module, subject: Subject, norm: nn.Module | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What one prompt goes through, recorded by plain hooks in float32."""
+"""What one prompt goes through, recorded by plain hooks in float32, or taken from the oracle's pass in float64."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from reference.oracle import Explained
 from torch import Tensor, nn
 
 from verify.subjects import Subject, rms
@@ -79,6 +80,25 @@ def record(subject: Subject, model: Any, tokens: Sequence[int]) -> States:
             unembedding, gamma / scale * (stream[:-1] + torch.stack(attention_writes).double())
         ),
         attention_probabilities=_probabilities(unembedding, gamma / scale * stream[:-1]),
+    )
+
+
+def of_oracle(explained: Explained) -> States:
+    """The oracle's own prediction, of the most probable token; everything is float64."""
+    read, position = explained.unembedding, explained.position
+    layers, heads = range(len(explained.layers)), range(explained.weights.heads)
+    sources = [[explained.attention_coefficients(layer, head).T for head in heads] for layer in layers]
+    target, contrast = explained.oracle.states.logits[position].topk(2).indices.tolist()
+    assert target == explained.target
+    return States(
+        tokens=explained.oracle.token_ids,
+        target=target,
+        contrast=contrast,
+        ffn_coefficients=torch.stack([layer.coefficients[position] for layer in explained.layers])[:, :, None]
+        / read.scale,
+        attention_coefficients=torch.stack([torch.cat(of_layer) for of_layer in sources]) / read.scale,
+        ffn_probabilities=read.log_probabilities(read.bs(explained.ffn_bases())).exp(),
+        attention_probabilities=read.log_probabilities(read.bs(explained.attention_bases())).exp(),
     )
 
 

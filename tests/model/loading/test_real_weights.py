@@ -5,10 +5,12 @@ The facts are ones that the models know.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import gguf
 import pytest
 import torch
 from neuron_attribution.neurons import FfnNeuron
@@ -58,10 +60,11 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def engine(name: str) -> Engine:
-    """A small model as it was published."""
+    """A small model as it was published; its file is read once, of the three times that transformers would."""
     try:
-        model = "demo" if name == "demo" else str(gemma_file())
-        return load_engine(LoadSettings(model, threads=2))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+            return load_engine(LoadSettings("demo" if name == "demo" else str(gemma_file())))
     except (UnavailableError, DemoUnavailableError) as error:
         pytest.skip(f"the model cannot be fetched: {error}")
 
@@ -192,7 +195,7 @@ def brute_force(engine: Engine, name: str, ids: Sequence[int], target: int, kind
     finally:
         set_recordable(engine._view)
     assert states.target == target
-    (scores,) = BruteForce(subject, model, [states], threads=2).run([(kind, layer)])
+    (scores,) = BruteForce(subject, model, [states], torch.get_num_threads()).run([(kind, layer)])
     return scores[kind].increase[layer]
 
 
