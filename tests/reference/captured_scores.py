@@ -44,9 +44,9 @@ class CapturedPrediction:
         last = len(token_ids) - 1
         view = ModelView(compared.model, FAMILIES[compared.model.config.model_type])
         states = capture(view, [token_ids], ExplainedRows.from_counts([[last]], device))
-        self._inputs = [state[0, last] for state in states.inputs]
+        self._inputs = [state[0, last].float() for state in states.inputs]
         self._middles = [
-            state + write[0, last] for state, write in zip(self._inputs, states.attention_writes, strict=False)
+            state + write[0, last].float() for state, write in zip(self._inputs, states.attention_writes, strict=False)
         ]
         self._coefficients = [state.flatten(0, -2)[-1].double() for state in states.coefficients]
         self._patterns = [state[0, :, : last + 1].double() for state in states.attention_rows]

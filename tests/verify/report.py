@@ -23,8 +23,7 @@ TEXT = """# Verification of the bounded top-k
 
 Written by `make verify`. The engine's bounded rankings of value neurons (`exhaustive=False`) against brute force, which
 scores every neuron against the whole vocabulary for every prompt. The brute force is separate code (`tests/verify`): it
-records the prompts' states by hooks of its own, computes each neuron's vocabulary projection once and evaluates it in
-all prompts and at all source positions.
+computes each neuron's vocabulary projection once and evaluates it in all prompts and at all source positions. {states}
 
 **{right} of {total} rankings are those of brute force**; largest score difference {difference:.1e}.
 
@@ -38,6 +37,10 @@ Differences come from float32: the two forward passes and the two sums over the 
 {conditions}
 
 {tables}"""
+STATES = {
+    True: "The\nprompts' states are recorded by hooks of its own.",
+    False: "The\nprompts' states are those of the engine's pass, whose weights and activations are in half precision.",
+}
 HEADER = """## {name} neurons
 
 {count} of them in each prompt.
@@ -67,6 +70,7 @@ def write(run: Run, path: Path) -> None:
         total=len(run.comparisons),
         difference=max(comparison.difference for comparison in run.comparisons),
         tolerance=TOLERANCE,
+        states=STATES[run.facts.identity.dtype == "float32"],
         conditions="\n".join(f"| {name} | {value} |" for name, value in _conditions(run).items()),
         tables="\n".join(_table(run.comparisons, kind) for kind in FIELDS),
     )

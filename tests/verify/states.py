@@ -1,4 +1,8 @@
-"""What one prompt goes through, recorded by plain hooks in float32, or taken from the oracle's pass in float64."""
+"""What one prompt goes through: recorded by plain hooks in float32, or taken from the oracle's pass in float64.
+
+A pass in half precision goes another way with each order of its sums. There, what the engine's own pass recorded is
+taken: that the recording is right is shown in float32.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from neuron_attribution_server.model.capture.capture import capture
+from neuron_attribution_server.model.capture.captured import ExplainedRows
+from neuron_attribution_server.model.engine.engine import Engine
 from reference.oracle import Explained
 from torch import Tensor, nn
 
@@ -80,6 +87,31 @@ def record(subject: Subject, model: Any, tokens: Sequence[int]) -> States:
             unembedding, gamma / scale * (stream[:-1] + torch.stack(attention_writes).double())
         ),
         attention_probabilities=_probabilities(unembedding, gamma / scale * stream[:-1]),
+    )
+
+
+@torch.no_grad()
+def captured(subject: Subject, model: Any, engine: Engine, tokens: Sequence[int]) -> States:
+    """What the engine records; of the model, which is in float32, only the weights are read."""
+    view, last = engine._view, len(tokens) - 1
+    assert not subject.norms_writes
+    found = capture(view, [tokens], ExplainedRows.from_counts([[last]], view.device))
+    stream = torch.stack([states[0, last] for states in found.inputs]).double()
+    writes = torch.stack([states[0, last] for states in found.attention_writes]).double()
+    scale = rms(model.model.norm, stream[-1])
+    folding = subject.weight(model.model.norm).double() / scale
+    unembedding = model.lm_head.weight.double()
+    target, contrast = (unembedding @ (folding * stream[-1])).topk(2).indices.tolist()
+    attention = torch.stack([weights[0, :, : len(tokens)] for weights in found.attention_rows]).double()
+    values = torch.stack([each[0, :, : len(tokens)].transpose(0, 1).flatten(1) for each in found.values]).double()
+    return States(
+        tokens=tuple(tokens),
+        target=target,
+        contrast=contrast,
+        ffn_coefficients=torch.stack([each[0] for each in found.coefficients]).double()[:, :, None] / scale,
+        attention_coefficients=_sources(attention, values, model.config.head_dim) / scale,
+        ffn_probabilities=_probabilities(unembedding, folding * (stream[:-1] + writes)),
+        attention_probabilities=_probabilities(unembedding, folding * stream[:-1]),
     )
 
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod
 from neuron_attribution.results import Explanation, NeuronRanking
+from neuron_attribution_server.model.attribution import host
 from neuron_attribution_server.model.attribution.search import ranking as bounded_ranking
 from neuron_attribution_server.model.attribution.search.value_search import Ranges
 from neuron_attribution_server.model.loading import models, ranges
@@ -117,6 +118,16 @@ def test_attention_neurons_over_positions(case: Case) -> None:
 
 
 @settings(FIXED, max_examples=examples(60))
+@given(cases(FROM_INCREASE, PLAIN | TWISTED), st.sampled_from([torch.bfloat16, torch.float16]), st.booleans())
+def test_weights_in_half_precision(case: Case, dtype: torch.dtype, is_host: bool) -> None:
+    """As a processor multiplies with them, and as a device does."""
+    compared = kitchen(case.recipe, dtype)
+    with patch.object(host, "HOST", "cpu" if is_host else "none"):
+        got = explain(compared, case)
+        check_answer(got, compared, case)
+
+
+@settings(FIXED, max_examples=examples(60))
 @given(cases((ScoringMethod.LOG_PROBABILITY_INCREASE,), PLAIN))
 def test_plain_models_from_their_weights(case: Case) -> None:
     """Against the oracle, which computes its own states in float64."""
@@ -188,7 +199,11 @@ def test_layers_are_ranked_in_groups(monkeypatch: pytest.MonkeyPatch, method: Sc
 def check(case: Case) -> None:
     """Both kinds of neurons, each end that is asked for."""
     compared = kitchen(case.recipe)
-    got = explain(compared, case)
+    check_answer(explain(compared, case), compared, case)
+
+
+def check_answer(got: Explanation, compared: Compared, case: Case) -> None:
+    """Against brute force in float64 over the states that the engine captures."""
     want = CapturedPrediction(compared, case.tokens, case.target, case.contrast, case.options.include_final_norm_bias)
     assert_rankings(got, "ffn_value_neurons", want.ffn(case.options.scoring_method), case)
     assert_rankings(got, "attention_value_neurons", want.attention(case.options.scoring_method), case)
@@ -207,10 +222,10 @@ def assert_rankings(got: Explanation, field: str, scores: NeuronScores, case: Ca
 
 
 @functools.lru_cache(maxsize=4)
-def kitchen(recipe: Recipe) -> Compared:
+def kitchen(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Compared:
     """The recipe's model in the engine, even where loading would refuse it for what float32 makes of its weights."""
     with patch.object(models, "measure", return_value=()):
-        return compare(cook(recipe), "random")
+        return compare(cook(recipe).to(dtype), "random")
 
 
 def assert_top_k(ranking: NeuronRanking, scores: NeuronScores, top_k: int, sign: int) -> None:

@@ -126,3 +126,11 @@ def test_float32_products_keep_every_bit(tmp_path):
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_an_unembedding_in_half_precision_is_the_models_own() -> None:
+    """No copy of it in float32."""
+    model = tiny_llama().to(torch.bfloat16)
+    unembedding = engine_from(model)._unembedding.weight
+    assert unembedding.dtype == torch.bfloat16
+    assert unembedding.data_ptr() == model.get_output_embeddings().weight.data_ptr()
