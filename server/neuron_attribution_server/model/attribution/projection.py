@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 from neuron_attribution_server.model.attribution.checkpoints import checked
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
-VECTORS_AT_ONCE = 512
+LOGITS_HELD = 1 << 22
+"""Logits of vectors for the whole vocabulary that are held at once: those of one vector at least."""
+GROUP = 64
+"""Tokens of which only the highest is looked at first: the k highest of all are among the k highest groups."""
 RANGES_AT_ONCE = 1024
 HALVES_AT_ONCE = 8192
 """Tokens of a block of bfloat16 logits."""
@@ -29,26 +32,48 @@ class Extremes:
     bottom_scores: Tensor
 
 
+def vectors_held(unembedding: Unembedding) -> int:
+    """Vectors that are projected together."""
+    return max(1, LOGITS_HELD // len(unembedding.weight))
+
+
 def extremes(unembedding: Unembedding, vectors: Tensor, k: int) -> Extremes:
     """Project vectors [C, d], a few at a time."""
-    k = min(k, len(unembedding.weight))
-    chunks = [_extremes(unembedding, unembedding.fold(chunk), k) for chunk in vectors.split(VECTORS_AT_ONCE)]
-    return Extremes(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+    parts = vectors.split(vectors_held(unembedding))
+    chunks = [_extremes(unembedding.logits(unembedding.fold(part)), k) for part in checked(parts)]
+    return Extremes(*(torch.cat(columns) for columns in zip(*chunks, strict=True)))
 
 
-def _extremes(unembedding: Unembedding, folded: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The extremes of each block of the vocabulary, and the extremes of those."""
-    ids, highest, lowest = [], [], []
-    for block in unembedding.blocks():
-        logits = unembedding.product(folded, block)
-        few = min(k, block.stop - block.start)
-        top, bottom = logits.topk(few), logits.topk(few, largest=False)
-        ids.append(torch.stack([top.indices, bottom.indices]) + block.start)
-        highest.append(top.values)
-        lowest.append(bottom.values)
-    top, bottom = torch.cat(highest, 1).topk(k), torch.cat(lowest, 1).topk(k, largest=False)
-    top_ids, bottom_ids = torch.cat(ids, 2)
-    return top_ids.gather(1, top.indices), top.values, bottom_ids.gather(1, bottom.indices), bottom.values
+def described(unembedding: Unembedding, vectors: Tensor, tokens: Tensor, k: int) -> tuple[Extremes, Tensor, Tensor]:
+    """The extremes of a few vectors [C, d], and where tokens [C, T] stand in them: values and ranks, [C, T] each.
+
+    A rank is 1 plus the tokens strictly above; none is above itself, for all are of the same product.
+    """
+    logits = unembedding.logits(unembedding.fold(vectors))
+    values = logits.gather(1, tokens)
+    ranks = torch.stack([count_above(logits, mine) for mine in values.unbind(1)], 1) + 1
+    return Extremes(*_extremes(logits, k)), values, ranks
+
+
+def _extremes(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    top, highest = _highest(logits, k)
+    bottom, lowest = _highest(-logits, k)
+    return top, highest, bottom, -lowest
+
+
+def _highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The places and values of the k highest of values [C, n], in descending order."""
+    size = values.shape[1]
+    grouped = size // GROUP
+    if k >= grouped:
+        best = values.topk(min(k, size))
+        return best.indices, best.values
+    groups = values[:, : grouped * GROUP].unflatten(1, (grouped, GROUP)).amax(-1).topk(k).indices
+    inside = torch.arange(GROUP, device=values.device)
+    rest = torch.arange(grouped * GROUP, size, device=values.device).expand(len(values), -1)
+    places = torch.cat([(groups[:, :, None] * GROUP + inside).flatten(1), rest], 1)
+    best = values.gather(1, places).topk(k)
+    return places.gather(1, best.indices), best.values
 
 
 def through_head(normed: Tensor, value_rows: Tensor, output_rows: Tensor) -> Tensor:
@@ -90,43 +115,10 @@ def vocabulary_ranks(unembedding: Unembedding, vectors: Tensor, targets: Tensor)
     return torch.cat([_ranks(unembedding, chunk, targets) for chunk in chunks], 1)
 
 
-def standings(unembedding: Unembedding, vectors: Tensor, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Where tokens of its own, T of them, stand in each vector's projection: values and ranks, [C, T] each."""
-    starts = range(0, len(tokens), VECTORS_AT_ONCE)
-    found = [
-        _standings(unembedding, unembedding.fold(some), tokens[start : start + VECTORS_AT_ONCE])
-        for start, some in zip(starts, vectors.split(VECTORS_AT_ONCE), strict=True)
-    ]
-    values, ranks = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return values, ranks
-
-
-def _standings(unembedding: Unembedding, folded: Tensor, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    named = torch.tensor(tokens, device=folded.device)
-    values = torch.empty(named.shape, dtype=folded.dtype, device=folded.device)
-    size = unembedding.block_size
-    for start in sorted({token // size * size for mine in tokens for token in mine}):
-        own, inside = _own_logits(unembedding.product(folded, slice(start, start + size)), named - start)
-        values = torch.where(inside, own, values)
-    ranks = torch.ones_like(named)
-    for block in unembedding.blocks():
-        logits = unembedding.product(folded, block)
-        own, inside = _own_logits(logits, named - block.start)
-        above = torch.stack([count_above(logits, mine) for mine in values.unbind(1)], 1)
-        ranks += above - (inside & (own > values)).long()  # no token is above itself, whatever the rounding
-    return values, ranks
-
-
 def count_above(values: Tensor, limits: Tensor) -> Tensor:
     """How many of values [C, n] are above each limit [C]; n is below 2^24, so that sums of ones are exact."""
     above = torch.gt(values, limits[:, None], out=torch.empty_like(values))  # numbers are summed faster than booleans
     return above.sum(-1).long()
-
-
-def _own_logits(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits [C, T] in some columns of a block, and which of them are in it; elsewhere they are others' logits."""
-    last = logits.shape[1] - 1
-    return logits.gather(1, columns.clamp(0, last)), (columns >= 0) & (columns <= last)
 
 
 def _ranks(unembedding: Unembedding, folded: Tensor, targets: Tensor) -> Tensor:

@@ -19,17 +19,15 @@ def with_projections(
     projector: Projector, explanations: Sequence[Explanation], counts: Sequence[int]
 ) -> list[Explanation]:
     """Explanations whose neurons are projected into so many tokens each: one product for those of one count."""
-    found: dict[int, dict[Neuron, Projection]] = {}
-    for count in set(counts) - {0}:
-        pairs = zip(explanations, counts, strict=True)
-        named = [neuron for explanation, k in pairs if k == count for neuron in _neurons(explanation)]
-        found[count] = projector.subvalues(named, count)
-    asking = [explanation for explanation, k in zip(explanations, counts, strict=True) if k]
-    standings = iter(_standings(projector, asking))
-    return [
-        _changed(explanation, _projected(found[k], next(standings))) if k else explanation
-        for explanation, k in zip(explanations, counts, strict=True)
-    ]
+    changed = list(explanations)
+    for count in sorted(set(counts) - {0}):
+        places = [place for place, k in enumerate(counts) if k == count]
+        asked = [(_tokens(changed[place]), list(dict.fromkeys(_neurons(changed[place])))) for place in places]
+        pairs = [(neuron, tokens) for tokens, neurons in asked for neuron in neurons]
+        found = iter(projector.described(pairs, count))
+        for place, (_, neurons) in zip(places, asked, strict=True):
+            changed[place] = _changed(changed[place], _projected({neuron: next(found) for neuron in neurons}))
+    return changed
 
 
 def with_activity(activity: Activity | None, explanations: Sequence[Explanation]) -> list[Explanation]:
@@ -49,29 +47,15 @@ def _has_activity(score: NeuronScore) -> bool:
     return isinstance(score.neuron, FfnNeuron) and bool(score.coefficient)
 
 
-def _standings(
-    projector: Projector, explanations: Sequence[Explanation]
-) -> list[dict[Neuron, tuple[ProjectedRank, ...]]]:
-    """For each explanation where its target, and its contrast if there is one, stand in its neurons' projections."""
-    asked = [(_tokens(each), list(dict.fromkeys(_neurons(each)))) for each in explanations]
-    found = iter(projector.standings([(neuron, tokens) for tokens, neurons in asked for neuron in neurons]))
-    return [{neuron: next(found) for neuron in neurons} for _, neurons in asked]
-
-
 def _tokens(explanation: Explanation) -> tuple[int, ...]:
     predictions = (explanation.target, explanation.contrast)
     return tuple(prediction.token.id for prediction in predictions if prediction is not None)
 
 
-def _projected(projections: dict[Neuron, Projection], standings: dict[Neuron, tuple[ProjectedRank, ...]]) -> Change:
+def _projected(found: dict[Neuron, tuple[Projection, tuple[ProjectedRank, ...]]]) -> Change:
     def change(score: NeuronScore) -> NeuronScore:
-        target, *contrast = standings[score.neuron]
-        return replace(
-            score,
-            projection=projections[score.neuron],
-            target=target,
-            contrast=contrast[0] if contrast else None,
-        )
+        projection, (target, *contrast) = found[score.neuron]
+        return replace(score, projection=projection, target=target, contrast=contrast[0] if contrast else None)
 
     return change
 

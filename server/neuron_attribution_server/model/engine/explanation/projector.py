@@ -14,8 +14,8 @@ from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.host import Ids, on_device, to_host
-from neuron_attribution_server.model.attribution.projection import VECTORS_AT_ONCE, extremes, standings, through_head
+from neuron_attribution_server.model.attribution.host import Array, Ids, on_device, to_host
+from neuron_attribution_server.model.attribution.projection import described, extremes, through_head, vectors_held
 from neuron_attribution_server.model.attribution.subvalues import gathered, join
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 from neuron_attribution_server.model.engine.explanation.keys import attention_keys, ffn_keys
@@ -56,15 +56,32 @@ class Projector:
             self._remembered.put(neuron, k, projection)
         return {neuron: projection or found[neuron] for neuron, projection in recalled.items()}
 
-    def standings(self, asked: Sequence[tuple[Neuron, tuple[int, ...]]]) -> list[tuple[ProjectedRank, ...]]:
-        """Where as many tokens for each neuron stand in the projection of its subvalue."""
-        found: list[tuple[ProjectedRank, ...]] = []
-        for start in checked(range(0, len(asked), VECTORS_AT_ONCE)):
-            neurons, tokens = zip(*asked[start : start + VECTORS_AT_ONCE], strict=True)
-            columns = to_host(standings(self._unembedding, self._subvalues(neurons), tokens))
-            for values, ranks in zip(*(column.tolist() for column in columns), strict=True):
-                found.append(tuple(map(ProjectedRank, values, ranks)))
+    def described(
+        self, asked: Sequence[tuple[Neuron, tuple[int, ...]]], k: int
+    ) -> list[tuple[Projection, tuple[ProjectedRank, ...]]]:
+        """The projection of each neuron's subvalue, and where as many tokens for each stand in it."""
+        found: list[tuple[Projection, tuple[ProjectedRank, ...]]] = []
+        step = vectors_held(self._unembedding)
+        for start in checked(range(0, len(asked), step)):
+            neurons, tokens = zip(*asked[start : start + step], strict=True)
+            named = on_device(np.array(tokens), self._view.device)
+            ends, values, ranks = described(self._unembedding, self._subvalues(neurons), named, k)
+            columns = to_host([ends.top, ends.top_scores, ends.bottom, ends.bottom_scores, values, ranks])
+            for neuron, *own, at, standing in zip(neurons, *columns, strict=True):
+                found.append(
+                    (self._remember(neuron, own, k), tuple(map(ProjectedRank, at.tolist(), standing.tolist())))
+                )
         return found
+
+    def _remember(self, neuron: Neuron, ends: Sequence[Array], k: int) -> Projection:
+        """A neuron's projection, whose tokens are named once."""
+        remembered = self._remembered.get(neuron, k)
+        if remembered is not None:
+            return remembered
+        top, top_scores, bottom, bottom_scores = (column.tolist() for column in ends)
+        projection = Projection(self._tokens(top, top_scores), self._tokens(bottom, bottom_scores))
+        self._remembered.put(neuron, k, projection)
+        return projection
 
     def neurons(
         self, neurons: Sequence[Neuron], side: Side, subkey: Subkey, through: Head | None, k: int
