@@ -16,6 +16,7 @@ from neuron_attribution_server.model.attribution.bounds import Slack
 from neuron_attribution_server.model.attribution.checkpoints import checked
 from neuron_attribution_server.model.attribution.host import Ids, columns_on_device
 from neuron_attribution_server.model.attribution.objectives import Objective
+from neuron_attribution_server.model.attribution.pooled import PooledIncreases
 from neuron_attribution_server.model.attribution.states import RowStates, SubvalueNorms, Weights
 from neuron_attribution_server.model.attribution.subvalues import Subvalues, gathered, stack_layers
 
@@ -46,7 +47,7 @@ def layer_values(objective: Objective, layers: int) -> LayerValues:
     return LayerValues(residuals - inputs[:, :-1], inputs[:, 1:] - residuals, inputs[:, 0], inputs[:, -1])
 
 
-def head_scores(objective: Objective, weights: Weights, states: RowStates, scale: Tensor) -> Tensor:
+def head_scores(pooled: PooledIncreases, weights: Weights, states: RowStates, scale: Tensor) -> Tensor:
     """The log probability increase of every head, [E, L, H]."""
     rows, layers, heads, _ = states.head_outputs.shape
     vectors = torch.stack(
@@ -59,7 +60,7 @@ def head_scores(objective: Objective, weights: Weights, states: RowStates, scale
     folded = weights.unembedding.fold(vectors) / scale[:, None, None, None]
     base = torch.arange(rows, device=scale.device)[:, None] * (2 * layers + 1)
     bases = (base + torch.arange(layers, device=scale.device)).repeat_interleave(heads)
-    return objective.increases(folded.flatten(0, 2), bases).view(rows, layers, heads)
+    return pooled.ask(folded.flatten(0, 2), bases)().view(rows, layers, heads)
 
 
 def position_vectors(weights: Weights, states: RowStates, rows: Ids, layers: Ids, heads: Ids) -> Tensor:

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.search.search_seconds import SearchSeconds
 from neuron_attribution_server.model.attribution.search.value_search import LazyRanges
+from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.model.attribution.states import Weights
 from neuron_attribution_server.model.capture.capture import capture
 from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows

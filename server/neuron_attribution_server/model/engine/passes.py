@@ -12,7 +12,7 @@ from neuron_attribution.requests import Intervention
 from neuron_attribution.results import Explanation, InterventionResult, PredictionState
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
-from neuron_attribution_server.model.attribution.search.search_seconds import SearchSeconds
+from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.model.capture.edits import Placed
 from neuron_attribution_server.model.engine.explanation.rows import Row
 from neuron_attribution_server.tasks.answers import AttributeOutcome, InterveneOutcome, Outcome

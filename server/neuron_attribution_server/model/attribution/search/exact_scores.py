@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device, to_host
 from neuron_attribution_server.model.attribution.methods import FromIncrease
-from neuron_attribution_server.model.attribution.objectives import Objective
+from neuron_attribution_server.model.attribution.pooled import PooledIncreases
 from neuron_attribution_server.model.attribution.search.value_neurons import ValueNeurons
 from neuron_attribution_server.model.attribution.states import Weights
 from neuron_attribution_server.model.attribution.subvalues import gathered, join
@@ -40,22 +40,26 @@ class Scored:
 class ExactScores:
     """Scores neurons by an objective's increase."""
 
-    def __init__(self, weights: Weights, scale: Tensor, objective: Objective) -> None:
+    def __init__(self, weights: Weights, scale: Tensor, increases: PooledIncreases) -> None:
         self._weights = weights
         self._scale = scale
-        self._objective = objective
+        self._increases = increases
 
     def of(self, places: Sequence[Places], score: FromIncrease) -> list[Scored]:
         """The scores of each group of places, in its order."""
-        counts = [len(each.rows) for each in places]
+        return self.ask(places, score)()
+
+    def ask(self, places: Sequence[Places], score: FromIncrease) -> Callable[[], list[Scored]]:
+        """What gives them later, together with what else is asked for."""
+        counts, values = [len(each.rows) for each in places], self._increases.objective.values
         if not any(counts):
-            return [Scored(*np.empty((2, 0), dtype=np.float32)) for _ in places]
+            return lambda: [Scored(*np.empty((2, 0), dtype=np.float32)) for _ in places]
         kinds = list(dict.fromkeys(each.neurons for each in places))
         kind = np.repeat([kinds.index(each.neurons) for each in places], counts)
         rows, layers, units, positions = (np.concatenate([getattr(each, name) for each in places]) for name in _COLUMNS)
         order = np.lexsort((layers, kind))  # a gather for each layer of a kind
         first = np.array([neurons.first_base for neurons in kinds])[kind]
-        bases = rows * self._objective.values.shape[1] + first + layers
+        bases = rows * values.shape[1] + first + layers
         sent = columns_on_device([each[order] for each in (rows, layers, units, positions, bases)], self._scale.device)
         ends = np.searchsorted(kind[order], np.arange(len(kinds) + 1)).tolist()
         vectors, coefficients = [], []
@@ -65,8 +69,11 @@ class ExactScores:
             coefficients.append(neurons.coefficients_at(*at))
         factors = join(coefficients, 0)
         folded = self._weights.unembedding.fold(join(vectors, 0)) * (factors / self._scale[sent[0]])[:, None]
-        increases = self._objective.increases(folded, sent[4])
-        found = to_host([score(increases, self._objective.values.flatten()[sent[4]]), factors])
-        places_of = np.argsort(order)
-        split = [np.split(column[places_of], np.cumsum(counts)[:-1]) for column in found]
-        return [Scored(*pair) for pair in zip(*split, strict=True)]
+        increases, places_of = self._increases.ask(folded, sent[4]), np.argsort(order)
+
+        def result() -> list[Scored]:
+            found = to_host([score(increases(), values.flatten()[sent[4]]), factors])
+            split = [np.split(column[places_of], np.cumsum(counts)[:-1]) for column in found]
+            return [Scored(*pair) for pair in zip(*split, strict=True)]
+
+        return result

@@ -85,17 +85,22 @@ class BoundedSearch:
 
 
 def search_until_exact(
-    searches: Sequence[BoundedSearch], score: Callable[[list[Ids]], list[Array]], more: int = sys.maxsize
+    searches: Sequence[BoundedSearch],
+    score: Callable[[list[Ids]], list[Array]],
+    more: int = sys.maxsize,
+    first: Callable[[], list[Array]] | None = None,
 ) -> None:
-    """Run searches to their end, scoring the proposals of all of them at once.
+    """Run searches to their end, scoring the proposals of all of them at once; `first` gives the scores of the first.
 
     What is left when `more` neurons have been scored after the first proposals is given up, and not settled: bounds do
     not tell apart neurons of which hardly any changes anything. Most searches end long before.
     """
     proposals = [search.proposal() for search in searches]
     while any(len(proposal) for proposal in proposals):
-        for search, ids, scores in zip(searches, proposals, score(proposals), strict=True):
+        found = score(proposals) if first is None else first()
+        for search, ids, scores in zip(searches, proposals, found, strict=True):
             search.accept(ids, scores)
+        first = None
         proposals = [search.proposal() for search in searches]
         more -= sum(map(len, proposals))
         if more < 0:

@@ -14,7 +14,7 @@ from torch import Tensor
 from neuron_attribution_server.model.attribution.bounds import rounding_slack
 from neuron_attribution_server.model.attribution.host import Array, Ids
 from neuron_attribution_server.model.attribution.methods import FROM_INCREASE
-from neuron_attribution_server.model.attribution.objectives import Objective
+from neuron_attribution_server.model.attribution.pooled import PooledIncreases
 from neuron_attribution_server.model.attribution.search.exact_scores import ExactScores, Places
 from neuron_attribution_server.model.attribution.search.exhaustive import exhaustive_increases
 from neuron_attribution_server.model.attribution.search.first_order import FirstOrder
@@ -24,12 +24,12 @@ from neuron_attribution_server.model.attribution.search.ranking import (
     first_listed,
     search_until_exact,
 )
-from neuron_attribution_server.model.attribution.search.search_seconds import SearchSeconds
 from neuron_attribution_server.model.attribution.search.value_neurons import (
     AttentionValueNeurons,
     ValueNeurons,
     WholeValueNeurons,
 )
+from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.model.attribution.states import RowStates, SubvalueNorms, Weights
 from neuron_attribution_server.model.attribution.subvalues import Subvalues
 from neuron_attribution_server.model.attribution.value_scores import subvalue_products, unit_slack
@@ -129,7 +129,7 @@ class ValueSearch:
         weights: Weights,
         grids: Grids,
         scale: Tensor,
-        objective: Objective,
+        increases: PooledIncreases,
         method: ScoringMethod,
         ranges: LazyRanges,
         seconds: SearchSeconds,
@@ -137,21 +137,32 @@ class ValueSearch:
         self._weights = weights
         self._grids = grids
         self._scale = scale
-        self._objective = objective
+        self._objective = increases.objective
         self._score = FROM_INCREASE[method]
         self._ranges = ranges
         self._seconds = seconds
         self._layers = len(weights.ffn_subvalues)
-        self._exact = ExactScores(weights, scale, objective)
+        self._exact = ExactScores(weights, scale, increases)
         with seconds.bounding():
             self._first_order = {kind: self._bound_units(kind) for kind in Kind}
 
-    def find(self, wanted: Mapping[Wanted, int]) -> dict[Wanted, Found]:
-        """The k best neurons of each wanted end; scores are signed as they are, best first in the end's own order."""
+    def begin(self, wanted: Mapping[Wanted, int]) -> Callable[[], dict[Wanted, Found]]:
+        """What finds the k best neurons of each wanted end; the first candidates wait to be scored with what else is.
+
+        Scores are signed as they are, best first in the end's own order.
+        """
         with self._seconds.bounding():
             jobs = self._jobs({want: k for want, k in wanted.items() if not want.exhaustive})
-            more = MORE_PRODUCTS // self._weights.unembedding.weight.numel()
-            search_until_exact([job.search for job in jobs], lambda proposals: self._scores(jobs, proposals), more)
+            first = self._ask(jobs, [job.search.proposal() for job in jobs])
+        return lambda: self._finish(wanted, jobs, first)
+
+    def _finish(
+        self, wanted: Mapping[Wanted, int], jobs: Sequence[_Job], first: Callable[[], list[Array]]
+    ) -> dict[Wanted, Found]:
+        more = MORE_PRODUCTS // self._weights.unembedding.weight.numel()
+        with self._seconds.bounding():
+            searches = [job.search for job in jobs]
+            search_until_exact(searches, lambda proposals: self._ask(jobs, proposals)(), more, first)
         found = {job.wanted: self._found(job) for job in jobs}
         with self._seconds.scoring():
             return found | {want: self._every(want, k) for want, k in wanted.items() if want.exhaustive}
@@ -209,15 +220,19 @@ class ValueSearch:
             jobs.append(_Job(want, neurons, search))
         return jobs
 
-    def _scores(self, jobs: Sequence[_Job], proposals: Sequence[Ids]) -> list[Array]:
-        """The exact scores of every search's proposals, from one product with the unembedding."""
-        with self._seconds.scoring():
-            places = [job.places(ids) for job, ids in zip(jobs, proposals, strict=True)]
-            found = self._exact.of(places, self._score)
-        for job, ids, scored in zip(jobs, proposals, found, strict=True):
-            job.ids.append(ids)
-            job.coefficients.append(scored.coefficients)
-        return [job.wanted.sign * scored.scores for job, scored in zip(jobs, found, strict=True)]
+    def _ask(self, jobs: Sequence[_Job], proposals: Sequence[Ids]) -> Callable[[], list[Array]]:
+        """What gives the exact scores of every search's proposals, from one product with the unembedding."""
+        places = [job.places(ids) for job, ids in zip(jobs, proposals, strict=True)]
+        scored = self._exact.ask(places, self._score)
+
+        def result() -> list[Array]:
+            found = scored()
+            for job, ids, each in zip(jobs, proposals, found, strict=True):
+                job.ids.append(ids)
+                job.coefficients.append(each.coefficients)
+            return [job.wanted.sign * each.scores for job, each in zip(jobs, found, strict=True)]
+
+        return result
 
     def _found(self, job: _Job) -> Found:
         ranked, total = job.search.result(), job.neurons.total(job.wanted.row)

@@ -2,7 +2,7 @@
 
 1. freeze the final norm's scale and read every base state as log probabilities
 2. layers and heads: exact increases
-3. value neurons: bound all, score the best, until nothing unscored can be among the top k
+3. value neurons: bound all, score the best, until nothing unscored can be among the top k (the first with the heads)
 4. query layers and query FFN neurons of the strongest value neurons
 5. project the returned neurons into the vocabulary
 
@@ -12,7 +12,7 @@ end in one: the host seldom waits for a device, and no more often for many rows 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -34,8 +34,8 @@ from neuron_attribution_server.model.attribution.objectives import (
     Objective,
     read_bases,
 )
+from neuron_attribution_server.model.attribution.pooled import PooledIncreases
 from neuron_attribution_server.model.attribution.search.exact_scores import ExactScores
-from neuron_attribution_server.model.attribution.search.search_seconds import SearchSeconds
 from neuron_attribution_server.model.attribution.search.static_search import find_static
 from neuron_attribution_server.model.attribution.search.value_search import (
     Found,
@@ -45,6 +45,7 @@ from neuron_attribution_server.model.attribution.search.value_search import (
     ValueSearch,
     Wanted,
 )
+from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.model.attribution.states import Weights
 from neuron_attribution_server.model.attribution.unembedding import normalised
 from neuron_attribution_server.model.attribution.value_scores import base_states, head_scores, layer_values
@@ -130,9 +131,10 @@ class _Group:
         self._targets = self._target_ids(log_probabilities)
         self._predicted = self._predict(log_probabilities)
         self._grids = Grids(weights, self._states)
+        finish_search = self._begin_search()
         self._heads = self._head_scores()
         self._details = self._head_details()
-        self._found, self._source = self._search()
+        self._found, self._source = finish_search()
         self._named_scores = self._score_named()
         self._queries = Queries(view, captured, rows, {kind: self._sources(kind) for kind in Kind})
         self._fetched = self._fetch()
@@ -145,8 +147,12 @@ class _Group:
         return self._objective_at(self._bases)
 
     @cached_property
+    def _pooled(self) -> PooledIncreases:
+        return PooledIncreases(self._objective, self._seconds)
+
+    @cached_property
     def _named(self) -> NamedNeurons:
-        return NamedNeurons(self._view, self._grids, ExactScores(self._weights, self._scale, self._objective))
+        return NamedNeurons(self._view, self._grids, ExactScores(self._weights, self._scale, self._pooled))
 
     def draft(self, index: int) -> dict[str, Any]:
         """One row's explanation as keyword arguments, without projections of neurons."""
@@ -225,13 +231,13 @@ class _Group:
         """Head scores [E, L, H], where any row asks for them."""
         if not {Part.HEADS, Part.HEAD_POSITIONS} & self._parts:
             return None
-        return to_host([head_scores(self._objective, self._weights, self._states, self._scale)])[0]
+        return to_host([head_scores(self._pooled, self._weights, self._states, self._scale)])[0]
 
     def _head_details(self) -> HeadDetails | None:
         chosen = [HeadOfRow(index, head) for index in range(len(self._rows)) for head in self._chosen_heads(index)]
         if not chosen:
             return None
-        return HeadDetails(self._weights, self._states, self._scale, self._objective, chosen)
+        return HeadDetails(self._weights, self._states, self._scale, self._pooled, chosen)
 
     def _chosen_heads(self, index: int) -> list[Head]:
         options = self._rows[index].options
@@ -240,27 +246,35 @@ class _Group:
         ends = [highest_heads(self._heads[index], options.head_top_k, sign) for sign in SIGNS[options.direction]]
         return list(dict.fromkeys(head for end in ends for head, _ in end))
 
-    def _search(self) -> tuple[dict[Wanted, Found], dict[Wanted, Found]]:
-        """The rankings that are asked for, and the query parts' sources; one search where both use the same score."""
+    def _begin_search(self) -> Callable[[], tuple[dict[Wanted, Found], dict[Wanted, Found]]]:
+        """What gives the rankings that are asked for, and the query parts' sources.
+
+        One search where both use the same score. Its first candidates are scored together with the heads.
+        """
         asked, needed = wanted_rankings(self._rows), wanted_sources(self._rows)
         method = self._options.scoring_method
         if method is _LOG_PROBABILITY_INCREASE:
-            found = self._value_search(self._objective, method).find(merged(asked, needed)) if asked or needed else {}
-            return found, found
-        own = self._value_search(self._objective, _LOG_PROBABILITY_INCREASE).find(needed) if needed else {}
-        return self._by_method(method, asked) if asked else {}, own
+            finish = self._begin(self._pooled, method, merged(asked, needed))
+            return lambda: (finish(),) * 2
+        finish_own = self._begin(self._pooled, _LOG_PROBABILITY_INCREASE, needed)
+        return lambda: (self._by_method(method, asked) if asked else {}, finish_own())
+
+    def _begin(
+        self, pooled: PooledIncreases, method: ScoringMethod, wanted: dict[Wanted, int]
+    ) -> Callable[[], dict[Wanted, Found]]:
+        if not wanted:
+            return dict
+        search = ValueSearch(self._weights, self._grids, self._scale, pooled, method, self._ranges, self._seconds)
+        return search.begin(wanted)
 
     def _by_method(self, method: ScoringMethod, asked: dict[Wanted, int]) -> dict[Wanted, Found]:
         if method not in FROM_INCREASE:
             with self._seconds.scoring():
                 return find_static(self._weights, self._grids, self._targets, method, asked)
-        objective = self._objective
+        pooled = self._pooled
         if method is ScoringMethod.LOG_PROBABILITY:
-            objective = self._objective_at(torch.zeros_like(self._bases))
-        return self._value_search(objective, method).find(asked)
-
-    def _value_search(self, objective: Objective, method: ScoringMethod) -> ValueSearch:
-        return ValueSearch(self._weights, self._grids, self._scale, objective, method, self._ranges, self._seconds)
+            pooled = PooledIncreases(self._objective_at(torch.zeros_like(self._bases)), self._seconds)
+        return self._begin(pooled, method, asked)()
 
     def _score_named(self) -> dict[int, tuple[NeuronScore, ...]]:
         asked = {index: row.options.neurons for index, row in enumerate(self._rows) if row.options.neurons}

@@ -12,7 +12,7 @@ from neuron_attribution.results import HeadPosition
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device
-from neuron_attribution_server.model.attribution.objectives import Objective
+from neuron_attribution_server.model.attribution.pooled import PooledIncreases
 from neuron_attribution_server.model.attribution.states import RowStates, Weights
 from neuron_attribution_server.model.attribution.value_scores import position_vectors
 from neuron_attribution_server.model.capture.captured import CapturedStates
@@ -33,7 +33,7 @@ class HeadDetails:
     """Position scores and attention weights of some heads of any rows, scored together."""
 
     def __init__(
-        self, weights: Weights, states: RowStates, scale: Tensor, objective: Objective, chosen: Sequence[HeadOfRow]
+        self, weights: Weights, states: RowStates, scale: Tensor, pooled: PooledIncreases, chosen: Sequence[HeadOfRow]
     ) -> None:
         self.chosen = sorted(chosen, key=lambda each: each.head.layer)
         """In the order of what follows."""
@@ -43,12 +43,15 @@ class HeadDetails:
         self._vectors = position_vectors(weights, states, rows, self._layers, heads)
         row, layer, head = columns_on_device([rows, self._layers, heads], scale.device)
         folded = weights.unembedding.fold(self._vectors) / scale[row, None, None]
-        bases = (row * objective.values.shape[1] + layer)[:, None].expand(folded.shape[:2])
-        increases = objective.increases(folded.flatten(0, 1), bases.flatten(), weak=True)
-        self.scores = increases.view(folded.shape[:2])
-        """Of each source position, [C, T]; zero beyond those that a row sees."""
+        bases = (row * pooled.objective.values.shape[1] + layer)[:, None].expand(folded.shape[:2])
+        self._increases = pooled.ask(folded.flatten(0, 1), bases.flatten(), weak=True)
         self.attention = states.attention[row, layer, head]
         """The weights of each source position, [C, T]."""
+
+    @property
+    def scores(self) -> Tensor:
+        """Of each source position, [C, T]; zero beyond those that a row sees."""
+        return self._increases().view(self.attention.shape)
 
     def positions(
         self, rows: Sequence[Row], scores: Array, captured: CapturedStates, projector: Projector

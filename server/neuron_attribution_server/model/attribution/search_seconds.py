@@ -1,4 +1,4 @@
-"""How long the searches for value neurons take, by what they do."""
+"""How long the searches for value neurons and the exact scores take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class SearchSeconds:
-    """Seconds spent bounding value neurons and scoring them exactly, by the clock of the host.
+    """Seconds spent bounding value neurons, and scoring neurons, heads and positions exactly, by the host's clock.
 
     Nothing waits for a GPU: what is queued there counts where the host waits for its result.
     """
