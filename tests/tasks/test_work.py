@@ -11,6 +11,7 @@ from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Part, ScoringMethod
 from neuron_attribution.results import ModelSizes
 from neuron_attribution_server.front_end.service.too_long import check_seconds
+from neuron_attribution_server.model.process import calibration
 from neuron_attribution_server.model.process.calibration import measured_work
 from neuron_attribution_server.tasks.model_facts import WorkPrices
 from neuron_attribution_server.tasks.tasks import (
@@ -202,6 +203,31 @@ def test_without_a_limit_or_prices_nothing_is_refused():
     task = attribution(300, 100)
     check_seconds(task, predictor(), 0.0)
     check_seconds(task, WorkPredictor(WorkPrices(), SIZES), 1e-6)
+
+
+@given(TASKS)
+def test_the_worst_is_no_less_than_what_is_predicted(task):
+    assert predictor().most_seconds([task]) >= predictor().seconds([task])
+
+
+def test_what_is_refused_is_what_would_take_too_long_at_its_worst():
+    """Where bounds tell nothing apart every rank is computed, which takes twice as long as is predicted."""
+    prices = WorkPredictor(WorkPrices({"RANK": 1e-3, "RIVAL": 5e-4}), DEMO)
+    task = attribution(20, 10, scoring_method=ScoringMethod.RECIPROCAL_RANK, projection_top_k=0)
+    predicted = prices.seconds([task])
+    assert prices.most_seconds([task]) == pytest.approx(2 * predicted)
+    check_seconds(task, prices, 2.1 * predicted)
+    with pytest.raises(InvalidArgumentError) as refused:
+        check_seconds(task, prices, 1.1 * predicted)
+    [violation] = refused.value.violations
+    assert violation.field == "completion"
+    assert "explain at most 5 tokens" in violation.description
+
+
+def test_a_device_that_is_too_slow_for_all_samples_has_prices_still(monkeypatch):
+    """What has no price has no bound: the first task, which pays for everything's first time, may use all the time."""
+    monkeypatch.setattr(calibration, "BUDGET_SECONDS", 0.0)
+    assert set(measured_work(FakeEngine()).seconds) == {kind.name for kind in Work}
 
 
 def test_prices_are_measured_on_an_engine_within_its_limits():

@@ -20,7 +20,7 @@ from neuron_attribution_server.model.attribution.ranking import BoundedSearch, R
 from neuron_attribution_server.model.attribution.states import RowStates, Weights
 from neuron_attribution_server.model.attribution.subvalues import Subvalues, each_chunk, stack_layers
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
-from neuron_attribution_server.model.attribution.value_neurons import ValueNeurons
+from neuron_attribution_server.model.attribution.value_neurons import ValueNeurons, gather_rows
 from neuron_attribution_server.model.attribution.value_search import (
     Found,
     Kind,
@@ -82,17 +82,22 @@ class StaticSearch:
         least = _ranks(subvalues, lambda rows: least_ranks(self._weights.unembedding, rows, target))
         bounds = self._scores(want.kind, neurons, least)
         search = BoundedSearch(lambda count: neurons.top(count, bounds), neurons.total, k)
-        search_until_exact([search], lambda proposals: [self._exact(neurons, proposals[0], target, want.kind)])
+        ranks = torch.zeros_like(least)
+        search_until_exact([search], lambda proposals: [self._exact(neurons, proposals[0], target, want.kind, ranks)])
         return search.result()
 
-    def _exact(self, neurons: ValueNeurons, ids: Tensor, target: Tensor, kind: Kind) -> Tensor:
+    def _exact(self, neurons: ValueNeurons, ids: Tensor, target: Tensor, kind: Kind, ranks: Tensor) -> Tensor:
+        """The scores of ids; ranks [L, n] that are not known yet, zeros, are computed, once for all positions."""
         if not len(ids):
             return ids.float()
         layers, units, _ = neurons.locate(ids)
-        ranks = vocabulary_ranks(self._weights.unembedding, neurons.subvalues(ids), target[None])[0]
+        new = (ranks[layers, units] == 0).nonzero().squeeze(1)
+        missing = torch.stack([layers[new], units[new]]).unique(dim=1).unbind()
+        vectors = gather_rows(subvalues_of(self._weights, kind), *missing)
+        ranks[missing] = vocabulary_ranks(self._weights.unembedding, vectors, target[None])[0]
         norms = norms_of(self._weights, kind).raw[layers, units]
         coefficients = neurons.coefficients_of(ids)[:, None, None]
-        return static_scores(self._method, coefficients, norms[:, None], ranks[:, None]).flatten()
+        return static_scores(self._method, coefficients, norms[:, None], ranks[layers, units][:, None]).flatten()
 
 
 def least_ranks(unembedding: Unembedding, vectors: Tensor, target: Tensor) -> Tensor:
