@@ -156,6 +156,14 @@ def test_a_batch_is_predicted_to_take_no_more_than_its_tasks_one_by_one(tasks):
     assert predictor().seconds(alike) <= alone * (1 + 1e-9)
 
 
+def test_attention_patterns_are_priced_by_what_is_written():
+    """Of each explained token the weights of every head on every position."""
+    options = {"parts": frozenset({Part.ATTENTION_PATTERNS})}
+    assert work_of([attribution(50, 3, **options)], DEMO)[Work.PATTERN] == 3 * 30 * 9 * 50
+    assert work_of([attribution(50, 3)], DEMO).get(Work.PATTERN, 0) == 0
+    assert measured_work(FakeEngine()).seconds["PATTERN"] > 0
+
+
 def test_no_more_heads_are_charged_than_there_are():
     many, all_of_them = (attribution(50, head_top_k=count, position_projection_top_k=3) for count in (1000, 270))
     assert work_of([many], DEMO) == work_of([all_of_them], DEMO)

@@ -18,7 +18,14 @@ from neuron_attribution_server.tasks.work import Counts, Work, work_of
 _READ = 100
 """Multiplications in the time that it takes to read a weight from memory: what one vector alone costs."""
 _SAMPLED = 1024
-_CONSTANT_SECONDS = {Work.BATCH: 0.01, Work.WRITTEN: 5e-6, Work.NEURON: 3e-5, Work.CHANGE: 1e-4, Work.ROW: 5e-3}
+_CONSTANT_SECONDS = {
+    Work.BATCH: 0.01,
+    Work.WRITTEN: 5e-6,
+    Work.NEURON: 3e-5,
+    Work.CHANGE: 1e-4,
+    Work.ROW: 5e-3,
+    Work.PATTERN: 2e-8,
+}
 """What is Python's work, whatever the device."""
 _PRIOR_WEIGHT = 0.03
 """How far the estimates bind the prices, where a sample that is fitted exactly weighs 1."""
