@@ -175,7 +175,7 @@ def test_no_more_heads_are_charged_than_there_are():
 def test_advice_is_about_a_field_and_holds(task, part):
     """What the refusal tells the caller to do makes a request that is not refused."""
     prices = predictor()
-    limit = part * prices.seconds([task])
+    limit = part * prices.most_seconds([task])
     if part >= 1:
         check_seconds(task, prices, limit)
         return

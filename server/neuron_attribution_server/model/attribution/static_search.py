@@ -37,12 +37,12 @@ def find_static(
     weights: Weights, states: RowStates, targets: Tensor, method: ScoringMethod, wanted: Mapping[Wanted, int]
 ) -> dict[Wanted, Found]:
     """The k best neurons of each wanted end, for rows with targets [E]."""
-    search = StaticSearch(weights, states, targets, method)
+    search = _StaticSearch(weights, states, targets, method)
     return {want: search.find(want, k) for want, k in wanted.items()}
 
 
-class StaticSearch:
-    """Searches by one method; ranks are shared between a row's two ends."""
+class _StaticSearch:
+    """Searches by one method."""
 
     def __init__(self, weights: Weights, states: RowStates, targets: Tensor, method: ScoringMethod) -> None:
         self._weights = weights
@@ -72,13 +72,11 @@ class StaticSearch:
 
     def _all_ranks(self, want: Wanted) -> Tensor:
         """The target's rank in every neuron's projection, [L, n]."""
-        target, unembedding = self._targets[want.row, None], self._weights.unembedding
-        subvalues = subvalues_of(self._weights, want.kind)
-        return _ranks(subvalues, lambda rows: vocabulary_ranks(unembedding, rows, target)[0])
+        target, subvalues = self._targets[want.row, None], subvalues_of(self._weights, want.kind)
+        return _ranks(subvalues, lambda rows: vocabulary_ranks(self._weights.unembedding, rows, target)[0])
 
     def _by_bounded_rank(self, want: Wanted, neurons: ValueNeurons, k: int) -> Ranked:
-        subvalues = subvalues_of(self._weights, want.kind)
-        target = self._targets[want.row]
+        subvalues, target = subvalues_of(self._weights, want.kind), self._targets[want.row]
         least = _ranks(subvalues, lambda rows: least_ranks(self._weights.unembedding, rows, target))
         bounds = self._scores(want.kind, neurons, least)
         search = BoundedSearch(lambda count: neurons.top(count, bounds), neurons.total, k)
@@ -88,8 +86,6 @@ class StaticSearch:
 
     def _exact(self, neurons: ValueNeurons, ids: Tensor, target: Tensor, kind: Kind, ranks: Tensor) -> Tensor:
         """The scores of ids; ranks [L, n] that are not known yet, zeros, are computed, once for all positions."""
-        if not len(ids):
-            return ids.float()
         layers, units, _ = neurons.locate(ids)
         new = (ranks[layers, units] == 0).nonzero().squeeze(1)
         missing = torch.stack([layers[new], units[new]]).unique(dim=1).unbind()
@@ -106,8 +102,7 @@ def least_ranks(unembedding: Unembedding, vectors: Tensor, target: Tensor) -> Te
     Counts the sampled tokens that are above the target by more than float32 can be wrong.
     """
     generator = torch.Generator().manual_seed(0)
-    vocabulary = len(unembedding.weight)
-    sample = torch.randperm(vocabulary, generator=generator)[:SAMPLE].to(vectors.device)
+    sample = torch.randperm(len(unembedding.weight), generator=generator)[:SAMPLE].to(vectors.device)
     folded = unembedding.fold(vectors)
     error = 2 * dot_product_error(vectors.shape[1]) * unembedding.largest_norm * folded.norm(dim=-1)
     own = folded @ unembedding.weight[target]
