@@ -15,14 +15,17 @@ import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.subvalues import Subvalues, stack_layers
+from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
 SMALLEST_SHARE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ComponentScores:
-    """Query scores of the components embedding, attention 0, FFN 0, attention 1, ...: [2 L + 1]; skipped sources."""
+    """Query scores of the components embedding, attention 0, FFN 0, attention 1, ...: [2 L + 1], float64.
+
+    And how many sources were skipped.
+    """
 
     scores: Tensor
     skipped: int
@@ -37,7 +40,7 @@ def component_scores(components: Tensor, keys: Tensor, visible: Tensor, scores: 
     beyond = torch.arange(products.shape[1], device=products.device) >= visible[:, None]
     products = products.masked_fill(beyond, 0)
     shares, skipped = _per_divisor(scores, products.sum(1), products.abs().sum(1))
-    return ComponentScores((products * shares[:, None]).sum(0).float(), skipped)
+    return ComponentScores((products * shares[:, None]).sum(0), skipped)
 
 
 def scaled_keys(keys: Tensor, inputs: Tensor, scores: Tensor) -> tuple[Tensor, int]:
@@ -81,20 +84,16 @@ def query_ffn_scores(
     Subvalues of each layer; coefficients [Q, N] of the layers below the highest source at the Q places; scaled keys
     [K, d]. Layers with no source above score zero, and so do the gaps of layers narrower than the widest.
     """
-    scores, written_ends = [], []
+    scores, ends = torch.zeros(2, rows, len(subvalues), max(map(len, subvalues)), device=keys.device)
     for layer, mine in enumerate(checked(coefficients)):
         written = subvalues[layer]
         above = at.layers > layer
         read = torch.zeros(len(at.rows), keys.shape[1], dtype=keys.dtype, device=keys.device)
         read.index_add_(0, at.readings[above], keys[above])
         factors, products = mine[at.places], written.products(read.float())
-        sums = products.new_zeros(2, rows, len(written))
-        sums[0].index_add_(0, at.rows, products * factors)
-        sums[1].index_add_(0, at.rows, products.abs_().mul_(factors))
-        scores.append(sums[0])
-        written_ends.append(sums[1])
-    none = [torch.zeros(rows, len(written), device=keys.device) for written in subvalues[len(scores) :]]
-    return QueryFfnScores(stack_layers(scores + none, 1), stack_layers(written_ends + none, 1))
+        scores[:, layer, : len(written)].index_add_(0, at.rows, products * factors)
+        ends[:, layer, : len(written)].index_add_(0, at.rows, products.abs_().mul_(factors))
+    return QueryFfnScores(scores, ends)
 
 
 def _per_divisor(scores: Tensor, divisors: Tensor, magnitudes: Tensor) -> tuple[Tensor, int]:

@@ -20,8 +20,8 @@ from neuron_attribution.results import (
 from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.checkpoints import checked
 from neuron_attribution_server.model.attribution.query_scores import (
-    ComponentScores,
     QueryFfnScores,
     Readings,
     component_scores,
@@ -38,6 +38,10 @@ from neuron_attribution_server.model.engine.explanation.value_rankings import SI
 SHARES_AT_ONCE = BOUNDS_AT_ONCE
 """What sources give to the neurons of a layer, held at once: rows are taken together up to so many. The bounds, for
 which the memory is there, have been used by then."""
+SOURCES_AT_ONCE = 64
+"""Sources of query layers that share products, at most; each has the components at its position."""
+COMPONENTS_AT_ONCE = BOUNDS_AT_ONCE // 4
+"""Numbers of such components; each of these is there three times over, once as a float32 and once as a float64."""
 
 
 class QueryLayersOfRow:
@@ -65,17 +69,26 @@ class QueryLayersOfRow:
         return self._layers(sources, attention_keys(self._view, neurons), visible)
 
     def _layers(self, sources: Sequence[Source], keys: Tensor, visible: Sequence[int]) -> QueryLayers:
-        device = keys.device
-        positions, which = self._positions(sources)
-        states = components(self._captured, self._row.sequence, positions)[which]
-        scores = torch.tensor([source.score for source in sources], device=device)
-        return _query_layers(component_scores(states, keys, torch.tensor(visible, device=device), scores), len(sources))
+        """A few sources at a time: the components at as many positions are large."""
+        columns = [source.position for source in sources], visible, [source.score for source in sources]
+        positions, seen, scores = (torch.tensor(column, device=keys.device) for column in columns)
+        found = [
+            component_scores(self._components(positions[some]), keys[some], seen[some], scores[some])
+            for some in checked(self._some(len(sources)))
+        ]
+        together = torch.stack([each.scores for each in found]).sum(0).float()
+        return _query_layers(together, len(sources), sum(each.skipped for each in found))
 
-    def _positions(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
-        """The distinct positions of sources, and which of them each source has."""
-        positions = torch.tensor([source.position for source in sources], device=self._view.device)
-        distinct: tuple[Tensor, Tensor] = positions.unique(return_inverse=True)
-        return distinct
+    def _components(self, positions: Tensor) -> Tensor:
+        """The components at the positions of sources, [K, C, d]."""
+        distinct, which = positions.unique(return_inverse=True)
+        return components(self._captured, self._row.sequence, distinct)[which]
+
+    def _some(self, count: int) -> list[slice]:
+        sizes = self._view.sizes
+        each = (2 * sizes.layers + 1) * sizes.hidden_size
+        step = max(1, min(SOURCES_AT_ONCE, COMPONENTS_AT_ONCE // each))
+        return [slice(start, start + step) for start in range(0, count, step)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +159,13 @@ def _coefficients(view: ModelView, captured: CapturedStates, at: tuple[Tensor, T
         yield found / captured.ffn_scales[number][at][:, None] if captured.ffn_scales else found
 
 
-def _query_layers(found: ComponentScores, count: int) -> QueryLayers:
-    order = found.scores.sort(descending=True, stable=True)
+def _query_layers(scores: Tensor, count: int, skipped: int) -> QueryLayers:
+    """Of the components' scores [2 L + 1]; so many sources were skipped."""
+    order = scores.sort(descending=True, stable=True)
     layers = tuple(
         _query_layer(index, score) for index, score in zip(order.indices.tolist(), order.values.tolist(), strict=True)
     )
-    return QueryLayers(layers, count, found.skipped)
+    return QueryLayers(layers, count, skipped)
 
 
 def _query_layer(component: int, score: float) -> QueryLayer:
