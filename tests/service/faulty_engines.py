@@ -65,9 +65,14 @@ def make_slow_small_engine():
 
 
 class EngineWithCheckpoints(FakeEngine):
-    """Takes a tenth of a second for each token, looking up all the while; for an ENDLESS one it takes for ever."""
+    """Takes a tenth of a second for each token, looking up all the while; for an ENDLESS one it takes for ever.
+
+    A HANG one makes it never look up again.
+    """
 
     def run(self, tasks):
+        if any(HANG in task.token_ids for task in tasks):
+            threading.Event().wait()
         seconds = 0.1 * sum(task.tokens for task in tasks)
         end = math.inf if any(ENDLESS in task.token_ids for task in tasks) else time.perf_counter() + seconds
         while time.perf_counter() < end:

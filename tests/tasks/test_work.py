@@ -11,6 +11,7 @@ from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Part, ScoringMethod
 from neuron_attribution.results import ModelSizes
 from neuron_attribution_server.front_end.service.too_long import check_seconds
+from neuron_attribution_server.model.process import calibration
 from neuron_attribution_server.model.process.calibration import measured_work
 from neuron_attribution_server.tasks.model_facts import WorkPrices
 from neuron_attribution_server.tasks.tasks import (
@@ -155,6 +156,14 @@ def test_a_batch_is_predicted_to_take_no_more_than_its_tasks_one_by_one(tasks):
     assert predictor().seconds(alike) <= alone * (1 + 1e-9)
 
 
+def test_attention_patterns_are_priced_by_what_is_written():
+    """Of each explained token the weights of every head on every position."""
+    options = {"parts": frozenset({Part.ATTENTION_PATTERNS})}
+    assert work_of([attribution(50, 3, **options)], DEMO)[Work.PATTERN] == 3 * 30 * 9 * 50
+    assert work_of([attribution(50, 3)], DEMO).get(Work.PATTERN, 0) == 0
+    assert measured_work(FakeEngine()).seconds["PATTERN"] > 0
+
+
 def test_no_more_heads_are_charged_than_there_are():
     many, all_of_them = (attribution(50, head_top_k=count, position_projection_top_k=3) for count in (1000, 270))
     assert work_of([many], DEMO) == work_of([all_of_them], DEMO)
@@ -166,7 +175,7 @@ def test_no_more_heads_are_charged_than_there_are():
 def test_advice_is_about_a_field_and_holds(task, part):
     """What the refusal tells the caller to do makes a request that is not refused."""
     prices = predictor()
-    limit = part * prices.seconds([task])
+    limit = part * prices.most_seconds([task])
     if part >= 1:
         check_seconds(task, prices, limit)
         return
@@ -202,6 +211,31 @@ def test_without_a_limit_or_prices_nothing_is_refused():
     task = attribution(300, 100)
     check_seconds(task, predictor(), 0.0)
     check_seconds(task, WorkPredictor(WorkPrices(), SIZES), 1e-6)
+
+
+@given(TASKS)
+def test_the_worst_is_no_less_than_what_is_predicted(task):
+    assert predictor().most_seconds([task]) >= predictor().seconds([task])
+
+
+def test_what_is_refused_is_what_would_take_too_long_at_its_worst():
+    """Where bounds tell nothing apart every rank is computed, which takes twice as long as is predicted."""
+    prices = WorkPredictor(WorkPrices({"RANK": 1e-3, "RIVAL": 5e-4}), DEMO)
+    task = attribution(20, 10, scoring_method=ScoringMethod.RECIPROCAL_RANK, projection_top_k=0)
+    predicted = prices.seconds([task])
+    assert prices.most_seconds([task]) == pytest.approx(2 * predicted)
+    check_seconds(task, prices, 2.1 * predicted)
+    with pytest.raises(InvalidArgumentError) as refused:
+        check_seconds(task, prices, 1.1 * predicted)
+    [violation] = refused.value.violations
+    assert violation.field == "completion"
+    assert "explain at most 5 tokens" in violation.description
+
+
+def test_a_device_that_is_too_slow_for_all_samples_has_prices_still(monkeypatch):
+    """What has no price has no bound: the first task, which pays for everything's first time, may use all the time."""
+    monkeypatch.setattr(calibration, "BUDGET_SECONDS", 0.0)
+    assert set(measured_work(FakeEngine()).seconds) == {kind.name for kind in Work}
 
 
 def test_prices_are_measured_on_an_engine_within_its_limits():

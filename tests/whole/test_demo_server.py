@@ -213,10 +213,13 @@ PATIENCE = 120
 
 
 def test_what_would_take_a_worker_too_long_is_refused_with_what_would_not(client):
-    """It used to run past the time of a batch, to be run again, and to kill the worker twice."""
+    """It used to run past the time of a batch, to be run again, and to kill the worker twice.
+
+    One token may take a fifth of the limit and all of them over twenty times as long as it, on two cores.
+    """
     dear = {"scoring_method": "coefficient-reciprocal-rank", "top_k": 1000, "projection_top_k": 0}
     with pytest.raises(InvalidArgumentError) as refused:
-        client.attribute(PROMPT, completion=LONG_TEXT * 10, parts=["ffn-value-neurons"], timeout=PATIENCE, **dear)
+        client.attribute(PROMPT, completion=LONG_TEXT * 10, parts=["attention-value-neurons"], timeout=PATIENCE, **dear)
     assert refused.value.reason == "TAKES_TOO_LONG"
     [violation] = refused.value.violations
     advised = int(re.search(r"explain at most (\d+) tokens", violation.description)[1])

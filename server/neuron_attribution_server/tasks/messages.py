@@ -45,7 +45,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A batch has begun inside another one, which goes on after it."""
+    """A batch has begun; where another one is at work, inside that, which goes on after it."""
 
     number: int
 

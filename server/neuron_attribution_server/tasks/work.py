@@ -56,6 +56,7 @@ class Work(Enum):
     HEAD = "heads whose positions are projected, each by itself"
     NEURON = "neurons ranked or looked up"
     CHANGE = "neurons, heads and layers changed"
+    PATTERN = "attention weights written into answers"
     STATE = "sequences whose predictions are compared"
 
 
@@ -151,6 +152,8 @@ def _row(task: AttributeTask, sizes: ModelSizes) -> Counts:
     counts.update(_rankings(task, sizes))
     counts.update(_queries(task))
     counts[Work.NEURON] += named
+    if Part.ATTENTION_PATTERNS in options.parts:
+        counts[Work.PATTERN] += sizes.layers * sizes.heads * task.length
     if options.projection_top_k:
         counts[Work.PROJECTION] += named
         counts[Work.RANK] += named

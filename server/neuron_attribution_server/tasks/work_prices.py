@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -17,7 +18,14 @@ from neuron_attribution_server.tasks.work import Counts, Work, work_of
 _READ = 100
 """Multiplications in the time that it takes to read a weight from memory: what one vector alone costs."""
 _SAMPLED = 1024
-_CONSTANT_SECONDS = {Work.BATCH: 0.01, Work.WRITTEN: 5e-6, Work.NEURON: 3e-5, Work.CHANGE: 1e-4, Work.ROW: 5e-3}
+_CONSTANT_SECONDS = {
+    Work.BATCH: 0.01,
+    Work.WRITTEN: 5e-6,
+    Work.NEURON: 3e-5,
+    Work.CHANGE: 1e-4,
+    Work.ROW: 5e-3,
+    Work.PATTERN: 2e-8,
+}
 """What is Python's work, whatever the device."""
 _PRIOR_WEIGHT = 0.03
 """How far the estimates bind the prices, where a sample that is fitted exactly weighs 1."""
@@ -27,7 +35,7 @@ _LARGEST_STEP = 4.0
 
 
 _UNLEARNT = {Work.RIVAL.name}
-"""What differs so much between prompts that only half of the worst is a prediction."""
+"""What differs so much between prompts that about half of the worst is a prediction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,12 @@ class WorkPredictor:
         """What a batch of tasks will take."""
         return math.fsum(self._shares(tasks).values())
 
+    def most_seconds(self, tasks: Sequence[Task]) -> float:
+        """What a batch of tasks will take where their prompts turn out at their worst: every rival is ranked."""
+        counts = Counter(work_of(tasks, self._sizes))
+        counts[Work.RANK] += counts.pop(Work.RIVAL, 0)
+        return max(math.fsum(self._priced(counts).values()), self.seconds(tasks))
+
     def learn(self, tasks: Sequence[Task], seconds: float) -> None:
         """Correct the prices by what a batch took; each in proportion to its part of the prediction."""
         shares = self._shares(tasks)
@@ -70,7 +84,9 @@ class WorkPredictor:
             self._prices[name] *= math.exp(step * share / predicted)
 
     def _shares(self, tasks: Sequence[Task]) -> dict[str, float]:
-        counts = work_of(tasks, self._sizes)
+        return self._priced(work_of(tasks, self._sizes))
+
+    def _priced(self, counts: Counts) -> dict[str, float]:
         priced = ((kind.name, count) for kind, count in counts.items() if kind.name in self._prices)
         return {name: self._prices[name] * count for name, count in priced}
 

@@ -1,8 +1,6 @@
 """Work that takes long: short tasks go first inside it, it stops when nobody waits, and accounts go by what it took."""
 
 import asyncio
-import os
-import signal
 
 import pytest
 from neuron_attribution.errors import DeadlineExceededError, UnavailableError
@@ -10,7 +8,6 @@ from neuron_attribution_server.front_end.observability.metrics import Metrics
 from neuron_attribution_server.front_end.scheduling.batch_observer import BatchObserver
 from neuron_attribution_server.front_end.scheduling.scheduler import Scheduler
 from neuron_attribution_server.front_end.workers.interface import Listener
-from neuron_attribution_server.front_end.workers.pool import worker_pool
 from neuron_attribution_server.front_end.workers.process import ProcessWorker
 from neuron_attribution_server.settings.config import ServerConfig
 from neuron_attribution_server.tasks.answers import ProjectOutcome
@@ -19,7 +16,7 @@ from neuron_attribution_server.tasks.model_facts import WorkPrices
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
-from service.fakes import DIE, SIZES
+from service.fakes import SIZES
 from service.faulty_engines import ENDLESS, make_engine_with_checkpoints
 
 OUTCOME = ProjectOutcome(())
@@ -321,57 +318,6 @@ def test_the_time_of_what_goes_first_counts_for_itself_alone():
         assert first.seconds < second.seconds
 
     in_a_process(scenario)
-
-
-@pytest.mark.process
-def test_a_death_inside_a_long_task_is_not_the_long_ones_and_it_makes_way_again_when_it_runs_again():
-    async def scenario():
-        config = ServerConfig(model="fake", restarts=5)
-        pool = worker_pool(config, [make_engine_with_checkpoints])
-        await pool.start()
-        long, deadly = Hearing(), []
-        running = asyncio.create_task(pool.run([task(ENDLESS)], long))
-        for _ in range(2):
-            while long.stop is None:
-                await asyncio.sleep(0.01)
-            long.stop = None
-            deadly.append(asyncio.create_task(pool.interrupt([task(DIE)])))
-        while long.stop is None:
-            await asyncio.sleep(0.01)
-        [answer] = await pool.interrupt([task(1)])
-        assert answer.token_ids == (1,)
-        for each in deadly:
-            each.cancel()
-        long.stop()
-        [stopped] = await running
-        assert stopped.reason == "UNWANTED"
-        await pool.stop()
-
-    asyncio.run(asyncio.wait_for(scenario(), 30))
-
-
-@pytest.mark.process
-def test_who_was_at_work_when_the_process_died_is_known():
-    async def scenario(worker):
-        running = asyncio.create_task(worker.run([task(ENDLESS)]))
-        await asyncio.sleep(0.3)
-        dying = asyncio.create_task(worker.run([task(DIE)]))
-        for batch in (dying, running):
-            with pytest.raises(UnavailableError):
-                await batch
-        assert worker.was_interrupted
-
-    async def without(worker):
-        running = asyncio.create_task(worker.run([task(ENDLESS)]))
-        await asyncio.sleep(0.3)
-        await worker.run([task(1)])
-        os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(UnavailableError):
-            await running
-        assert not worker.was_interrupted
-
-    in_a_process(scenario)
-    in_a_process(without)
 
 
 @pytest.mark.process

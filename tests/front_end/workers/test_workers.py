@@ -220,3 +220,24 @@ def test_a_process_that_cannot_be_spawned_leaves_nothing(monkeypatch, failing):
     asyncio.run(asyncio.wait_for(run(), 30))
     assert descriptors() <= before
     assert psutil.Process().children() == children
+
+
+def test_a_stop_is_not_lost_where_the_process_ends_at_the_same_moment():
+    """Whoever waits for the end and is told to stop must not go on, or the server would wait for it for ever."""
+
+    async def scenario(steps):
+        worker = ProcessWorker(make_engine)
+        ending = asyncio.create_task(worker._ends())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        worker._ended.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if ending.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await ending
+        return ending.cancelled()
+
+    assert asyncio.run(scenario(0))
+    for steps in range(1, 4):
+        asyncio.run(scenario(steps))

@@ -1,4 +1,8 @@
-"""The memory predicted for a batch, against what a process takes: never less."""
+"""The memory predicted for a batch, against what a process takes: never less.
+
+Most of a prediction for a small model is what batches of any size take; what each token and source takes is measured by
+the differences between batches.
+"""
 
 import json
 import subprocess
@@ -43,3 +47,66 @@ def test_a_batch_takes_at_most_what_was_predicted(requests, tokens):
     task = AttributeTask(token_ids=tuple(range(tokens)), explained=(ExplainedToken(tokens - 1),))
     predicted = MemoryCost(**measured["memory"]).batch([task] * requests)
     assert measured["taken"] < predicted < 2**31
+
+
+GROWTH = r"""
+import ctypes, json, re, sys
+from dataclasses import asdict
+from pathlib import Path
+from neuron_attribution.requests import AttributeOptions, Part
+from neuron_attribution_server.model.loading.models import engine_from
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
+from transformers import LlamaConfig, LlamaForCausalLM
+
+def resident(field):
+    return 1024 * int(re.search(field + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+def taken(task):
+    "In the second of two runs: the first one takes what libraries keep."
+    for _ in range(2):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        [outcome] = engine.run([task])
+        assert not isinstance(outcome, Exception), outcome
+    return resident("VmHWM") - before
+
+facts = json.loads(sys.argv[1])
+parts, rows, sources = frozenset(map(Part, facts["parts"])), facts["rows"], facts["sources"]
+config = LlamaConfig(num_attention_heads=2, num_key_value_heads=2, vocab_size=97, max_position_embeddings=256,
+                     bos_token_id=None, eos_token_id=None, **facts["config"])
+engine = engine_from(LlamaForCausalLM(config))
+found = {}
+for row in rows:
+    for source in sources:
+        options = AttributeOptions(parts=parts, query_sources=source, projection_top_k=0)
+        explained = tuple(ExplainedToken(position) for position in range(2, 2 + row))
+        task = AttributeTask(token_ids=tuple(position % 97 for position in range(2 + row)), explained=explained,
+                             options=options)
+        found[f"{row} {source}"] = taken(task), engine.facts.memory.batch([task])
+print(json.dumps(found))
+"""
+
+
+def growth(config, parts, rows, sources):
+    """What a batch takes and is predicted to take, in bytes, by the explained tokens and the query sources of each."""
+    facts = {"config": config, "parts": parts, "rows": rows, "sources": sources}
+    output = subprocess.check_output([sys.executable, "-c", GROWTH, json.dumps(facts)], text=True)
+    found = json.loads(output)
+    return {tuple(map(int, key.split())): tuple(sizes) for key, sizes in found.items()}
+
+
+def test_what_each_explained_token_takes_is_predicted():
+    """Of a model with far more neurons than anything else: half a mebibyte of them for each token."""
+    wide = {"num_hidden_layers": 8, "hidden_size": 32, "intermediate_size": 16384}
+    found = growth(wide, ["query-ffn-neurons"], [64, 128], [4])
+    (few_taken, few_predicted), (many_taken, many_predicted) = found[64, 4], found[128, 4]
+    grown, predicted = many_taken - few_taken, many_predicted - few_predicted
+    assert predicted / 2 < grown < predicted
+
+
+def test_a_thousand_query_sources_take_hardly_more_than_a_few():
+    """Each has the components at its position, 0.4 MiB of this model: once in float32 and once in float64 a source."""
+    deep = {"num_hidden_layers": 24, "hidden_size": 2048, "intermediate_size": 32}
+    found = growth(deep, ["query-layers"], [1], [10, 1000])
+    assert found[1, 1000][0] - found[1, 10][0] < 100 * 2**20

@@ -167,7 +167,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
             raise read.prepared
         task = read.prepared.task
         item.takes(task_bytes(task))
-        room = ITEM_COPIES * self._expected_bytes(self._ready(), task)
+        room = ITEM_COPIES * self._expected_bytes(self._ready(), task, task.rows if read.each_token else 1)
         with await retry(partial(exchange.answers.room, room), deadline) as held:
             # A server that gives up meanwhile says so to whoever waits.
             answer = await self._attribute(
@@ -208,9 +208,10 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         request.takes(task_bytes(task))
         exchange.expect(self._expected_bytes(backend, task))
 
-    def _expected_bytes(self, backend: Backend, task: Task) -> int:
+    def _expected_bytes(self, backend: Backend, task: Task, messages: int = 1) -> int:
+        """What the answer will have, in so many messages: more than these may have is refused, and held no longer."""
         cached = backend.cache.size(backend.model.identity, task) if isinstance(task, AttributeTask) else None
-        return min(cached or backend.model.answer_bytes(task), self._message_bytes)
+        return min(cached or backend.model.answer_bytes(task), messages * self._message_bytes)
 
     def _expecting(self) -> AbstractContextManager[None]:
         return nullcontext() if self._backend is None else self._backend.scheduler.expecting()

@@ -52,7 +52,19 @@ def answer_bytes(task: Task, sizes: ModelSizes) -> int:
         return tokens + task.sequences * (_NAMED + _PREDICTIONS + _TOKEN * task.generate)
     detailed = task.rows * task.listed_heads(every_head)
     heads = detailed * (_NAMED + 2 * _FLOAT * task.length)
-    return tokens + task.rows * _explanation(task, sizes) + heads + projected
+    return tokens + task.rows * _explanation(task, sizes) + pattern_bytes(task, sizes) + heads + projected
+
+
+def pattern_bytes(task: AttributeTask, sizes: ModelSizes) -> int:
+    """Bytes of the attention weights in an answer: those of every head on each position up to an explained one.
+
+    They are in memory together, also where the explained tokens are answered one by one.
+    """
+    if Part.ATTENTION_PATTERNS not in task.options.parts:
+        return 0
+    visible = [token.position + 1 for token in task.explained]
+    visible += range(len(task.token_ids), len(task.token_ids) + task.generate)
+    return _FLOAT * sizes.layers * sizes.heads * sum(visible)
 
 
 def _explanation(task: AttributeTask, sizes: ModelSizes) -> int:
@@ -60,6 +72,4 @@ def _explanation(task: AttributeTask, sizes: ModelSizes) -> int:
     scores = _FLOAT * sizes.layers * (2 + sizes.heads)
     components = 2 * (1 + 2 * sizes.layers)  # the query layers of both kinds of value neurons
     neurons = (_NAMED + _STANDING) * task.named_neurons
-    if Part.ATTENTION_PATTERNS in task.options.parts:
-        scores += _FLOAT * sizes.layers * sizes.heads * task.length
     return _NAMED + _PREDICTIONS + scores + _NAMED * components + neurons

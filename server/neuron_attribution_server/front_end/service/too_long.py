@@ -25,17 +25,17 @@ class _Remedy:
 
 
 def check_seconds(task: Task, predictor: WorkPredictor, limit: float) -> None:
-    """Refuse a task that is predicted to take over `limit` seconds; 0 is no limit.
+    """Refuse a task that may take over `limit` seconds by the prediction for its worst; 0 is no limit.
 
     Raises InvalidArgumentError that names a field and the largest value of it that would do.
     """
-    seconds = predictor.seconds([task])
+    seconds = predictor.most_seconds([task])
     if not limit or seconds <= limit:
         return
     field, advice = _advice(task, predictor, limit)
     raise InvalidArgumentError.of(
         field,
-        f"this would take a worker about {seconds:.0f} seconds, over the limit of {limit:.0f} (request_seconds); "
+        f"this may take a worker about {seconds:.0f} seconds, over the limit of {limit:.0f} (request_seconds); "
         f"{advice}",
         reason="TAKES_TOO_LONG",
     )
@@ -45,7 +45,7 @@ def _advice(task: Task, predictor: WorkPredictor, limit: float) -> tuple[str, st
     """The first field that suffices by itself, and what to do with it."""
     remedies = list(_remedies(task))
     for remedy in remedies:
-        largest = _largest(remedy, lambda shorter: predictor.seconds([shorter]) <= limit)
+        largest = _largest(remedy, lambda shorter: predictor.most_seconds([shorter]) <= limit)
         if largest is not None:
             return remedy.field, remedy.advice.format(largest)
     fields = ", ".join(remedy.field for remedy in remedies)

@@ -29,6 +29,7 @@ from neuron_attribution.requests import (
 from neuron_attribution.results import Limits, TokenizedToken
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
+from neuron_attribution_server.front_end.service.task_sizes import pattern_bytes
 from neuron_attribution_server.front_end.service.token_reader import TokenReader
 from neuron_attribution_server.front_end.service.too_long import check_seconds
 from neuron_attribution_server.tasks.checks import (
@@ -245,7 +246,7 @@ class RequestValidator:
         asked = f"{task.rows} of {task.tokens} tokens are to be explained, with {projected} projected ones"
         remedy = "shorten the prompt, explain fewer tokens at once, or lower the counts of neurons and projected tokens"
         self._check_memory(task, "prompt", asked, remedy)
-        patterns = 4 * task.cost(0).pattern_positions * self.facts.sizes.layers * self.facts.sizes.heads
+        patterns = pattern_bytes(task, self.facts.sizes)
         if patterns > self.limits.message_bytes:
             raise ResourceExhaustedError(
                 f"the attention patterns would have {patterns} bytes, over the limit {self.limits.message_bytes}; "

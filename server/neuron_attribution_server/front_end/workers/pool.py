@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -76,31 +76,14 @@ class WorkerPool:
         Most workers die of something else than their batch, and of a batch most tasks are innocent: only what kills
         twice alone fails. Nobody's task is not run again. Raises UnavailableError once no worker will come back.
         """
-        try:
-            return await self._attempt(tasks, listener)
-        except _LostError as lost:
-            if self._ended.is_set():
-                raise lost.error from None
-            _log.warning("running the tasks of a lost batch again: %d (%s)", len(tasks), lost.error.message)
-            if len(tasks) == 1:
-                return [await self._alone(tasks[0], listener, int(lost.is_blamed))]
-        middle = (len(tasks) + 1) // 2
-        halves = range(middle), range(middle, len(tasks))
-        return [answer for places in halves for answer in await self._again(tasks, places, listener)]
+        return await self._surviving(self._attempt(tasks, listener), tasks, listener)
 
     async def interrupt(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
         """Run one short batch inside one that runs; where none does any more, as `run`."""
         worker = min(self._busy, key=self._inside.__getitem__, default=None)
         if worker is None:
             return await self.run(tasks, listener)
-        self._inside[worker] += 1
-        try:
-            return await worker.run(tasks, listener)
-        except UnavailableError:
-            return await self.run(tasks, listener)
-        finally:
-            self._inside[worker] -= 1
-            self._inside += Counter()  # drops the workers that have none
+        return await self._surviving(self._attempt_inside(worker, tasks, listener), tasks, listener)
 
     async def changed(self) -> None:
         """Wait until a worker goes live or dies."""
@@ -117,21 +100,43 @@ class WorkerPool:
         await asyncio.gather(*self._supervising, return_exceptions=True)
         await asyncio.gather(*(each.stop() for each in self._workers))
 
+    async def _surviving(
+        self, attempt: Awaitable[list[Answer]], tasks: Sequence[Task], listener: Listener
+    ) -> list[Answer]:
+        """What an attempt at these tasks answers; if its worker dies, they run again."""
+        try:
+            return await attempt
+        except _LostError as lost:
+            if self._ended.is_set():
+                raise _gone() from None
+            _log.warning("running the tasks of a lost batch again: %d (%s)", len(tasks), lost.error.message)
+            if len(tasks) == 1:
+                return [await self._alone(tasks[0], listener, int(lost.is_blamed))]
+        middle = (len(tasks) + 1) // 2
+        halves = range(middle), range(middle, len(tasks))
+        return [answer for places in halves for answer in await self._again(tasks, places, listener)]
+
     async def _attempt(self, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
         """Raises _LostError where the worker dies, UnavailableError where none will come back."""
         supervised, worker = await self._next_idle()
         self._busy.add(worker)
         try:
-            answers = await worker.run(tasks, listener)
-        except UnavailableError as error:
-            is_blamed = not (worker.undelivered or worker.was_interrupted)
-            raise _LostError(error, is_blamed=is_blamed) from None
+            answers = await _run(worker, tasks, listener)
         finally:
             self._busy.discard(worker)
         # After a death or a cancellation it is not idle again: the one has ended, the other one still computes.
         supervised.restarts.worked()
         self._idle.put_nowait((supervised, worker))
         return answers
+
+    async def _attempt_inside(self, worker: ProcessWorker, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
+        """The same at a busy worker's next checkpoint."""
+        self._inside[worker] += 1
+        try:
+            return await _run(worker, tasks, listener)
+        finally:
+            self._inside[worker] -= 1
+            self._inside += Counter()  # drops the workers that have none
 
     async def _again(self, tasks: Sequence[Task], places: Sequence[int], listener: Listener) -> list[Answer]:
         """Run a part of a lost batch again: what is still wanted together, and one by one where that is lost too."""
@@ -154,10 +159,10 @@ class WorkerPool:
                 return answer
             except _LostError as lost:
                 deaths += lost.is_blamed
-                if self._ended.is_set():
-                    return lost.error
                 if deaths >= _MOST_DEATHS:
                     return _deadly(lost.error)
+                if self._ended.is_set():
+                    return _gone()
             except UnavailableError as error:
                 return error
         return _abandoned()
@@ -191,15 +196,20 @@ class WorkerPool:
 
 
 class _LostError(Exception):
-    """A worker died while it had a batch.
-
-    It `is_blamed` on the batch unless the worker never had all of that, or was at work on another one inside it.
-    """
+    """A worker died while it had a batch, which `is_blamed` where the worker was at work on it."""
 
     def __init__(self, error: UnavailableError, *, is_blamed: bool) -> None:
         super().__init__(error)
         self.error = error
         self.is_blamed = is_blamed
+
+
+async def _run(worker: ProcessWorker, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
+    """Raises _LostError where the worker dies."""
+    try:
+        return await worker.run(tasks, listener)
+    except UnavailableError as error:
+        raise _LostError(error, is_blamed=worker.was_at_work_on(tasks)) from None
 
 
 class _Part(Listener):

@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 class _Running:
     """A batch that was sent: what waits for it, and what hears of it."""
 
+    tasks: Sequence[Task]
     answer: asyncio.Future[Finished]
     listener: Listener
 
@@ -82,7 +83,7 @@ class ProcessWorker:
         self._pipe: FrontEnd | None = None
         self._loaded: asyncio.Future[ModelFacts] | None = None
         self._batches: dict[int, _Running] = {}
-        self._inside: set[int] = set()
+        self._begun: list[int] = []
         self._sent = 0
         self._watchdog = Watchdog(load_timeout, heartbeat_timeout, batch_timeout)
         self._watching: asyncio.Task[None] | None = None
@@ -96,15 +97,15 @@ class ProcessWorker:
         self.cause = "never started"
         """How the process ended, for people."""
 
-    @property
-    def undelivered(self) -> bool:
-        """Whether the process ended before it had read the batch it was sent."""
-        return self._pipe is not None and self._pipe.undelivered
+    def was_at_work_on(self, tasks: Sequence[Task]) -> bool:
+        """Whether the process was at work on this batch when it ended: the last one that it began and had not done.
 
-    @property
-    def was_interrupted(self) -> bool:
-        """Whether, just now or when the process ended, a batch has begun inside another one and is not done."""
-        return bool(self._inside)
+        What it had read and not begun, it may have died of as well, if it had begun nothing.
+        """
+        if self._begun:
+            return self._batches[self._begun[-1]].tasks is tasks
+        was_read = self._pipe is not None and not self._pipe.undelivered
+        return was_read and any(running.tasks is tasks for running in self._batches.values())
 
     @property
     def is_live(self) -> bool:
@@ -155,7 +156,7 @@ class ProcessWorker:
         answer: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
         if not self._batches:
             self._watchdog.batch_begins()
-        self._batches[number] = _Running(answer, listener)
+        self._batches[number] = _Running(tasks, answer, listener)
         self._pipe.send(Batch(number, tuple(tasks)))
         listener.begins(partial(self._drop, number))
         message = await answer
@@ -219,7 +220,8 @@ class ProcessWorker:
     async def _ends(self) -> bool:
         """Whether the process ends soon."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), EXIT_SECONDS)
+            async with asyncio.timeout(EXIT_SECONDS):  # wait_for would swallow a cancellation at the last moment
+                await self._ended.wait()
         return self._ended.is_set()
 
     def _drop(self, number: int) -> None:
@@ -235,8 +237,9 @@ class ProcessWorker:
             case Failed(why):
                 self._has_loaded(ModelLoadError(why))
             case Begun(number):
-                self._inside.add(number)
-                self._watchdog.batch_begins()
+                if self._begun:  # else its time counts since it was sent, or the one before it ended
+                    self._watchdog.batch_begins()
+                self._begun.append(number)
             case Prepared(done, parts):
                 self.prepared = done / parts if parts else 1.0
             case Computed(number):
@@ -254,7 +257,7 @@ class ProcessWorker:
 
     def _finished(self, number: int, message: Finished) -> None:
         self._watchdog.batch_ends()
-        self._inside.discard(number)
+        self._begun.remove(number)
         answer = self._batches.pop(number).answer
         if self._batches and not self._watchdog.counts_a_batch:  # it came too late to begin inside this one
             self._watchdog.batch_begins()

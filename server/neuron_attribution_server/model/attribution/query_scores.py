@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.subvalues import Subvalues
+from neuron_attribution_server.model.attribution.subvalues import Subvalues, join
 
 SMALLEST_SHARE = 1e-4
+READ_AT_ONCE = 1 << 21
+"""Numbers that sources read of a component at once, in float64."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,13 +44,20 @@ def component_scores(
     Components [B, T, d] in turn; the sequences and positions where keys [K, d] read them; source k, which belongs to
     row rows[k] of `count`, reads the first visible[k] components.
     """
-    double = keys.double()
-    products = torch.stack([(states[at].double() * double).sum(-1) for states in checked(components)], 1)
+    step = max(1, READ_AT_ONCE // keys.shape[1])
+    parts = [slice(start, start + step) for start in range(0, len(keys), step)]
+    products = torch.stack([_products(states, at, keys, parts) for states in checked(components)], 1)
     beyond = torch.arange(products.shape[1], device=products.device) >= visible[:, None]
     products = products.masked_fill(beyond, 0)
     shares, skipped = _per_divisor(scores, products.sum(1), products.abs().sum(1))
     sums = products.new_zeros(count, products.shape[1]).index_add_(0, rows, products * shares[:, None])
     return ComponentScores(sums.float(), rows.new_zeros(count).index_add_(0, rows, skipped.long()))
+
+
+def _products(states: Tensor, at: tuple[Tensor, Tensor], keys: Tensor, parts: Sequence[slice]) -> Tensor:
+    """What keys [K, d] read of one component, [K], in float64."""
+    sequences, positions = at
+    return join([(states[sequences[some], positions[some]].double() * keys[some]).sum(-1) for some in parts], 0)
 
 
 def scaled_keys(keys: Tensor, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

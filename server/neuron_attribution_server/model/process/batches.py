@@ -106,8 +106,7 @@ class BatchRunner:
                 self._dropped.add(number)
 
     def _run(self, batch: Batch) -> None:
-        if self._running:
-            self._front_end.send(Begun(batch.number))
+        self._front_end.send(Begun(batch.number))
         report, started, given_way = BatchReport(), time.perf_counter(), self._given_way
         prepared = preparation_of(self._engine).done
         self._running.append(batch.number)

@@ -20,7 +20,7 @@ from neuron_attribution_server.tasks.work import work_of
 from neuron_attribution_server.tasks.work_prices import Sample, measured_prices
 
 BUDGET_SECONDS = 3.0
-"""After so long no further sample is begun: a model that takes longer for these few is priced by its sizes."""
+"""After so long no second sample is begun: a model that takes longer is priced by one, and by its sizes."""
 _SHORT, _LONG = 8, 96
 _FEW = 32
 
@@ -39,12 +39,15 @@ class MeasuredEngine:
 
 
 def measured_work(engine: Engine) -> WorkPrices:
-    """The prices of work on the engine's device. What fails is no sample; without any there are no prices."""
+    """The prices of work on the engine's device. What fails is no sample; where everything does there are no prices.
+
+    One sample is taken however slow the device is: what is not priced is not bounded.
+    """
     sizes = engine.facts.sizes
     samples: list[Sample] = []
     began = time.perf_counter()
     for place, task in enumerate(_tasks(sizes, engine.facts.maximum_tokens)):
-        if time.perf_counter() - began > BUDGET_SECONDS:
+        if samples and time.perf_counter() - began > BUDGET_SECONDS:
             break
         started = time.perf_counter()
         [answer] = run_batch(engine, [task], BatchReport())

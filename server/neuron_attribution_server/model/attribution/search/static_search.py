@@ -14,7 +14,7 @@ import torch
 from neuron_attribution.requests import ScoringMethod
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device, to_host
+from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device, on_device, to_host
 from neuron_attribution_server.model.attribution.methods import NEEDS_RANKS, static_scores
 from neuron_attribution_server.model.attribution.projection import vocabulary_ranks
 from neuron_attribution_server.model.attribution.search.ranking import BoundedSearch, Ranked, search_until_exact
@@ -42,7 +42,7 @@ def find_static(
 
 
 class StaticSearch:
-    """Searches by one method; ranks are shared between a row's two ends."""
+    """Searches by one method."""
 
     def __init__(self, weights: Weights, grids: Grids, targets: Tensor, method: ScoringMethod) -> None:
         self._weights = weights
@@ -88,25 +88,27 @@ class StaticSearch:
             ids, values = neurons.top([want.row], count, bounds)
             return ids[0], values[0]
 
+        ranks = np.zeros(norms.shape, dtype=np.int64)
+
         def exact(proposals: list[Ids]) -> list[Array]:
-            return [self._exact(want, neurons, ids, norms) for ids in proposals]
+            return [self._exact(want, neurons, ids, norms, ranks) for ids in proposals]
 
         search = BoundedSearch(candidates, neurons.total(want.row), k)
         search_until_exact([search], exact)
         return search.result()
 
-    def _exact(self, want: Wanted, neurons: ValueNeurons, ids: Ids, norms: Tensor) -> Array:
-        """Scores [C] of some neurons of a row."""
-        if not len(ids):
-            return np.empty(0, dtype=np.float32)
+    def _exact(self, want: Wanted, neurons: ValueNeurons, ids: Ids, norms: Tensor, ranks: Ids) -> Array:
+        """Scores [C] of some neurons of a row; ranks [L, n] that are zeros are computed, once for all positions."""
         layers, units, positions = neurons.locate(ids)
-        order = np.argsort(layers, kind="stable")
-        columns = (np.full_like(ids, want.row), layers, units, positions)
-        at = columns_on_device([column[order] for column in columns], norms.device)
-        vectors = gathered(neurons.subvalues, layers[order], at[2])
-        ranks = vocabulary_ranks(self._weights.unembedding, vectors, self._targets[want.row, None])[0]
-        scores = static_scores(self._method, neurons.coefficients_at(*at), norms[at[1], at[2]], ranks)
-        found: Array = to_host([scores])[0][np.argsort(order)]
+        is_missing = ranks[layers, units] == 0
+        missing = np.unique(np.stack([layers[is_missing], units[is_missing]]), axis=1)
+        vectors = gathered(neurons.subvalues, missing[0], on_device(missing[1], norms.device))
+        target = self._targets[want.row, None]
+        ranks[missing[0], missing[1]] = to_host([vocabulary_ranks(self._weights.unembedding, vectors, target)[0]])[0]
+        columns = (np.full_like(ids, want.row), layers, units, positions, ranks[layers, units])
+        *at, known = columns_on_device(columns, norms.device)
+        scores = static_scores(self._method, neurons.coefficients_at(*at), norms[at[1], at[2]], known)
+        found: Array = to_host([scores])[0]
         return found
 
 

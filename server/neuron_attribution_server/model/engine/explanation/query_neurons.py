@@ -82,11 +82,12 @@ def _ranked(
         gaps = None
     most = max(each.row.options.top_k for each in asked)
     found = {}
-    for sign in signs:
-        ends = scores if sign > 0 else -scores
+    for sign in sorted(signs, reverse=True):
+        if sign < 0:
+            scores.neg_()
         if gaps is not None:
-            ends = ends.masked_fill(gaps, -torch.inf)
-        ids, values = highest(ends.flatten(1), most)
+            scores.masked_fill_(gaps, -torch.inf)
+        ids, values = highest(scores.flatten(1), most)
         found[sign] = QueryNeurons(ids, sign * values, written.flatten(1).gather(1, ids))
     return found
 
