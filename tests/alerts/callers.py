@@ -9,7 +9,7 @@ import grpc
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from service.servers import PATIENCE
 
-_PAUSE = 0.05
+_PAUSE = 0.2
 """Seconds between two calls of one caller."""
 
 

@@ -1,15 +1,11 @@
-"""A real browser, and a server with the demo model behind it."""
+"""A real browser, and pages in it that must be without fault."""
 
 import os
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pytest
-from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
 from playwright.sync_api import sync_playwright
-from service.demo_server import serving
-from service.scraping import free_address
 
 PATIENCE = 10_000
 """Milliseconds."""
@@ -52,23 +48,3 @@ def visit(browser):
         assert [trouble for trouble in troubles if not (errors and errors in trouble)] == []
 
     return open_page
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Where a server with the demo model listens."""
-
-    address: str
-    page: str
-
-
-@pytest.fixture(scope="session")
-def demo():
-    """A server with the demo model and the web page."""
-    try:
-        demo_folder()
-    except DemoUnavailableError as error:
-        pytest.skip(f"no demo model: {error}")
-    web = free_address()
-    with serving("--web", web) as (address, _):
-        yield Demo(address, f"http://{web}/")

@@ -19,11 +19,13 @@ SECONDS_TO_INTERACTIVE = 10.0
 
 
 @pytest.fixture(scope="module")
-def answer_and_report(demo, tmp_path_factory):
+def answer_and_report(demo_server, tmp_path_factory):
     """The answer of the command line as JSON, and the report it wrote."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     arguments = ("--generate", "2", "--direction", "both", "--position-projection-top-k", "3", "--json")
-    finished = run("attribute", "The capital of France is", *arguments, "--report", str(path), address=demo.address)
+    finished = run(
+        "attribute", "The capital of France is", *arguments, "--report", str(path), address=demo_server.address
+    )
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout), path.as_uri()
 
@@ -132,11 +134,11 @@ def test_the_whole_answer_is_saved_as_protobuf_json(report, answer_and_report):
 
 
 @pytest.fixture(scope="module")
-def comparison(demo, tmp_path_factory):
+def comparison(demo_server, tmp_path_factory):
     """The comparison of the command line as JSON, and the report it wrote."""
     path = tmp_path_factory.mktemp("comparison") / "report.html"
     prompts = ("The capital of France is", "The capital of Italy is")
-    finished = run("compare", *prompts, "--json", "--report", str(path), address=demo.address)
+    finished = run("compare", *prompts, "--json", "--report", str(path), address=demo_server.address)
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout), path.as_uri()
 

@@ -13,8 +13,8 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> is"
 
 
 @pytest.fixture
-def page(demo, visit):
-    with visit(demo.page) as page:
+def page(demo_server, visit):
+    with visit(demo_server.page) as page:
         page.get_by_text("SmolLM2-135M-Instruct, 30 layers").wait_for()
         yield page
 
@@ -66,7 +66,7 @@ def test_an_alternative_that_is_clicked_is_explained(page):
     assert page.get_by_label("Token to explain").input_value() == " London"
 
 
-def test_the_address_holds_the_question(page, demo, visit):
+def test_the_address_holds_the_question(page, demo_server, visit):
     explain(page, "The capital of France is", Rather_than=" London")
     page.get_by_role("heading", name="Why ␣Paris rather than ␣London?").wait_for()
     explain(page, "The capital of Italy is", Rather_than="")
@@ -109,9 +109,9 @@ def test_neurons_that_are_strong_whatever_is_asked_can_be_hidden(page):
     assert page.locator("#neurons").get_by_role("button", name="24.1005", exact=True).is_visible()
 
 
-def test_a_narrow_page_cuts_nothing_and_hides_no_heading(demo, visit):
+def test_a_narrow_page_cuts_nothing_and_hides_no_heading(demo_server, visit):
     """Only boxes that scroll by themselves are wider than the page, and no button lies on a caption."""
-    with visit(demo.page, viewport={"width": 400, "height": 900}) as page:
+    with visit(demo_server.page, viewport={"width": 400, "height": 900}) as page:
         page.get_by_text("SmolLM2-135M-Instruct, 30 layers").wait_for()
         explain(page, "The capital of France is")
         page.get_by_role("button", name="24.1005", exact=True).first.click()
@@ -142,15 +142,15 @@ def test_a_hostile_prompt_is_text(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_serious_bars_anybody(visit, demo, scheme):
-    with visit(demo.page, errors="400", color_scheme=scheme) as page:
+def test_nothing_serious_bars_anybody(visit, demo_server, scheme):
+    with visit(demo_server.page, errors="400", color_scheme=scheme) as page:
         explain(page, "The capital of France is", Token_to_explain=" Parisianly")
         page.get_by_role("alert").get_by_text("target").wait_for()
         assert serious_faults(page) == []
 
 
-def test_a_wrong_request_is_told_with_its_field_and_the_remedy(demo, visit):
-    with visit(demo.page, errors="400") as page:
+def test_a_wrong_request_is_told_with_its_field_and_the_remedy(demo_server, visit):
+    with visit(demo_server.page, errors="400") as page:
         explain(page, "The capital of France is", Token_to_explain=" Parisianly")
         problem = page.get_by_role("alert")
         problem.get_by_text("target").wait_for()

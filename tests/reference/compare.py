@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.results import Projection
 from torch import Tensor
@@ -56,16 +55,18 @@ def assert_ties_by_index(keys: Sequence[tuple[int, ...]], scores: Mapping[tuple[
 
 def assert_projection(got: Projection, want: Tensor, top_k: int, tolerance: float = TOLERANCE) -> None:
     """The `top_k` highest tokens, highest first, and the lowest, lowest first."""
-    for tokens, values, sign in ((got.top, want, 1), (got.bottom, -want, -1)):
+    numbers = want.numpy()
+    for tokens, values, sign in ((got.top, numbers, 1), (got.bottom, -numbers, -1)):
         ids = [token.token.id for token in tokens]
         scores = [sign * token.score for token in tokens]
-        assert len(ids) == len(set(ids)) == min(top_k, len(want))
-        assert_close(scores, values[ids], "projection", tolerance)
+        assert len(ids) == len(set(ids)) == min(top_k, len(values))
+        chosen = values[ids]
+        assert_close(scores, chosen, "projection", tolerance)
         assert scores == sorted(scores, reverse=True)
-        slack = tolerance * max(1.0, values[ids].abs().max().item())
-        others = values.clone()
-        others[ids] = -torch.inf
-        assert others.max() <= values[ids].min() + slack, f"token {others.argmax()} is missing"
+        slack = tolerance * max(1.0, np.abs(chosen).max())
+        others = values.copy()
+        others[ids] = -np.inf
+        assert others.max() <= chosen.min() + slack, f"token {others.argmax()} is missing"
 
 
 def assert_no_gate(outcome: object) -> None:

@@ -5,9 +5,18 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 COMMAND = str(Path(sys.executable).with_name("neuron-attribution"))
+
+
+@dataclass(frozen=True)
+class ServedDemo:
+    """Where a server with the demo model listens, and its web page."""
+
+    address: str
+    page: str
 
 
 @contextmanager

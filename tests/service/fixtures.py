@@ -1,12 +1,15 @@
-"""A served fake model, shared by the tests that leave it as they found it."""
+"""Served models, a fake one and the demo model, shared by the tests that leave them as they found them."""
 
 import json
 
 import pytest
 from neuron_attribution.transport import channel
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
+from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
+from service.demo_server import ServedDemo, serving
 from service.fakes import FakeEngine
 from service.faulty_engines import Turnstile
+from service.scraping import free_address
 from service.servers import running_server
 
 
@@ -42,6 +45,18 @@ def shared_server():
     with running_server(ThreadWorker(FakeEngine()), **limits) as server:
         assert server.loaded.wait(30)
         yield server
+
+
+@pytest.fixture(scope="session")
+def demo_server():
+    """A server process with the demo model and the web page; skipped where the model cannot be fetched."""
+    try:
+        demo_folder()
+    except DemoUnavailableError as error:
+        pytest.skip(f"no demo model: {error}")
+    web = free_address()
+    with serving("--web", web) as (address, _):
+        yield ServedDemo(address, f"http://{web}/")
 
 
 @pytest.fixture

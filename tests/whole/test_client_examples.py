@@ -12,9 +12,7 @@ from checkout import ROOT, attempt, tracked_files
 from checkout import run as command
 from matplotlib import pyplot
 from neuron_attribution import Client
-from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
 from notebook_page import IMAGES, MARKDOWN, PAGE, cells, described, page, run
-from service.demo_server import serving
 
 NUMBER = re.compile(r"-?\d+\.\d+")
 TOLERANCE = 2e-3
@@ -27,13 +25,8 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address():
-    try:
-        demo_folder()
-    except DemoUnavailableError as error:
-        pytest.skip(f"no demo model: {error}")
-    with serving() as (address, _):
-        yield address
+def address(demo_server):
+    return demo_server.address
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,15 @@ import sys
 import pytest
 from checkout import ROOT
 from neuron_attribution import Client, Head, Intervention
-from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
-from service.demo_server import run, serving
+from service.demo_server import run
 
 PROMPT = "The capital of France is"
 ITALY = "The capital of Italy is"
 
 
 @pytest.fixture(scope="module")
-def address():
-    try:
-        demo_folder()
-    except DemoUnavailableError as error:
-        pytest.skip(f"no demo model: {error}")
-    with serving() as (address, _):
-        yield address
+def address(demo_server):
+    return demo_server.address
 
 
 def compare(*arguments, address):

@@ -20,7 +20,6 @@ from neuron_attribution import (
     NotFoundError,
 )
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
 from service.demo_server import run, serving
 
 PROMPT = "The capital of France is"
@@ -46,13 +45,8 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def address():
-    try:
-        demo_folder()
-    except DemoUnavailableError as error:
-        pytest.skip(f"no demo model: {error}")
-    with serving() as (address, _):
-        yield address
+def address(demo_server):
+    return demo_server.address
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from neuron_attribution import AsyncClient, Client, Intervention, LayerPart
-from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
-from service.demo_server import run, serving
+from service.demo_server import run
 
 EXAMPLES = Path(__file__).parents[2] / "client" / "examples"
 NUMBER = re.compile(r"-?\d+\.\d+(?![\d.])")
@@ -17,13 +16,8 @@ PROMPT = "The capital of France is"
 
 
 @pytest.fixture(scope="module")
-def address():
-    try:
-        demo_folder()
-    except DemoUnavailableError as error:
-        pytest.skip(f"no demo model: {error}")
-    with serving() as (address, _):
-        yield address
+def address(demo_server):
+    return demo_server.address
 
 
 def example(name, *arguments):
