@@ -31,6 +31,8 @@ class MemoryCost:
     """Of each vocabulary token that an answer may name."""
     per_searched_position: int = 0
     """Of each source position at which attention neurons are searched: the bound of every one."""
+    per_held_vector: int = 0
+    """Of each neuron's vector that is there at once with others: as it is, folded, scaled, and its key in float64."""
     per_pattern_position: int = 0
     """Of each source position whose attention weights are in an answer: those of all heads, as they go out."""
     heads: int = 2**31
@@ -51,6 +53,7 @@ class MemoryCost:
             + self.per_head_position * longest * sum(cost.detailed_heads for cost in costs)
             + self.per_explained * scored
             + self.per_searched_position * sum(cost.searched_positions for cost in costs)
+            + self.per_held_vector * sum(cost.held_vectors for cost in costs)
             + self.per_pattern_position * sum(cost.pattern_positions for cost in costs)
             + self.per_projected_token * sum(cost.projected_tokens for cost in costs)
         )

@@ -30,6 +30,9 @@ def changes_attention(intervention: Intervention) -> bool:
     )
 
 
+QUERY_PARTS = frozenset({Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """What one task puts into a batch."""
@@ -51,6 +54,8 @@ class Cost:
     """Tokens that are in memory at once while it generates."""
     searched_positions: int = 0
     """Source positions at which attention neurons are searched, of all explained tokens and ends together."""
+    held_vectors: int = 0
+    """Vectors of neurons that are there at once: candidates of rankings, and query sources of either kind."""
     pattern_positions: int = 0
     """Source positions of which every head's attention weight is in the answer, of all explained tokens together."""
 
@@ -146,6 +151,7 @@ class AttributeTask(Shaped):
             projected_tokens=2 * self.rows * projected,
             changed_sequences=int(any(map(changes_attention, options.interventions))),
             searched_positions=self.rows * self.length * self._position_searches,
+            held_vectors=2 * self.rows * (self.named_neurons + self.query_sources * bool(options.parts & QUERY_PARTS)),
             pattern_positions=self.rows * self.length * (Part.ATTENTION_PATTERNS in options.parts),
         )
 
@@ -165,7 +171,7 @@ class AttributeTask(Shaped):
         """The ends of rankings of attention neurons by position, those that query parts start from among them."""
         options = self.options
         by_position = Part.ATTENTION_VALUE_NEURONS in options.parts and not options.attention_neurons_over_positions
-        sources = bool(options.parts & {Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS}) and not options.query_from
+        sources = bool(options.parts & QUERY_PARTS) and not options.query_from
         return max(self.ends * by_position, int(sources))
 
 

@@ -16,6 +16,7 @@ from neuron_attribution.requests import AttributeOptions, Direction, Interventio
 from neuron_attribution.results import ModelSizes
 
 from neuron_attribution_server.tasks.tasks import (
+    QUERY_PARTS,
     AttributeTask,
     InterveneTask,
     ProjectTask,
@@ -29,7 +30,6 @@ FALLING = 2
 """How many times as many are scored for a ranking of decreases, whose bounds are looser."""
 
 VALUE_PARTS = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
-QUERY_PARTS = frozenset({Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
 
 
 class Work(Enum):

@@ -8,14 +8,14 @@ digits left, are skipped and counted; the rest is computed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.subvalues import Subvalues, join
+from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
 SMALLEST_SHARE = 1e-4
 READ_AT_ONCE = 1 << 21
@@ -31,7 +31,7 @@ class ComponentScores:
 
 
 def component_scores(
-    components: Iterable[Tensor],
+    components: Sequence[Tensor],
     at: tuple[Tensor, Tensor],
     keys: Tensor,
     visible: Tensor,
@@ -41,12 +41,13 @@ def component_scores(
 ) -> ComponentScores:
     """Share each source's score among the components its key reads, and add up those of a row.
 
-    Components [B, T, d] in turn; the sequences and positions where keys [K, d] read them; source k, which belongs to
+    Components [B, T, d]; the sequences and positions where keys [K, d] read them; source k, which belongs to
     row rows[k] of `count`, reads the first visible[k] components.
     """
-    step = max(1, READ_AT_ONCE // keys.shape[1])
-    parts = [slice(start, start + step) for start in range(0, len(keys), step)]
-    products = torch.stack([_products(states, at, keys, parts) for states in checked(components)], 1)
+    products = keys.new_empty(len(components), len(keys), dtype=torch.float64)
+    for states, of_component in zip(checked(components), products, strict=True):
+        _read(states, at, keys, of_component)
+    products = products.T
     beyond = torch.arange(products.shape[1], device=products.device) >= visible[:, None]
     products = products.masked_fill(beyond, 0)
     shares, skipped = _per_divisor(scores, products.sum(1), products.abs().sum(1))
@@ -54,10 +55,16 @@ def component_scores(
     return ComponentScores(sums.float(), rows.new_zeros(count).index_add_(0, rows, skipped.long()))
 
 
-def _products(states: Tensor, at: tuple[Tensor, Tensor], keys: Tensor, parts: Sequence[slice]) -> Tensor:
-    """What keys [K, d] read of one component, [K], in float64."""
-    sequences, positions = at
-    return join([(states[sequences[some], positions[some]].double() * keys[some]).sum(-1) for some in parts], 0)
+def _read(states: Tensor, at: tuple[Tensor, Tensor], keys: Tensor, products: Tensor) -> None:
+    """Put what keys [K, d] read of one component into products [K].
+
+    Into memory that is there: results kept beside large passing tensors would keep their room apart.
+    """
+    step = max(1, READ_AT_ONCE // keys.shape[1])
+    for start in range(0, len(keys), step):
+        some = slice(start, start + step)
+        states_there = states[at[0][some], at[1][some]].double()
+        torch.sum(states_there.mul_(keys[some]), -1, out=products[some])
 
 
 def scaled_keys(keys: Tensor, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,11 @@ ALLOCATOR = 1.5
 """What is taken over what is kept: freed blocks between tensors that live longer."""
 PROJECTED_TOKEN = 512
 """A vocabulary token of an answer with its text and score: as objects, as a message, and as bytes on their way out."""
-COPIES_OF_COEFFICIENTS = 6
-"""Numbers for each neuron of an explained token: captured, read, and two scores of query FFN neurons; 5.6 measured."""
+COPIES_OF_COEFFICIENTS = 15
+"""Numbers for each neuron of an explained token: captured, read, two scores of query FFN neurons and what passes on the
+way to them; 9 to 13 measured."""
+HELD_COPIES = 10
+"""Numbers for each of a vector that is held with others; 8 measured."""
 FLOAT = 4
 
 
@@ -50,6 +53,7 @@ def memory_cost(view: ModelView) -> MemoryCost:
         rows_at_once=rows_at_once(sizes),
         per_projected_token=PROJECTED_TOKEN,
         per_searched_position=int(2 * FLOAT * sizes.layers * sizes.heads * sizes.head_size),
+        per_held_vector=HELD_COPIES * FLOAT * sizes.hidden_size,
         per_pattern_position=6 * FLOAT * sizes.layers * sizes.heads,
         heads=sizes.layers * sizes.heads,
         per_explained=COPIES_OF_COEFFICIENTS

@@ -62,7 +62,7 @@ from neuron_attribution_server.model.engine.explanation.predictions import (
     predicted,
 )
 from neuron_attribution_server.model.engine.explanation.projector import Projector
-from neuron_attribution_server.model.engine.explanation.queries import QUERY_PARTS, Queries
+from neuron_attribution_server.model.engine.explanation.queries import Queries
 from neuron_attribution_server.model.engine.explanation.rows import Row, row_states
 from neuron_attribution_server.model.engine.explanation.sources import Sources
 from neuron_attribution_server.model.engine.explanation.value_rankings import (
@@ -76,6 +76,7 @@ from neuron_attribution_server.model.engine.explanation.value_rankings import (
     wanted_rankings,
     wanted_sources,
 )
+from neuron_attribution_server.tasks.tasks import QUERY_PARTS
 
 _LOG_PROBABILITY_INCREASE = ScoringMethod.LOG_PROBABILITY_INCREASE
 RANKING_FIELDS = {

@@ -25,7 +25,6 @@ from neuron_attribution_server.model.engine.explanation.rows import Row
 from neuron_attribution_server.model.engine.explanation.sources import Asked, Sources
 from neuron_attribution_server.model.engine.explanation.value_rankings import SIGNS
 
-QUERY_PARTS = frozenset({Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
 LAYER_FIELDS = {Kind.FFN: "ffn_query_layers", Kind.ATTENTION: "attention_query_layers"}
 NEURON_FIELDS = {1: "query_ffn_neurons", -1: "query_ffn_neurons_decreasing"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,8 +91,7 @@ def _values(captured: CapturedStates, rows: Sequence[Row], distinct: Sequence[in
     return changed_values
 
 
-def components(captured: CapturedStates) -> Iterator[Tensor]:
-    """The residual stream's components in turn: embedding, attention 0, FFN 0, ...: 2 L + 1 of [B, T, d]."""
-    yield captured.inputs[0]
-    for pair in zip(captured.attention_writes, captured.ffn_writes, strict=True):
-        yield from pair
+def components(captured: CapturedStates) -> list[Tensor]:
+    """The residual stream's components: embedding, attention 0, FFN 0, ...: 2 L + 1 of [B, T, d]."""
+    writes = zip(captured.attention_writes, captured.ffn_writes, strict=True)
+    return [captured.inputs[0], *(write for pair in writes for write in pair)]
