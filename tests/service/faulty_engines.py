@@ -14,6 +14,8 @@ from service.fakes import FACTS, FakeEngine
 
 HANG, HUGE, ENDLESS = 7, 8, 9
 """Tokens that make an engine hang, find no memory, or work until it is stopped."""
+MEND = 11
+"""A token that mends what an engine could not prepare; each makes it do a part of that."""
 TALK = 10
 """A token that makes an engine answer at length."""
 LONG_ANSWER = 12 * 2**20
@@ -114,6 +116,13 @@ class PreparingEngine(EngineWithCheckpoints):
     def __init__(self, broken=False):
         super().__init__()
         self.preparation = Parts(broken)
+
+    def run(self, tasks):
+        if any(MEND in task.token_ids for task in tasks):
+            self.preparation.broken = False
+            for _ in range(sum(task.token_ids.count(MEND) for task in tasks)):
+                self.preparation.advance()
+        return super().run(tasks)
 
 
 def make_preparing_engine():

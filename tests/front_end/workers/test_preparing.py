@@ -6,7 +6,12 @@ import time
 import pytest
 from neuron_attribution_server.front_end.workers.process import ProcessWorker
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
-from service.faulty_engines import ENDLESS, make_engine_that_cannot_prepare, make_preparing_engine
+from service.faulty_engines import (
+    ENDLESS,
+    MEND,
+    make_engine_that_cannot_prepare,
+    make_preparing_engine,
+)
 
 pytestmark = pytest.mark.process
 PATIENCE = 30
@@ -86,3 +91,25 @@ def test_what_cannot_be_prepared_is_told_and_stops_nobody(capfd):
 
     in_a_process(make_engine_that_cannot_prepare, scenario)
     assert "this cannot be prepared" in capfd.readouterr().err
+
+
+def test_what_could_not_be_prepared_is_gone_on_with_once_a_batch_could_do_a_part():
+    async def scenario(worker):
+        await worker.run([task(1)])
+        assert worker.prepared == 0, "it is not tried again for nothing"
+        await worker.run([task(MEND)])
+        while worker.prepared == 0:
+            await asyncio.sleep(0.01)
+        await prepared(worker)
+
+    in_a_process(make_engine_that_cannot_prepare, scenario)
+
+
+def test_what_a_batch_prepares_is_told():
+    """It does all that is left: nothing comes after it that would tell."""
+
+    async def scenario(worker):
+        await worker.run([task(*(MEND,) * 10)])
+        await prepared(worker)
+
+    in_a_process(make_engine_that_cannot_prepare, scenario)

@@ -59,22 +59,29 @@ class BatchRunner:
         self._batch_seconds = 0.0
 
     def serve(self) -> None:
-        """Run batches until the pipe closes; meanwhile prepare what may be. Raises EOFError and OSError then."""
+        """Run batches until the pipe closes; meanwhile prepare what may be. Raises EOFError and OSError then.
+
+        What could not be prepared is tried again once a batch could do a part of it.
+        """
+        preparation = preparation_of(self._engine)
         self._prepare()
         while True:
+            done = preparation.done
             self._handle(self._front_end.receive())
+            if done < preparation.done < preparation.parts:
+                self._prepare()
 
     def _prepare(self) -> None:
         """Do all that is to be prepared. Batches that come meanwhile run at its checkpoints."""
         preparation = preparation_of(self._engine)
         started, seconds = time.perf_counter(), self._batch_seconds
-        self._front_end.send(Prepared(preparation.done, preparation.parts))
+        self._tell_prepared()
         try:
             with at_checkpoints(self._look_aside):
                 while preparation.advance():
                     self._look_aside()
                     with _hanging_up():
-                        self._front_end.send(Prepared(preparation.done, preparation.parts))
+                        self._tell_prepared()
         except _HungUp:
             raise EOFError from None
         except Exception:
@@ -129,6 +136,12 @@ class BatchRunner:
         else:
             self._batch_seconds += elapsed
         self._finish(batch, outcomes, report)
+        if report.has_prepared:
+            self._tell_prepared()
+
+    def _tell_prepared(self) -> None:
+        preparation = preparation_of(self._engine)
+        self._front_end.send(Prepared(preparation.done, preparation.parts))
 
     def _look_up(self, number: int) -> None:
         """At a checkpoint of a batch: read what has come."""
