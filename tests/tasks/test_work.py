@@ -164,6 +164,17 @@ def test_attention_patterns_are_priced_by_what_is_written():
     assert measured_work(FakeEngine()).seconds["PATTERN"] > 0
 
 
+def test_decreases_by_given_scales_are_dearer():
+    """The bounds of decreases grow with the square of what a smaller scale makes of every logit."""
+
+    def vectors(direction, *scales):
+        task = attribution(50, parts=frozenset({Part.FFN_VALUE_NEURONS}), direction=direction, final_norm_scales=scales)
+        return work_of([task], DEMO)[Work.VECTOR]
+
+    assert vectors(Direction.DECREASE, 2.0) > vectors(Direction.DECREASE)
+    assert vectors(Direction.INCREASE, 2.0) == vectors(Direction.INCREASE)
+
+
 def test_no_more_heads_are_charged_than_there_are():
     many, all_of_them = (attribution(50, head_top_k=count, position_projection_top_k=3) for count in (1000, 270))
     assert work_of([many], DEMO) == work_of([all_of_them], DEMO)

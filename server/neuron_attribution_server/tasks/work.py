@@ -28,6 +28,8 @@ SPARE_CANDIDATES = 8
 """Neurons of a ranking that are scored beyond those that are returned."""
 FALLING = 2
 """How many times as many are scored for a ranking of decreases, whose bounds are looser."""
+FALLING_BY_GIVEN_SCALES = 3 * FALLING
+"""The same where the final norm's scales are given: with a quarter of its own they are two to four times as many."""
 
 VALUE_PARTS = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
 
@@ -213,7 +215,8 @@ def _search(sign: int, k: int, units: int, positions: int, task: AttributeTask) 
     if task.options.exhaustive and task.contrast is None:
         return {Work.VECTOR: units, Work.MULTIPLE: units * (positions - 1)}
     total = units * positions
-    scored = (k + SPARE_CANDIDATES) * (1 if sign > 0 else FALLING)
+    falling = FALLING_BY_GIVEN_SCALES if task.options.final_norm_scales else FALLING
+    scored = (k + SPARE_CANDIDATES) * (1 if sign > 0 else falling)
     return {Work.BOUND: total, Work.VECTOR: 0 if task.contrast is not None else min(scored, total)}
 
 
