@@ -89,7 +89,9 @@ class CappedObjective:
     def _multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
         logits = self._unembedding.logits(vectors)
         at = torch.full((len(vectors),), base, device=vectors.device)
-        columns = [self._value(self._logits[base] + logits * factor[:, None], at) for factor in factors.unbind(1)]
+        columns = [
+            self._value(self._logits[base] + logits * factor[:, None], at) for factor in checked(factors.unbind(1))
+        ]
         return torch.stack(columns, 1)
 
     def _value(self, logits: Tensor, bases: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from neuron_attribution_server.model.attribution.checkpoints import checked
 from neuron_attribution_server.model.attribution.exact_products import add_product, weighted_rows
 from neuron_attribution_server.model.attribution.host import is_host
 from neuron_attribution_server.model.attribution.unembedding import Unembedding, is_safe_sum, normalised
@@ -136,7 +137,7 @@ class LogProbability:
         for block in self._unembedding.blocks():
             logits = self._unembedding.product(vectors, block)
             start = self.log_probabilities[base, block]
-            for column, factor in enumerate(factors.unbind(1)):
+            for column, factor in enumerate(checked(factors.unbind(1))):
                 sums[:, column] += torch.addcmul(start, logits, factor[:, None]).exp_().sum(-1)
         own = self._unembedding.rows(self._targets[base // self._states])
         increases = (vectors @ own)[:, None] * factors - sums.log()
@@ -169,7 +170,7 @@ class LogProbability:
     def _extreme_increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
         """The same for the rare vectors whose plain sum leaves float32's range, one at a time."""
         increases = self._own(vectors, bases)
-        for index, (vector, base) in enumerate(zip(vectors, bases, strict=True)):
+        for index, (vector, base) in enumerate(checked(zip(vectors, bases, strict=True))):
             increases[index] -= (self.log_probabilities[base] + self._unembedding.logits(vector[None])[0]).logsumexp(0)
         return increases
 
