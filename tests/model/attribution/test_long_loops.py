@@ -8,7 +8,7 @@ import pytest
 import torch
 from neuron_attribution_server.model.attribution.capped_objectives import CappedObjective
 from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints
-from neuron_attribution_server.model.attribution.objectives import LogProbability
+from neuron_attribution_server.model.attribution.objectives import LogProbability, read_bases
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 from torch import Tensor
 
@@ -23,7 +23,9 @@ def objective(cap: float | None) -> LogProbability | CappedObjective:
     bases = torch.randn(1, 1, HIDDEN, generator=generator)
     scale, targets = torch.ones(1), torch.tensor([5])
     if cap is None:
-        return LogProbability(unembedding, bases, scale, targets, include_constant=False)
+        return LogProbability(
+            unembedding, read_bases(unembedding, bases, scale, include_constant=False), scale, targets
+        )
     return CappedObjective(unembedding, bases, scale, targets, None, include_constant=False)
 
 
