@@ -11,10 +11,10 @@ from torch import Tensor
 from neuron_attribution_server.model.attribution.checkpoints import checked
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
-LOGITS_HELD = 1 << 22
+LOGITS_HELD = 1 << 23
 """Logits of vectors for the whole vocabulary that are held at once: those of one vector at least."""
 GROUP = 64
-"""Tokens of which only the highest is looked at first: the k highest of all are among the k highest groups."""
+"""Tokens of which only the most extreme is looked at first: the k most extreme are among the k groups with such."""
 RANGES_AT_ONCE = 1024
 HALVES_AT_ONCE = 8192
 """Tokens of a block of bfloat16 logits."""
@@ -56,23 +56,23 @@ def described(unembedding: Unembedding, vectors: Tensor, tokens: Tensor, k: int)
 
 
 def _extremes(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    top, highest = _highest(logits, k)
-    bottom, lowest = _highest(-logits, k)
-    return top, highest, bottom, -lowest
+    return *_end(logits, k, largest=True), *_end(logits, k, largest=False)
 
 
-def _highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The places and values of the k highest of values [C, n], in descending order."""
+def _end(values: Tensor, k: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """The places and values of the k largest or smallest of values [C, n], most extreme first."""
     size = values.shape[1]
     grouped = size // GROUP
     if k >= grouped:
-        best = values.topk(min(k, size))
+        best = values.topk(min(k, size), largest=largest)
         return best.indices, best.values
-    groups = values[:, : grouped * GROUP].unflatten(1, (grouped, GROUP)).amax(-1).topk(k).indices
+    of_groups = values[:, : grouped * GROUP].unflatten(1, (grouped, GROUP))
+    ends = of_groups.amax(-1) if largest else of_groups.amin(-1)
+    groups = ends.topk(k, largest=largest).indices
     inside = torch.arange(GROUP, device=values.device)
     rest = torch.arange(grouped * GROUP, size, device=values.device).expand(len(values), -1)
     places = torch.cat([(groups[:, :, None] * GROUP + inside).flatten(1), rest], 1)
-    best = values.gather(1, places).topk(k)
+    best = values.gather(1, places).topk(k, largest=largest)
     return places.gather(1, best.indices), best.values
 
 

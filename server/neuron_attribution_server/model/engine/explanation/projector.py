@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +16,15 @@ from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.host import Array, Ids, on_device, to_host
+from neuron_attribution_server.model.attribution.host import Ids, on_device, to_host
 from neuron_attribution_server.model.attribution.projection import described, extremes, through_head, vectors_held
 from neuron_attribution_server.model.attribution.subvalues import gathered, join
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 from neuron_attribution_server.model.engine.explanation.keys import attention_keys, ffn_keys
 from neuron_attribution_server.model.engine.explanation.remembered import RememberedProjections
+
+MOST_TOKENS = 1 << 16
+"""Tokens whose texts are kept."""
 
 
 class Projector:
@@ -28,12 +33,9 @@ class Projector:
     def __init__(self, view: ModelView, unembedding: Unembedding, token_text: Callable[[int], str]) -> None:
         self._view = view
         self._unembedding = unembedding
-        self._token_text = token_text
-        self._remembered = RememberedProjections()
-
-    def token(self, token_id: int) -> Token:
+        self.token = lru_cache(MOST_TOKENS)(lambda token_id: Token(token_id, token_text(token_id)))
         """A token with its text."""
-        return Token(token_id, self._token_text(token_id))
+        self._remembered = RememberedProjections()
 
     def vectors(self, vectors: Tensor, k: int) -> list[Projection]:
         """The k highest and lowest tokens of vectors [C, d]."""
@@ -66,19 +68,17 @@ class Projector:
             neurons, tokens = zip(*asked[start : start + step], strict=True)
             named = on_device(np.array(tokens), self._view.device)
             ends, values, ranks = described(self._unembedding, self._subvalues(neurons), named, k)
-            columns = to_host([ends.top, ends.top_scores, ends.bottom, ends.bottom_scores, values, ranks])
-            for neuron, *own, at, standing in zip(neurons, *columns, strict=True):
-                found.append(
-                    (self._remember(neuron, own, k), tuple(map(ProjectedRank, at.tolist(), standing.tolist())))
-                )
+            arrays = to_host([ends.top, ends.top_scores, ends.bottom, ends.bottom_scores, values, ranks])
+            for neuron, *own, at, standing in zip(neurons, *(array.tolist() for array in arrays), strict=True):
+                found.append((self._remember(neuron, own, k), tuple(map(ProjectedRank, at, standing))))
         return found
 
-    def _remember(self, neuron: Neuron, ends: Sequence[Array], k: int) -> Projection:
+    def _remember(self, neuron: Neuron, ends: Sequence[list[Any]], k: int) -> Projection:
         """A neuron's projection, whose tokens are named once."""
         remembered = self._remembered.get(neuron, k)
         if remembered is not None:
             return remembered
-        top, top_scores, bottom, bottom_scores = (column.tolist() for column in ends)
+        top, top_scores, bottom, bottom_scores = ends
         projection = Projection(self._tokens(top, top_scores), self._tokens(bottom, bottom_scores))
         self._remembered.put(neuron, k, projection)
         return projection
