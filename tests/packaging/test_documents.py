@@ -21,6 +21,7 @@ WRITTEN_BY_COMMANDS = {
         "docs/soak-predictions.md",
         "docs/verification.md",
         "docs/verification-gemma.md",
+        "docs/verification-bfloat16.md",
     ),
     "client/neuron_attribution/report/vendor/README.md",
 }

@@ -22,6 +22,8 @@ class MemoryCost:
     """Of each explained token and each padded position it may look at: attention weights."""
     per_head_position: int = 0
     """Of each padded position of a head that is detailed."""
+    per_scored_head: int = 0
+    """Of each head that is scored: what it writes, folded, scaled, and beside its slope."""
     per_changed_token: int = 0
     """Of each padded token of an attribution with heads intervened in: changed value vectors of every head."""
     rows_at_once: int = 1
@@ -32,7 +34,7 @@ class MemoryCost:
     per_searched_position: int = 0
     """Of each source position at which attention neurons are searched: the bound of every one."""
     per_held_vector: int = 0
-    """Of each neuron's vector that is there at once with others: as it is, folded, scaled, and its key in float64."""
+    """Of each query source: its vector as it is, folded, scaled, and its key in float64."""
     per_pattern_position: int = 0
     """Of each source position whose attention weights are in an answer: those of all heads, as they go out."""
     heads: int = 2**31
@@ -50,6 +52,7 @@ class MemoryCost:
             + self.per_changed_token * longest * sum(cost.changed_sequences for cost in costs)
             + self.per_row * min(scored, self.rows_at_once)
             + self.per_row_token * longest * sum(cost.rows for cost in costs)
+            + self.per_scored_head * sum(cost.scored_heads for cost in costs)
             + self.per_head_position * longest * sum(cost.detailed_heads for cost in costs)
             + self.per_explained * scored
             + self.per_searched_position * sum(cost.searched_positions for cost in costs)

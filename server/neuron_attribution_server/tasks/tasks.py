@@ -46,6 +46,8 @@ class Cost:
     """Those of them whose base states are scored."""
     detailed_heads: int = 0
     """Heads whose positions are scored, of all explained tokens together."""
+    scored_heads: int = 0
+    """Heads that are scored, of all explained tokens together."""
     projected_tokens: int = 0
     """Vocabulary tokens in its answer, at most."""
     changed_sequences: int = 0
@@ -55,7 +57,7 @@ class Cost:
     searched_positions: int = 0
     """Source positions at which attention neurons are searched, of all explained tokens and ends together."""
     held_vectors: int = 0
-    """Vectors of neurons that are there at once: candidates of rankings, and query sources of either kind."""
+    """Vectors of query sources, of either kind, that are there at once."""
     pattern_positions: int = 0
     """Source positions of which every head's attention weight is in the answer, of all explained tokens together."""
 
@@ -148,10 +150,11 @@ class AttributeTask(Shaped):
             rows=self.rows,
             scored_rows=self.rows,
             detailed_heads=self.rows * self.detailed_heads(heads),
+            scored_heads=self.rows * heads * bool(options.parts & {Part.HEADS, Part.HEAD_POSITIONS}),
             projected_tokens=2 * self.rows * projected,
             changed_sequences=int(any(map(changes_attention, options.interventions))),
             searched_positions=self.rows * self.length * self._position_searches,
-            held_vectors=2 * self.rows * (self.named_neurons + self.query_sources * bool(options.parts & QUERY_PARTS)),
+            held_vectors=2 * self.rows * self.query_sources * bool(options.parts & QUERY_PARTS),
             pattern_positions=self.rows * self.length * (Part.ATTENTION_PATTERNS in options.parts),
         )
 

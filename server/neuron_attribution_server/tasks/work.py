@@ -55,7 +55,6 @@ class Work(Enum):
     SOURCE = "value neurons that query parts start from"
     PROJECTION = "vectors projected into the vocabulary"
     WRITTEN = "projected tokens written into answers"
-    HEAD = "heads whose positions are projected, each by itself"
     NEURON = "neurons ranked or looked up"
     CHANGE = "neurons, heads and layers changed"
     PATTERN = "attention weights written into answers"
@@ -158,13 +157,11 @@ def _row(task: AttributeTask, sizes: ModelSizes) -> Counts:
         counts[Work.PATTERN] += sizes.layers * sizes.heads * task.length
     if options.projection_top_k:
         counts[Work.PROJECTION] += named
-        counts[Work.RANK] += named
         counts[Work.WRITTEN] += 2 * named * options.projection_top_k
     if options.position_projection_top_k:
         shown = 3 * detailed * min(options.top_k, task.length)
         counts[Work.PROJECTION] += shown
         counts[Work.WRITTEN] += 2 * shown * options.position_projection_top_k
-        counts[Work.HEAD] += detailed
     return counts
 
 

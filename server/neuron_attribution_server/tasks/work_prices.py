@@ -130,6 +130,5 @@ def _operations(sizes: ModelSizes) -> dict[Work, float]:
         Work.PLACE: 3 * sizes.layers * width * hidden,
         Work.SOURCE: 500 * (2 * sizes.layers + 1) * hidden,
         Work.PROJECTION: product + 100 * vocabulary,
-        Work.HEAD: _READ * product / 2,
         Work.STATE: _READ * product,
     }

@@ -22,11 +22,6 @@ def read_on(model: nn.Module, device: torch.device) -> None:
         _SCORING_DEVICE[module] = device
 
 
-def scoring_device(model: nn.Module) -> torch.device | None:
-    """The device where a spread model's parameters are read; None for a model that lies on one."""
-    return _SCORING_DEVICE.get(model)
-
-
 def parameter(module: nn.Module, name: str) -> Tensor | None:
     """A module's own parameter, or None; that of a spread model is a copy, unless it lies on the scoring device."""
     held = getattr(module, name, None)

@@ -23,6 +23,11 @@ def is_host(device: torch.device) -> bool:
     return device.type == HOST
 
 
+def numbers_at_once(device: torch.device) -> int:
+    """Numbers that one step of long work computes between two checkpoints."""
+    return 1 << 22 if is_host(device) else 1 << 26
+
+
 def to_host(tensors: Sequence[Tensor]) -> list[Array]:
     """Tensors of any types and shapes as arrays, fetched in one copy. Those of a CPU share their memory."""
     if all(is_host(tensor.device) for tensor in tensors):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
 from neuron_attribution_server.model.attribution.exact_products import add_product, weighted_rows
-from neuron_attribution_server.model.attribution.host import is_host
+from neuron_attribution_server.model.attribution.host import is_host, numbers_at_once
 from neuron_attribution_server.model.attribution.unembedding import Unembedding, is_safe_sum, normalised
 
 VECTORS_AT_ONCE = 512
@@ -111,10 +111,18 @@ class LogProbability:
         exact = self._increases if on_host else self._steady_increases
         if not (weak or on_host):
             return torch.cat([exact(*some) for some in self._some(vectors, bases)])
-        increases = (self._gradients[bases] * vectors).sum(-1)
-        large = (vectors.norm(dim=-1) * self._unembedding.largest_norm > SMALLEST_REACH).nonzero().squeeze(1)
+        by_slope, reaches = self._by_slope(vectors, bases)
+        large = (reaches > SMALLEST_REACH).nonzero().squeeze(1)
         parts = [exact(*some) for some in self._some(vectors[large], bases[large])]
-        return increases.index_copy_(0, large, torch.cat(parts)) if parts else increases
+        return by_slope.index_copy_(0, large, torch.cat(parts)) if parts else by_slope
+
+    def _by_slope(self, vectors: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+        """What vectors add to the slope, and at most to a logit, [C] each."""
+        step = max(1, numbers_at_once(vectors.device) // vectors.shape[1])
+        parts = checked(zip(vectors.split(step), bases.split(step), strict=True))
+        columns = [((self._gradients[at] * some).sum(-1), some.norm(dim=-1)) for some, at in parts]
+        slopes, norms = (torch.cat(column) for column in zip(*columns, strict=True))
+        return slopes, norms * self._unembedding.largest_norm
 
     def _some(self, vectors: Tensor, bases: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         most = vectors_at_once(vectors.device)

@@ -53,7 +53,14 @@ from neuron_attribution_server.model.engine.passes import (
 )
 from neuron_attribution_server.tasks.answers import Outcome, ProjectOutcome
 from neuron_attribution_server.tasks.model_facts import NOTHING_TO_PREPARE, ModelFacts, Preparation
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.tasks.tasks import (
+    AttributeTask,
+    ExplainedToken,
+    InterveneTask,
+    ProjectTask,
+    Task,
+    changes_attention,
+)
 
 PASS_TOKENS = {"cpu": 1024}
 OTHER_PASS_TOKENS = 16_384
@@ -66,7 +73,8 @@ SCORING_BYTES = 1 << 30
 
 def kept_tokens(view: ModelView) -> int:
     """Padded tokens of a pass whose coefficients are kept: so many as take `KEPT_BYTES`, of a model in float32."""
-    neurons = sum(len(layer.ffn_subvalues) for layer in view.layers)
+    sizes = view.sizes
+    neurons = sizes.layers * (sizes.ffn_width + sizes.experts * sizes.expert_width)
     return KEPT_BYTES // (neurons * torch.float32.itemsize) if view.dtype is torch.float32 else 0
 
 
@@ -281,7 +289,9 @@ class Engine:
         for row in rows:
             options = row.options
             alone = row.index if row.alone else None
-            groups[row.contrast is None, options.scoring_method, options.include_final_norm_bias, alone].append(row)
+            changed = any(map(changes_attention, options.interventions))  # its values take more room
+            method = options.scoring_method, options.include_final_norm_bias
+            groups[row.contrast is None, *method, changed, alone].append(row)
         together = rows_at_once(self._view.sizes)
         explained: dict[int, Explanation] = {}
         for group in groups.values():

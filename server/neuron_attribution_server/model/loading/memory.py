@@ -48,6 +48,7 @@ def memory_cost(view: ModelView) -> MemoryCost:
         per_token=int(ALLOCATOR * (element * (captured + forward) + scoring)),
         per_row=2 * bytes_per_row(sizes),
         per_row_token=2 * FLOAT * sizes.layers * sizes.heads,
+        per_scored_head=6 * FLOAT * sizes.hidden_size,
         per_head_position=6 * FLOAT * sizes.hidden_size,
         per_changed_token=int(ALLOCATOR * FLOAT * sizes.layers * sizes.heads * sizes.head_size),
         rows_at_once=rows_at_once(sizes),

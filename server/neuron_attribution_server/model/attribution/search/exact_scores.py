@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from neuron_attribution_server.model.attribution.checkpoints import checked
 from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device, to_host
 from neuron_attribution_server.model.attribution.methods import FromIncrease
 from neuron_attribution_server.model.attribution.pooled import PooledIncreases
@@ -15,6 +16,8 @@ from neuron_attribution_server.model.attribution.search.value_neurons import Val
 from neuron_attribution_server.model.attribution.states import Weights
 from neuron_attribution_server.model.attribution.subvalues import gathered, join
 
+HELD = 1 << 24
+"""Numbers of neurons' vectors that are held at once, but for those of one group of places."""
 _COLUMNS = ("rows", "layers", "units", "positions")
 
 
@@ -50,7 +53,14 @@ class ExactScores:
         return self.ask(places, score)()
 
     def ask(self, places: Sequence[Places], score: FromIncrease) -> Callable[[], list[Scored]]:
-        """What gives them later, together with what else is asked for."""
+        """What gives them later, together with what else is asked for; of very many in turn, and at once."""
+        most = max(1, HELD // self._weights.unembedding.weight.shape[1])
+        if sum(len(each.rows) for each in places) <= most:
+            return self._ask(places, score)
+        found = [scored for some in checked(_in_turn(places, most)) for scored in self._ask(some, score)()]
+        return lambda: found
+
+    def _ask(self, places: Sequence[Places], score: FromIncrease) -> Callable[[], list[Scored]]:
         counts, values = [len(each.rows) for each in places], self._increases.objective.values
         if not any(counts):
             return lambda: [Scored(*np.empty((2, 0), dtype=np.float32)) for _ in places]
@@ -77,3 +87,14 @@ class ExactScores:
             return [Scored(*pair) for pair in zip(*split, strict=True)]
 
         return result
+
+
+def _in_turn(places: Sequence[Places], most: int) -> Iterator[list[Places]]:
+    """Groups of places, in order, of at most so many neurons together; at least one."""
+    together: list[Places] = []
+    for each in places:
+        if together and sum(len(other.rows) for other in (*together, each)) > most:
+            yield together
+            together = []
+        together.append(each)
+    yield together

@@ -12,7 +12,7 @@ from neuron_attribution.requests import ScoringMethod
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.bounds import rounding_slack
-from neuron_attribution_server.model.attribution.host import Array, Ids
+from neuron_attribution_server.model.attribution.host import Array, Ids, is_host
 from neuron_attribution_server.model.attribution.methods import FROM_INCREASE
 from neuron_attribution_server.model.attribution.pooled import PooledIncreases
 from neuron_attribution_server.model.attribution.search.exact_scores import ExactScores, Places
@@ -34,8 +34,10 @@ from neuron_attribution_server.model.attribution.states import RowStates, Subval
 from neuron_attribution_server.model.attribution.subvalues import Subvalues
 from neuron_attribution_server.model.attribution.value_scores import subvalue_products, unit_slack
 
-MORE_PRODUCTS = 1 << 41
-"""Multiplications that a batch's searches may take after their first proposals, about a minute on two CPU cores.
+MORE_PRODUCTS, OTHER_MORE_PRODUCTS = 1 << 41, 1 << 46
+"""Multiplications that a batch's searches may take after their first proposals: on two CPU cores about a minute.
+
+Elsewhere as many as a GPU does in seconds.
 
 Interventions can make a model of which no neuron adds anything to the answer; its rankings end without a guarantee.
 """
@@ -143,8 +145,7 @@ class ValueSearch:
         self._seconds = seconds
         self._layers = len(weights.ffn_subvalues)
         self._exact = ExactScores(weights, scale, increases)
-        with seconds.bounding():
-            self._first_order = {kind: self._bound_units(kind) for kind in Kind}
+        self._first_order: dict[Kind, FirstOrder] = {}
 
     def begin(self, wanted: Mapping[Wanted, int]) -> Callable[[], dict[Wanted, Found]]:
         """What finds the k best neurons of each wanted end; the first candidates wait to be scored with what else is.
@@ -159,13 +160,23 @@ class ValueSearch:
     def _finish(
         self, wanted: Mapping[Wanted, int], jobs: Sequence[_Job], first: Callable[[], list[Array]]
     ) -> dict[Wanted, Found]:
-        more = MORE_PRODUCTS // self._weights.unembedding.weight.numel()
+        most = MORE_PRODUCTS if is_host(self._scale.device) else OTHER_MORE_PRODUCTS
+        more = most // self._weights.unembedding.weight.numel()
         with self._seconds.bounding():
             searches = [job.search for job in jobs]
             search_until_exact(searches, lambda proposals: self._ask(jobs, proposals)(), more, first)
         found = {job.wanted: self._found(job) for job in jobs}
         with self._seconds.scoring():
             return found | {want: self._every(want, k) for want, k in wanted.items() if want.exhaustive}
+
+    def _first_order_of(self, kind: Kind) -> FirstOrder:
+        if kind not in self._first_order:
+            self._first_order[kind] = self._bound_units(kind)
+        return self._first_order[kind]
+
+    def _base_values(self, kind: Kind) -> Tensor:
+        """The objective at each layer's base, [E, L]."""
+        return self._objective.values[:, self._bases(kind)][:, : self._layers]
 
     def _bound_units(self, kind: Kind) -> FirstOrder:
         """What one product per layer tells of all rows' neurons of a kind."""
@@ -181,7 +192,7 @@ class ValueSearch:
             slack=unit_slack(slack, norms, bases),
             constant=slack.constant,
             scale=self._scale,
-            base_values=self._objective.values[:, bases][:, : self._layers],
+            base_values=self._base_values(kind),
             bends=bends,
         )
 
@@ -193,7 +204,8 @@ class ValueSearch:
         together: dict[tuple[Kind, int, bool], list[Wanted]] = defaultdict(list)
         for want in wanted:
             together[want.kind, want.sign, want.over_positions].append(want)
-        return [job for wants in together.values() for job in self._jobs_of_one(wants, wanted)]
+        in_turn = (sorted(wants, key=lambda want: want.row) for wants in together.values())
+        return [job for wants in in_turn for job in self._jobs_of_one(wants, wanted)]
 
     def _jobs_of_one(self, wants: Sequence[Wanted], counts: Mapping[Wanted, int]) -> list[_Job]:
         kind, sign = wants[0].kind, wants[0].sign
@@ -201,7 +213,7 @@ class ValueSearch:
         ranges = self._ranges()[kind] if sign < 0 and self._objective.spread else None
 
         def bounds(rows: slice, layers: slice) -> Tensor:
-            return self._first_order[kind].scores(neurons, rows, layers, self._score, sign, ranges)
+            return self._first_order_of(kind).scores(neurons, rows, layers, self._score, sign, ranges)
 
         def candidates(rows: Sequence[int], count: int) -> tuple[Ids, Array]:
             return neurons.top(rows, count, bounds)
@@ -245,7 +257,7 @@ class ValueSearch:
         """By brute force."""
         neurons, row = self._grids.of(want.kind, over_positions=want.over_positions), want.row
         increases = exhaustive_increases(self._objective, self._weights.unembedding, neurons, row, self._scale[row])
-        scores = self._score(increases, self._first_order[want.kind].base_values[row, :, None, None])
+        scores = self._score(increases, self._base_values(want.kind)[row, :, None, None])
         ranked = neurons.rank(row, scores.__getitem__, k, want.sign)
         return Found(ranked, neurons, neurons.coefficients_of(row, ranked.ids))
 

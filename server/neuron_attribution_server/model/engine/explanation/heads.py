@@ -11,9 +11,11 @@ from neuron_attribution.neurons import Head
 from neuron_attribution.results import HeadPosition
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device
+from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device, numbers_at_once
 from neuron_attribution_server.model.attribution.pooled import PooledIncreases
 from neuron_attribution_server.model.attribution.states import RowStates, Weights
+from neuron_attribution_server.model.attribution.subvalues import join
 from neuron_attribution_server.model.attribution.value_scores import position_vectors
 from neuron_attribution_server.model.capture.captured import CapturedStates
 from neuron_attribution_server.model.engine.explanation.keys import layer_spans
@@ -40,9 +42,16 @@ class HeadDetails:
         self.places = {each: place for place, each in enumerate(self.chosen)}
         numbers = [(each.row, each.head.layer, each.head.head) for each in self.chosen]
         rows, self._layers, heads = np.array(numbers, dtype=np.int64).T
-        self._vectors = position_vectors(weights, states, rows, self._layers, heads)
+        step = max(1, numbers_at_once(scale.device) // (max(states.lengths) * states.inputs.shape[-1]))
+        parts = [slice(start, start + step) for start in range(0, len(rows), step)]
+        self._vectors = join(
+            [position_vectors(weights, states, rows[some], self._layers[some], heads[some]) for some in checked(parts)],
+            0,
+        )
         row, layer, head = columns_on_device([rows, self._layers, heads], scale.device)
-        folded = weights.unembedding.fold(self._vectors) / scale[row, None, None]
+        folded = join(
+            [weights.unembedding.fold(self._vectors[some]) / scale[row[some], None, None] for some in checked(parts)], 0
+        )
         bases = (row * pooled.objective.values.shape[1] + layer)[:, None].expand(folded.shape[:2])
         self._increases = pooled.ask(folded.flatten(0, 1), bases.flatten(), weak=True)
         self.attention = states.attention[row, layer, head]

@@ -27,7 +27,9 @@ class RememberedProjections:
         return found
 
     def put(self, neuron: Neuron, k: int, projection: Projection) -> None:
-        """Keep a projection that is not there."""
+        """Keep a projection, unless it is there: work that went first may have put it."""
+        if (neuron, k) in self._found:
+            return
         self._found[neuron, k] = projection
         self.tokens += _tokens(projection)
         while self.tokens > self._capacity:
