@@ -65,10 +65,9 @@ def seconds(sizes: ModelSizes, tokens: int, k: int, speed: Speed) -> float:
 
 
 def weight_bytes(sizes: ModelSizes, dtype: torch.dtype, tied: bool) -> int:
-    """The model's weights, and the unembedding in float32, which scores are computed with."""
-    element, vocabulary = torch.finfo(dtype).bits // 8, sizes.vocabulary * sizes.hidden_size
-    own = element * (layer_parameters(sizes) + vocabulary * (1 if tied else 2))
-    return own + (0 if dtype is torch.float32 else 4 * vocabulary)
+    """The model's weights."""
+    vocabulary = sizes.vocabulary * sizes.hidden_size
+    return torch.finfo(dtype).bits // 8 * (layer_parameters(sizes) + vocabulary * (1 if tied else 2))
 
 
 def predicted_memory(sizes: ModelSizes, dtype: torch.dtype, available: int = 0) -> MemoryCost:

@@ -31,26 +31,27 @@ LLAMA_3_8B = ModelSizes(
 MODELS = {"Llama-7B": LLAMA_7B, "Llama-3-8B": LLAMA_3_8B}
 REACHED = 0.5
 """The part of a data sheet's speed that is taken to be reached; on CPUs scoring reached 36 and 51 % of its floor."""
+TERMS = 3
+"""The products in bfloat16 that one of float32 vectors with such a matrix takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU by its data sheet: operations a second in bfloat16 (dense, with tensor cores) and float32, bytes."""
+    """A GPU by its data sheet: operations a second in bfloat16 (dense, with tensor cores), bytes."""
 
     half: float
-    single: float
     memory: float
 
     @property
     def speed(self) -> Speed:
         """What is taken to be reached of it."""
-        return Speed(REACHED * self.half, REACHED * self.single)
+        return Speed(REACHED * self.half, REACHED * self.half / TERMS)
 
 
 DEVICES = {
-    "L4": Device(121e12, 30e12, 24e9),
-    "A100 80 GB": Device(312e12, 19.5e12, 80e9),
-    "H100 SXM": Device(989e12, 67e12, 80e9),
+    "L4": Device(121e12, 24e9),
+    "A100 80 GB": Device(312e12, 80e9),
+    "H100 SXM": Device(989e12, 80e9),
 }
 REQUESTS = ((16, 10), (16, 300), (128, 10), (1024, 10))
 """Tokens and k."""

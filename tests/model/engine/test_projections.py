@@ -64,3 +64,13 @@ def test_remembered_projections_are_bounded_by_their_tokens() -> None:
     assert remembered.tokens == 100
     remembered.put(neurons[11], 60, Projection((token,) * 60, (token,) * 60))
     assert remembered.tokens == 0, "one that is larger than all there is, is not kept"
+
+
+def test_a_projection_that_is_there_counts_once() -> None:
+    """Work that went first, at a checkpoint, may have put what a batch is about to put."""
+    remembered = RememberedProjections(capacity=4)
+    projection = Projection((ProjectedToken(Token(1, "a"), 1.0),), (ProjectedToken(Token(2, "b"), -1.0),))
+    for _ in range(3):
+        remembered.put(FfnNeuron(0, 1), 1, projection)
+    assert remembered.tokens == 2
+    assert remembered.get(FfnNeuron(0, 1), 1) is projection
