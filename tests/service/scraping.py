@@ -53,9 +53,13 @@ class Watched:
         return eventually(lambda: self(name, **labels) == value)
 
 
+RANDOM = random.SystemRandom()
+"""Not seeded: tests that run side by side choose ports of their own."""
+
+
 def free_address():
     """An address on which nothing listens just now; below the ports that are given to whoever asks for any."""
     while True:
-        port = random.randrange(15_000, 30_000)
+        port = RANDOM.randrange(15_000, 30_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return f"127.0.0.1:{port}"
