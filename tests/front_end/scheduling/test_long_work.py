@@ -32,6 +32,8 @@ class HeldWorker:
 
     def __init__(self):
         self.ended = asyncio.Event()
+        self.free = asyncio.Event()
+        self.free.set()
         self.running = asyncio.Event()
         self.batches = []
         self.inside = []
@@ -42,6 +44,7 @@ class HeldWorker:
         pass
 
     async def run(self, tasks, listener):
+        await self.free.wait()
         self.batches.append([task.tokens for task in tasks])
         listener.begins(self._stop)
         self.running.set()
@@ -80,6 +83,12 @@ def scheduling(scenario, memory=1000, price=0.05, **settings):
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Short is what takes a fifth of a second, at a price of a hundredth for a token."""
+    monkeypatch.setattr("neuron_attribution_server.front_end.scheduling.scheduler.SHORT_SECONDS", 0.2)
+
+
 def test_short_tasks_run_inside_a_long_one_which_goes_on():
     async def scenario(_, worker, submit):
         long = await submit(LONG)
@@ -107,6 +116,7 @@ def test_long_tasks_wait_for_the_one_that_runs():
     scheduling(scenario, batch_seconds=5.0)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_short_one_that_takes_longer_than_it_should_is_interrupted_as_well():
     """What it is predicted to take is not all that may keep it: it may be the first to need what is not prepared."""
 
@@ -120,7 +130,74 @@ def test_a_short_one_that_takes_longer_than_it_should_is_interrupted_as_well():
         worker.ended.set()
         await overdue
 
-    scheduling(scenario)
+    scheduling(scenario, price=0.01)
+
+
+async def together(worker, submit, tokens):
+    """Submissions that run as one batch, after one that has ended, of which nothing is learnt."""
+    worker.has_prepared = True
+    blocking = await submit(1)
+    await worker.running.wait()
+    submissions = [await submit(count) for count in tokens]
+    worker.ended.set()
+    await blocking
+    worker.ended.clear()
+    while len(worker.batches) < 2:
+        await asyncio.sleep(0)
+    return submissions
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_batch_of_short_ones_may_take_as_long_as_all_of_them_should():
+    """Two of 0.18 seconds: what comes later may go inside after 0.72 and not after 0.4."""
+
+    async def scenario(_, worker, submit):
+        pair = await together(worker, submit, [SHORT, SHORT])
+        third = await submit(SHORT)
+        await asyncio.sleep(0.5)
+        assert (worker.batches[1], worker.inside) == ([SHORT, SHORT], [])
+        await third
+        assert worker.inside == [[SHORT]]
+        worker.ended.set()
+        await asyncio.gather(*pair)
+
+    scheduling(scenario, price=0.01)
+
+
+@pytest.mark.usefixtures("quick")
+def test_time_counts_from_when_a_device_has_the_batch():
+    """A worker that comes back may have lost batches to run before."""
+
+    async def scenario(_, worker, submit):
+        worker.free.clear()
+        first = await submit(SHORT)
+        await asyncio.sleep(0.5)
+        worker.free.set()
+        await worker.running.wait()
+        second = await submit(SHORT)
+        await asyncio.sleep(0.1)
+        assert worker.inside == []
+        worker.ended.set()
+        await asyncio.gather(first, second)
+
+    scheduling(scenario, price=0.01)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_not_short_waits_for_short_ones_that_are_overdue():
+    """Eight that take 1.5 seconds one by one, and 0.24 together; a short task goes inside, one of 0.22 does not."""
+
+    async def scenario(_, worker, submit):
+        overdue = await together(worker, submit, [4] * 8)
+        waiting = await submit(20)
+        await (await submit(2))
+        assert (worker.batches[1], worker.inside) == ([4] * 8, [[2]])
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        worker.ended.set()
+        await asyncio.gather(waiting, *overdue)
+
+    scheduling(scenario, price={"TOKEN": 0.002, "BATCH": 0.18})
 
 
 def test_tasks_much_shorter_than_the_long_one_run_inside_it_too():

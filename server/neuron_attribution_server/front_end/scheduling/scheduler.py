@@ -7,7 +7,7 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 from neuron_attribution.errors import (
@@ -146,16 +146,26 @@ class Scheduler:
                     running -= done
 
     async def _run_next(self, batch: list[QueuedTask]) -> None:
-        """Run a batch; a long one may be interrupted, and so may a short one that takes longer than it should."""
-        overdue = asyncio.get_running_loop().call_later(2 * self._short_seconds, self._is_long, batch)
-        if not all(item.is_short for item in batch):
-            overdue.cancel()
-            self._is_long(batch)
+        """Run a batch; a long one may be interrupted, and so may a short one that takes twice what it should."""
+        loop, timers = asyncio.get_running_loop(), ExitStack()
+
+        def begun() -> None:
+            if seconds := self._undisturbed(batch):
+                timers.callback(loop.call_later(seconds, self._is_long, batch).cancel)
+            else:
+                self._is_long(batch)
+
         try:
-            await self._run_batch(batch, self._worker.run)
+            with timers:
+                await self._run_batch(batch, self._worker.run, begun)
         finally:
-            overdue.cancel()
             self._long = [each for each in self._long if each is not batch]
+
+    def _undisturbed(self, batch: Sequence[QueuedTask]) -> float:
+        """Seconds that a batch which a device has got runs before others may run inside it."""
+        if not all(item.is_short for item in batch):
+            return 0.0
+        return 2 * max(self._short_seconds, self._predictor.seconds([item.task for item in batch]))
 
     def _is_long(self, batch: list[QueuedTask]) -> None:
         self._long.append(batch)
@@ -173,7 +183,7 @@ class Scheduler:
     async def _let_shorter_ones_first(self) -> None:
         """The same, half of the time, for tasks that are much shorter than the long batch: short ones go into them."""
         while True:
-            most = max((math.fsum(each.seconds for each in batch) for batch in self._long), default=0.0)
+            most = max((_long_seconds(batch) for batch in self._long), default=0.0)
             seconds = min(SHORTER_PART * most, LONGEST_INSIDE)
             limits = None if self._short_inside else self._inside(seconds)
             await self._run_inside(limits, self._shorter_inside, seconds, short=False)
@@ -268,14 +278,14 @@ class Scheduler:
                     self._arrival.clear()
                     await self._arrival.wait()
 
-    async def _run_batch(self, batch: list[QueuedTask], run: _Run) -> None:
+    async def _run_batch(self, batch: list[QueuedTask], run: _Run, begun: Callable[[], None] = do_nothing) -> None:
         clock = asyncio.get_running_loop().time
         started = clock()
         tasks = [item.task for item in batch]
         outcomes: list[Answer]
         observation = self._observer.begins(batch, started)
         try:
-            outcomes = await run(tasks, _BatchListener(batch, observation, self._has_run))
+            outcomes = await run(tasks, _BatchListener(batch, observation, self._has_run, begun))
         except NeuronAttributionError as error:
             outcomes = [error] * len(batch)
         except Exception as error:  # else no later batch would run
@@ -299,6 +309,11 @@ class Scheduler:
             self._predictor.learn(tasks, report.seconds)
 
 
+def _long_seconds(batch: Sequence[QueuedTask]) -> float:
+    """What the long tasks of a batch are predicted to take, one by one."""
+    return math.fsum(item.seconds for item in batch if not item.is_short)
+
+
 class _BatchListener(Listener):
     """Passes on to a batch's callers and to its observation what concerns them; stops what nobody waits for."""
 
@@ -307,10 +322,12 @@ class _BatchListener(Listener):
         batch: Sequence[QueuedTask],
         observation: BatchObservation,
         has_run: Callable[[Sequence[QueuedTask], BatchReport], None],
+        begun: Callable[[], None],
     ) -> None:
         self._batch = batch
         self._observation = observation
         self._has_run = has_run
+        self._begun = begun
         self._stop: Callable[[], None] = do_nothing
         for item in batch:
             item.left = self._one_left
@@ -320,6 +337,7 @@ class _BatchListener(Listener):
 
     def begins(self, stop: Callable[[], None]) -> None:
         self._stop = stop
+        self._begun()
         self._one_left()
 
     def computed(self) -> None:
