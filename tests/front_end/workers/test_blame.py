@@ -126,6 +126,7 @@ def test_what_hangs_fails_after_two_deaths_though_others_are_sent_meanwhile():
         await asyncio.sleep(0.1)
         while not hanging.done():
             answers += await pool.interrupt([task(1)])
+            await asyncio.sleep(0.01)  # as the scheduler does: a long batch goes on between short ones
         [failed] = hanging.result()
         assert TWICE in failed.message
         assert {answer.token_ids for answer in answers} == {(1,)}
@@ -147,6 +148,42 @@ def test_what_hangs_inside_another_fails_after_two_deaths_and_the_other_goes_on(
         [failed] = await hanging
         assert TWICE in failed.message
         assert await has_died_twice(pool)
+
+    in_a_pool(scenario)
+
+
+class Noting(Listener):
+    """Notes when a batch begins."""
+
+    def __init__(self, name, begun):
+        self._name = name
+        self._begun = begun
+        self.stop = None
+
+    def begins(self, stop):
+        self._begun.append(self._name)
+        self.stop = stop
+
+
+def test_short_ones_that_were_lost_run_again_before_the_long_one_they_were_inside():
+    async def scenario(pool):
+        begun = []
+        long, short = Noting("long", begun), Noting("short", begun)
+        running = asyncio.create_task(pool.run([task(ENDLESS)], long))
+        while not begun:
+            await asyncio.sleep(0.01)
+        inside = asyncio.create_task(pool.interrupt([task(1, 1, 1), task(1, 1)], short))
+        while len(begun) < 2:
+            await asyncio.sleep(0.01)
+        os.kill(pool.devices()[0].pid, signal.SIGKILL)
+        answers = await inside
+        assert [answer.token_ids for answer in answers] == [(1, 1, 1), (1, 1)]
+        while len(begun) < 5:
+            await asyncio.sleep(0.01)
+        assert begun == ["long", "short", "short", "short", "long"]
+        long.stop()
+        [stopped] = await running
+        assert stopped.reason == "UNWANTED"
 
     in_a_pool(scenario)
 

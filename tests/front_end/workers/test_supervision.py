@@ -383,9 +383,9 @@ def test_a_full_queue_without_a_worker_sends_callers_elsewhere():
 
 def test_pauses_double_until_a_batch_is_finished_and_old_deaths_are_forgotten():
     restarts = Restarts(allowed=3, window=100.0)
-    assert [restarts.died(now) for now in (0, 1, 2, 3)] == [FIRST_BACKOFF, 2 * FIRST_BACKOFF, 4 * FIRST_BACKOFF, None]
+    assert [restarts.died(now) for now in (0, 1, 2, 3)] == [0, FIRST_BACKOFF, 2 * FIRST_BACKOFF, None]
     restarts.worked()
-    assert restarts.died(102) == FIRST_BACKOFF
+    assert restarts.died(102) == 0
     many = Restarts(allowed=1000, window=100.0)
     assert max(many.died(now) for now in range(90)) == MOST_BACKOFF
 

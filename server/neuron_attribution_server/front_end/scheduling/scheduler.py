@@ -328,7 +328,7 @@ class _BatchListener(Listener):
         self._observation = observation
         self._has_run = has_run
         self._begun = begun
-        self._stop: Callable[[], None] = do_nothing
+        self._stops: list[Callable[[], None]] = []
         for item in batch:
             item.left = self._one_left
 
@@ -336,7 +336,7 @@ class _BatchListener(Listener):
         return self._batch[place].is_wanted(asyncio.get_running_loop().time())
 
     def begins(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
+        self._stops.append(stop)  # parts of a lost batch run at the same time
         self._begun()
         self._one_left()
 
@@ -351,4 +351,5 @@ class _BatchListener(Listener):
 
     def _one_left(self) -> None:
         if not any(map(self.wanted, range(len(self._batch)))):
-            self._stop()
+            for stop in self._stops:
+                stop()

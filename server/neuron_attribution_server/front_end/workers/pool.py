@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 from neuron_attribution.errors import UnavailableError
 
+from neuron_attribution_server.front_end.workers.idle import IdleWorkers, NobodyComesError
 from neuron_attribution_server.front_end.workers.interface import NOBODY, DeviceState, Listener
 from neuron_attribution_server.front_end.workers.process import ProcessWorker
 from neuron_attribution_server.front_end.workers.restarts import Restarts
@@ -34,7 +36,7 @@ class WorkerPool:
 
     def __init__(self, workers: Sequence[SupervisedWorker]) -> None:
         self._workers = workers
-        self._idle: asyncio.Queue[tuple[SupervisedWorker, ProcessWorker] | None] = asyncio.Queue()
+        self._idle: IdleWorkers[tuple[SupervisedWorker, ProcessWorker]] = IdleWorkers()
         self._busy: set[ProcessWorker] = set()
         self._inside: Counter[ProcessWorker] = Counter()
         self._supervising: list[asyncio.Task[None]] = []
@@ -76,14 +78,14 @@ class WorkerPool:
         Most workers die of something else than their batch, and of a batch most tasks are innocent: only what kills
         twice alone fails. Nobody's task is not run again. Raises UnavailableError once no worker will come back.
         """
-        return await self._surviving(self._attempt(tasks, listener), tasks, listener)
+        return await self._surviving(tasks, listener)
 
     async def interrupt(self, tasks: Sequence[Task], listener: Listener = NOBODY) -> list[Answer]:
-        """Run one short batch inside one that runs; where none does any more, as `run`."""
-        worker = min(self._busy, key=self._inside.__getitem__, default=None)
-        if worker is None:
-            return await self.run(tasks, listener)
-        return await self._surviving(self._attempt_inside(worker, tasks, listener), tasks, listener)
+        """Run one short batch inside one that runs; where none does any more, as `run`.
+
+        It comes before other batches then, and if its worker dies.
+        """
+        return await self._surviving(tasks, listener, short=True)
 
     async def changed(self) -> None:
         """Wait until a worker goes live or dies."""
@@ -100,25 +102,30 @@ class WorkerPool:
         await asyncio.gather(*self._supervising, return_exceptions=True)
         await asyncio.gather(*(each.stop() for each in self._workers))
 
-    async def _surviving(
-        self, attempt: Awaitable[list[Answer]], tasks: Sequence[Task], listener: Listener
-    ) -> list[Answer]:
+    async def _surviving(self, tasks: Sequence[Task], listener: Listener, *, short: bool = False) -> list[Answer]:
         """What an attempt at these tasks answers; if its worker dies, they run again."""
         try:
-            return await attempt
+            if short and self._busy:
+                return await self._attempt_inside(min(self._busy, key=self._inside.__getitem__), tasks, listener)
+            return await self._attempt(tasks, listener, short=short)
         except _LostError as lost:
             if self._ended.is_set():
                 raise _gone() from None
             _log.warning("running the tasks of a lost batch again: %d (%s)", len(tasks), lost.error.message)
             if len(tasks) == 1:
-                return [await self._alone(tasks[0], listener, int(lost.is_blamed))]
+                return [await self._alone(tasks[0], listener, int(lost.is_blamed), short=short)]
         middle = (len(tasks) + 1) // 2
         halves = range(middle), range(middle, len(tasks))
-        return [answer for places in halves for answer in await self._again(tasks, places, listener)]
+        again = partial(self._again, tasks, listener=listener, short=short)
+        if short:  # the second is not to wait for what gets the worker after the first
+            parts = await asyncio.gather(*map(again, halves))
+        else:
+            parts = [await again(places) for places in halves]
+        return [*chain.from_iterable(parts)]
 
-    async def _attempt(self, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
+    async def _attempt(self, tasks: Sequence[Task], listener: Listener, *, short: bool) -> list[Answer]:
         """Raises _LostError where the worker dies, UnavailableError where none will come back."""
-        supervised, worker = await self._next_idle()
+        supervised, worker = await self._next_idle(short=short)
         self._busy.add(worker)
         try:
             answers = await _run(worker, tasks, listener)
@@ -126,7 +133,7 @@ class WorkerPool:
             self._busy.discard(worker)
         # After a death or a cancellation it is not idle again: the one has ended, the other one still computes.
         supervised.restarts.worked()
-        self._idle.put_nowait((supervised, worker))
+        self._idle.put((supervised, worker))
         return answers
 
     async def _attempt_inside(self, worker: ProcessWorker, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
@@ -138,24 +145,27 @@ class WorkerPool:
             self._inside[worker] -= 1
             self._inside += Counter()  # drops the workers that have none
 
-    async def _again(self, tasks: Sequence[Task], places: Sequence[int], listener: Listener) -> list[Answer]:
+    async def _again(
+        self, tasks: Sequence[Task], places: Sequence[int], listener: Listener, *, short: bool
+    ) -> list[Answer]:
         """Run a part of a lost batch again: what is still wanted together, and one by one where that is lost too."""
         answers: dict[int, Answer] = {}
         wanted = [place for place in places if listener.wanted(place)]
         if len(wanted) > 1:
             part = [tasks[place] for place in wanted]
             with suppress(_LostError, UnavailableError):
-                answers = dict(zip(wanted, await self._attempt(part, _Part(listener, wanted)), strict=True))
-        return [
-            answers[place] if place in answers else await self._alone(tasks[place], _Part(listener, [place]), deaths=0)
-            for place in places
-        ]
+                found = await self._attempt(part, _Part(listener, wanted), short=short)
+                answers = dict(zip(wanted, found, strict=True))
+        for place in places:
+            if place not in answers:
+                answers[place] = await self._alone(tasks[place], _Part(listener, [place]), 0, short=short)
+        return [answers[place] for place in places]
 
-    async def _alone(self, task: Task, listener: Listener, deaths: int) -> Answer:
+    async def _alone(self, task: Task, listener: Listener, deaths: int, *, short: bool) -> Answer:
         """Run one task until it is answered, nobody wants it, or it has killed `_MOST_DEATHS` workers."""
         while listener.wanted(0):
             try:
-                [answer] = await self._attempt([task], listener)
+                [answer] = await self._attempt([task], listener, short=short)
                 return answer
             except _LostError as lost:
                 deaths += lost.is_blamed
@@ -167,14 +177,14 @@ class WorkerPool:
                 return error
         return _abandoned()
 
-    async def _next_idle(self) -> tuple[SupervisedWorker, ProcessWorker]:
-        while True:
-            idle = await self._idle.get()
-            if idle is None:
-                self._idle.put_nowait(None)  # for whoever else waits
-                raise _gone()
-            if idle[1].is_live:
-                return idle
+    async def _next_idle(self, *, short: bool) -> tuple[SupervisedWorker, ProcessWorker]:
+        try:
+            while True:
+                idle = await self._idle.get(short=short)
+                if idle[1].is_live:
+                    return idle
+        except NobodyComesError:
+            raise _gone() from None
 
     async def _supervise(self, supervised: SupervisedWorker) -> None:
         try:
@@ -182,12 +192,12 @@ class WorkerPool:
         except Exception:
             _log.exception("the supervision of a worker failed")
         self._ended.set()
-        self._idle.put_nowait(None)
+        self._idle.end()
         self._announce()
 
     def _on_change(self, supervised: SupervisedWorker) -> None:
         if supervised.worker.is_live:
-            self._idle.put_nowait((supervised, supervised.worker))
+            self._idle.put((supervised, supervised.worker))
         self._announce()
 
     def _announce(self) -> None:

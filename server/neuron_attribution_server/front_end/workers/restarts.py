@@ -6,7 +6,8 @@ from collections import deque
 
 FIRST_BACKOFF = 0.5
 MOST_BACKOFF = 30.0
-"""Seconds before a restart: the first, doubled for each death in a row that no finished batch came between."""
+"""Seconds before a second restart in a row, doubled for each death that no finished batch came between; before the
+first there is no pause."""
 
 
 class Restarts:
@@ -39,4 +40,4 @@ class Restarts:
         if self.recent > self.allowed:
             return None
         self.total += 1
-        return float(min(FIRST_BACKOFF * 2 ** min(self._in_a_row - 1, 16), MOST_BACKOFF))
+        return float(min(FIRST_BACKOFF * 2 ** min(self._in_a_row - 2, 16), MOST_BACKOFF)) if self._in_a_row > 1 else 0.0

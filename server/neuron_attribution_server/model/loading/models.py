@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 import torch
 from neuron_attribution.errors import FailedPreconditionError
@@ -35,6 +37,7 @@ from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.model_facts import ModelFacts
 from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 
+Value = TypeVar("Value")
 EXACT = Exactness(
     exact=True,
     explanation="every ranking is the one that scoring every neuron gives: what was not scored is bounded below it; "
@@ -59,6 +62,7 @@ def load_engine(settings: LoadSettings) -> Engine:
     torch.set_float32_matmul_precision("highest")  # scores are exact in float32: a GPU's TF32 has 10 bits of 23
     logging.set_verbosity_error()
     source = model_source(settings)
+    revision_later = _begun(source.revision)
     with naming_files(source, Reading.MODEL if source.gguf_file is None else Reading.GGUF):
         model = _model(source, settings)
     with naming_files(source, Reading.TOKENIZER):
@@ -67,10 +71,24 @@ def load_engine(settings: LoadSettings) -> Engine:
         )
         tokenizer = ExactTokenizer(serialized)
         tokenizer.ids("a")  # some break at their first text only
-    revision = source.revision()
+    revision = revision_later.result()
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}"
     identity = ModelIdentity(source.name, revision, _name(model.dtype))
     return _engine(model, identity, serialized, tokenizer, ranges)
+
+
+def _begun(function: Callable[[], Value]) -> Future[Value]:
+    """What a function gives, from a thread that nobody waits for where loading fails: it may read for minutes."""
+    future: Future[Value] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def engine_from(model: PreTrainedModel, tokenizer_json: str | None = None, name: str = "test") -> Engine:
