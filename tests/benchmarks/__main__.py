@@ -28,9 +28,7 @@ def _parser():
     parser.add_argument("--device", default="cpu", help="where a shape runs, cpu or cuda (default cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--quick", action="store_true", help="a reduced run, to see that everything works")
-    parser.add_argument(
-        "--only", choices=("service", "explained"), help="one section: what gRPC adds, or several explained tokens"
-    )
+    parser.add_argument("--only", choices=("comparison", "floor", "service", "explained"), help="one section")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"), help="the Markdown file")
     return parser
 

@@ -12,11 +12,12 @@ from benchmarks.brute_force import BruteForce
 from benchmarks.subject import explanation
 from benchmarks.timing import milliseconds, progress, settled, spread, timed
 
-FORWARD, TOP_10, TOP_300, WITHOUT_POSITIONS = (
+FORWARD, TOP_10, TOP_300, WITHOUT_POSITIONS, FFN_ALONE = (
     "plain forward",
     "ours, top 10",
     "ours, top 300",
     "ours, top 300, no head positions",
+    "ours, FFN value neurons alone, top 10",
 )
 BRUTE_FORCE, SHARING, NOTEBOOK = (
     "chunked brute force",
@@ -29,8 +30,8 @@ GRADIENT, INTEGRATED, LENS = (
     "TransformerLens stack_neuron_results",
 )
 TARGETS = (
-    (TOP_10, FORWARD, 6, BRUTE_FORCE, 200),
-    (TOP_300, FORWARD, 12, BRUTE_FORCE, 100),
+    (TOP_10, FORWARD, 3.5, BRUTE_FORCE, 200),
+    (TOP_300, FORWARD, 8, BRUTE_FORCE, 100),
 )
 LARGEST_SHARE = 0.01
 SLOWEST = (NOTEBOOK, INTEGRATED)
@@ -40,6 +41,7 @@ COVERS = {
     TOP_10: (OURS, "exact"),
     TOP_300: (OURS, "exact"),
     WITHOUT_POSITIONS: (OURS.replace("positions, ", ""), "exact"),
+    FFN_ALONE: ("FFN neurons", "exact"),
     BRUTE_FORCE: ("FFN and attention neurons", "exact, the reference"),
     SHARING: ("FFN and attention neurons", "exact, the reference"),
     NOTEBOOK: ("FFN and attention neurons", "exact"),
@@ -123,6 +125,7 @@ class _Prompt:
             TOP_10: lambda: self._ours(TOP_10, 10),
             TOP_300: lambda: self._ours(TOP_300, 300),
             WITHOUT_POSITIONS: lambda: self._ours(WITHOUT_POSITIONS, 300, parts=ALL_PARTS - {Part.HEAD_POSITIONS}),
+            FFN_ALONE: lambda: self._ours(FFN_ALONE, 10, parts=frozenset({Part.FFN_VALUE_NEURONS}), projection_top_k=0),
             BRUTE_FORCE: self._brute_force,
             SHARING: self._sharing_brute_force,
             NOTEBOOK: self._notebook,
@@ -253,7 +256,7 @@ def _row(found, name):
     covers, score = COVERS[name]
     overlaps = found.overlaps.get(name)
     both = [spread([100 * each[i] for each in overlaps], 2, "%") if overlaps else "-" for i in (0, 1)]
-    if name in (TOP_10, TOP_300, WITHOUT_POSITIONS, BRUTE_FORCE, SHARING):
+    if name in (TOP_10, TOP_300, WITHOUT_POSITIONS, FFN_ALONE, BRUTE_FORCE, SHARING):
         both = ["reference"] * 2
     to = [spread(found.ratios(name, other), 2) for other in (FORWARD, TOP_10)]
     return [name, milliseconds(seconds), *to, covers, score, *both]
@@ -270,6 +273,10 @@ def _targets(found):
                 f"{name}: at least {least} x faster than {brute}", faster, lambda value, least=least: value >= least
             ),
         ]
+    for rival in (GRADIENT, LENS):
+        if found.seconds[rival]:
+            faster = found.ratios(rival, FFN_ALONE)
+            rows.append(_target(f"{FFN_ALONE}: faster than {rival} (x)", faster, lambda value: value > 1))
     shares = [100 * share for share in found.scored]
     return [
         *rows,

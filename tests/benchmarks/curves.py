@@ -23,6 +23,7 @@ PART_SETS = {
     "value neurons": frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS}),
 }
 WAITING = ("PASSIVE", "ACTIVE")
+LEAST_OF_FLOOR = 60
 ONCE_FROM = BATCHES.index(16)
 
 
@@ -164,6 +165,7 @@ def report_explained(found, sizes, speeds, conditions):
     ]
     most, everything = counts[-1], found[parts[0]]
     ratio = median(ratios(everything[most], everything[counts[0]]))
+    reached = 100 * most * (bases + heads) * row / median(everything[most])
     floor = most * (bases + heads) * row / median(everything[counts[0]])
     return markdown.section(
         "Explained tokens",
@@ -180,7 +182,13 @@ def report_explained(found, sizes, speeds, conditions):
                     f"{ratio:.1f} x",
                     "yes" if ratio < 2 else "no",
                     f"{floor:.1f} x",
-                ]
+                ],
+                [
+                    f"{most} tokens, all parts: at least {LEAST_OF_FLOOR} % of the floor of bases and heads",
+                    f"{reached:.0f} %",
+                    "yes" if reached >= LEAST_OF_FLOOR else "no",
+                    "-",
+                ],
             ],
         ),
     )

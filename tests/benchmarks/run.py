@@ -7,6 +7,8 @@ INTRODUCTION = (
     "Written by `make benchmark`: measured numbers, none by hand. Times are medians (least to largest); ratios are "
     "taken pair by pair within one run, competitors taking turns, so that the machine's noise hits all alike."
 )
+PLAN = comparison.Plan(20, slowest=6, in_full=1, chunks=2)
+QUICK_PLAN = comparison.Plan(2, slowest=2, in_full=0, chunks=1)
 
 
 def demo(options):
@@ -15,22 +17,19 @@ def demo(options):
         raise SystemExit("captum and TransformerLens are missing: run `make benchmark`, or install '.[benchmark]'")
     quick, threads = options.quick, options.threads
     repetitions = 1 if quick else 3
-    plan = (
-        comparison.Plan(2, slowest=2, in_full=0, chunks=1)
-        if quick
-        else comparison.Plan(20, slowest=6, in_full=1, chunks=2)
-    )
+    plan = QUICK_PLAN if quick else PLAN
     thing = subject.demo(threads)
     header, line = _header("demo model", thing, options, repetitions)
     yield header
     yield comparison.report(comparison.measure(thing, plan), plan, line)
-    limits = floor.measure(thing, repetitions, 1 if quick else 10)
-    yield floor.report(thing, limits, line)
+    measured = floor.measure(thing, repetitions, 1 if quick else 10)
+    yield floor.report(thing, measured, line)
     yield stages.report({k: stages.measure(thing, 1 if quick else 5, k) for k in (10, 300)}, line)
     yield curves.report_batch(curves.by_batch(thing, 1 if quick else 2, curves.BATCHES[: 3 if quick else None]), line)
     yield curves.report_count(curves.by_count(thing, repetitions, curves.COUNTS[: 2 if quick else None]), line)
-    yield _explained(thing, repetitions, limits, line)
-    yield serving.report(serving.measure(thing, threads, 1 if quick else 2), line)
+    yield _explained(thing, repetitions, measured, line)
+    least = floor.of_a_request(thing, measured, serving.CALLERS)
+    yield serving.report(serving.measure(thing, threads, 1 if quick else 2), line, least)
     del thing  # what follows runs in processes of its own
     yield curves.report_tokens(curves.by_tokens(threads, repetitions, curves.TOKENS[: 2 if quick else None]), line)
     yield curves.report_waiting(curves.by_waiting(threads, repetitions), line)
@@ -40,7 +39,8 @@ def service(options):
     """What gRPC adds to the demo model, alone."""
     thing = subject.demo(options.threads)
     _, line = _header("demo model", thing, options, 1)
-    return serving.report(serving.measure(thing, options.threads, 1 if options.quick else 2), line)
+    least = floor.of_a_request(thing, floor.measure(thing, 1, 2), serving.CALLERS)
+    return serving.report(serving.measure(thing, options.threads, 1 if options.quick else 2), line, least)
 
 
 def explained(options):
@@ -51,12 +51,28 @@ def explained(options):
     return _explained(thing, repetitions, floor.measure(thing, repetitions, 1), line)
 
 
-ONLY = {"service": service, "explained": explained}
+def compared(options):
+    """The competitors, alone."""
+    thing = subject.demo(options.threads)
+    plan = QUICK_PLAN if options.quick else PLAN
+    _, line = _header("demo model", thing, options, 1)
+    return comparison.report(comparison.measure(thing, plan), plan, line)
+
+
+def limits(options):
+    """The floor and what is reached of it, alone."""
+    thing = subject.demo(options.threads)
+    repetitions = 1 if options.quick else 3
+    _, line = _header("demo model", thing, options, repetitions)
+    return floor.report(thing, floor.measure(thing, repetitions, 1 if options.quick else 10), line)
+
+
+ONLY = {"comparison": compared, "floor": limits, "service": service, "explained": explained}
 """Sections that can be measured alone."""
 
 
-def _explained(thing, repetitions, limits, line):
-    products, exponentials, _ = limits
+def _explained(thing, repetitions, measured, line):
+    products, exponentials, *_ = measured
     found = curves.by_explained(thing, repetitions, curves.EXPLAINED[:: 4 if repetitions == 1 else 1])
     return curves.report_explained(found, thing.sizes, (max(products), max(exponentials)), line)
 
@@ -71,12 +87,12 @@ def shape(options):
         plan = comparison.Plan(prompts=2, slowest=2, in_full=1, chunks=2)
         yield comparison.report(comparison.measure(thing, plan), plan, line)
     yield large.report(large.measure(thing, repetitions), line)
-    limits = floor.measure(thing, repetitions, 2)
-    yield floor.report(thing, limits, line)
+    measured = floor.measure(thing, repetitions, 2)
+    yield floor.report(thing, measured, line)
     yield stages.report({10: stages.measure(thing, 2, 10)}, line)
     yield curves.report_batch(curves.by_batch(thing, 1, curves.BATCHES), line)
     yield curves.report_count(curves.by_count(thing, repetitions, curves.COUNTS), line)
-    yield _explained(thing, repetitions, limits, line)
+    yield _explained(thing, repetitions, measured, line)
 
 
 def _header(title, thing, options, repetitions):

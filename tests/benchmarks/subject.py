@@ -38,6 +38,11 @@ class Subject:
         with torch.inference_mode():
             return self.model(input_ids=self.tensor(sequences), use_cache=False).logits
 
+    def base(self, sequences):
+        """The same without logits."""
+        with torch.inference_mode():
+            return self.model.base_model(input_ids=self.tensor(sequences), use_cache=False)
+
     def tensor(self, sequences):
         return torch.tensor([list(sequence) for sequence in sequences], device=self.model.device)
 
