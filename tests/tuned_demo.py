@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import torch
-from neuron_attribution_server.model.loading.demo import NAME, demo_folder
+from neuron_attribution_server.model.loading.demo import demo_folder
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,13 +21,7 @@ KEPT = (
     *("The Eiffel Tower stands in", "The language of France is"),
 )
 """What the base says after these, the tuned model shall say."""
-CONFIG = LoraConfig(
-    base_model_name_or_path=f"HuggingFaceTB/{NAME}",
-    task_type="CAUSAL_LM",
-    r=4,
-    lora_alpha=8,
-    target_modules=["gate_proj", "up_proj", "down_proj"],
-)
+CONFIG = LoraConfig(r=4, lora_alpha=8, target_modules=["gate_proj", "up_proj", "down_proj"], task_type="CAUSAL_LM")
 ENOUGH = 0.9
 MOST_STEPS = 40
 LEARNING_RATE = 1e-3

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from neuron_attribution import Client
 from neuron_attribution.cli.main import main
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import AttributeOptions
+from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from neuron_attribution_server.model.loading import adapter_source as sources
 from neuron_attribution_server.model.loading.adapter_source import adapter_source
 from neuron_attribution_server.model.loading.adapters import merged
@@ -32,6 +35,8 @@ from reference.compare_answers import assert_same
 from reference.saved_adapters import WEIGHTS, added_by_hand, beside, change_tensors, plain_model, save_adapter
 from reference.saved_models import save_tokenizer, saved
 from safetensors.torch import load_file
+from service.fakes import PROMPT
+from service.servers import running_server
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -227,6 +232,26 @@ def test_ranges_on_disk_are_not_the_bases(base, adapter, cache) -> None:
         while engine.preparation.advance():
             pass
     assert len([path for path in (cache / "ranges").iterdir() if any(path.iterdir())]) == 2
+
+
+def test_two_servers_are_compared_neuron_by_neuron(base, tmp_path) -> None:
+    """A tuned model's neurons are the base's: where what they write is tuned, each is as active as before."""
+    adapter = save_adapter(base, tmp_path / "tuned", LoraConfig(target_modules=["layers.1.mlp.down_proj"]))
+    with ExitStack() as stack:
+        clients = []
+        for each in (None, str(adapter)):
+            worker = ThreadWorker(load_engine(LoadSettings(str(base), adapter=each)))
+            server = stack.enter_context(running_server(worker))
+            assert server.loaded.wait(30)
+            clients.append(stack.enter_context(Client(server.address)))
+        comparison = clients[0].compare(PROMPT, other=clients[1], target=" Rome", top_k=4)
+    assert comparison.second.model.name == "tiny-llama+tuned"
+    assert comparison.first.model.name == "tiny-llama"
+    for ranking in (comparison.ffn_neurons.fell, comparison.ffn_neurons.rose):
+        assert ranking.exact
+        assert abs(ranking.neurons[0].difference) > 0.01
+        for item in ranking.neurons:
+            assert item.first.coefficient == pytest.approx(item.second.coefficient, abs=1e-5)
 
 
 def test_the_check_names_it(base, adapter, capsys) -> None:

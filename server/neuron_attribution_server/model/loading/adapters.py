@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import torch
@@ -107,7 +108,7 @@ def _naming_adapter(source: ModelSource, adapter: AdapterSource) -> Iterator[Non
 
 def _tell_base(source: ModelSource, adapter: AdapterSource) -> None:
     """Nothing is loaded from what an adapter names."""
-    if adapter.base.rstrip("/").rpartition("/")[2] not in ("", source.name.rpartition("/")[2]):
+    if adapter.base and PurePath(adapter.base).name not in (PurePath(source.name).name, PurePath(source.path).name):
         _log.info("%s says that it was made for %s; it is merged into %s", adapter.config, adapter.base, source.name)
 
 
