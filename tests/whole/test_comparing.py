@@ -1,6 +1,8 @@
 """Comparing on the demo model, over a real port: the command, its JSON, and the example."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -66,6 +68,14 @@ def test_every_head(address):
     with Client(address) as client:
         (result,) = client.intervene(PROMPT, [[Intervention(heads=(Head(23, 4),))]]).results
     assert got["probabilities"][23][4] == pytest.approx(result.after.target.probability, abs=1e-6)
+
+
+def test_the_tuned_model_of_the_page(tmp_path):
+    """The adapter that the page on comparing compares the demo model with."""
+    script = [sys.executable, str(ROOT / "tests" / "tuned_demo.py"), str(tmp_path / "rome")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    assert re.search(r"rome: after \d+ s ' Rome' has the probability 0\.9", done.stdout)
 
 
 def test_the_example(address):

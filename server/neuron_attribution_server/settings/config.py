@@ -31,6 +31,7 @@ class LoadSettings:
     pickled_weights: bool = False
     device_map: str | None = None
     device_memory: str | None = None
+    adapter: str | None = None
 
 
 def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
@@ -97,6 +98,9 @@ class ServerConfig:
 
     model: str = _setting(_text, "the model: demo, a Hub id, a folder, or a GGUF file")
     revision: str | None = _setting(_text, "the revision of a model from the Hub", None)
+    adapter: str | None = _setting(
+        _text, "the folder of a LoRA adapter, as peft saves it, which is merged into the model when it is loaded", None
+    )
     dtype: str = _setting(_one_of("auto", "float32", "float16", "bfloat16"), "the type of the weights", "auto")
     device: str = _setting(_matching(_DEVICES, "auto, cpu, cuda, cuda:N or cuda:N,cuda:M"), "where it runs", "auto")
     device_map: str | None = _setting(
@@ -259,6 +263,11 @@ class ServerConfig:
 
         if self.device_map is not None and self.device != "auto":
             raise ConfigurationError("device_map spreads the model over all devices: leave device at auto")
+        if self.device_map is not None and self.adapter is not None:
+            raise ConfigurationError(
+                "adapter and device_map: an adapter is merged into whole models only; merge it once by peft "
+                "(merge_and_unload), save the model, and spread that"
+            )
         if self.device_memory is not None and self.device_map is None:
             raise ConfigurationError("device_memory without device_map: it limits how device_map auto spreads a model")
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -290,6 +299,7 @@ class ServerConfig:
                 self.pickled_weights,
                 self.device_map,
                 self.device_memory,
+                self.adapter,
             )
             for each in devices
         )
@@ -331,7 +341,7 @@ class ServerConfig:
 
 GROUPS = {
     "the model": (
-        *("model", "revision", "dtype", "device", "device_map", "device_memory", "threads"),
+        *("model", "revision", "adapter", "dtype", "device", "device_map", "device_memory", "threads"),
         *("trust_remote_code", "pickled_weights"),
     ),
     "the network": ("listen", "health_listen", "metrics_listen", "web", "web_connections"),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +12,7 @@ from threading import Thread
 
 import pytest
 import torch
+from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution_server.model.loading.models import load_engine
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.process
 
 ID = "tiny/llama"
 COMMITS = {"main": "a" * 40, "draft": "b" * 40}
+TUNED = "c" * 40
 PATH = re.compile(r"(?:/api/models)?/([^/]+/[^/?]+)(?:/(?:revision|resolve|tree)/([^/?]+))?/?([^?]*)")
 IN_A_PROCESS = "import json; from model.loading import test_hub; print(json.dumps(test_hub.answers_from_the_hub()))"
 
@@ -82,7 +85,10 @@ def answer(model, revision=None):
 def answers_from_the_hub():
     with pytest.raises(OSError, match="tiny/absent") as refused:
         load_engine(LoadSettings("tiny/absent"))
-    return {"main": answer(ID), "draft": answer(ID, "draft"), "absent": str(refused.value)}
+    with pytest.raises(FailedPreconditionError) as tuned:
+        load_engine(LoadSettings(ID, TUNED))
+    texts = {"absent": str(refused.value), "tuned": str(tuned.value)}
+    return {"main": answer(ID), "draft": answer(ID, "draft"), **texts}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +97,8 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     for seed, commit in enumerate(COMMITS.values()):
         save(folder / commit, seed)
+    shutil.copytree(folder / COMMITS["main"], folder / TUNED)
+    (folder / TUNED / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "tiny/another"}))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     environment |= {"HF_HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "cache")}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -136,3 +144,9 @@ def test_another_revision_is_asked_for_and_is_another_model(served):
 def test_an_id_that_the_hub_does_not_have_is_named(served):
     _, answers, _ = served
     assert "tiny/absent is not a local folder" in answers["absent"]
+
+
+def test_what_an_adapter_names_is_not_fetched(served):
+    _, answers, asked = served
+    assert answers["tuned"].startswith(f"model refused: {ID} holds an adapter (adapter_config.json): name its base")
+    assert not any("tiny/another" in path for path in asked)

@@ -97,7 +97,7 @@ def _described(source: ModelSource, reading: Reading, error: BaseException) -> s
     """What a library says, and the remedy where that is not said as well."""
     says_enough = reading is Reading.MODEL and isinstance(error, _CLEAR)
     remedy = _missing(source, reading) or ("" if says_enough else reading.value)
-    return f"{source.path} cannot be loaded: {_words(error)}" + (remedy and f"; {remedy}")
+    return f"{source.path} cannot be loaded: {words_of(error)}" + (remedy and f"; {remedy}")
 
 
 def _missing(source: ModelSource, reading: Reading) -> str:
@@ -145,7 +145,8 @@ def _weights_damage(path: Path) -> str:
         return f"{path} is cut short or damaged ({error}): {_AGAIN}"
 
 
-def _words(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
+    """An error in one line, with its kind where the words alone would not do."""
     words = " ".join(str(error).split())
     return words if words and isinstance(error, _CLEAR) else f"{type(error).__name__}: {words}"
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from neuron_attribution.errors import FailedPreconditionError
 from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
 from neuron_attribution_server.model.loading.demo import NAME as DEMO_NAME
 from neuron_attribution_server.model.loading.demo import demo_folder
@@ -44,9 +46,9 @@ class ModelSource:
             return str(self.arguments["revision"])
         folder = Path(self.location)
         if self.gguf_file is not None:
-            return _digest([folder / self.gguf_file])
+            return digest_of([folder / self.gguf_file])
         kinds = _HASHED if any(folder.glob("*.safetensors")) else (*_HASHED, _PICKLED)
-        return _digest(sorted(path for kind in kinds for path in folder.glob(kind) if path.is_file()))
+        return digest_of(sorted(path for kind in kinds for path in folder.glob(kind) if path.is_file()))
 
 
 def model_source(settings: LoadSettings) -> ModelSource:
@@ -56,13 +58,26 @@ def model_source(settings: LoadSettings) -> ModelSource:
     path = Path(settings.model)
     if path.is_dir():
         check_files(path)
+        _check_alone(str(path))
         return ModelSource(path.resolve().name, str(path))
     if os.path.lexists(path):
         check_kind(path, status_of(path).st_mode)
         return ModelSource(path.stem, str(path.parent), {"gguf_file": path.name})
     if settings.model.startswith(("/", ".", "~")):
         raise FileNotFoundError(f"--model {settings.model}: there is no such folder or file")
-    return ModelSource(settings.model, settings.model, {"revision": _commit(settings.model, settings.revision)})
+    commit = _commit(settings.model, settings.revision)
+    _check_alone(settings.model, commit)
+    return ModelSource(settings.model, settings.model, {"revision": commit})
+
+
+def _check_alone(location: str, revision: str | None = None) -> None:
+    """Refuse an adapter: transformers would load the base that it names, or leave the adapter beside the matrices."""
+    if find_adapter_config_file(location, revision=revision) is not None:
+        raise FailedPreconditionError(
+            f"model refused: {location} holds an adapter ({ADAPTER_CONFIG_NAME}): name its base model by --model, and "
+            "a folder with the adapter alone by --adapter",
+            reason="CANNOT_LOAD",
+        )
 
 
 def _commit(model_id: str, revision: str | None) -> str:
@@ -76,7 +91,8 @@ def _commit(model_id: str, revision: str | None) -> str:
     return Path(config).parent.name
 
 
-def _digest(files: list[Path]) -> str:
+def digest_of(files: list[Path]) -> str:
+    """The first 12 digits of the SHA-256 of files with their names."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode())

@@ -23,6 +23,8 @@ from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 from neuron_attribution_server.model.capture.capture import prepare_model
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.engine.generation import make_greedy
+from neuron_attribution_server.model.loading.adapter_source import AdapterSource, adapter_source
+from neuron_attribution_server.model.loading.adapters import merged
 from neuron_attribution_server.model.loading.demo import cache_folder
 from neuron_attribution_server.model.loading.invariants import measure
 from neuron_attribution_server.model.loading.load_failures import Reading, check_tensors, naming_files
@@ -61,19 +63,21 @@ def load_engine(settings: LoadSettings) -> Engine:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums of bfloat16 products, too
     torch.set_float32_matmul_precision("highest")  # scores are exact in float32: a GPU's TF32 has 10 bits of 23
     logging.set_verbosity_error()
-    source = model_source(settings)
+    source, adapter = model_source(settings), adapter_source(settings)
     revision_later = _begun(source.revision)
     with naming_files(source, Reading.MODEL if source.gguf_file is None else Reading.GGUF):
-        model = _model(source, settings)
+        model = _model(source, adapter, settings)
     with naming_files(source, Reading.TOKENIZER):
         serialized = _serialized(
             AutoTokenizer.from_pretrained(source.location, **_own_code(settings), **source.arguments)
         )
         tokenizer = ExactTokenizer(serialized)
         tokenizer.ids("a")  # some break at their first text only
-    revision = revision_later.result()
+    name, revision = source.name, revision_later.result()
+    if adapter is not None:
+        name, revision = f"{name}+{adapter.name}", f"{revision}+{adapter.revision()}"
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}"
-    identity = ModelIdentity(source.name, revision, _name(model.dtype))
+    identity = ModelIdentity(name, revision, _name(model.dtype))
     return _engine(model, identity, serialized, tokenizer, ranges)
 
 
@@ -131,8 +135,8 @@ def _engine(
     return Engine(view, weights, facts, token_text, vocabulary_ranges, activity, vocabulary_ranges)
 
 
-def _model(source: ModelSource, settings: LoadSettings) -> PreTrainedModel:
-    """The model with every tensor as its files have it, where it runs."""
+def _model(source: ModelSource, adapter: AdapterSource | None, settings: LoadSettings) -> PreTrainedModel:
+    """The model with every tensor as its files have it, and the adapter's in them, where it runs."""
     if source.gguf_file is None:
         _spec(AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments))
     with _naming_pickled_weights(source, settings):
@@ -150,6 +154,8 @@ def _model(source: ModelSource, settings: LoadSettings) -> PreTrainedModel:
     check_tensors(source, loaded[1])
     if getattr(model, "is_quantized", False) and source.gguf_file is None:
         model = _dequantized(model, settings)
+    if adapter is not None:
+        model = merged(model, source, adapter)
     place(model, settings)
     return model
 
