@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from reference.experts import RoutedExperts
 from reference.forward import LayerStates, States
-from reference.recording import CLOSE, Call, Recording, columns, in_double, is_linear, matrix, record, same
+from reference.mixed_heads import Gate, find_values
+from reference.recording import Call, Recording, columns, in_double, is_linear, matrix, record, same
 from reference.weights import Layer, Norm, Weights
 
 PROBE = (5, 17, 3, 60, 31, 8, 77, 42)
@@ -52,9 +53,11 @@ class Parts:
     output: nn.Module
     value: nn.Module
     value_columns: list[int]
+    attention_gate: Gate | None
     attention_write: Write
     down: nn.Module | None
     experts: RoutedExperts | None
+    experts_factor: float
     ffn_write: Write
     weights: Layer
 
@@ -87,10 +90,12 @@ class Dissection:
         values = self._clipped(recording.of(parts.value).output[:, parts.value_columns])
         values = values.unflatten(1, (self._heads, -1)).transpose(0, 1)
         attention = parts.attention_write(recording, raw)
-        coefficients, ffn_raw = _ffn(recording, parts.down, parts.experts, _scope(recording, self._layers[number]))
+        scope = _scope(recording, self._layers[number])
+        coefficients, ffn_raw = _ffn(recording, parts.down, parts.experts, scope, parts.experts_factor)
         ffn = parts.ffn_write(recording, ffn_raw)
         middle = streams[number] + attention
-        z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1)
+        gates = None if parts.attention_gate is None else parts.attention_gate(recording)
+        z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1) * (1 if gates is None else gates)
         assert_same(z, recording.of(parts.output).input, "attention")
         assert_same(streams[number] + attention + ffn, streams[number + 1], "the residual stream")
         return LayerStates(
@@ -101,8 +106,9 @@ class Dissection:
             middle=middle,
             coefficients=coefficients / parts.ffn_write.scale(ffn_raw),
             ffn=ffn,
+            gates=None if gates is None else gates.unflatten(1, (self._heads, -1)).transpose(0, 1),
             attention_scale=parts.attention_write.scale(raw)[:, 0],
-            ffn_reads_attention=any(same(call.input, middle) for call in _scope(recording, self._layers[number])),
+            ffn_reads_attention=any(same(call.input, middle) for call in scope),
         )
 
     def _dissect(self, recording: Recording, number: int) -> Parts:
@@ -113,12 +119,17 @@ class Dissection:
         rest = [call for call in scope if call not in attention]
         size = _size(recording.of(self._inputs[number]).input)
         output = [call for call in attention if is_linear(call.module) and size == _size(call.output)][-1]
-        value, places = self._find_values(self._pattern(recording, number), output, attention)
+        pattern = self._pattern(recording, number)
+        value, places, attention_gate = find_values(pattern, output.input, self._heads, attention, self._clipped)
         experts = _find_experts(rest)
         downs = [c for c in rest if is_linear(c.module) and _size(c.output) == size != _size(c.input)]
         down = downs[-1].module if downs else None
-        _, ffn_raw = _ffn(recording, down, experts, scope)
         before, after = self._around(recording, number)
+        experts_factor = 1.0
+        _, ffn_raw = _ffn(recording, down, experts, scope)
+        if down is not None and experts is not None and _norm_after(scope, ffn_raw) is None:
+            experts_factor = _experts_factor(recording, down, experts, scope, output.output, after - before)
+            _, ffn_raw = _ffn(recording, down, experts, scope, experts_factor)
         norms = [_norm_after(scope, raw) for raw in (output.output, ffn_raw)]
         written = [norm.output if norm else raw for norm, raw in zip(norms, (output.output, ffn_raw), strict=True)]
         factors = torch.linalg.lstsq(
@@ -137,9 +148,11 @@ class Dissection:
             output=output.module,
             value=value.module,
             value_columns=places,
+            attention_gate=attention_gate,
             attention_write=writes[0],
             down=down,
             experts=experts,
+            experts_factor=experts_factor,
             ffn_write=writes[1],
             weights=_as_layer(
                 attention_norm,
@@ -156,18 +169,6 @@ class Dissection:
     def _around(self, recording: Recording, number: int) -> tuple[Tensor, Tensor]:
         following = [*self._inputs, self._final_norm][number + 1]
         return recording.of(self._inputs[number]).input, recording.of(following).input
-
-    def _find_values(self, pattern: Tensor, output: Call, attention: list[Call]) -> tuple[Call, list[int]]:
-        """Attention weights times values are the output projection's input: the columns of which this is true."""
-        wanted = output.input.unflatten(1, (self._heads, -1))
-        for call in attention:
-            if is_linear(call.module) and call.module is not output.module and call.output.dim() == 2:
-                mixed = torch.einsum("hts,sj->thj", pattern, self._clipped(call.output))
-                distance = (wanted[:, :, :, None] - mixed[:, :, None]).abs().amax(0).flatten(0, 1)
-                nearest = distance.min(1)
-                if bool((nearest.values < CLOSE * wanted.abs().max()).all()):
-                    return call, nearest.indices.tolist()
-        raise AssertionError("no module gives the values")
 
     def _pattern(self, recording: Recording, number: int) -> Tensor:
         """Attention weights as applied: Granite's sinks shrink what a head mixes and leave its weights alone."""
@@ -271,7 +272,11 @@ def _find_experts(calls: list[Call]) -> RoutedExperts | None:
 
 
 def _ffn(
-    recording: Recording, down: nn.Module | None, experts: RoutedExperts | None, scope: list[Call]
+    recording: Recording,
+    down: nn.Module | None,
+    experts: RoutedExperts | None,
+    scope: list[Call],
+    experts_factor: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The coefficients [T, N] of every neuron, and what the whole network gives, before a norm, [T, d]."""
     if experts is None:
@@ -283,7 +288,23 @@ def _ffn(
         return routed, call.output
     shared = recording.of(down)
     share = _share(scope, shared)
-    return torch.cat([share * shared.input, routed], 1), share * shared.output + call.output
+    coefficients = torch.cat([share * shared.input, experts_factor * routed], 1)
+    return coefficients, share * shared.output + experts_factor * call.output
+
+
+def _experts_factor(
+    recording: Recording,
+    down: nn.Module,
+    experts: RoutedExperts,
+    scope: list[Call],
+    attention: Tensor,
+    written: Tensor,
+) -> float:
+    """How much more of the routed experts' sum than of the shared expert's output is in what a layer writes."""
+    shared, routed = recording.of(down), recording.of(experts.module).output
+    parts = [attention, _share(scope, shared) * shared.output, routed]
+    found = torch.linalg.lstsq(torch.stack([each.flatten() for each in parts], 1), written.flatten()[:, None])
+    return round((found.solution[2, 0] / found.solution[1, 0]).item(), 5)
 
 
 def _share(scope: list[Call], shared: Call) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 _SEVERAL_STREAMS = "it mixes several residual streams ({}), so that what a layer writes is not simply added"
 _NO_ATTENTION_WEIGHTS = "some of its layers are recurrent ({}) and have no attention weights to attribute to positions"
-_GATED_ATTENTION = "its attention multiplies what heads mix by a gate, which its value neurons do not contain"
 _NORMED_STREAM = "it norms the residual stream itself after every block, so that writes do not add up"
 
 REFUSED: dict[str, str] = {
@@ -22,8 +21,6 @@ REFUSED: dict[str, str] = {
     "bitnet": "it norms the neurons themselves before the output projections",
     "llama4": "its router weighs what an expert reads, not what it writes",
     "llama4_text": "its router weighs what an expert reads, not what it writes",
-    "afmoe": _GATED_ATTENTION,
-    "laguna": _GATED_ATTENTION,
     "mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
     "mamba2": _NO_ATTENTION_WEIGHTS.format("state spaces"),
     "falcon_mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+from torch import Tensor
 
 
 class NormKind(Enum):
@@ -26,6 +28,7 @@ class Layout(Enum):
     PER_GROUP = "queries, key, value of each key/value head"
     FOUR_BLOCKS = "queries, values, keys of each quarter of the heads"
     LATENT = "key without position, value of each head"
+    QUERY_GATE = "query, gate of each head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,17 @@ class Rows:
 
     module: str
     layout: Layout = Layout.WHOLE
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What multiplies the mixed heads: rows of a projection of what attention reads, activated.
+
+    There is a row for each dimension of each head, or one for each head.
+    """
+
+    rows: Rows
+    activation: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +101,8 @@ class ArchitectureSpec:
     """The projection and the norm before the value projection, where values are made from a compressed state."""
     value_clip: str | None = None
     """The configuration's bound of value vectors."""
+    attention_gate: Gate | None = None
+    """What multiplies the mixed heads before the output projection."""
 
     ffn_norm: str | None
     ffn: FeedForward
@@ -95,6 +111,8 @@ class ArchitectureSpec:
     """The norm between the FFN and the residual stream."""
     experts: str | None = None
     """The routed experts of the layers that have them."""
+    expert_multiplier: str | None = None
+    """The configuration's factor of what the routed experts write together."""
     shared_ffn: FeedForward | None = None
     expert_outputs: tuple[str, ...] = ()
     """The modules whose outputs add up to the FFN's, in layers with experts."""

@@ -128,6 +128,8 @@ def _hooks(view: ModelView, states: CapturedStates) -> Iterator[tuple[nn.Module,
             states.coefficients.append(torch.empty(0))
         elif layer.ffn.dense is not None:
             yield layer.ffn.dense.output, _numbered_rows_to(states.coefficients, number, states), None
+        if layer.gate_module is not None:
+            yield layer.gate_module, None, _gates_to(states, layer)
         if layer.attention_weights_module is not None:
             yield layer.value_module, None, _values_to(states, layer)
             yield layer.attention_weights_module, None, _weights_to(states)
@@ -210,6 +212,13 @@ def _output_to(destination: list[Tensor], multiplier: float, states: CapturedSta
 def _values_to(states: CapturedStates, layer: LayerView) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
         states.values.append(states.kept(layer.values_of(output)))
+
+    return hook
+
+
+def _gates_to(states: CapturedStates, layer: LayerView) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        states.gates.append(layer.gates_of(states.rows.of(states.by_position(output))))
 
     return hook
 
