@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 
 from reference.experts import RoutedExperts
 from reference.forward import LayerStates, States
-from reference.mixed_heads import Gate, find_values
-from reference.recording import Call, Recording, columns, in_double, is_linear, matrix, record, same
+from reference.mixed_heads import Values, find_values
+from reference.recording import Call, Recording, columns, in_double, is_linear, matrix, ratio, record, same
 from reference.weights import Layer, Norm, Weights
 
+SINKS = "GraniteSWAAttention", "GraniteMoeSWAAttention"
 PROBE = (5, 17, 3, 60, 31, 8, 77, 42)
-ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+ATTENTIONS = ("self_attn", "attn", "attention", "self_attention", "multi_head_attention")
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,7 @@ class Parts:
 
     first: nn.Module
     output: nn.Module
-    value: nn.Module
-    value_columns: list[int]
-    attention_gate: Gate | None
+    values: Values
     attention_write: Write
     down: nn.Module | None
     experts: RoutedExperts | None
@@ -87,14 +86,13 @@ class Dissection:
     def _layer_states(self, recording: Recording, number: int, streams: list[Tensor]) -> LayerStates:
         parts, pattern = self._parts[number], self._pattern(recording, number)
         raw = recording.of(parts.output).output
-        values = self._clipped(recording.of(parts.value).output[:, parts.value_columns])
-        values = values.unflatten(1, (self._heads, -1)).transpose(0, 1)
+        values = parts.values(recording).unflatten(1, (self._heads, -1)).transpose(0, 1)
         attention = parts.attention_write(recording, raw)
         scope = _scope(recording, self._layers[number])
         coefficients, ffn_raw = _ffn(recording, parts.down, parts.experts, scope, parts.experts_factor)
         ffn = parts.ffn_write(recording, ffn_raw)
         middle = streams[number] + attention
-        gates = None if parts.attention_gate is None else parts.attention_gate(recording)
+        gates = parts.values.gates(recording)
         z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1) * (1 if gates is None else gates)
         assert_same(z, recording.of(parts.output).input, "attention")
         assert_same(streams[number] + attention + ffn, streams[number + 1], "the residual stream")
@@ -120,7 +118,7 @@ class Dissection:
         size = _size(recording.of(self._inputs[number]).input)
         output = [call for call in attention if is_linear(call.module) and size == _size(call.output)][-1]
         pattern = self._pattern(recording, number)
-        value, places, attention_gate = find_values(pattern, output.input, self._heads, attention, self._clipped)
+        values = find_values(pattern, output.input, self._heads, attention, self._clipped)
         experts = _find_experts(rest)
         downs = [c for c in rest if is_linear(c.module) and _size(c.output) == size != _size(c.input)]
         down = downs[-1].module if downs else None
@@ -140,15 +138,14 @@ class Dissection:
             for norm, factor in zip(norms, factors.solution[:, 0].tolist(), strict=True)
         ]
         up, gate, ffn_norm = _find_keys(scope, rest, down, experts, size)
-        value_rows, attention_norm = _traced(scope, matrix(value.module)[places], value.input, size)
+        rows = values.factor * matrix(values.call.module)[values.columns]
+        value_rows, attention_norm = _traced(scope, rows, values.call.input, size)
         rows = [] if down is None else [matrix(down).T]
         rows += [] if experts is None else [experts.down()]
         return Parts(
             first=self._inputs[number],
             output=output.module,
-            value=value.module,
-            value_columns=places,
-            attention_gate=attention_gate,
+            values=values,
             attention_write=writes[0],
             down=down,
             experts=experts,
@@ -233,7 +230,7 @@ def assert_same(a: Tensor, b: Tensor, what: str) -> None:
 
 
 def _sink_module(layer: nn.Module) -> nn.Module | None:
-    return next((module for module in layer.modules() if type(module).__name__ == "GraniteSWAAttention"), None)
+    return next((module for module in layer.modules() if type(module).__name__ in SINKS), None)
 
 
 def _layer_modules(model: PreTrainedModel) -> list[nn.Module]:
@@ -257,9 +254,9 @@ def _layer_input(recording: Recording, layer: nn.Module) -> nn.Module:
 
 
 def _final_norm(recording: Recording, model: PreTrainedModel) -> nn.Module:
-    """The last module before the unembedding."""
+    """The last module before the unembedding; some models divide what it gives."""
     unembedding = recording.of(model.get_output_embeddings())
-    return [call for call in recording.calls if same(call.output, unembedding.input)][-1].module
+    return [call for call in recording.calls if ratio(unembedding.input, call.output)][-1].module
 
 
 def _size(tensor: Tensor) -> int:

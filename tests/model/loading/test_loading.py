@@ -31,6 +31,7 @@ WRONG = {
         "laguna",
         {"attention_gate": dataclasses.replace(FAMILIES["laguna"].attention_gate, activation=torch.sigmoid)},
     ),
+    "ffn_neurons by a norm inside the FFN": ("axk1", {"ffn_write": None}),
     "attention_neurons": ("gemma3_text", {"norm_offset": 0.0}),
     "ffn_neurons": ("mixtral", {"ffn_norm": "input_layernorm"}),
     "ffn_neurons of a shared expert": (
@@ -40,6 +41,7 @@ WRONG = {
     "ffn_neurons by the experts' factor": ("laguna", {"expert_multiplier": None}),
     "value_keys": ("llama", {"value": Rows("self_attn.k_proj")}),
     "value_keys of a fused projection": ("phi3", {"value": Rows("self_attn.qkv_proj", Layout.PER_GROUP)}),
+    "value_keys by the values' factor": ("mimo_v2_flash", {"value_multiplier": None}),
     "value_keys by the norm": ("gpt2", {"attention_norm": "ln_2"}),
     "ffn_keys": ("llama", {"ffn": SWAPPED}),
     "ffn_keys by the norm": ("llama", {"ffn_norm": "input_layernorm"}),
@@ -68,6 +70,16 @@ def test_a_wrong_spec_is_refused_naming_the_invariant(monkeypatch, case):
 
 def test_every_invariant_refuses_a_wrong_spec():
     assert {case.split()[0] for case in WRONG} == set(INVARIANTS)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
+def test_a_lost_choice_of_positions_is_refused(monkeypatch, family):
+    """Indexers give attention the positions that it may look at beside the mask."""
+    monkeypatch.setattr(
+        "neuron_attribution_server.model.capture.capture.sparse_mask", lambda _module, _query, _key, mask, **_: mask
+    )
+    with pytest.raises(FailedPreconditionError, match="forward_parity"):
+        engine_from(tiny_family(family))
 
 
 def test_a_lost_mask_is_refused(monkeypatch):

@@ -61,7 +61,8 @@ class ModelView:
     def logit_multiplier(self) -> float:
         """What the model multiplies its logits by."""
         spec = self.spec
-        multiplier = getattr(self.config, spec.logit_multiplier) if spec.logit_multiplier else 1.0
+        multiplier = getattr(self.config, spec.logit_multiplier) if spec.logit_multiplier else None
+        multiplier = 1.0 if multiplier is None else multiplier
         return float(multiplier / getattr(self.config, spec.logit_divisor) if spec.logit_divisor else multiplier)
 
     @property
@@ -69,6 +70,16 @@ class ModelView:
         """The c of the soft-cap c tanh(logits / c), or None."""
         cap = getattr(self.config, "final_logit_softcapping", None)
         return None if cap is None else float(cap)
+
+    @property
+    def norms_attention_writes(self) -> bool:
+        """Whether any layer norms what attention writes."""
+        return any(layer.attention_write.norm is not None for layer in self.layers)
+
+    @property
+    def norms_ffn_writes(self) -> bool:
+        """Whether any layer norms what the FFN writes."""
+        return any(layer.ffn_write.norm is not None for layer in self.layers)
 
     @property
     def maximum_tokens(self) -> int:

@@ -101,6 +101,8 @@ class ArchitectureSpec:
     """The projection and the norm before the value projection, where values are made from a compressed state."""
     value_clip: str | None = None
     """The configuration's bound of value vectors."""
+    value_multiplier: str | None = None
+    """The factor of value vectors: an attribute of the configuration or of a module of each layer."""
     attention_gate: Gate | None = None
     """What multiplies the mixed heads before the output projection."""
 
@@ -112,7 +114,7 @@ class ArchitectureSpec:
     experts: str | None = None
     """The routed experts of the layers that have them."""
     expert_multiplier: str | None = None
-    """The configuration's factor of what the routed experts write together."""
+    """The factor of what the routed experts write together, an attribute as `value_multiplier` is."""
     shared_ffn: FeedForward | None = None
     expert_outputs: tuple[str, ...] = ()
     """The modules whose outputs add up to the FFN's, in layers with experts."""
@@ -122,7 +124,7 @@ class ArchitectureSpec:
     adds_in_place: bool = False
     """Whether what a module returned is changed afterwards."""
     residual_multiplier: str | None = None
-    """The configuration's factor of everything that is written to the residual stream."""
+    """The factor of everything that is written to the residual stream, an attribute as `value_multiplier` is."""
     logit_multiplier: str | None = None
     logit_divisor: str | None = None
     variants: tuple[Variant, ...] = field(default=())

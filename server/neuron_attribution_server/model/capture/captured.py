@@ -86,7 +86,7 @@ class CapturedStates:
     ffn_writes: list[Tensor] = field(default_factory=list)
     """F_l [B, T, d]."""
     attention_scales: list[Tensor] = field(default_factory=list)
-    """The scale of the norm that attention's write passes through, [B, T]; empty where there are no such norms."""
+    """The scale of the norm that attention's write passes through, [B, T]; empty where no layer has such a norm."""
     ffn_scales: list[Tensor] = field(default_factory=list)
     """The same for the FFN's."""
     head_outputs: list[Tensor] = field(default_factory=list)

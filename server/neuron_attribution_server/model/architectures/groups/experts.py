@@ -20,6 +20,20 @@ SHARED = replace(
     activation="mlp.shared_experts.act_fn",
 )
 
+SHARED_EXPERT = FeedForward(
+    output="mlp.shared_expert.down_proj",
+    up=Rows("mlp.shared_expert.up_proj"),
+    gate=Rows("mlp.shared_expert.gate_proj"),
+    activation="mlp.shared_expert.act_fn",
+)
+
+SHARED_GRANITE = FeedForward(
+    output="shared_mlp.output_linear",
+    up=Rows("shared_mlp.input_linear", Layout.SECOND_HALF),
+    gate=Rows("shared_mlp.input_linear", Layout.FIRST_HALF),
+    activation="shared_mlp.activation",
+)
+
 MIXTRAL = replace(LLAMA, family="mixtral", experts="mlp.experts", expert_outputs=("mlp",))
 
 WITH_SHARED_EXPERTS = replace(MIXTRAL, family="llama with experts and a shared one", shared_ffn=SHARED)
@@ -34,21 +48,19 @@ EXPERT_FAMILIES = (
     *(replace(MIXTRAL, family=family) for family in ("qwen3_moe", "olmoe", "gpt_oss", "minimax_m2", "mellum")),
     *(
         replace(WITH_SHARED_EXPERTS, family=family)
-        for family in ("glm4_moe", "ernie4_5_moe", "dots1", "exaone_moe", "solar_open")
+        for family in ("glm4_moe", "ernie4_5_moe", "dots1", "exaone_moe", "solar_open", "hy_v3", "aria_text")
     ),
     replace(MIXTRAL, family="phimoe", norm=NormKind.LAYER),
     replace(OLMO2, family="flex_olmo", experts="mlp.experts", expert_outputs=("mlp",)),
     replace(COHERE, family="cohere2_moe", experts="mlp.experts", expert_outputs=("mlp",), shared_ffn=SHARED),
+    replace(MIXTRAL, family="flint", shared_ffn=SHARED_EXPERT),
+    replace(MIXTRAL, family="qwen2_moe", shared_ffn=replace(SHARED_EXPERT, weight="mlp.shared_expert_gate")),
+    replace(MIXTRAL, family="mimo_v2_flash", value_multiplier="attention_value_scale"),
     replace(
-        MIXTRAL,
-        family="qwen2_moe",
-        shared_ffn=FeedForward(
-            output="mlp.shared_expert.down_proj",
-            up=Rows("mlp.shared_expert.up_proj"),
-            gate=Rows("mlp.shared_expert.gate_proj"),
-            activation="mlp.shared_expert.act_fn",
-            weight="mlp.shared_expert_gate",
-        ),
+        WITH_SHARED_EXPERTS,
+        family="kolibri1",
+        attention_write="post_self_attn_layernorm",
+        ffn_write="post_mlp_layernorm",
     ),
     replace(
         MIXTRAL,
@@ -60,25 +72,8 @@ EXPERT_FAMILIES = (
             activation="mlp.shared_mlp.act_fn",
         ),
     ),
-    replace(
-        GRANITE_MOE,
-        family="granitemoeshared",
-        shared_ffn=FeedForward(
-            output="shared_mlp.output_linear",
-            up=Rows("shared_mlp.input_linear", Layout.SECOND_HALF),
-            gate=Rows("shared_mlp.input_linear", Layout.FIRST_HALF),
-            activation="shared_mlp.activation",
-        ),
-    ),
-    *(
-        replace(
-            WITH_SHARED_EXPERTS,
-            family=family,
-            value=Rows("self_attn.kv_b_proj", Layout.LATENT),
-            value_latent=("self_attn.kv_a_proj_with_mqa", "self_attn.kv_a_layernorm"),
-        )
-        for family in ("deepseek_v2", "deepseek_v3")
-    ),
+    replace(GRANITE_MOE, family="granitemoeshared", shared_ffn=SHARED_GRANITE),
+    replace(GRANITE_MOE, family="granitemoe_swa", shared_ffn=SHARED_GRANITE),
     replace(
         GEMMA2,
         family="afmoe",
