@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 
 from reference.experts import RoutedExperts
 from reference.forward import LayerStates, States
+from reference.found_ffn import experts_factor_of, ffn_names, ffn_of, find_experts, find_keys
+from reference.found_norms import measured_norm, traced
 from reference.mixed_heads import Values, find_values
-from reference.recording import Call, Recording, columns, in_double, is_linear, matrix, ratio, record, same
+from reference.recording import Call, Recording, in_double, is_linear, matrix, ratio, record, same
 from reference.weights import Layer, Norm, Weights
 
 SINKS = "GraniteSWAAttention", "GraniteMoeSWAAttention"
@@ -89,7 +91,7 @@ class Dissection:
         values = parts.values(recording).unflatten(1, (self._heads, -1)).transpose(0, 1)
         attention = parts.attention_write(recording, raw)
         scope = _scope(recording, self._layers[number])
-        coefficients, ffn_raw = _ffn(recording, parts.down, parts.experts, scope, parts.experts_factor)
+        coefficients, ffn_raw = ffn_of(recording, parts.down, parts.experts, scope, parts.experts_factor)
         ffn = parts.ffn_write(recording, ffn_raw)
         middle = streams[number] + attention
         gates = parts.values.gates(recording)
@@ -119,15 +121,15 @@ class Dissection:
         output = [call for call in attention if is_linear(call.module) and size == _size(call.output)][-1]
         pattern = self._pattern(recording, number)
         values = find_values(pattern, output.input, self._heads, attention, self._clipped)
-        experts = _find_experts(rest)
+        experts = find_experts(rest)
         downs = [c for c in rest if is_linear(c.module) and _size(c.output) == size != _size(c.input)]
         down = downs[-1].module if downs else None
         before, after = self._around(recording, number)
         experts_factor = 1.0
-        _, ffn_raw = _ffn(recording, down, experts, scope)
+        _, ffn_raw = ffn_of(recording, down, experts, scope)
         if down is not None and experts is not None and _norm_after(scope, ffn_raw) is None:
-            experts_factor = _experts_factor(recording, down, experts, scope, output.output, after - before)
-            _, ffn_raw = _ffn(recording, down, experts, scope, experts_factor)
+            experts_factor = experts_factor_of(recording, down, experts, scope, output.output, after - before)
+            _, ffn_raw = ffn_of(recording, down, experts, scope, experts_factor)
         norms = [_norm_after(scope, raw) for raw in (output.output, ffn_raw)]
         written = [norm.output if norm else raw for norm, raw in zip(norms, (output.output, ffn_raw), strict=True)]
         factors = torch.linalg.lstsq(
@@ -137,9 +139,9 @@ class Dissection:
             Write(norm and norm.module, norm and measured_norm(norm.module, size), round(factor, 5))
             for norm, factor in zip(norms, factors.solution[:, 0].tolist(), strict=True)
         ]
-        up, gate, ffn_norm = _find_keys(scope, rest, down, experts, size)
+        up, gate, ffn_norm = find_keys(scope, rest, down, experts, size)
         rows = values.factor * matrix(values.call.module)[values.columns]
-        value_rows, attention_norm = _traced(scope, rows, values.call.input, size)
+        value_rows, attention_norm = traced(scope, rows, values.call.input, size)
         rows = [] if down is None else [matrix(down).T]
         rows += [] if experts is None else [experts.down()]
         return Parts(
@@ -159,7 +161,7 @@ class Dissection:
                 up,
                 gate,
                 writes[1].rows(torch.cat(rows)),
-                _names(down, experts),
+                ffn_names(down, experts),
             ),
         )
 
@@ -207,22 +209,6 @@ class Dissection:
         )
 
 
-def measured_norm(module: nn.Module, size: int) -> Norm:
-    """A norm's weight, bias and epsilon, from what it makes of three vectors."""
-    module = copy.deepcopy(module).double()
-    vector = torch.linspace(-1, 2, size, dtype=torch.float64) ** 3 + 0.1
-    with torch.no_grad():
-        bias = module(torch.zeros(1, size, dtype=torch.float64))[0].double()
-        large, shifted = (module(x[None])[0].double() for x in (1e4 * vector, 1e4 * vector + 1e4))
-        centred = same(large, shifted)
-        c = vector - vector.mean() * centred
-        weight = (large - bias) * c.square().mean().sqrt() / c
-        tiny = 1e-3 * vector
-        scales = 1e-3 * weight * c / (module(tiny[None])[0].double() - bias)
-    epsilon = scales.median().item() ** 2 - 1e-6 * c.square().mean().item()
-    return Norm(weight, bias, max(epsilon, 0.0), centred)
-
-
 def assert_same(a: Tensor, b: Tensor, what: str) -> None:
     """What was found must be what the model did."""
     error = ((a - b).abs().max() / b.abs().max()).item()
@@ -263,128 +249,10 @@ def _size(tensor: Tensor) -> int:
     return tensor.shape[-1]
 
 
-def _find_experts(calls: list[Call]) -> RoutedExperts | None:
-    found = [call.module for call in calls if hasattr(call.module, "has_gate")]
-    return RoutedExperts(found[0]) if found else None
-
-
-def _ffn(
-    recording: Recording,
-    down: nn.Module | None,
-    experts: RoutedExperts | None,
-    scope: list[Call],
-    experts_factor: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """The coefficients [T, N] of every neuron, and what the whole network gives, before a norm, [T, d]."""
-    if experts is None:
-        assert down is not None
-        return recording.of(down).input, recording.of(down).output
-    call = recording.of(experts.module)
-    routed = experts.coefficients(call)
-    if down is None:
-        return routed, call.output
-    shared = recording.of(down)
-    share = _share(scope, shared)
-    coefficients = torch.cat([share * shared.input, experts_factor * routed], 1)
-    return coefficients, share * shared.output + experts_factor * call.output
-
-
-def _experts_factor(
-    recording: Recording,
-    down: nn.Module,
-    experts: RoutedExperts,
-    scope: list[Call],
-    attention: Tensor,
-    written: Tensor,
-) -> float:
-    """How much more of the routed experts' sum than of the shared expert's output is in what a layer writes."""
-    shared, routed = recording.of(down), recording.of(experts.module).output
-    parts = [attention, _share(scope, shared) * shared.output, routed]
-    found = torch.linalg.lstsq(torch.stack([each.flatten() for each in parts], 1), written.flatten()[:, None])
-    return round((found.solution[2, 0] / found.solution[1, 0]).item(), 5)
-
-
-def _share(scope: list[Call], shared: Call) -> Tensor:
-    """What weighs the shared expert: a projection to one number, through a sigmoid; or nothing does. [T, 1]"""
-    gates = [call for call in scope if is_linear(call.module) and _size(call.output) == 1]
-    return torch.sigmoid(gates[-1].output) if gates else torch.ones(len(shared.output), 1, dtype=torch.float64)
-
-
 def _norm_after(scope: list[Call], raw: Tensor) -> Call | None:
     found = [call for call in scope if not is_linear(call.module) and same(call.input, raw)]
     normed = [call for call in found if call.output.shape == raw.shape and not same(call.output, raw)]
     return normed[0] if normed else None
-
-
-def _traced(scope: list[Call], rows: Tensor, read: Tensor, size: int) -> tuple[Tensor, Norm]:
-    """Rows as they read the norm of the residual stream, and that norm: through what lies in between, if anything."""
-    norms = [call for call in scope if not is_linear(call.module) and same(call.output, read)]
-    norms = [call for call in norms if not same(call.input, call.output)]
-    if not norms:
-        return rows, Norm(torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), None, False)
-    norm = measured_norm(norms[-1].module, _size(read))
-    if _size(read) == size:
-        return rows, norm
-    for call in scope:
-        if is_linear(call.module) and same(call.output[:, : _size(read)], norms[-1].input):
-            return _traced(scope, rows * norm.weight @ matrix(call.module)[: _size(read)], call.input, size)
-    raise AssertionError("nothing gives what the values are made from")
-
-
-def _find_keys(
-    scope: list[Call], rest: list[Call], down: nn.Module | None, experts: RoutedExperts | None, size: int
-) -> tuple[Tensor, Tensor | None, Norm]:
-    """The rows of the up and the gate projection, and the norm they read."""
-    ups, gates, read = [], [], None
-    if down is not None:
-        up, gate, read = _dense_keys(rest, down, experts)
-        ups.append(up)
-        gates.append(gate)
-    if experts is not None:
-        up, gate = experts.keys()
-        ups.append(up)
-        gates.append(gate)
-        read = next(call.input for call in rest if call.module is experts.module)
-    assert read is not None
-    _, norm = _traced(scope, ups[0], read, size)
-    gated = all(gate is not None for gate in gates)
-    return torch.cat(ups), torch.cat([gate for gate in gates if gate is not None]) if gated else None, norm
-
-
-def _dense_keys(
-    rest: list[Call], down: nn.Module, experts: RoutedExperts | None
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """What the activation takes is what the gate gives; what it lacks to the coefficients is what the up row gives."""
-    inside = set() if experts is None else set(experts.module.modules())
-    outputs = [call for call in rest if is_linear(call.module) and call.module is not down and _size(call.output) > 1]
-    coefficients = next(call.input for call in rest if call.module is down)
-    activated = [
-        call
-        for call in rest
-        if not is_linear(call.module)
-        and call.module not in inside
-        and call.input.shape == call.output.shape == coefficients.shape
-        and not same(call.input, call.output)
-    ]
-    call = activated[-1]
-    source, rows = _rows_giving(outputs, call.input)
-    if same(call.output, coefficients):
-        return rows, None, source.input
-    _, up = _rows_giving(outputs, coefficients / call.output)
-    return up, rows, source.input
-
-
-def _rows_giving(outputs: list[Call], wanted: Tensor) -> tuple[Call, Tensor]:
-    for call in outputs:
-        places = columns(wanted, call.output)
-        if places:
-            return call, matrix(call.module)[places]
-    raise AssertionError("no module gives these numbers")
-
-
-def _names(down: nn.Module | None, experts: RoutedExperts | None) -> tuple[int, ...]:
-    dense = tuple(range(0 if down is None else len(matrix(down).T)))
-    return dense if experts is None else (*dense, *experts.names())
 
 
 def _as_layer(

@@ -63,9 +63,16 @@ class RoutedExperts:
         return up, gate
 
     def _activated(self, up: Tensor, gate: Tensor) -> Tensor:
+        module = self.module
+        if hasattr(module, "swiglu_limit"):
+            return clamped(gate, up, module.swiglu_alpha, module.swiglu_limit)
         if not self._open:
-            return self.module.act_fn(gate) * up
-        bias = self.module.gate_up_proj_bias.detach().double()
-        up, gate = up + bias[:, 1::2], gate + bias[:, ::2]
-        gate = gate.clamp(max=self.module.limit)
-        return (up.clamp(-self.module.limit, self.module.limit) + 1) * gate * torch.sigmoid(self.module.alpha * gate)
+            return module.act_fn(gate) * up
+        bias = module.gate_up_proj_bias.detach().double()
+        return clamped(gate + bias[:, ::2], up + bias[:, 1::2], module.alpha, module.limit)
+
+
+def clamped(gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tensor:
+    """GPT-OSS's activation."""
+    gate = gate.clamp(max=limit)
+    return (up.clamp(-limit, limit) + 1) * gate * torch.sigmoid(alpha * gate)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from reference.recording import CLOSE, Call, Recording, is_linear
+from reference.recording import CLOSE, Call, Recording, is_linear, same
 
 GATES = torch.sigmoid, torch.nn.functional.softplus
 
@@ -27,6 +27,17 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Normed:
+    """What a norm of the mixed heads multiplies them by."""
+
+    module: nn.Module
+
+    def __call__(self, recording: Recording) -> Tensor:
+        """[T, H * D]"""
+        return recording.of(self.module).output / recording.of(self.module).input
+
+
+@dataclass(frozen=True)
 class Values:
     """The value vectors: some outputs of a call's module, bounded, times a factor; and what gates what heads mix."""
 
@@ -34,7 +45,7 @@ class Values:
     columns: list[int]
     clipped: Callable[[Tensor], Tensor]
     factor: float = 1.0
-    gate: Gate | None = None
+    gate: Gate | Normed | None = None
 
     def __call__(self, recording: Recording) -> Tensor:
         """[T, H * D], shared key/value heads repeated."""
@@ -49,6 +60,11 @@ def find_values(
     pattern: Tensor, mixed: Tensor, heads: int, calls: Sequence[Call], clipped: Callable[[Tensor], Tensor]
 ) -> Values:
     """What `mixed` [T, H * D], which the output projection takes in, is made of by attention weights [H, T, T]."""
+    normed = [call for call in calls if not is_linear(call.module) and same(call.output, mixed)]
+    normed = [call for call in normed if not same(call.input, mixed)]
+    if normed:
+        found = find_values(pattern, normed[-1].input, heads, calls, clipped)
+        return replace(found, gate=Normed(normed[-1].module))
     wanted = mixed.unflatten(1, (heads, -1))
     linear = [call for call in calls if is_linear(call.module) and call.output.dim() == 2]
     sums = [torch.einsum("hts,sj->thj", pattern, clipped(call.output)) for call in linear]

@@ -219,6 +219,14 @@ TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
         | {"rope_parameters": {"sliding_attention": ROTARY, "full_attention": None}},
     ),
     "ctrl": ("ctrl", _gpt(dff=40)),
+    "bitnet": ("bitnet", _llama(hidden_act="silu")),
+    "minimax_m3_vl_text": (
+        "minimax_m3_vl_text",
+        _llama(num_experts_per_tok=2, num_local_experts=4, **HEADS, rotary_dim=4, swiglu_limit=1.0)
+        | {"dense_intermediate_size": 24, "shared_intermediate_size": 20, "mlp_layer_types": ["dense", "sparse"]}
+        | {"layer_types": ["full_attention", "minimax_m3_sparse"], "index_n_heads": 2, "index_head_dim": 8}
+        | {"index_block_size": 2, "index_topk_blocks": 2},
+    ),
     "mellum": ("mellum", _moe(num_experts=4, **HEADS)),
 }
 """By what tests call it: the family, and its configuration."""

@@ -27,6 +27,7 @@ WRONG = {
     "attention_identity": ("gptj", {"value": Rows("attn.k_proj")}),
     "attention_identity of a fused projection": ("codegen", {"value": Rows("attn.qkv_proj", Layout.PER_HEAD)}),
     "attention_identity without its gate": ("afmoe", {"attention_gate": None}),
+    "attention_identity without the norm of mixed heads": ("bitnet", {"mixed_norm": None}),
     "attention_identity by the gate's function": (
         "laguna",
         {"attention_gate": dataclasses.replace(FAMILIES["laguna"].attention_gate, activation=torch.sigmoid)},
@@ -44,6 +45,7 @@ WRONG = {
     "value_keys by the values' factor": ("mimo_v2_flash", {"value_multiplier": None}),
     "value_keys by the norm": ("gpt2", {"attention_norm": "ln_2"}),
     "ffn_keys": ("llama", {"ffn": SWAPPED}),
+    "ffn_keys without the norm of the neurons": ("bitnet", {"ffn": LLAMA.ffn}),
     "ffn_keys by the norm": ("llama", {"ffn_norm": "input_layernorm"}),
     "ffn_keys by what it reads": ("gpt_neox", {"variants": ()}),
 }

@@ -17,7 +17,7 @@ from neuron_attribution_server.model.architectures.projections import (
     select,
     weight_of,
 )
-from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
+from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, FeedForward
 from neuron_attribution_server.model.attribution.host import Ids, on_device
 from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
@@ -134,6 +134,17 @@ class LayerView:
         """The projection whose activated output multiplies the mixed heads, where one does."""
         return None if self._spec.attention_gate is None else self._submodule(self._spec.attention_gate.rows.module)
 
+    @property
+    def mixed_norm_module(self) -> nn.Module | None:
+        """The norm of the mixed heads, where there is one."""
+        return self._submodule(self._spec.mixed_norm)
+
+    def norm_gates(self, mixed: Tensor) -> Tensor:
+        """What the norm of the mixed heads multiplies each of them by, its scale frozen, [E, H * D] as `mixed`."""
+        norm = self._optional_norm(self._spec.mixed_norm)
+        assert norm is not None
+        return norm.weight / norm.scale(mixed)[:, None]
+
     def gates_of(self, projected: Tensor) -> Tensor:
         """What multiplies the mixed heads, [E, H * D] in float32, from what the gate's projection returned, [E, n]."""
         gate = self._spec.attention_gate
@@ -172,11 +183,14 @@ class LayerView:
     def _read_ffn(self) -> LayerFfn:
         experts = self._submodule(self._spec.experts)
         if experts is None:
-            return LayerFfn(DenseFfn(self.module, self._spec.ffn, self._sizes), None)
+            return LayerFfn(self._dense(self._spec.ffn), None)
         shared = self._spec.shared_ffn
         has_shared = shared is not None and self._submodule(shared.output) is not None
-        dense = DenseFfn(self.module, shared, self._sizes) if has_shared and shared is not None else None
+        dense = self._dense(shared) if has_shared and shared is not None else None
         return LayerFfn(dense, Experts(experts, self._expert_multiplier))
+
+    def _dense(self, paths: FeedForward) -> DenseFfn:
+        return DenseFfn(self.module, paths, self._sizes, self._optional_norm(paths.norm))
 
     def _optional_norm(self, path: str | None) -> NormView | None:
         module = self._submodule(path)

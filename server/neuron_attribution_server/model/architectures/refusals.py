@@ -36,7 +36,6 @@ REFUSED: dict[str, str] = {
     "mllama": _PICTURES,
     "mllama_text_model": _PICTURES,
     "diffllama": "its heads subtract two attention patterns from one another and norm the result",
-    "bitnet": "it norms the neurons themselves before the output projections",
     "llama4": "its router weighs what an expert reads, not what it writes",
     "llama4_text": "its router weighs what an expert reads, not what it writes",
     "mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),

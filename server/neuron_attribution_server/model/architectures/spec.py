@@ -52,12 +52,19 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedForward:
-    """A dense feed-forward network: neurons of `up` (and `gate`), activated, written by `output`."""
+    """A dense feed-forward network: neurons of `up` (and `gate`), activated, written by `output`.
+
+    The `activation` is a module that activates the gate, or the up row where there is no gate, unless `join` makes
+    coefficients of that module, the gate and the up row.
+    """
 
     output: str
     up: Rows
     gate: Rows | None = None
     activation: str
+    join: Callable[[Any, Tensor, Tensor], Tensor] | None = None
+    norm: str | None = None
+    """The norm of the neurons themselves, before the output projection."""
     weight: str | None = None
     """A projection to one number, whose sigmoid weighs everything this network writes."""
 
@@ -105,6 +112,8 @@ class ArchitectureSpec:
     """The factor of value vectors: an attribute of the configuration or of a module of each layer."""
     attention_gate: Gate | None = None
     """What multiplies the mixed heads before the output projection."""
+    mixed_norm: str | None = None
+    """The norm of the mixed heads, all together, before the output projection."""
 
     ffn_norm: str | None
     ffn: FeedForward

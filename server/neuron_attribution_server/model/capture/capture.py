@@ -133,6 +133,8 @@ def _hooks(view: ModelView, states: CapturedStates) -> Iterator[tuple[nn.Module,
             yield layer.ffn.dense.output, _numbered_rows_to(states.coefficients, number, states), None
         if layer.gate_module is not None:
             yield layer.gate_module, None, _gates_to(states, layer)
+        if layer.mixed_norm_module is not None:
+            yield layer.mixed_norm_module, _norm_gates_to(states, layer), None
         if layer.attention_weights_module is not None:
             yield layer.value_module, None, _values_to(states, layer)
             yield layer.attention_weights_module, None, _weights_to(states)
@@ -217,6 +219,14 @@ def _values_to(states: CapturedStates, layer: LayerView) -> Hook:
 def _gates_to(states: CapturedStates, layer: LayerView) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
         states.gates.append(layer.gates_of(states.rows.of(states.by_position(output))))
+
+    return hook
+
+
+def _norm_gates_to(states: CapturedStates, layer: LayerView) -> Hook:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mixed = states.rows.of(states.by_position(first_input(args, kwargs))).float()
+        states.gates.append(layer.norm_gates(mixed))
 
     return hook
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
-from neuron_attribution_server.model.architectures.groups.feed_forwards import GATED
+from neuron_attribution_server.model.architectures.groups.feed_forwards import FUSED_GATED, GATED, clamped_swiglu
 from neuron_attribution_server.model.architectures.groups.layer_norm import COHERE
 from neuron_attribution_server.model.architectures.groups.llama import GEMMA2, GRANITE, LLAMA, OLMO2
 from neuron_attribution_server.model.architectures.spec import FeedForward, Gate, Layout, NormKind, Rows
@@ -83,6 +83,20 @@ EXPERT_FAMILIES = (
         ffn_write="post_mlp_layernorm",
         experts="mlp.experts",
         shared_ffn=SHARED,
+    ),
+    replace(
+        MIXTRAL,
+        family="minimax_m3_vl_text",
+        norm_offset=1.0,
+        ffn=replace(FUSED_GATED, activation="mlp", join=clamped_swiglu),
+        shared_ffn=FeedForward(
+            output="mlp.shared_experts.down_proj",
+            up=Rows("mlp.shared_experts.gate_up_proj", Layout.SECOND_HALF),
+            gate=Rows("mlp.shared_experts.gate_up_proj", Layout.FIRST_HALF),
+            activation="mlp.shared_experts",
+            join=clamped_swiglu,
+        ),
+        expert_multiplier="routed_scaling_factor",
     ),
     replace(
         WITH_SHARED_EXPERTS,
