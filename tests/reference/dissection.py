@@ -17,11 +17,15 @@ from transformers import PreTrainedModel
 
 from reference.experts import RoutedExperts
 from reference.forward import LayerStates, States
-from reference.recording import CLOSE, Call, Recording, columns, in_double, is_linear, matrix, record, same
+from reference.found_ffn import experts_factor_of, ffn_names, ffn_of, find_experts, find_keys
+from reference.found_norms import measured_norm, traced
+from reference.mixed_heads import Values, find_values
+from reference.recording import Call, Recording, in_double, is_linear, matrix, ratio, record, same
 from reference.weights import Layer, Norm, Weights
 
+SINKS = "GraniteSWAAttention", "GraniteMoeSWAAttention"
 PROBE = (5, 17, 3, 60, 31, 8, 77, 42)
-ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+ATTENTIONS = ("self_attn", "attn", "attention", "self_attention", "multi_head_attention")
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,11 @@ class Parts:
 
     first: nn.Module
     output: nn.Module
-    value: nn.Module
-    value_columns: list[int]
+    values: Values
     attention_write: Write
     down: nn.Module | None
     experts: RoutedExperts | None
+    experts_factor: float
     ffn_write: Write
     weights: Layer
 
@@ -84,13 +88,14 @@ class Dissection:
     def _layer_states(self, recording: Recording, number: int, streams: list[Tensor]) -> LayerStates:
         parts, pattern = self._parts[number], self._pattern(recording, number)
         raw = recording.of(parts.output).output
-        values = self._clipped(recording.of(parts.value).output[:, parts.value_columns])
-        values = values.unflatten(1, (self._heads, -1)).transpose(0, 1)
+        values = parts.values(recording).unflatten(1, (self._heads, -1)).transpose(0, 1)
         attention = parts.attention_write(recording, raw)
-        coefficients, ffn_raw = _ffn(recording, parts.down, parts.experts, _scope(recording, self._layers[number]))
+        scope = _scope(recording, self._layers[number])
+        coefficients, ffn_raw = ffn_of(recording, parts.down, parts.experts, scope, parts.experts_factor)
         ffn = parts.ffn_write(recording, ffn_raw)
         middle = streams[number] + attention
-        z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1)
+        gates = parts.values.gates(recording)
+        z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1) * (1 if gates is None else gates)
         assert_same(z, recording.of(parts.output).input, "attention")
         assert_same(streams[number] + attention + ffn, streams[number + 1], "the residual stream")
         return LayerStates(
@@ -101,8 +106,9 @@ class Dissection:
             middle=middle,
             coefficients=coefficients / parts.ffn_write.scale(ffn_raw),
             ffn=ffn,
+            gates=None if gates is None else gates.unflatten(1, (self._heads, -1)).transpose(0, 1),
             attention_scale=parts.attention_write.scale(raw)[:, 0],
-            ffn_reads_attention=any(same(call.input, middle) for call in _scope(recording, self._layers[number])),
+            ffn_reads_attention=any(same(call.input, middle) for call in scope),
         )
 
     def _dissect(self, recording: Recording, number: int) -> Parts:
@@ -113,12 +119,17 @@ class Dissection:
         rest = [call for call in scope if call not in attention]
         size = _size(recording.of(self._inputs[number]).input)
         output = [call for call in attention if is_linear(call.module) and size == _size(call.output)][-1]
-        value, places = self._find_values(self._pattern(recording, number), output, attention)
-        experts = _find_experts(rest)
+        pattern = self._pattern(recording, number)
+        values = find_values(pattern, output.input, self._heads, attention, self._clipped)
+        experts = find_experts(rest)
         downs = [c for c in rest if is_linear(c.module) and _size(c.output) == size != _size(c.input)]
         down = downs[-1].module if downs else None
-        _, ffn_raw = _ffn(recording, down, experts, scope)
         before, after = self._around(recording, number)
+        experts_factor = 1.0
+        _, ffn_raw = ffn_of(recording, down, experts, scope)
+        if down is not None and experts is not None and _norm_after(scope, ffn_raw) is None:
+            experts_factor = experts_factor_of(recording, down, experts, scope, output.output, after - before)
+            _, ffn_raw = ffn_of(recording, down, experts, scope, experts_factor)
         norms = [_norm_after(scope, raw) for raw in (output.output, ffn_raw)]
         written = [norm.output if norm else raw for norm, raw in zip(norms, (output.output, ffn_raw), strict=True)]
         factors = torch.linalg.lstsq(
@@ -128,18 +139,19 @@ class Dissection:
             Write(norm and norm.module, norm and measured_norm(norm.module, size), round(factor, 5))
             for norm, factor in zip(norms, factors.solution[:, 0].tolist(), strict=True)
         ]
-        up, gate, ffn_norm = _find_keys(scope, rest, down, experts, size)
-        value_rows, attention_norm = _traced(scope, matrix(value.module)[places], value.input, size)
+        up, gate, ffn_norm = find_keys(scope, rest, down, experts, size)
+        rows = values.factor * matrix(values.call.module)[values.columns]
+        value_rows, attention_norm = traced(scope, rows, values.call.input, size)
         rows = [] if down is None else [matrix(down).T]
         rows += [] if experts is None else [experts.down()]
         return Parts(
             first=self._inputs[number],
             output=output.module,
-            value=value.module,
-            value_columns=places,
+            values=values,
             attention_write=writes[0],
             down=down,
             experts=experts,
+            experts_factor=experts_factor,
             ffn_write=writes[1],
             weights=_as_layer(
                 attention_norm,
@@ -149,25 +161,13 @@ class Dissection:
                 up,
                 gate,
                 writes[1].rows(torch.cat(rows)),
-                _names(down, experts),
+                ffn_names(down, experts),
             ),
         )
 
     def _around(self, recording: Recording, number: int) -> tuple[Tensor, Tensor]:
         following = [*self._inputs, self._final_norm][number + 1]
         return recording.of(self._inputs[number]).input, recording.of(following).input
-
-    def _find_values(self, pattern: Tensor, output: Call, attention: list[Call]) -> tuple[Call, list[int]]:
-        """Attention weights times values are the output projection's input: the columns of which this is true."""
-        wanted = output.input.unflatten(1, (self._heads, -1))
-        for call in attention:
-            if is_linear(call.module) and call.module is not output.module and call.output.dim() == 2:
-                mixed = torch.einsum("hts,sj->thj", pattern, self._clipped(call.output))
-                distance = (wanted[:, :, :, None] - mixed[:, :, None]).abs().amax(0).flatten(0, 1)
-                nearest = distance.min(1)
-                if bool((nearest.values < CLOSE * wanted.abs().max()).all()):
-                    return call, nearest.indices.tolist()
-        raise AssertionError("no module gives the values")
 
     def _pattern(self, recording: Recording, number: int) -> Tensor:
         """Attention weights as applied: Granite's sinks shrink what a head mixes and leave its weights alone."""
@@ -209,22 +209,6 @@ class Dissection:
         )
 
 
-def measured_norm(module: nn.Module, size: int) -> Norm:
-    """A norm's weight, bias and epsilon, from what it makes of three vectors."""
-    module = copy.deepcopy(module).double()
-    vector = torch.linspace(-1, 2, size, dtype=torch.float64) ** 3 + 0.1
-    with torch.no_grad():
-        bias = module(torch.zeros(1, size, dtype=torch.float64))[0].double()
-        large, shifted = (module(x[None])[0].double() for x in (1e4 * vector, 1e4 * vector + 1e4))
-        centred = same(large, shifted)
-        c = vector - vector.mean() * centred
-        weight = (large - bias) * c.square().mean().sqrt() / c
-        tiny = 1e-3 * vector
-        scales = 1e-3 * weight * c / (module(tiny[None])[0].double() - bias)
-    epsilon = scales.median().item() ** 2 - 1e-6 * c.square().mean().item()
-    return Norm(weight, bias, max(epsilon, 0.0), centred)
-
-
 def assert_same(a: Tensor, b: Tensor, what: str) -> None:
     """What was found must be what the model did."""
     error = ((a - b).abs().max() / b.abs().max()).item()
@@ -232,7 +216,7 @@ def assert_same(a: Tensor, b: Tensor, what: str) -> None:
 
 
 def _sink_module(layer: nn.Module) -> nn.Module | None:
-    return next((module for module in layer.modules() if type(module).__name__ == "GraniteSWAAttention"), None)
+    return next((module for module in layer.modules() if type(module).__name__ in SINKS), None)
 
 
 def _layer_modules(model: PreTrainedModel) -> list[nn.Module]:
@@ -256,117 +240,19 @@ def _layer_input(recording: Recording, layer: nn.Module) -> nn.Module:
 
 
 def _final_norm(recording: Recording, model: PreTrainedModel) -> nn.Module:
-    """The last module before the unembedding."""
+    """The last module before the unembedding; some models divide what it gives."""
     unembedding = recording.of(model.get_output_embeddings())
-    return [call for call in recording.calls if same(call.output, unembedding.input)][-1].module
+    return [call for call in recording.calls if ratio(unembedding.input, call.output)][-1].module
 
 
 def _size(tensor: Tensor) -> int:
     return tensor.shape[-1]
 
 
-def _find_experts(calls: list[Call]) -> RoutedExperts | None:
-    found = [call.module for call in calls if hasattr(call.module, "has_gate")]
-    return RoutedExperts(found[0]) if found else None
-
-
-def _ffn(
-    recording: Recording, down: nn.Module | None, experts: RoutedExperts | None, scope: list[Call]
-) -> tuple[Tensor, Tensor]:
-    """The coefficients [T, N] of every neuron, and what the whole network gives, before a norm, [T, d]."""
-    if experts is None:
-        assert down is not None
-        return recording.of(down).input, recording.of(down).output
-    call = recording.of(experts.module)
-    routed = experts.coefficients(call)
-    if down is None:
-        return routed, call.output
-    shared = recording.of(down)
-    share = _share(scope, shared)
-    return torch.cat([share * shared.input, routed], 1), share * shared.output + call.output
-
-
-def _share(scope: list[Call], shared: Call) -> Tensor:
-    """What weighs the shared expert: a projection to one number, through a sigmoid; or nothing does. [T, 1]"""
-    gates = [call for call in scope if is_linear(call.module) and _size(call.output) == 1]
-    return torch.sigmoid(gates[-1].output) if gates else torch.ones(len(shared.output), 1, dtype=torch.float64)
-
-
 def _norm_after(scope: list[Call], raw: Tensor) -> Call | None:
     found = [call for call in scope if not is_linear(call.module) and same(call.input, raw)]
     normed = [call for call in found if call.output.shape == raw.shape and not same(call.output, raw)]
     return normed[0] if normed else None
-
-
-def _traced(scope: list[Call], rows: Tensor, read: Tensor, size: int) -> tuple[Tensor, Norm]:
-    """Rows as they read the norm of the residual stream, and that norm: through what lies in between, if anything."""
-    norms = [call for call in scope if not is_linear(call.module) and same(call.output, read)]
-    norms = [call for call in norms if not same(call.input, call.output)]
-    if not norms:
-        return rows, Norm(torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), None, False)
-    norm = measured_norm(norms[-1].module, _size(read))
-    if _size(read) == size:
-        return rows, norm
-    for call in scope:
-        if is_linear(call.module) and same(call.output[:, : _size(read)], norms[-1].input):
-            return _traced(scope, rows * norm.weight @ matrix(call.module)[: _size(read)], call.input, size)
-    raise AssertionError("nothing gives what the values are made from")
-
-
-def _find_keys(
-    scope: list[Call], rest: list[Call], down: nn.Module | None, experts: RoutedExperts | None, size: int
-) -> tuple[Tensor, Tensor | None, Norm]:
-    """The rows of the up and the gate projection, and the norm they read."""
-    ups, gates, read = [], [], None
-    if down is not None:
-        up, gate, read = _dense_keys(rest, down, experts)
-        ups.append(up)
-        gates.append(gate)
-    if experts is not None:
-        up, gate = experts.keys()
-        ups.append(up)
-        gates.append(gate)
-        read = next(call.input for call in rest if call.module is experts.module)
-    assert read is not None
-    _, norm = _traced(scope, ups[0], read, size)
-    gated = all(gate is not None for gate in gates)
-    return torch.cat(ups), torch.cat([gate for gate in gates if gate is not None]) if gated else None, norm
-
-
-def _dense_keys(
-    rest: list[Call], down: nn.Module, experts: RoutedExperts | None
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """What the activation takes is what the gate gives; what it lacks to the coefficients is what the up row gives."""
-    inside = set() if experts is None else set(experts.module.modules())
-    outputs = [call for call in rest if is_linear(call.module) and call.module is not down and _size(call.output) > 1]
-    coefficients = next(call.input for call in rest if call.module is down)
-    activated = [
-        call
-        for call in rest
-        if not is_linear(call.module)
-        and call.module not in inside
-        and call.input.shape == call.output.shape == coefficients.shape
-        and not same(call.input, call.output)
-    ]
-    call = activated[-1]
-    source, rows = _rows_giving(outputs, call.input)
-    if same(call.output, coefficients):
-        return rows, None, source.input
-    _, up = _rows_giving(outputs, coefficients / call.output)
-    return up, rows, source.input
-
-
-def _rows_giving(outputs: list[Call], wanted: Tensor) -> tuple[Call, Tensor]:
-    for call in outputs:
-        places = columns(wanted, call.output)
-        if places:
-            return call, matrix(call.module)[places]
-    raise AssertionError("no module gives these numbers")
-
-
-def _names(down: nn.Module | None, experts: RoutedExperts | None) -> tuple[int, ...]:
-    dense = tuple(range(0 if down is None else len(matrix(down).T)))
-    return dense if experts is None else (*dense, *experts.names())
 
 
 def _as_layer(

@@ -23,12 +23,13 @@ class RoutedExperts:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self._open = type(module).__name__ == "GptOssExperts"
+        self._inputs_first = type(module).__name__ == "AriaExperts"
         self._count = len(module.down_proj)
 
     def down(self) -> Tensor:
         """What every neuron writes, [experts * N, d]."""
         weight = self.module.down_proj.detach().double()
-        return (weight if self._open else weight.transpose(1, 2)).flatten(0, 1)
+        return (weight if self._open or self._inputs_first else weight.transpose(1, 2)).flatten(0, 1)
 
     def keys(self) -> tuple[Tensor, Tensor]:
         """The rows of the up and of the gate projection, [experts * N, d] each."""
@@ -55,16 +56,23 @@ class RoutedExperts:
         return found.flatten(1)
 
     def _halves(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Up and gate rows, [experts, N, d]: GPT-OSS has columns that take turns, others have gates first."""
+        """Up and gate rows, [experts, N, d]: GPT-OSS has columns that take turns, Aria columns, others rows."""
         if self._open:
             return weight[:, :, 1::2].transpose(1, 2), weight[:, :, ::2].transpose(1, 2)
-        gate, up = weight.chunk(2, dim=1)
+        gate, up = (weight.transpose(1, 2) if self._inputs_first else weight).chunk(2, dim=1)
         return up, gate
 
     def _activated(self, up: Tensor, gate: Tensor) -> Tensor:
+        module = self.module
+        if hasattr(module, "swiglu_limit"):
+            return clamped(gate, up, module.swiglu_alpha, module.swiglu_limit)
         if not self._open:
-            return self.module.act_fn(gate) * up
-        bias = self.module.gate_up_proj_bias.detach().double()
-        up, gate = up + bias[:, 1::2], gate + bias[:, ::2]
-        gate = gate.clamp(max=self.module.limit)
-        return (up.clamp(-self.module.limit, self.module.limit) + 1) * gate * torch.sigmoid(self.module.alpha * gate)
+            return module.act_fn(gate) * up
+        bias = module.gate_up_proj_bias.detach().double()
+        return clamped(gate + bias[:, ::2], up + bias[:, 1::2], module.alpha, module.limit)
+
+
+def clamped(gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tensor:
+    """GPT-OSS's activation."""
+    gate = gate.clamp(max=limit)
+    return (up.clamp(-limit, limit) + 1) * gate * torch.sigmoid(alpha * gate)

@@ -78,6 +78,14 @@ def same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool((a - b).abs().max() <= CLOSE * b.abs().max())
 
 
+def ratio(a: Tensor, b: Tensor) -> float | None:
+    """The factor that makes a of b, where one number does."""
+    if a.shape != b.shape or not bool(b.abs().max() > 0):
+        return None
+    factor = ((a * b).sum() / b.square().sum()).item()
+    return factor if same(a, factor * b) else None
+
+
 def columns(wanted: Tensor, among: Tensor) -> list[int]:
     """Where each column of `wanted` [T, n] is in `among` [T, m]; empty where any is missing."""
     distance = (wanted[:, :, None] - among[:, None]).abs().amax(0)

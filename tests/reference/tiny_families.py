@@ -93,6 +93,8 @@ LATENT = {
     "num_key_value_heads": 4,
 }
 ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+INDEXED = {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 16}
+ROTARY = {"rope_type": "default", "rope_theta": 10_000.0}
 GRANITE = {"residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_multiplier": 0.2, "embedding_multiplier": 3.0}
 
 TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
@@ -180,6 +182,51 @@ TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
     "exaone_moe": ("exaone_moe", _moe(num_experts=4, **HEADS)),
     "solar_open": ("solar_open", _moe(n_routed_experts=4, **HEADS)),
     "cohere2_moe": ("cohere2_moe", _moe(num_experts=4, **HEADS, logit_scale=0.5)),
+    "afmoe": ("afmoe", _moe(num_experts=4, num_shared_experts=1, **HEADS, **WINDOW, global_attn_every_n_layers=2)),
+    "laguna": (
+        "laguna",
+        _moe(num_experts=4, shared_expert_intermediate_size=20, moe_routed_scaling_factor=1.5, head_dim=12),
+    ),
+    "laguna, a gate for each dimension": (
+        "laguna",
+        _moe(num_experts=4, shared_expert_intermediate_size=20, gating="per-element", **HEADS),
+    ),
+    "hy_v3": ("hy_v3", _moe(num_experts=4, num_shared_experts=1, **HEADS)),
+    "aria_text": ("aria_text", _moe(moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)),
+    "flint": (
+        "flint",
+        _moe(num_experts=4, shared_expert_intermediate_size=20, mlp_only_layers=[0], **HEADS, **WINDOW),
+    ),
+    "mimo_v2_flash": (
+        "mimo_v2_flash",
+        _moe(n_routed_experts=4, head_dim=12, v_head_dim=8, num_key_value_heads=1, **WINDOW)
+        | {"layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "kolibri1": ("kolibri1", _moe(num_experts=4, shared_expert_intermediate_size=20, **HEADS, **WINDOW)),
+    "granitemoe_swa": ("granitemoe_swa", _moe(num_local_experts=4, shared_intermediate_size=20, **GRANITE)),
+    "glm4_moe_lite": ("glm4_moe_lite", _moe(**ROUTED, n_group=1, topk_group=1) | LATENT),
+    "youtu": ("youtu", _llama() | LATENT),
+    "minicpm3": ("minicpm3", _llama(scale_depth=1.0, dim_model_base=16) | LATENT),
+    "axk1": ("axk1", _moe(**ROUTED, n_group=1, topk_group=1) | LATENT),
+    "deepseek_v32": ("deepseek_v32", _moe(**ROUTED, n_group=1, topk_group=1) | LATENT | INDEXED),
+    "glm_moe_dsa": (
+        "glm_moe_dsa",
+        _moe(**ROUTED, n_group=1, topk_group=1, indexer_types=["full", "shared"]) | LATENT | INDEXED,
+    ),
+    "cohere_compass_text": (
+        "cohere_compass_text",
+        _llama(**TIED, **WINDOW, logit_scale=0.25, layer_types=["sliding_attention", "full_attention"])
+        | {"rope_parameters": {"sliding_attention": ROTARY, "full_attention": None}},
+    ),
+    "ctrl": ("ctrl", _gpt(dff=40)),
+    "bitnet": ("bitnet", _llama(hidden_act="silu")),
+    "minimax_m3_vl_text": (
+        "minimax_m3_vl_text",
+        _llama(num_experts_per_tok=2, num_local_experts=4, **HEADS, rotary_dim=4, swiglu_limit=1.0)
+        | {"dense_intermediate_size": 24, "shared_intermediate_size": 20, "mlp_layer_types": ["dense", "sparse"]}
+        | {"layer_types": ["full_attention", "minimax_m3_sparse"], "index_n_heads": 2, "index_head_dim": 8}
+        | {"index_block_size": 2, "index_topk_blocks": 2},
+    ),
     "mellum": ("mellum", _moe(num_experts=4, **HEADS)),
 }
 """By what tests call it: the family, and its configuration."""

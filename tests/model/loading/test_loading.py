@@ -26,16 +26,26 @@ WRONG = {
     "residual_additivity by what else is written": ("granitemoeshared", {"expert_outputs": ("block_sparse_moe",)}),
     "attention_identity": ("gptj", {"value": Rows("attn.k_proj")}),
     "attention_identity of a fused projection": ("codegen", {"value": Rows("attn.qkv_proj", Layout.PER_HEAD)}),
+    "attention_identity without its gate": ("afmoe", {"attention_gate": None}),
+    "attention_identity without the norm of mixed heads": ("bitnet", {"mixed_norm": None}),
+    "attention_identity by the gate's function": (
+        "laguna",
+        {"attention_gate": dataclasses.replace(FAMILIES["laguna"].attention_gate, activation=torch.sigmoid)},
+    ),
+    "ffn_neurons by a norm inside the FFN": ("axk1", {"ffn_write": None}),
     "attention_neurons": ("gemma3_text", {"norm_offset": 0.0}),
     "ffn_neurons": ("mixtral", {"ffn_norm": "input_layernorm"}),
     "ffn_neurons of a shared expert": (
         "qwen2_moe",
         {"shared_ffn": dataclasses.replace(FAMILIES["qwen2_moe"].shared_ffn, weight=None)},
     ),
+    "ffn_neurons by the experts' factor": ("laguna", {"expert_multiplier": None}),
     "value_keys": ("llama", {"value": Rows("self_attn.k_proj")}),
     "value_keys of a fused projection": ("phi3", {"value": Rows("self_attn.qkv_proj", Layout.PER_GROUP)}),
+    "value_keys by the values' factor": ("mimo_v2_flash", {"value_multiplier": None}),
     "value_keys by the norm": ("gpt2", {"attention_norm": "ln_2"}),
     "ffn_keys": ("llama", {"ffn": SWAPPED}),
+    "ffn_keys without the norm of the neurons": ("bitnet", {"ffn": LLAMA.ffn}),
     "ffn_keys by the norm": ("llama", {"ffn_norm": "input_layernorm"}),
     "ffn_keys by what it reads": ("gpt_neox", {"variants": ()}),
 }
@@ -62,6 +72,16 @@ def test_a_wrong_spec_is_refused_naming_the_invariant(monkeypatch, case):
 
 def test_every_invariant_refuses_a_wrong_spec():
     assert {case.split()[0] for case in WRONG} == set(INVARIANTS)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
+def test_a_lost_choice_of_positions_is_refused(monkeypatch, family):
+    """Indexers give attention the positions that it may look at beside the mask."""
+    monkeypatch.setattr(
+        "neuron_attribution_server.model.capture.capture.sparse_mask", lambda _module, _query, _key, mask, **_: mask
+    )
+    with pytest.raises(FailedPreconditionError, match="forward_parity"):
+        engine_from(tiny_family(family))
 
 
 def test_a_lost_mask_is_refused(monkeypatch):
@@ -106,7 +126,7 @@ def test_an_unknown_architecture_is_refused_by_name():
     model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(
         FailedPreconditionError,
-        match=r"mamba architecture is not supported: .*state spaces.*; supported: apertus.*xglm",
+        match=r"mamba architecture is not supported: .*state spaces.*; supported: afmoe.*xglm",
     ):
         engine_from(model)
 

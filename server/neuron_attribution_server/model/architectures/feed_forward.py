@@ -15,6 +15,7 @@ import torch
 from neuron_attribution.requests import Subkey
 from torch import Tensor, nn
 
+from neuron_attribution_server.model.architectures.norms import NormView
 from neuron_attribution_server.model.architectures.parameters import required
 from neuron_attribution_server.model.architectures.projections import HeadSizes, Projection, bias_of, weight_of
 from neuron_attribution_server.model.architectures.spec import FeedForward
@@ -37,10 +38,13 @@ class Routing:
 class DenseFfn:
     """A dense network, or the expert that every token passes through."""
 
-    def __init__(self, layer: nn.Module, paths: FeedForward, sizes: HeadSizes) -> None:
+    def __init__(self, layer: nn.Module, paths: FeedForward, sizes: HeadSizes, norm: NormView | None) -> None:
+        """`norm` is that of the neurons themselves."""
         self.output = layer.get_submodule(paths.output)
         self.width = weight_of(self.output).shape[1]
         self.gated = paths.gate is not None
+        self._norm = norm
+        self._join = paths.join
         self._activation = layer.get_submodule(paths.activation)
         self._up = Projection(layer.get_submodule(paths.up.module), paths.up.layout, sizes)
         self._gate: Projection | None = None
@@ -64,13 +68,21 @@ class DenseFfn:
 
     def coefficients(self, normed: Tensor) -> Tensor:
         """Coefficients [..., N] from what the FFN reads, [..., d]."""
-        activated: Tensor
-        if self._gate is None:
-            activated = self._activation(self._up(normed))
-        else:
-            activated = self._activation(self._gate(normed)).to(normed.device) * self._up(normed)
+        activated = self._activated(normed)
+        if self._norm is not None:
+            activated = self._norm.normed(activated)
         share = self.share(normed)
         return activated if share is None else activated * share
+
+    def _activated(self, normed: Tensor) -> Tensor:
+        up = self._up(normed)
+        if self._gate is None:
+            found: Tensor = self._activation(up)
+        elif self._join is None:
+            found = self._activation(self._gate(normed)).to(normed.device) * up
+        else:
+            found = self._join(self._activation, self._gate(normed), up)
+        return found
 
     def bias(self, normed: Tensor) -> Tensor | None:
         """What is written beside the neurons, [d] or [..., d]."""
@@ -85,8 +97,10 @@ class DenseFfn:
 class Experts:
     """Routed experts: transformers keeps all of a layer's in 3-D parameters."""
 
-    def __init__(self, module: Any) -> None:  # noqa: ANN401 - read by attributes that all experts classes have
+    def __init__(self, module: Any, multiplier: float = 1.0) -> None:  # noqa: ANN401 - all have the same attributes
         self.module = module
+        self.multiplier = multiplier
+        """What everything they write is multiplied by afterwards."""
         self.count = len(module.down_proj)
         self.gated: bool = module.has_gate
         self.width: int = module.down_proj.shape[1 if module.is_transposed else 2]
@@ -126,7 +140,7 @@ class Experts:
         """Coefficients [P, N] of one expert's neurons, zero where it is not chosen."""
         chosen = routing.indices == expert
         tokens = chosen.any(-1).nonzero().squeeze(1)
-        share = (routing.weights.float() * chosen).sum(-1)
+        share = self.multiplier * (routing.weights.float() * chosen).sum(-1)
         found = normed.new_zeros(len(normed), self.width)
         if len(tokens):
             found[tokens] = self._activated(normed[tokens], expert) * share[tokens, None]
@@ -137,7 +151,7 @@ class Experts:
         if not self.module.has_bias:
             return None
         biases = required(self.module, "down_proj_bias").float()[routing.indices.clamp_max(self.count - 1)]
-        chosen = routing.weights.float() * (routing.indices < self.count)
+        chosen = self.multiplier * routing.weights.float() * (routing.indices < self.count)
         return (chosen[..., None] * biases).sum(-2)
 
     def _activated(self, normed: Tensor, expert: int) -> Tensor:

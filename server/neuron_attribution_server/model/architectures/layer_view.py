@@ -17,7 +17,7 @@ from neuron_attribution_server.model.architectures.projections import (
     select,
     weight_of,
 )
-from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
+from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, FeedForward
 from neuron_attribution_server.model.attribution.host import Ids, on_device
 from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
@@ -31,7 +31,9 @@ class LayerView:
         self.value_module = module.get_submodule(spec.value.module)
         self._spec = spec
         self._sizes = sizes
-        self._multiplier = float(getattr(config, spec.residual_multiplier)) if spec.residual_multiplier else 1.0
+        self._multiplier = _factor(spec.residual_multiplier, config, module)
+        self._expert_multiplier = _factor(spec.expert_multiplier, config, module)
+        self._value_multiplier = _factor(spec.value_multiplier, config, module)
         self._clip = _attribute(config, spec.value_clip)
         self._value = Projection(self.value_module, spec.value.layout, sizes)
         self.ffn = self._read_ffn()
@@ -102,13 +104,14 @@ class LayerView:
         """Rows of W_V that a query head reads, [head size, d]."""
         size = self._sizes.head_size
         first = self.key_value_head(head) * size
-        return self._through_latent(self._value.weight[first : first + size].float())
+        return self._through_latent(self._value_multiplier * self._value.weight[first : first + size].float())
 
     def attention_keys(self, units: Ids) -> Tensor:
         """What activates attention neurons: W_V rows of their key/value heads, through the norm's weight, [C, d]."""
         size = self._sizes.head_size
         numbers = units // size // self._group * size + units % size
-        return self._through_latent(self._value.rows(numbers)) * self.attention_norm.weight
+        rows = self._through_latent(self._value_multiplier * self._value.rows(numbers))
+        return rows * self.attention_norm.weight
 
     def value_vectors(self, normed: Tensor) -> Tensor:
         """The value vectors, [..., key/value heads * head size], from what attention reads, [..., d]."""
@@ -118,12 +121,36 @@ class LayerView:
             compressed = normed @ weight_of(projection)[: len(latent.weight)].float().T
             bias = bias_of(projection)
             normed = latent.normed(compressed if bias is None else compressed + bias[: len(latent.weight)])
-        return self._clipped(self._value(normed))
+        return self._value_multiplier * self._clipped(self._value(normed))
 
     def values_of(self, projected: Tensor) -> Tensor:
         """The value vectors [B, K, T, D] among what the value projection returned, [B, T, rows]."""
         values = select(projected.movedim(-1, 0), self._spec.value.layout, self._sizes).movedim(0, -1)
-        return self._clipped(values.unflatten(-1, (-1, self._sizes.head_size)).transpose(1, 2))
+        heads = values.unflatten(-1, (-1, self._sizes.head_size)).transpose(1, 2)
+        return self._value_multiplier * self._clipped(heads)
+
+    @property
+    def gate_module(self) -> nn.Module | None:
+        """The projection whose activated output multiplies the mixed heads, where one does."""
+        return None if self._spec.attention_gate is None else self._submodule(self._spec.attention_gate.rows.module)
+
+    @property
+    def mixed_norm_module(self) -> nn.Module | None:
+        """The norm of the mixed heads, where there is one."""
+        return self._submodule(self._spec.mixed_norm)
+
+    def norm_gates(self, mixed: Tensor) -> Tensor:
+        """What the norm of the mixed heads multiplies each of them by, its scale frozen, [E, H * D] as `mixed`."""
+        norm = self._optional_norm(self._spec.mixed_norm)
+        assert norm is not None
+        return norm.weight / norm.scale(mixed)[:, None]
+
+    def gates_of(self, projected: Tensor) -> Tensor:
+        """What multiplies the mixed heads, [E, H * D] in float32, from what the gate's projection returned, [E, n]."""
+        gate = self._spec.attention_gate
+        assert gate is not None
+        gates = gate.activation(select(projected.T.float(), gate.rows.layout, self._sizes).T)
+        return gates.repeat_interleave(self._sizes.heads * self._sizes.head_size // gates.shape[1], 1)
 
     def key_value_head(self, head: int) -> int:
         """The key/value head that a query head reads."""
@@ -156,11 +183,14 @@ class LayerView:
     def _read_ffn(self) -> LayerFfn:
         experts = self._submodule(self._spec.experts)
         if experts is None:
-            return LayerFfn(DenseFfn(self.module, self._spec.ffn, self._sizes), None)
+            return LayerFfn(self._dense(self._spec.ffn), None)
         shared = self._spec.shared_ffn
         has_shared = shared is not None and self._submodule(shared.output) is not None
-        dense = DenseFfn(self.module, shared, self._sizes) if has_shared and shared is not None else None
-        return LayerFfn(dense, Experts(experts))
+        dense = self._dense(shared) if has_shared and shared is not None else None
+        return LayerFfn(dense, Experts(experts, self._expert_multiplier))
+
+    def _dense(self, paths: FeedForward) -> DenseFfn:
+        return DenseFfn(self.module, paths, self._sizes, self._optional_norm(paths.norm))
 
     def _optional_norm(self, path: str | None) -> NormView | None:
         module = self._submodule(path)
@@ -176,7 +206,13 @@ class LayerView:
         return module if path else None
 
 
-def _attribute(config: Any, path: str | None) -> Any:  # noqa: ANN401 - a number or nothing
+def _attribute(holder: object, path: str | None) -> Any:  # noqa: ANN401 - a number or nothing
     for name in path.split(".") if path else []:
-        config = getattr(config, name, None)
-    return config if path else None
+        holder = getattr(holder, name, None)
+    return holder if path else None
+
+
+def _factor(path: str | None, *holders: object) -> float:
+    """The number at a path of the first holder that has one there; 1 where none has."""
+    found = (_attribute(holder, path) for holder in holders)
+    return float(next((number for number in found if number is not None), 1.0))

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.results import ModelSizes
 from torch import Tensor, nn
@@ -31,8 +31,14 @@ class ModelView:
         self.config = model.config.get_text_config()
         self.spec = _inside(model, _for_config(spec, self.config))
         modules = list(model.get_submodule(self.spec.layers).children())
-        heads = _head_sizes(modules[0], self.spec, self.config)
-        self.layers = [LayerView(module, self.spec, heads, self.config) for module in modules]
+        heads = [_head_sizes(module, self.spec, self.config) for module in modules]
+        if len({each.head_size for each in heads}) > 1:
+            raise FailedPreconditionError(
+                "model refused: its layers have heads of different sizes or numbers", reason="UNSUPPORTED_ARCHITECTURE"
+            )
+        self.layers = [
+            LayerView(module, self.spec, each, self.config) for module, each in zip(modules, heads, strict=True)
+        ]
         unembedding = model.get_output_embeddings()
         self.unembedding: Tensor = weight_of(unembedding).contiguous()
         """W_U in the model's own type, [vocabulary, d]."""
@@ -55,7 +61,8 @@ class ModelView:
     def logit_multiplier(self) -> float:
         """What the model multiplies its logits by."""
         spec = self.spec
-        multiplier = getattr(self.config, spec.logit_multiplier) if spec.logit_multiplier else 1.0
+        multiplier = getattr(self.config, spec.logit_multiplier) if spec.logit_multiplier else None
+        multiplier = 1.0 if multiplier is None else multiplier
         return float(multiplier / getattr(self.config, spec.logit_divisor) if spec.logit_divisor else multiplier)
 
     @property
@@ -63,6 +70,16 @@ class ModelView:
         """The c of the soft-cap c tanh(logits / c), or None."""
         cap = getattr(self.config, "final_logit_softcapping", None)
         return None if cap is None else float(cap)
+
+    @property
+    def norms_attention_writes(self) -> bool:
+        """Whether any layer norms what attention writes."""
+        return any(layer.attention_write.norm is not None for layer in self.layers)
+
+    @property
+    def norms_ffn_writes(self) -> bool:
+        """Whether any layer norms what the FFN writes."""
+        return any(layer.ffn_write.norm is not None for layer in self.layers)
 
     @property
     def maximum_tokens(self) -> int:
@@ -123,14 +140,14 @@ def _head_sizes(layer: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSi
     return HeadSizes(heads, key_value_heads(rows, spec.value.layout, heads, head_size), head_size)
 
 
-def _sizes(layers: list[LayerView], heads: HeadSizes, unembedding: Tensor) -> ModelSizes:
+def _sizes(layers: list[LayerView], heads: list[HeadSizes], unembedding: Tensor) -> ModelSizes:
     vocabulary, hidden_size = unembedding.shape
     experts = [layer.ffn.experts for layer in layers if layer.ffn.experts is not None]
     return ModelSizes(
         layers=len(layers),
-        heads=heads.heads,
-        key_value_heads=heads.key_value_heads,
-        head_size=heads.head_size,
+        heads=heads[0].heads,
+        key_value_heads=max(each.key_value_heads for each in heads),
+        head_size=heads[0].head_size,
         ffn_width=max((layer.ffn.dense.width for layer in layers if layer.ffn.dense is not None), default=0),
         hidden_size=hidden_size,
         vocabulary=vocabulary,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 _SEVERAL_STREAMS = "it mixes several residual streams ({}), so that what a layer writes is not simply added"
 _NO_ATTENTION_WEIGHTS = "some of its layers are recurrent ({}) and have no attention weights to attribute to positions"
-_GATED_ATTENTION = "its attention multiplies what heads mix by a gate, which its value neurons do not contain"
 _NORMED_STREAM = "it norms the residual stream itself after every block, so that writes do not add up"
+
+_CONVOLVED_WRITES = "short convolutions mix what its attention and its FFN write over neighbouring positions"
+_UNEVEN_HEADS = "its layers have different numbers of heads"
+_PICTURES = "some of its layers attend to pictures, and not to the text"
 
 REFUSED: dict[str, str] = {
     "gemma3n": _SEVERAL_STREAMS.format("AltUp"),
@@ -18,12 +21,23 @@ REFUSED: dict[str, str] = {
     "bart": _NORMED_STREAM,
     "gemma4": "it scales the residual stream in every layer and adds an input of its own to each",
     "gemma4_text": "it scales the residual stream in every layer and adds an input of its own to each",
+    "doge": "it scales the residual stream in every layer",
+    "hrm_text": "it runs its layers again and again, over sums of normed states",
+    "longcat_flash": "its experts read before a layer's second attention and write after it, and some return what "
+    "they read",
+    "jetmoe": "every token chooses its own output projections of attention, so that heads have no rows of their own",
+    "axk2": "its norms are multiplied by a gate of what they norm, so that no fixed weights read the residual stream",
+    "modernbert-decoder": "a network stands between its final norm and the unembedding",
+    "blt": "it is three transformers, of bytes and of patches of bytes, without one residual stream",
+    "inkling_text": _CONVOLVED_WRITES,
+    "inkling2_text": _CONVOLVED_WRITES,
+    "dots3_note": _UNEVEN_HEADS,
+    "dots3_note_text": _UNEVEN_HEADS,
+    "mllama": _PICTURES,
+    "mllama_text_model": _PICTURES,
     "diffllama": "its heads subtract two attention patterns from one another and norm the result",
-    "bitnet": "it norms the neurons themselves before the output projections",
     "llama4": "its router weighs what an expert reads, not what it writes",
     "llama4_text": "its router weighs what an expert reads, not what it writes",
-    "afmoe": _GATED_ATTENTION,
-    "laguna": _GATED_ATTENTION,
     "mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
     "mamba2": _NO_ATTENTION_WEIGHTS.format("state spaces"),
     "falcon_mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+from torch import Tensor
 
 
 class NormKind(Enum):
@@ -26,6 +28,7 @@ class Layout(Enum):
     PER_GROUP = "queries, key, value of each key/value head"
     FOUR_BLOCKS = "queries, values, keys of each quarter of the heads"
     LATENT = "key without position, value of each head"
+    QUERY_GATE = "query, gate of each head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +39,32 @@ class Rows:
     layout: Layout = Layout.WHOLE
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What multiplies the mixed heads: rows of a projection of what attention reads, activated.
+
+    There is a row for each dimension of each head, or one for each head.
+    """
+
+    rows: Rows
+    activation: Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedForward:
-    """A dense feed-forward network: neurons of `up` (and `gate`), activated, written by `output`."""
+    """A dense feed-forward network: neurons of `up` (and `gate`), activated, written by `output`.
+
+    The `activation` is a module that activates the gate, or the up row where there is no gate, unless `join` makes
+    coefficients of that module, the gate and the up row.
+    """
 
     output: str
     up: Rows
     gate: Rows | None = None
     activation: str
+    join: Callable[[Any, Tensor, Tensor], Tensor] | None = None
+    norm: str | None = None
+    """The norm of the neurons themselves, before the output projection."""
     weight: str | None = None
     """A projection to one number, whose sigmoid weighs everything this network writes."""
 
@@ -87,6 +108,12 @@ class ArchitectureSpec:
     """The projection and the norm before the value projection, where values are made from a compressed state."""
     value_clip: str | None = None
     """The configuration's bound of value vectors."""
+    value_multiplier: str | None = None
+    """The factor of value vectors: an attribute of the configuration or of a module of each layer."""
+    attention_gate: Gate | None = None
+    """What multiplies the mixed heads before the output projection."""
+    mixed_norm: str | None = None
+    """The norm of the mixed heads, all together, before the output projection."""
 
     ffn_norm: str | None
     ffn: FeedForward
@@ -95,6 +122,8 @@ class ArchitectureSpec:
     """The norm between the FFN and the residual stream."""
     experts: str | None = None
     """The routed experts of the layers that have them."""
+    expert_multiplier: str | None = None
+    """The factor of what the routed experts write together, an attribute as `value_multiplier` is."""
     shared_ffn: FeedForward | None = None
     expert_outputs: tuple[str, ...] = ()
     """The modules whose outputs add up to the FFN's, in layers with experts."""
@@ -104,7 +133,7 @@ class ArchitectureSpec:
     adds_in_place: bool = False
     """Whether what a module returned is changed afterwards."""
     residual_multiplier: str | None = None
-    """The configuration's factor of everything that is written to the residual stream."""
+    """The factor of everything that is written to the residual stream, an attribute as `value_multiplier` is."""
     logit_multiplier: str | None = None
     logit_divisor: str | None = None
     variants: tuple[Variant, ...] = field(default=())

@@ -26,9 +26,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from neuron_attribution_server.model.architectures.feed_forward import Routing
 from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
-from neuron_attribution_server.model.architectures.norms import NormView, WriteView
+from neuron_attribution_server.model.architectures.norms import WriteView, no_norm
 from neuron_attribution_server.model.attribution.host import is_host, on_device
-from neuron_attribution_server.model.capture.attention import attend
+from neuron_attribution_server.model.capture.attention import attend, sparse_mask
 from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
 from neuron_attribution_server.model.capture.edits import Edits, first_input
 
@@ -122,12 +122,19 @@ def _hooks(view: ModelView, states: CapturedStates) -> Iterator[tuple[nn.Module,
         yield layer.attention_output, _rows_to(states.head_outputs, states), None
         yield from _write_hooks(layer.attention_write, [layer.attention_write_module], states, states.attention_writes)
         yield from _write_hooks(layer.ffn_write, layer.ffn_write_modules, states, states.ffn_writes)
-        yield from _scale_hooks(layer, states)
+        if view.norms_attention_writes:
+            yield layer.attention_write_module, _scale_to(states, states.attention_scales, layer.attention_write), None
+        if view.norms_ffn_writes:
+            yield layer.ffn_write_modules[0], _scale_to(states, states.ffn_scales, layer.ffn_write), None
         if layer.ffn.experts is not None:
             states.experts[layer.ffn.experts.module] = number
             states.coefficients.append(torch.empty(0))
         elif layer.ffn.dense is not None:
             yield layer.ffn.dense.output, _numbered_rows_to(states.coefficients, number, states), None
+        if layer.gate_module is not None:
+            yield layer.gate_module, None, _gates_to(states, layer)
+        if layer.mixed_norm_module is not None:
+            yield layer.mixed_norm_module, _norm_gates_to(states, layer), None
         if layer.attention_weights_module is not None:
             yield layer.value_module, None, _values_to(states, layer)
             yield layer.attention_weights_module, None, _weights_to(states)
@@ -139,14 +146,6 @@ def _write_hooks(
     """What is written is the sum of what the modules return, times the multiplier."""
     for place, module in enumerate(modules):
         yield module, None, _output_to(destination, write.multiplier, states, added=place > 0)
-
-
-def _scale_hooks(layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook, None]]:
-    """The scales of norms between a block and the residual stream, at every position."""
-    if layer.attention_write.norm is not None:
-        yield layer.attention_write_module, _scale_to(states, states.attention_scales, layer.attention_write.norm), None
-    if layer.ffn_write.norm is not None:
-        yield layer.ffn_write_modules[0], _scale_to(states, states.ffn_scales, layer.ffn_write.norm), None
 
 
 def _input_to(states: CapturedStates) -> Hook:
@@ -185,9 +184,12 @@ def _numbered_rows_to(destination: list[Tensor], number: int, states: CapturedSt
     return hook
 
 
-def _scale_to(states: CapturedStates, destination: list[Tensor], norm: NormView) -> Hook:
+def _scale_to(states: CapturedStates, destination: list[Tensor], write: WriteView) -> Hook:
+    """The scale of the norm between a block and the residual stream; one where this layer has none."""
+    norm = write.norm or no_norm()
+
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination.append(states.kept(norm.scale(first_input(args, kwargs).float())))
+        destination.append(states.kept(norm.scale(states.by_position(first_input(args, kwargs)).float())))
 
     return hook
 
@@ -214,6 +216,21 @@ def _values_to(states: CapturedStates, layer: LayerView) -> Hook:
     return hook
 
 
+def _gates_to(states: CapturedStates, layer: LayerView) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        states.gates.append(layer.gates_of(states.rows.of(states.by_position(output))))
+
+    return hook
+
+
+def _norm_gates_to(states: CapturedStates, layer: LayerView) -> Hook:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mixed = states.rows.of(states.by_position(first_input(args, kwargs))).float()
+        states.gates.append(layer.norm_gates(mixed))
+
+    return hook
+
+
 def _weights_to(states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
         states.attention_rows.append(states.rows.of(output[1].transpose(1, 2)).float())
@@ -232,6 +249,8 @@ def _recordable_attention(
     **kwargs: Any,  # noqa: ANN401
 ) -> tuple[Tensor, None]:
     states = _RECORDING.get()
+    chosen = {name: kwargs.pop(name, None) for name in ("indices", "block_indices")}
+    attention_mask = sparse_mask(module, query, key, attention_mask, **chosen)
     lengths = [query.shape[2]] * len(query)
     if states is not None:
         states.record_attention(query, key, value, attention_mask, scaling, **kwargs)

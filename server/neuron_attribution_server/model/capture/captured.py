@@ -86,7 +86,7 @@ class CapturedStates:
     ffn_writes: list[Tensor] = field(default_factory=list)
     """F_l [B, T, d]."""
     attention_scales: list[Tensor] = field(default_factory=list)
-    """The scale of the norm that attention's write passes through, [B, T]; empty where there are no such norms."""
+    """The scale of the norm that attention's write passes through, [B, T]; empty where no layer has such a norm."""
     ffn_scales: list[Tensor] = field(default_factory=list)
     """The same for the FFN's."""
     head_outputs: list[Tensor] = field(default_factory=list)
@@ -95,6 +95,8 @@ class CapturedStates:
     """What multiplies W_down's rows at the explained rows, [E, N]."""
     every_coefficient: dict[int, Tensor] = field(default_factory=dict)
     """The same at every position, [B, T, N], of layers without experts, where they are kept."""
+    gates: list[Tensor] = field(default_factory=list)
+    """What multiplies the mixed heads of the explained rows, [E, H * D], float32; empty where nothing does."""
     values: list[Tensor] = field(default_factory=list)
     """Value vectors [B, K, T, D]."""
     attention_rows: list[Tensor] = field(default_factory=list)

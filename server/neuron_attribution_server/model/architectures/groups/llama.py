@@ -74,6 +74,7 @@ LLAMA_FAMILIES = (
             "iquestcoder",
         )
     ),
+    replace(LLAMA, family="bitnet", mixed_norm="self_attn.attn_sub_norm", ffn=replace(GATED, norm="mlp.ffn_sub_norm")),
     replace(LLAMA, family="arcee", ffn=UNGATED),
     replace(
         LLAMA, family="apertus", ffn=UNGATED, attention_norm="attention_layernorm", ffn_norm="feedforward_layernorm"
