@@ -7,8 +7,9 @@ from neuron_attribution_server.model.architectures.groups.gpt import GPT_FAMILIE
 from neuron_attribution_server.model.architectures.groups.layer_norm import LAYER_NORM_FAMILIES
 from neuron_attribution_server.model.architectures.groups.llama import LLAMA_FAMILIES
 from neuron_attribution_server.model.architectures.groups.opt import OPT_FAMILIES
+from neuron_attribution_server.model.architectures.groups.recurrent import RECURRENT_FAMILIES
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 
-_GROUPS = LLAMA_FAMILIES, LAYER_NORM_FAMILIES, GPT_FAMILIES, OPT_FAMILIES, EXPERT_FAMILIES
+_GROUPS = LLAMA_FAMILIES, LAYER_NORM_FAMILIES, GPT_FAMILIES, OPT_FAMILIES, EXPERT_FAMILIES, RECURRENT_FAMILIES
 
 FAMILIES: dict[str, ArchitectureSpec] = {spec.family: spec for group in _GROUPS for spec in group}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
 from typing import Any
 
 import torch
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.requests import LayerPart, LayerPartKind
 from neuron_attribution.results import ModelSizes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from neuron_attribution_server.model.architectures.layer_view import LayerView
+from neuron_attribution_server.model.architectures.layer_view import LayerView, attends
 from neuron_attribution_server.model.architectures.norms import norm_view
 from neuron_attribution_server.model.architectures.projections import HeadSizes, bias_of, key_value_heads, weight_of
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
@@ -31,11 +33,12 @@ class ModelView:
         self.config = model.config.get_text_config()
         self.spec = _inside(model, _for_config(spec, self.config))
         modules = list(model.get_submodule(self.spec.layers).children())
-        heads = _head_sizes(modules[0], self.spec, self.config)
-        self.layers = [LayerView(module, self.spec, heads, self.config) for module in modules]
+        heads = _head_sizes(modules, self.spec, self.config)
         unembedding = model.get_output_embeddings()
         self.unembedding: Tensor = weight_of(unembedding).contiguous()
         """W_U in the model's own type, [vocabulary, d]."""
+        nothing = self.unembedding[:0]
+        self.layers = [LayerView(module, self.spec, heads, self.config, nothing) for module in modules]
         self.unembedding_bias = bias_of(unembedding)
         self.final_norm_module = model.get_submodule(self.spec.final_norm)
         self.final_norm = norm_view(self.final_norm_module, self.spec)
@@ -61,7 +64,7 @@ class ModelView:
     @property
     def logit_cap(self) -> float | None:
         """The c of the soft-cap c tanh(logits / c), or None."""
-        cap = getattr(self.config, "final_logit_softcapping", None)
+        cap = getattr(self.config, self.spec.logit_cap, None)
         return None if cap is None else float(cap)
 
     @property
@@ -83,6 +86,37 @@ class ModelView:
         kinds = getattr(self.config, "rope_parameters", None) or {}
         nested = [kinds, *(kind for kind in kinds.values() if isinstance(kind, dict))]
         return any(kind.get("rope_type") in LENGTH_DEPENDENT for kind in nested)
+
+    @cached_property
+    def norms_attention(self) -> bool:
+        """Whether what attention writes passes through a norm in any layer."""
+        return any(layer.attention_write.norm is not None for layer in self.layers)
+
+    @cached_property
+    def norms_ffn(self) -> bool:
+        """Whether what the FFN writes passes through a norm in any layer."""
+        return any(layer.ffn_write.norm is not None for layer in self.layers)
+
+    def check_heads(self, layer: int, field: str) -> None:
+        """Raise InvalidArgumentError where a layer has no heads."""
+        parts = self.layers[layer].parts
+        if parts.heads:
+            return
+        what = f"mixes positions by a {parts.mixers[0].value}" if parts.mixers else "only has a feed-forward network"
+        with_heads = [number for number, each in enumerate(self.layers) if each.has_attention]
+        raise InvalidArgumentError.of(
+            field,
+            f"layer {layer} has no heads: it {what}; layers with heads are {', '.join(map(str, with_heads))}",
+            reason="OUT_OF_RANGE",
+        )
+
+    def check_part(self, part: LayerPart, field: str) -> None:
+        """Raise InvalidArgumentError where a layer does not have what is named."""
+        layer = self.layers[part.layer]
+        found = layer.ffn.width if part.kind is LayerPartKind.FFN else layer.attention_width + layer.recurrence_width
+        if not found:
+            what = "feed-forward network" if part.kind is LayerPartKind.FFN else "attention, nor what stands for it"
+            raise InvalidArgumentError.of(field, f"layer {part.layer} has no {what}", reason="OUT_OF_RANGE")
 
     def ffn_unit(self, neuron: FfnNeuron, field: str = "neurons") -> int:
         """The number of an FFN neuron in its layer. Raises InvalidArgumentError where there is none such."""
@@ -116,7 +150,9 @@ def _inside(model: PreTrainedModel, spec: ArchitectureSpec) -> ArchitectureSpec:
     return dataclasses.replace(spec, layers=layers, final_norm=final_norm)
 
 
-def _head_sizes(layer: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes:  # noqa: ANN401
+def _head_sizes(layers: list[nn.Module], spec: ArchitectureSpec, config: Any) -> HeadSizes:  # noqa: ANN401
+    """Those of the first layer that attends; of the first one, where none does."""
+    layer = next((each for each in layers if attends(each, spec)), layers[0])
     heads = config.num_attention_heads
     head_size = weight_of(layer.get_submodule(spec.attention_output)).shape[1] // heads
     rows = weight_of(layer.get_submodule(spec.value.module)).shape[0]

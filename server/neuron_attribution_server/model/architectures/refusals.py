@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 _SEVERAL_STREAMS = "it mixes several residual streams ({}), so that what a layer writes is not simply added"
-_NO_ATTENTION_WEIGHTS = "some of its layers are recurrent ({}) and have no attention weights to attribute to positions"
+_RECURRENT = "its layers are recurrent ({}), and none has attention"
 _GATED_ATTENTION = "its attention multiplies what heads mix by a gate, which its value neurons do not contain"
+_READ_ONLY = "what its shared attention computes is read by its state spaces, and never added to the residual stream"
 _NORMED_STREAM = "it norms the residual stream itself after every block, so that writes do not add up"
 
 REFUSED: dict[str, str] = {
@@ -16,6 +17,9 @@ REFUSED: dict[str, str] = {
     "qwen4_exp_text": _SEVERAL_STREAMS.format("hyper-connections"),
     "openai-gpt": _NORMED_STREAM,
     "bart": _NORMED_STREAM,
+    "minimax": _NORMED_STREAM,
+    "zamba": _READ_ONLY,
+    "zamba2": _READ_ONLY,
     "gemma4": "it scales the residual stream in every layer and adds an input of its own to each",
     "gemma4_text": "it scales the residual stream in every layer and adds an input of its own to each",
     "diffllama": "its heads subtract two attention patterns from one another and norm the result",
@@ -24,29 +28,16 @@ REFUSED: dict[str, str] = {
     "llama4_text": "its router weighs what an expert reads, not what it writes",
     "afmoe": _GATED_ATTENTION,
     "laguna": _GATED_ATTENTION,
-    "mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "mamba2": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "falcon_mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "falcon_h1": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "bamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "jamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "zamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "zamba2": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "nemotron_h": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "granitemoehybrid": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "rwkv": _NO_ATTENTION_WEIGHTS.format("RWKV"),
-    "xlstm": _NO_ATTENTION_WEIGHTS.format("xLSTM"),
-    "recurrent_gemma": _NO_ATTENTION_WEIGHTS.format("gated linear recurrences"),
-    "lfm2": _NO_ATTENTION_WEIGHTS.format("short convolutions"),
-    "lfm2_moe": _NO_ATTENTION_WEIGHTS.format("short convolutions"),
-    "qwen3_next": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5_text": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5_moe": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5_moe_text": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "olmo_hybrid": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "kimi_linear": _NO_ATTENTION_WEIGHTS.format("linear attention"),
-    "minimax": _NO_ATTENTION_WEIGHTS.format("lightning attention"),
+    "mamba": _RECURRENT.format("state spaces"),
+    "mamba2": _RECURRENT.format("state spaces"),
+    "falcon_mamba": _RECURRENT.format("state spaces"),
+    "rwkv": _RECURRENT.format("RWKV"),
+    "xlstm": _RECURRENT.format("xLSTM"),
+    "qwen3_next": _GATED_ATTENTION,
+    "qwen3_5": _GATED_ATTENTION,
+    "qwen3_5_text": _GATED_ATTENTION,
+    "qwen3_5_moe": _GATED_ATTENTION,
+    "qwen3_5_moe_text": _GATED_ATTENTION,
 }
 UNKNOWN = "nobody has described its modules yet"
 

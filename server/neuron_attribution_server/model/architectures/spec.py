@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from neuron_attribution.results import Mixer
+
 
 class NormKind(Enum):
     """How a norm treats its input: LayerNorm subtracts the mean, RMSNorm does not."""
@@ -43,9 +45,30 @@ class FeedForward:
     output: str
     up: Rows
     gate: Rows | None = None
-    activation: str
+    activation: str | None
+    """The module; None where the model applies SiLU by itself."""
     weight: str | None = None
     """A projection to one number, whose sigmoid weighs everything this network writes."""
+    gate_multiplier: str | None = None
+    """The factor of what the gate computes, before the activation, as an attribute of the layer."""
+    multiplier: str | None = None
+    """The factor of everything this network writes, as an attribute of the layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recurrence:
+    """What mixes positions without attention weights, in the layers that have its output projection.
+
+    In a model with such layers, any layer may lack attention, and any may lack the feed-forward network.
+    """
+
+    mixer: Mixer
+    output: str
+    """The projection whose output, times the multiplier, it adds to the residual stream."""
+    multiplier: str | None = None
+    """The factor of everything it writes, as an attribute of the layer."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What else is different in layers that have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +110,11 @@ class ArchitectureSpec:
     """The projection and the norm before the value projection, where values are made from a compressed state."""
     value_clip: str | None = None
     """The configuration's bound of value vectors."""
+    attention_input_multiplier: str | None = None
+    """The factor of what attention reads, after its norm, as an attribute of the layer."""
+    attention_multiplier: str | None = None
+    """The factor of everything attention writes, as an attribute of the layer."""
+    recurrence: Recurrence | None = None
 
     ffn_norm: str | None
     ffn: FeedForward
@@ -107,6 +135,8 @@ class ArchitectureSpec:
     """The configuration's factor of everything that is written to the residual stream."""
     logit_multiplier: str | None = None
     logit_divisor: str | None = None
+    logit_cap: str = "final_logit_softcapping"
+    """The configuration's c of a soft-cap c tanh(logits / c), where it has one."""
     variants: tuple[Variant, ...] = field(default=())
 
     @property

@@ -25,9 +25,19 @@ GRANITE_MOE = replace(
     GRANITE, family="granitemoe", experts="block_sparse_moe.experts", expert_outputs=("block_sparse_moe", "shared_mlp")
 )
 
+FUSED_SHARED = FeedForward(
+    output="shared_mlp.output_linear",
+    up=Rows("shared_mlp.input_linear", Layout.SECOND_HALF),
+    gate=Rows("shared_mlp.input_linear", Layout.FIRST_HALF),
+    activation="shared_mlp.activation",
+)
+
+GRANITE_MOE_SHARED = replace(GRANITE_MOE, family="granitemoeshared", shared_ffn=FUSED_SHARED)
+
 EXPERT_FAMILIES = (
     MIXTRAL,
     GRANITE_MOE,
+    GRANITE_MOE_SHARED,
     *(replace(MIXTRAL, family=family) for family in ("qwen3_moe", "olmoe", "gpt_oss", "minimax_m2", "mellum")),
     *(
         replace(WITH_SHARED_EXPERTS, family=family)
@@ -55,16 +65,6 @@ EXPERT_FAMILIES = (
             up=Rows("mlp.shared_mlp.up_proj"),
             gate=Rows("mlp.shared_mlp.gate_proj"),
             activation="mlp.shared_mlp.act_fn",
-        ),
-    ),
-    replace(
-        GRANITE_MOE,
-        family="granitemoeshared",
-        shared_ffn=FeedForward(
-            output="shared_mlp.output_linear",
-            up=Rows("shared_mlp.input_linear", Layout.SECOND_HALF),
-            gate=Rows("shared_mlp.input_linear", Layout.FIRST_HALF),
-            activation="shared_mlp.activation",
         ),
     ),
     *(
