@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from reference.experts import RoutedExperts
 from reference.forward import LayerStates, States
-from reference.recording import CLOSE, Call, Recording, columns, in_double, is_linear, matrix, record, same
+from reference.mixed_heads import Gate, find_values
+from reference.recording import Call, Recording, columns, in_double, is_linear, matrix, record, same
 from reference.weights import Layer, Norm, Weights
 
 PROBE = (5, 17, 3, 60, 31, 8, 77, 42)
@@ -52,6 +53,7 @@ class Attention:
     output: nn.Module
     value: nn.Module
     value_columns: list[int]
+    gate: Gate | None
     write: Write
     norm: Norm
     value_rows: Tensor
@@ -68,6 +70,7 @@ class FeedForward:
 
     down: nn.Module | None
     experts: RoutedExperts | None
+    experts_factor: float
     write: Write
     up: Tensor
     gate: Tensor | None
@@ -143,7 +146,7 @@ class Dissection:
         pattern = torch.full((self._heads, length, length), torch.nan, dtype=torch.float64)
         values = torch.zeros(self._heads, length, 0, dtype=torch.float64)
         mixed = torch.zeros(length, size, dtype=torch.float64)
-        scale = torch.ones(length, dtype=torch.float64)
+        scale, gates = torch.ones(length, dtype=torch.float64), None
         if parts.attention is not None:
             attention, raw = parts.attention, recording.of(parts.attention.output)
             pattern = self._pattern(recording, number)
@@ -151,14 +154,16 @@ class Dissection:
             values = values.unflatten(1, (self._heads, -1)).transpose(0, 1)
             mixed = mixed + attention.write(recording, raw.output)
             scale = attention.write.scale(raw.output)[:, 0]
-            z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1)
+            gates = None if attention.gate is None else attention.gate(recording)
+            z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1) * (1 if gates is None else gates)
             assert_same(z, raw.input, "attention")
         if parts.recurrence is not None:
             module, factor = parts.recurrence
             mixed = mixed + factor * recording.of(module).output
         coefficients, ffn = torch.zeros(length, 0, dtype=torch.float64), torch.zeros_like(mixed)
         if parts.ffn is not None:
-            coefficients, raw_ffn = _ffn(recording, parts.ffn.down, parts.ffn.experts, scope)
+            given = parts.ffn.down, parts.ffn.experts, scope, parts.ffn.experts_factor
+            coefficients, raw_ffn = _ffn(recording, *given)
             ffn = parts.ffn.write(recording, raw_ffn)
             coefficients = coefficients / parts.ffn.write.scale(raw_ffn)
         middle = streams[number] + mixed
@@ -172,6 +177,7 @@ class Dissection:
             coefficients=coefficients,
             ffn=ffn,
             attention_scale=scale,
+            gates=None if gates is None else gates.unflatten(1, (self._heads, -1)).transpose(0, 1),
             ffn_reads_attention=any(same(call.input, middle) for call in scope),
         )
 
@@ -185,7 +191,8 @@ class Dissection:
         downs = [c for c in rest if is_linear(c.module) and _size(c.output) == size != _size(c.input)]
         down = downs[-1].module if downs else None
         raw = [None if call is None else call.output for call in outputs]
-        raw.append(None if down is experts is None else _ffn(recording, down, experts, scope)[1])
+        factor = self._experts_factor(recording, number, down, experts, raw)
+        raw.append(None if down is experts is None else _ffn(recording, down, experts, scope, factor)[1])
         writes = self._writes(recording, number, raw)
         return Parts(
             first=self._inputs[number],
@@ -195,7 +202,7 @@ class Dissection:
             recurrence=None if outputs[1] is None else (outputs[1].module, writes[1].factor),
             ffn=None
             if raw[2] is None
-            else FeedForward(down, experts, writes[2], *_find_keys(scope, rest, down, experts, size)),
+            else FeedForward(down, experts, factor, writes[2], *_find_keys(scope, rest, down, experts, size)),
         )
 
     def _sorted(self, recording: Recording, number: int) -> tuple[list[Call], list[Call], list[Call]]:
@@ -229,28 +236,36 @@ class Dissection:
             for norm, given in zip(norms, raw, strict=True)
         ]
 
+    def _experts_factor(
+        self,
+        recording: Recording,
+        number: int,
+        down: nn.Module | None,
+        experts: RoutedExperts | None,
+        others: list[Tensor | None],
+    ) -> float:
+        """How much more of the routed experts' sum than of the shared expert's output is in what a layer writes."""
+        scope = _scope(recording, self._layers[number])
+        if down is None or experts is None or _norm_after(scope, _ffn(recording, down, experts, scope)[1]):
+            return 1.0
+        before, after = self._around(recording, number)
+        shared, routed = recording.of(down), recording.of(experts.module).output
+        parts = [_share(scope, shared) * shared.output, routed, *(each for each in others if each is not None)]
+        found = torch.linalg.lstsq(
+            torch.stack([each.flatten() for each in parts], 1), (after - before).flatten()[:, None]
+        )
+        return round((found.solution[1, 0] / found.solution[0, 0]).item(), 5)
+
     def _attention(
         self, pattern: Tensor, output: Call, calls: list[Call], scope: list[Call], write: Write
     ) -> Attention:
-        value, places = self._find_values(pattern, output, calls)
+        value, places, gate = find_values(pattern, output.input, self._heads, calls, self._clipped)
         rows, norm = _traced(scope, matrix(value.module)[places], value.input, _size(output.output))
-        return Attention(output.module, value.module, places, write, norm, rows)
+        return Attention(output.module, value.module, places, gate, write, norm, rows)
 
     def _around(self, recording: Recording, number: int) -> tuple[Tensor, Tensor]:
         following = [*self._inputs, self._final_norm][number + 1]
         return recording.of(self._inputs[number]).input, recording.of(following).input
-
-    def _find_values(self, pattern: Tensor, output: Call, attention: list[Call]) -> tuple[Call, list[int]]:
-        """Attention weights times values are the output projection's input: the columns of which this is true."""
-        wanted = output.input.unflatten(1, (self._heads, -1))
-        for call in attention:
-            if is_linear(call.module) and call.module is not output.module and call.output.dim() == 2:
-                mixed = torch.einsum("hts,sj->thj", pattern, self._clipped(call.output))
-                distance = (wanted[:, :, :, None] - mixed[:, :, None]).abs().amax(0).flatten(0, 1)
-                nearest = distance.min(1)
-                if bool((nearest.values < CLOSE * wanted.abs().max()).all()):
-                    return call, nearest.indices.tolist()
-        raise AssertionError("no module gives the values")
 
     def _pattern(self, recording: Recording, number: int) -> Tensor:
         """Attention weights as applied: Granite's sinks shrink what a head mixes and leave its weights alone."""
@@ -376,7 +391,11 @@ def _find_experts(calls: list[Call]) -> RoutedExperts | None:
 
 
 def _ffn(
-    recording: Recording, down: nn.Module | None, experts: RoutedExperts | None, scope: list[Call]
+    recording: Recording,
+    down: nn.Module | None,
+    experts: RoutedExperts | None,
+    scope: list[Call],
+    experts_factor: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The coefficients [T, N] of every neuron, and what the whole network gives, before a norm, [T, d]."""
     if experts is None:
@@ -388,7 +407,8 @@ def _ffn(
         return routed, call.output
     shared = recording.of(down)
     share = _share(scope, shared)
-    return torch.cat([share * shared.input, routed], 1), share * shared.output + call.output
+    coefficients = torch.cat([share * shared.input, experts_factor * routed], 1)
+    return coefficients, share * shared.output + experts_factor * call.output
 
 
 def _share(scope: list[Call], shared: Call) -> Tensor:

@@ -35,6 +35,8 @@ class LayerStates:
     """F_l [T, d], bias included."""
     attention_scale: Tensor | None = None
     """What a norm after attention divides its write by, [T]; the coefficients are divided already."""
+    gates: Tensor | None = None
+    """What multiplies the mixed heads, [H, T, D], or None."""
     ffn_reads_attention: bool = True
     """Whether the FFN reads r_l, and not x_l beside attention."""
 

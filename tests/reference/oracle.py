@@ -136,10 +136,12 @@ class Explained:
         )
 
     def attention_coefficients(self, layer: int, head: int) -> Tensor:
-        """α_l[h,p] · v_l[h,p,k] for every source position and dimension. [t + 1, D]"""
+        """α_l[h,p] · v_l[h,p,k], gated, for every source position and dimension. [t + 1, D]"""
         states, visible = self.layers[layer], self.position + 1
         pattern = states.attention_weights[head, self.position, :visible]
         coefficients = pattern[:, None] * states.values[head, :visible]
+        if states.gates is not None:
+            coefficients = coefficients * states.gates[head, self.position]
         return coefficients if states.attention_scale is None else coefficients / states.attention_scale[self.position]
 
     def position_vectors(self, layer: int, head: int) -> Tensor:

@@ -237,6 +237,15 @@ TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
     "exaone_moe": ("exaone_moe", _moe(num_experts=4, **HEADS)),
     "solar_open": ("solar_open", _moe(n_routed_experts=4, **HEADS)),
     "cohere2_moe": ("cohere2_moe", _moe(num_experts=4, **HEADS, logit_scale=0.5)),
+    "afmoe": ("afmoe", _moe(num_experts=4, num_shared_experts=1, **HEADS, **WINDOW, global_attn_every_n_layers=2)),
+    "laguna": (
+        "laguna",
+        _moe(num_experts=4, shared_expert_intermediate_size=20, moe_routed_scaling_factor=1.5, **HEADS),
+    ),
+    "laguna, a gate for each dimension": (
+        "laguna",
+        _moe(num_experts=4, shared_expert_intermediate_size=20, gating="per-element", **HEADS),
+    ),
     "mellum": ("mellum", _moe(num_experts=4, **HEADS)),
     "lfm2": ("lfm2", _llama(**CONVOLVED, block_auto_adjust_ff_dim=False)),
     "lfm2_moe": ("lfm2_moe", _moe(**CONVOLVED, num_experts=4, num_dense_layers=1)),

@@ -26,12 +26,18 @@ WRONG = {
     "residual_additivity by what else is written": ("granitemoeshared", {"expert_outputs": ("block_sparse_moe",)}),
     "attention_identity": ("gptj", {"value": Rows("attn.k_proj")}),
     "attention_identity of a fused projection": ("codegen", {"value": Rows("attn.qkv_proj", Layout.PER_HEAD)}),
+    "attention_identity without its gate": ("afmoe", {"attention_gate": None}),
+    "attention_identity by the gate's function": (
+        "laguna",
+        {"attention_gate": dataclasses.replace(FAMILIES["laguna"].attention_gate, activation=torch.sigmoid)},
+    ),
     "attention_neurons": ("gemma3_text", {"norm_offset": 0.0}),
     "ffn_neurons": ("mixtral", {"ffn_norm": "input_layernorm"}),
     "ffn_neurons of a shared expert": (
         "qwen2_moe",
         {"shared_ffn": dataclasses.replace(FAMILIES["qwen2_moe"].shared_ffn, weight=None)},
     ),
+    "ffn_neurons by the experts' factor": ("laguna", {"expert_multiplier": None}),
     "value_keys": ("llama", {"value": Rows("self_attn.k_proj")}),
     "value_keys of a fused projection": ("phi3", {"value": Rows("self_attn.qkv_proj", Layout.PER_GROUP)}),
     "value_keys by the norm": ("gpt2", {"attention_norm": "ln_2"}),
@@ -106,7 +112,7 @@ def test_an_unknown_architecture_is_refused_by_name():
     model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(
         FailedPreconditionError,
-        match=r"mamba architecture is not supported: .*state spaces.*; supported: apertus.*xglm",
+        match=r"mamba architecture is not supported: .*state spaces.*; supported: afmoe.*xglm",
     ):
         engine_from(model)
 

@@ -91,8 +91,10 @@ class DenseFfn:
 class Experts:
     """Routed experts: transformers keeps all of a layer's in 3-D parameters."""
 
-    def __init__(self, module: Any) -> None:  # noqa: ANN401 - read by attributes that all experts classes have
+    def __init__(self, module: Any, multiplier: float = 1.0) -> None:  # noqa: ANN401 - all have the same attributes
         self.module = module
+        self.multiplier = multiplier
+        """What everything they write is multiplied by afterwards."""
         self.count = len(module.down_proj)
         self.gated: bool = module.has_gate
         self.width: int = module.down_proj.shape[1 if module.is_transposed else 2]
@@ -132,7 +134,7 @@ class Experts:
         """Coefficients [P, N] of one expert's neurons, zero where it is not chosen."""
         chosen = routing.indices == expert
         tokens = chosen.any(-1).nonzero().squeeze(1)
-        share = (routing.weights.float() * chosen).sum(-1)
+        share = self.multiplier * (routing.weights.float() * chosen).sum(-1)
         found = normed.new_zeros(len(normed), self.width)
         if len(tokens):
             found[tokens] = self._activated(normed[tokens], expert) * share[tokens, None]
@@ -143,7 +145,7 @@ class Experts:
         if not self.module.has_bias:
             return None
         biases = required(self.module, "down_proj_bias").float()[routing.indices.clamp_max(self.count - 1)]
-        chosen = routing.weights.float() * (routing.indices < self.count)
+        chosen = self.multiplier * routing.weights.float() * (routing.indices < self.count)
         return (chosen[..., None] * biases).sum(-2)
 
     def _activated(self, normed: Tensor, expert: int) -> Tensor:

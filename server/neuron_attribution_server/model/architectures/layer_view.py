@@ -49,6 +49,7 @@ class LayerView:
             self._spec = spec = dataclasses.replace(spec, **spec.recurrence.changes)
         self.has_attention = spec.recurrence is None or attends(module, spec)
         self._multiplier = float(getattr(config, spec.residual_multiplier)) if spec.residual_multiplier else 1.0
+        self._expert_multiplier = float(_attribute(config, spec.expert_multiplier) or 1.0)
         self._clip = _attribute(config, spec.value_clip)
         self.ffn = self._read_ffn()
         if not self.has_attention and self.recurrence_output is None and not self.ffn.width:
@@ -194,6 +195,18 @@ class LayerView:
         values = select(projected.movedim(-1, 0), self._spec.value.layout, self._sizes).movedim(0, -1)
         return self._clipped(values.unflatten(-1, (-1, self._sizes.head_size)).transpose(1, 2))
 
+    @property
+    def gate_module(self) -> nn.Module | None:
+        """The projection whose activated output multiplies the mixed heads, where one does."""
+        return None if self._spec.attention_gate is None else self._submodule(self._spec.attention_gate.rows.module)
+
+    def gates_of(self, projected: Tensor) -> Tensor:
+        """What multiplies the mixed heads, [E, H * D] in float32, from what the gate's projection returned, [E, n]."""
+        gate = self._spec.attention_gate
+        assert gate is not None
+        gates = gate.activation(select(projected.T.float(), gate.rows.layout, self._sizes).T)
+        return gates.repeat_interleave(self._sizes.heads * self._sizes.head_size // gates.shape[1], 1)
+
     def key_value_head(self, head: int) -> int:
         """The key/value head that a query head reads."""
         return head // self._group
@@ -237,7 +250,7 @@ class LayerView:
         shared = self._spec.shared_ffn
         has_shared = shared is not None and self._submodule(shared.output) is not None
         dense = DenseFfn(self.module, shared, self._sizes) if has_shared and shared is not None else None
-        routed = Experts(experts)
+        routed = Experts(experts, self._expert_multiplier)
         if routed.block(0).shape[1] != self._nothing.shape[1]:
             raise AttributeError("its experts do not write to the residual stream, but to a smaller space")
         return LayerFfn(dense, routed)

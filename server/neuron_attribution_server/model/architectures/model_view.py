@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import LayerPart, LayerPartKind
 from neuron_attribution.results import ModelSizes
@@ -33,16 +33,24 @@ class ModelView:
         self.config = model.config.get_text_config()
         self.spec = _inside(model, _for_config(spec, self.config))
         modules = list(model.get_submodule(self.spec.layers).children())
-        heads = _head_sizes(modules, self.spec, self.config)
+        heads = [_head_sizes(module, self.spec, self.config) for module in modules]
+        known = [each for each in heads if each is not None]
+        if len({each.head_size for each in known}) > 1:
+            raise FailedPreconditionError(
+                "model refused: its layers have heads of different sizes or numbers", reason="UNSUPPORTED_ARCHITECTURE"
+            )
         unembedding = model.get_output_embeddings()
         self.unembedding: Tensor = weight_of(unembedding).contiguous()
         """W_U in the model's own type, [vocabulary, d]."""
         nothing = self.unembedding[:0]
-        self.layers = [LayerView(module, self.spec, heads, self.config, nothing) for module in modules]
+        self.layers = [
+            LayerView(module, self.spec, each or known[0], self.config, nothing)
+            for module, each in zip(modules, heads, strict=True)
+        ]
         self.unembedding_bias = bias_of(unembedding)
         self.final_norm_module = model.get_submodule(self.spec.final_norm)
         self.final_norm = norm_view(self.final_norm_module, self.spec)
-        self.sizes = _sizes(self.layers, heads, self.unembedding)
+        self.sizes = _sizes(self.layers, known, self.unembedding)
 
     @property
     def device(self) -> torch.device:
@@ -150,23 +158,24 @@ def _inside(model: PreTrainedModel, spec: ArchitectureSpec) -> ArchitectureSpec:
     return dataclasses.replace(spec, layers=layers, final_norm=final_norm)
 
 
-def _head_sizes(layers: list[nn.Module], spec: ArchitectureSpec, config: Any) -> HeadSizes:  # noqa: ANN401
-    """Those of the first layer that attends; of the first one, where none does."""
-    layer = next((each for each in layers if attends(each, spec)), layers[0])
+def _head_sizes(layer: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes | None:  # noqa: ANN401
+    """Those of a layer; None where it has no attention, as layers may where others are recurrent."""
+    if spec.recurrence is not None and not attends(layer, spec):
+        return None
     heads = config.num_attention_heads
     head_size = weight_of(layer.get_submodule(spec.attention_output)).shape[1] // heads
     rows = weight_of(layer.get_submodule(spec.value.module)).shape[0]
     return HeadSizes(heads, key_value_heads(rows, spec.value.layout, heads, head_size), head_size)
 
 
-def _sizes(layers: list[LayerView], heads: HeadSizes, unembedding: Tensor) -> ModelSizes:
+def _sizes(layers: list[LayerView], heads: list[HeadSizes], unembedding: Tensor) -> ModelSizes:
     vocabulary, hidden_size = unembedding.shape
     experts = [layer.ffn.experts for layer in layers if layer.ffn.experts is not None]
     return ModelSizes(
         layers=len(layers),
-        heads=heads.heads,
-        key_value_heads=heads.key_value_heads,
-        head_size=heads.head_size,
+        heads=heads[0].heads,
+        key_value_heads=max(each.key_value_heads for each in heads),
+        head_size=heads[0].head_size,
         ffn_width=max((layer.ffn.dense.width for layer in layers if layer.ffn.dense is not None), default=0),
         hidden_size=hidden_size,
         vocabulary=vocabulary,

@@ -64,7 +64,7 @@ def _four_blocks(outputs: Tensor, _sizes: HeadSizes) -> Tensor:
     return parts[:, 1].flatten(0, 1)
 
 
-def _latent(outputs: Tensor, sizes: HeadSizes) -> Tensor:
+def _last_of_each_head(outputs: Tensor, sizes: HeadSizes) -> Tensor:
     parts: Tensor = outputs.unflatten(0, (sizes.heads, -1))
     return parts[:, -sizes.head_size :].flatten(0, 1)
 
@@ -77,7 +77,8 @@ _SELECT: dict[Layout, Callable[[Tensor, HeadSizes], Tensor]] = {
     Layout.PER_HEAD: _per_head,
     Layout.PER_GROUP: _per_group,
     Layout.FOUR_BLOCKS: _four_blocks,
-    Layout.LATENT: _latent,
+    Layout.LATENT: _last_of_each_head,
+    Layout.QUERY_GATE: _last_of_each_head,
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 _SEVERAL_STREAMS = "it mixes several residual streams ({}), so that what a layer writes is not simply added"
 _RECURRENT = "its layers are recurrent ({}), and none has attention"
-_GATED_ATTENTION = "its attention multiplies what heads mix by a gate, which its value neurons do not contain"
 _READ_ONLY = "what its shared attention computes is read by its state spaces, and never added to the residual stream"
 _NORMED_STREAM = "it norms the residual stream itself after every block, so that writes do not add up"
 
@@ -26,18 +25,11 @@ REFUSED: dict[str, str] = {
     "bitnet": "it norms the neurons themselves before the output projections",
     "llama4": "its router weighs what an expert reads, not what it writes",
     "llama4_text": "its router weighs what an expert reads, not what it writes",
-    "afmoe": _GATED_ATTENTION,
-    "laguna": _GATED_ATTENTION,
     "mamba": _RECURRENT.format("state spaces"),
     "mamba2": _RECURRENT.format("state spaces"),
     "falcon_mamba": _RECURRENT.format("state spaces"),
     "rwkv": _RECURRENT.format("RWKV"),
     "xlstm": _RECURRENT.format("xLSTM"),
-    "qwen3_next": _GATED_ATTENTION,
-    "qwen3_5": _GATED_ATTENTION,
-    "qwen3_5_text": _GATED_ATTENTION,
-    "qwen3_5_moe": _GATED_ATTENTION,
-    "qwen3_5_moe_text": _GATED_ATTENTION,
 }
 UNKNOWN = "nobody has described its modules yet"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from neuron_attribution.results import Mixer
+from torch import Tensor
 
 
 class NormKind(Enum):
@@ -28,6 +29,7 @@ class Layout(Enum):
     PER_GROUP = "queries, key, value of each key/value head"
     FOUR_BLOCKS = "queries, values, keys of each quarter of the heads"
     LATENT = "key without position, value of each head"
+    QUERY_GATE = "query, gate of each head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,17 @@ class Rows:
 
     module: str
     layout: Layout = Layout.WHOLE
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What multiplies the mixed heads: rows of a projection of what attention reads, activated.
+
+    There is a row for each dimension of each head, or one for each head.
+    """
+
+    rows: Rows
+    activation: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +128,8 @@ class ArchitectureSpec:
     attention_multiplier: str | None = None
     """The factor of everything attention writes, as an attribute of the layer."""
     recurrence: Recurrence | None = None
+    attention_gate: Gate | None = None
+    """What multiplies the mixed heads before the output projection."""
 
     ffn_norm: str | None
     ffn: FeedForward
@@ -123,6 +138,8 @@ class ArchitectureSpec:
     """The norm between the FFN and the residual stream."""
     experts: str | None = None
     """The routed experts of the layers that have them."""
+    expert_multiplier: str | None = None
+    """The configuration's factor of what the routed experts write together."""
     shared_ffn: FeedForward | None = None
     expert_outputs: tuple[str, ...] = ()
     """The modules whose outputs add up to the FFN's, in layers with experts."""

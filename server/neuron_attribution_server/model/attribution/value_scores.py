@@ -75,7 +75,10 @@ def position_vectors(weights: Weights, states: RowStates, rows: Ids, layers: Ids
     units = (head[:, None] * size + torch.arange(size, device=head.device)).flatten()
     output = gathered(weights.attention_subvalues, np.repeat(layers, size), units).unflatten(0, (-1, size))
     values = states.values[states.sequences[row], layer, head // group].float()
-    vectors: Tensor = (states.mixing[row, layer, head][:, :, None] * values) @ output
+    coefficients = states.mixing[row, layer, head][:, :, None] * values
+    if states.gates is not None:
+        coefficients *= states.gates[row, layer, head][:, None]
+    vectors: Tensor = coefficients @ output
     return vectors
 
 

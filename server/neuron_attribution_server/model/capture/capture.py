@@ -134,6 +134,8 @@ def _hooks(view: ModelView, states: CapturedStates) -> Iterator[tuple[nn.Module,
             yield layer.ffn.dense.output, _numbered_rows_to(states.coefficients, number, states), None
         else:
             states.coefficients.append(torch.zeros(len(states.rows.sequences), 0, device=view.device))
+        if layer.has_attention and layer.gate_module is not None:
+            yield layer.gate_module, None, _gates_to(states, layer)
         if layer.has_attention and layer.attention_weights_module is not None:
             yield layer.value_module, None, _values_to(states, layer)
             yield layer.attention_weights_module, None, _weights_to(states)
@@ -230,6 +232,13 @@ def _beside_to(states: CapturedStates, number: int, factor: float) -> Hook:
 def _values_to(states: CapturedStates, layer: LayerView) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
         states.values.append(states.kept(layer.values_of(output)))
+
+    return hook
+
+
+def _gates_to(states: CapturedStates, layer: LayerView) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        states.gates.append(layer.gates_of(states.rows.of(states.by_position(output))))
 
     return hook
 

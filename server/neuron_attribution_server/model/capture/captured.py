@@ -98,6 +98,8 @@ class CapturedStates:
     """What multiplies W_down's rows at the explained rows, [E, N]."""
     every_coefficient: dict[int, Tensor] = field(default_factory=dict)
     """The same at every position, [B, T, N], of layers without experts, where they are kept."""
+    gates: list[Tensor] = field(default_factory=list)
+    """What multiplies the mixed heads of the explained rows, [E, H * D], float32; empty where nothing does."""
     values: list[Tensor] = field(default_factory=list)
     """Value vectors [B, K, T, D]; zeros without attention."""
     attention_rows: list[Tensor] = field(default_factory=list)
@@ -132,6 +134,8 @@ class CapturedStates:
             self.head_outputs.append(nothing.expand(explained, sizes.heads * sizes.head_size))
             self.values.append(nothing.expand(batch, sizes.key_value_heads, length, sizes.head_size))
             self.attention_rows.append(nothing.float().expand(explained, sizes.heads, length))
+            if view.spec.attention_gate is not None:
+                self.gates.append(nothing.float().expand(explained, sizes.heads * sizes.head_size))
         if not layer.attention_write_modules:
             self.attention_writes.append(nothing.expand_as(read))
         if not layer.ffn.width:

@@ -261,7 +261,8 @@ class _ExpertsHook:
         for edit in edits:
             edit.change(after, self._first)
         units = torch.cat([edit.units for edit in edits]).unique()
-        return (after - before)[:, units] @ self._experts.block(expert)[units].float()
+        changed = (after - before)[:, units] / self._experts.multiplier
+        return changed @ self._experts.block(expert)[units].float()
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

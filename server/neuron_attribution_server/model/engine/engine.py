@@ -59,7 +59,6 @@ from neuron_attribution_server.tasks.tasks import (
     InterveneTask,
     ProjectTask,
     Task,
-    changes_attention,
 )
 
 PASS_TOKENS = {"cpu": 1024}
@@ -290,9 +289,8 @@ class Engine:
         for row in rows:
             options = row.options
             alone = row.index if row.alone else None
-            changed = any(map(changes_attention, options.interventions))  # its values take more room
             method = options.scoring_method, options.include_final_norm_bias
-            groups[row.contrast is None, *method, changed, alone].append(row)
+            groups[row.contrast is None, *method, alone].append(row)
         together = rows_at_once(self._view.sizes)
         explained: dict[int, Explanation] = {}
         for group in groups.values():

@@ -82,7 +82,7 @@ def _residual_additivity(probe: Probe) -> float:
 
 
 def _attention_identity(probe: Probe) -> float:
-    """Attention weights times value vectors are the input of the attention output projection."""
+    """Attention weights times value vectors, gated where there are gates, are the output projection's input."""
     if len(probe.states.attention_rows) != len(probe.view.layers):
         return float("inf")  # some layer attends that should not, or the other way round
     return max(
@@ -141,11 +141,12 @@ def _eager_logits(view: ModelView, tokens: Tensor) -> Tensor:
 
 
 def _heads(probe: Probe, layer: int) -> Tensor:
-    """Sum over positions of attention times value, [T, H * D]."""
+    """Sum over positions of attention times value, gated, [T, H * D]."""
     attention = probe.states.attention_rows[layer]
     values = probe.states.values[layer][0].float()
     repeated = values.repeat_interleave(attention.shape[1] // values.shape[0], 0)
-    return torch.einsum("ehp,hpk->ehk", attention, repeated).flatten(1)
+    mixed = torch.einsum("ehp,hpk->ehk", attention, repeated).flatten(1)
+    return mixed * probe.states.gates[layer] if probe.states.gates else mixed
 
 
 def _attention_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,6 @@ def memory_cost(view: ModelView) -> MemoryCost:
         per_row_token=2 * FLOAT * sizes.layers * sizes.heads,
         per_scored_head=6 * FLOAT * sizes.hidden_size,
         per_head_position=6 * FLOAT * sizes.hidden_size,
-        per_changed_token=int(ALLOCATOR * FLOAT * sizes.layers * sizes.heads * sizes.head_size),
         rows_at_once=rows_at_once(sizes),
         per_projected_token=PROJECTED_TOKEN,
         per_searched_position=int(2 * FLOAT * sizes.layers * sizes.heads * sizes.head_size),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+from torch.nn import functional
+
 from neuron_attribution_server.model.architectures.groups.feed_forwards import GATED
 from neuron_attribution_server.model.architectures.groups.layer_norm import COHERE
-from neuron_attribution_server.model.architectures.groups.llama import GRANITE, LLAMA, OLMO2
-from neuron_attribution_server.model.architectures.spec import FeedForward, Layout, NormKind, Rows
+from neuron_attribution_server.model.architectures.groups.llama import GEMMA2, GRANITE, LLAMA, OLMO2
+from neuron_attribution_server.model.architectures.spec import FeedForward, Gate, Layout, NormKind, Rows
 
 SHARED = replace(
     GATED,
@@ -75,5 +78,21 @@ EXPERT_FAMILIES = (
             value_latent=("self_attn.kv_a_proj_with_mqa", "self_attn.kv_a_layernorm"),
         )
         for family in ("deepseek_v2", "deepseek_v3")
+    ),
+    replace(
+        GEMMA2,
+        family="afmoe",
+        norm_offset=0.0,
+        attention_gate=Gate(Rows("self_attn.gate_proj"), torch.sigmoid),
+        ffn_norm="pre_mlp_layernorm",
+        ffn_write="post_mlp_layernorm",
+        experts="mlp.experts",
+        shared_ffn=SHARED,
+    ),
+    replace(
+        WITH_SHARED_EXPERTS,
+        family="laguna",
+        attention_gate=Gate(Rows("self_attn.g_proj"), functional.softplus),
+        expert_multiplier="moe_routed_scaling_factor",
     ),
 )

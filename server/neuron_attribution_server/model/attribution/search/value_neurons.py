@@ -179,15 +179,16 @@ class AttentionValueNeurons(ValueNeurons):
         self._group = heads // states.values.shape[2]
 
     def coefficients(self, rows: slice, layers: slice) -> Tensor:
-        """alpha * v, [rows, layers, H, T, D]."""
+        """alpha * v, gated, [rows, layers, H, T, D]."""
         mixing = self._states.mixing[rows, layers, :, : self.positions].unflatten(2, (-1, self._group))
         values = self._states.values_of(rows, layers, self.positions).float()
         found: Tensor = (mixing[..., None] * values[:, :, :, None]).flatten(2, 3)
-        return found
+        return found if self._states.gates is None else found.mul_(self._states.gates[rows, layers, :, None])
 
     def coefficients_at(self, rows: Tensor, layers: Tensor, units: Tensor, positions: Tensor) -> Tensor:
-        """alpha * v, [C]."""
+        """alpha * v, gated, [C]."""
         heads, dimensions = units // self._head_size, units % self._head_size
         mixing = self._states.mixing[rows, layers, heads, positions]
         values = self._states.values[self._states.sequences[rows], layers, heads // self._group, positions, dimensions]
-        return mixing * values.float()
+        found: Tensor = mixing * values.float()
+        return found if self._states.gates is None else found * self._states.gates[rows, layers, heads, dimensions]
