@@ -346,11 +346,12 @@ class ModelSizes:
 class Mixer(Enum):
     """What moves information between positions in a layer."""
 
+    UNKNOWN = "mixer of a kind that this client does not know"
+
     ATTENTION = "attention"
     SHORT_CONVOLUTION = "short convolution"
     STATE_SPACE = "state space"
     GATED_DELTA_NETWORK = "gated delta network"
-    LINEAR_ATTENTION = "linear attention"
     GATED_LINEAR_RECURRENCE = "gated linear recurrence"
 
 

@@ -263,6 +263,19 @@ TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
     "nemotron_h": ("nemotron_h", _moe(**NEMOTRON_H, **HEADS)),
     "olmo_hybrid": ("olmo_hybrid", _llama(**MIXED, **DELTA)),
     "kimi_linear": ("kimi_linear", _moe(**MIXED, **KIMI) | LATENT),
+    "kimi_linear, attending twice": (
+        "kimi_linear",
+        _moe(**MIXED, **KIMI) | LATENT | {"layer_types": ["linear_attention", "full_attention", "full_attention"]},
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        _moe(**MIXED, **DELTA, **HEADS, num_experts=4, shared_expert_intermediate_size=20, mlp_only_layers=[0]),
+    ),
+    "qwen3_5_text": ("qwen3_5_text", _llama(**MIXED, **DELTA, **HEADS)),
+    "qwen3_5_moe_text": (
+        "qwen3_5_moe_text",
+        _moe(**MIXED, **DELTA, **HEADS, num_experts=4, shared_expert_intermediate_size=20),
+    ),
     "recurrent_gemma": (
         "recurrent_gemma",
         _llama(

@@ -89,6 +89,13 @@ class LayerView:
         return self._sizes.heads * self._sizes.head_size if self.has_attention else 0
 
     @property
+    def recurrence(self) -> nn.Module | None:
+        """The recurrent mixer: the module that its output projection is in."""
+        if self.recurrence_output is None or self._spec.recurrence is None:
+            return None
+        return self._submodule(self._spec.recurrence.output.rpartition(".")[0])
+
+    @property
     def recurrence_width(self) -> int:
         """What the recurrent mixer's output projection reads."""
         return 0 if self.recurrence_output is None else weight_of(self.recurrence_output).shape[1]

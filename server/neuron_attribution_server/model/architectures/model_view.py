@@ -35,6 +35,10 @@ class ModelView:
         modules = list(model.get_submodule(self.spec.layers).children())
         heads = [_head_sizes(module, self.spec, self.config) for module in modules]
         known = [each for each in heads if each is not None]
+        if not known:
+            raise FailedPreconditionError(
+                "model refused: none of its layers has attention", reason="UNSUPPORTED_ARCHITECTURE"
+            )
         if len({each.head_size for each in known}) > 1:
             raise FailedPreconditionError(
                 "model refused: its layers have heads of different sizes or numbers", reason="UNSUPPORTED_ARCHITECTURE"

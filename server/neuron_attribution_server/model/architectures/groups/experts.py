@@ -20,6 +20,14 @@ SHARED = replace(
     activation="mlp.shared_experts.act_fn",
 )
 
+WEIGHED_SHARED = FeedForward(
+    output="mlp.shared_expert.down_proj",
+    up=Rows("mlp.shared_expert.up_proj"),
+    gate=Rows("mlp.shared_expert.gate_proj"),
+    activation="mlp.shared_expert.act_fn",
+    weight="mlp.shared_expert_gate",
+)
+
 MIXTRAL = replace(LLAMA, family="mixtral", experts="mlp.experts", expert_outputs=("mlp",))
 
 WITH_SHARED_EXPERTS = replace(MIXTRAL, family="llama with experts and a shared one", shared_ffn=SHARED)
@@ -52,13 +60,7 @@ EXPERT_FAMILIES = (
     replace(
         MIXTRAL,
         family="qwen2_moe",
-        shared_ffn=FeedForward(
-            output="mlp.shared_expert.down_proj",
-            up=Rows("mlp.shared_expert.up_proj"),
-            gate=Rows("mlp.shared_expert.gate_proj"),
-            activation="mlp.shared_expert.act_fn",
-            weight="mlp.shared_expert_gate",
-        ),
+        shared_ffn=WEIGHED_SHARED,
     ),
     replace(
         MIXTRAL,

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from neuron_attribution.results import Mixer
 
-from neuron_attribution_server.model.architectures.groups.experts import FUSED_SHARED, GRANITE_MOE_SHARED, SHARED
+from neuron_attribution_server.model.architectures.groups.experts import (
+    FUSED_SHARED,
+    GRANITE_MOE_SHARED,
+    SHARED,
+    WEIGHED_SHARED,
+)
 from neuron_attribution_server.model.architectures.groups.llama import GEMMA, LLAMA, OLMO2
-from neuron_attribution_server.model.architectures.spec import FeedForward, Layout, Recurrence, Rows
+from neuron_attribution_server.model.architectures.spec import FeedForward, Gate, Layout, Recurrence, Rows
 
 CONVOLUTION = Recurrence(mixer=Mixer.SHORT_CONVOLUTION, output="conv.out_proj")
 STATE_SPACE = Recurrence(mixer=Mixer.STATE_SPACE, output="mamba.out_proj")
@@ -59,10 +65,22 @@ NEMOTRON_H = replace(
     recurrence=Recurrence(mixer=Mixer.STATE_SPACE, output="mixer.out_proj"),
 )
 
+QWEN3_5 = replace(
+    GEMMA,
+    family="qwen3_5_text",
+    attention_gate=Gate(Rows("self_attn.q_proj", Layout.QUERY_GATE), torch.sigmoid),
+    recurrence=Recurrence(mixer=Mixer.GATED_DELTA_NETWORK, output="linear_attn.out_proj"),
+)
+
 RECURRENT_FAMILIES = (
     LFM2,
     BAMBA,
     NEMOTRON_H,
+    QWEN3_5,
+    *(
+        replace(QWEN3_5, family=family, experts="mlp.experts", expert_outputs=("mlp",), shared_ffn=WEIGHED_SHARED)
+        for family in ("qwen3_next", "qwen3_5_moe_text")
+    ),
     replace(LFM2, family="lfm2_moe", experts="feed_forward.experts", expert_outputs=("feed_forward",)),
     replace(BAMBA, family="jamba", experts="feed_forward.experts", expert_outputs=("feed_forward",)),
     replace(
