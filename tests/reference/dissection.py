@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from reference.experts import RoutedExperts
 from reference.forward import LayerStates, States
 from reference.found_ffn import experts_factor_of, ffn_names, ffn_of, find_experts, find_keys
-from reference.found_norms import measured_norm, traced
+from reference.found_norms import measured_norm, no_norm, traced
 from reference.mixed_heads import Values, find_values
 from reference.recording import Call, Recording, in_double, is_linear, matrix, ratio, record, same
 from reference.weights import Layer, Norm, Weights
@@ -26,6 +26,7 @@ from reference.weights import Layer, Norm, Weights
 SINKS = "GraniteSWAAttention", "GraniteMoeSWAAttention"
 PROBE = (5, 17, 3, 60, 31, 8, 77, 42)
 ATTENTIONS = ("self_attn", "attn", "attention", "self_attention", "multi_head_attention")
+NOTHING = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,72 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """One layer's modules, as they were found."""
+class Attention:
+    """A layer's attention: the output projection, and where the values are."""
 
-    first: nn.Module
     output: nn.Module
     values: Values
-    attention_write: Write
+    write: Write
+    norm: Norm
+    value_rows: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """What single neurons write, but for the norm's scale."""
+        return self.write.rows(matrix(self.output).T)
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A layer's feed-forward network: its down projection, its routed experts, or both."""
+
     down: nn.Module | None
     experts: RoutedExperts | None
     experts_factor: float
-    ffn_write: Write
-    weights: Layer
+    write: Write
+    up: Tensor
+    gate: Tensor | None
+    norm: Norm
+
+    @property
+    def rows(self) -> Tensor:
+        """What single neurons write, but for the norm's scale."""
+        rows = [] if self.down is None else [matrix(self.down).T]
+        return self.write.rows(torch.cat([*rows, *([] if self.experts is None else [self.experts.down()])]))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One layer's parts, as they were found; `recurrence` is the output projection of what mixes positions without
+    attention weights, and its factor."""
+
+    first: nn.Module
+    attention: Attention | None
+    recurrence: tuple[nn.Module, float] | None
+    ffn: FeedForward | None
+
+    def weights(self, size: int) -> Layer:
+        """What brute force reads; queries, keys and biases are left to the model."""
+        attention, ffn, none = self.attention, self.ffn, torch.zeros(0, size, dtype=torch.float64)
+        return Layer(
+            attention_norm=no_norm(size) if attention is None else attention.norm,
+            ffn_norm=no_norm(size) if ffn is None else ffn.norm,
+            query=NOTHING,
+            query_bias=NOTHING,
+            key=NOTHING,
+            key_bias=NOTHING,
+            value=none if attention is None else attention.value_rows,
+            value_bias=NOTHING,
+            output=none if attention is None else attention.rows,
+            output_bias=NOTHING,
+            up=none if ffn is None else ffn.up,
+            up_bias=NOTHING,
+            gate=none if ffn is None else ffn.gate,
+            gate_bias=None,
+            down=none if ffn is None else ffn.rows,
+            down_bias=NOTHING,
+            names=() if ffn is None else ffn_names(ffn.down, ffn.experts),
+        )
 
 
 class Dissection:
@@ -73,6 +128,7 @@ class Dissection:
         self._inputs = [_layer_input(recording, layer) for layer in self._layers]
         self._final_norm = _final_norm(recording, self.model)
         self._heads = recording.attentions[0].shape[0]
+        self._attends = _attends(recording, self._layers)
         self._sinks = [_sink_module(layer) for layer in self._layers]
         self._parts = [self._dissect(recording, number) for number in range(len(self._layers))]
         self.weights = self._weights(recording)
@@ -86,84 +142,123 @@ class Dissection:
         return States(tuple(layers), streams[-1], recording.logits)
 
     def _layer_states(self, recording: Recording, number: int, streams: list[Tensor]) -> LayerStates:
-        parts, pattern = self._parts[number], self._pattern(recording, number)
-        raw = recording.of(parts.output).output
-        values = parts.values(recording).unflatten(1, (self._heads, -1)).transpose(0, 1)
-        attention = parts.attention_write(recording, raw)
-        scope = _scope(recording, self._layers[number])
-        coefficients, ffn_raw = ffn_of(recording, parts.down, parts.experts, scope, parts.experts_factor)
-        ffn = parts.ffn_write(recording, ffn_raw)
-        middle = streams[number] + attention
-        gates = parts.values.gates(recording)
-        z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1) * (1 if gates is None else gates)
-        assert_same(z, recording.of(parts.output).input, "attention")
-        assert_same(streams[number] + attention + ffn, streams[number + 1], "the residual stream")
+        parts, scope = self._parts[number], _scope(recording, self._layers[number])
+        length, size = streams[number].shape
+        pattern = torch.full((self._heads, length, length), torch.nan, dtype=torch.float64)
+        values = torch.zeros(self._heads, length, 0, dtype=torch.float64)
+        mixed = torch.zeros(length, size, dtype=torch.float64)
+        scale, gates = torch.ones(length, dtype=torch.float64), None
+        if parts.attention is not None:
+            attention, raw = parts.attention, recording.of(parts.attention.output)
+            pattern = self._pattern(recording, number)
+            values = attention.values(recording).unflatten(1, (self._heads, -1)).transpose(0, 1)
+            mixed = mixed + attention.write(recording, raw.output)
+            scale = attention.write.scale(raw.output)[:, 0]
+            gates = attention.values.gates(recording)
+            z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1) * (1 if gates is None else gates)
+            assert_same(z, raw.input, "attention")
+        if parts.recurrence is not None:
+            module, factor = parts.recurrence
+            mixed = mixed + factor * recording.of(module).output
+        coefficients, ffn = torch.zeros(length, 0, dtype=torch.float64), torch.zeros_like(mixed)
+        if parts.ffn is not None:
+            given = parts.ffn.down, parts.ffn.experts, scope, parts.ffn.experts_factor
+            coefficients, raw_ffn = ffn_of(recording, *given)
+            ffn = parts.ffn.write(recording, raw_ffn)
+            coefficients = coefficients / parts.ffn.write.scale(raw_ffn)
+        middle = streams[number] + mixed
+        assert_same(middle + ffn, streams[number + 1], "the residual stream")
         return LayerStates(
             input=streams[number],
             attention_weights=pattern,
             values=values,
-            attention=attention,
+            attention=mixed,
             middle=middle,
-            coefficients=coefficients / parts.ffn_write.scale(ffn_raw),
+            coefficients=coefficients,
             ffn=ffn,
+            attention_scale=scale,
             gates=None if gates is None else gates.unflatten(1, (self._heads, -1)).transpose(0, 1),
-            attention_scale=parts.attention_write.scale(raw)[:, 0],
             ffn_reads_attention=any(same(call.input, middle) for call in scope),
         )
 
     def _dissect(self, recording: Recording, number: int) -> Parts:
         layer = self._layers[number]
         scope = _scope(recording, layer)
-        attention_names = tuple(f"{_name(self.model, layer)}.{name}." for name in ATTENTIONS)
-        attention = [call for call in scope if call.name.startswith(attention_names)]
-        rest = [call for call in scope if call not in attention]
         size = _size(recording.of(self._inputs[number]).input)
-        output = [call for call in attention if is_linear(call.module) and size == _size(call.output)][-1]
-        pattern = self._pattern(recording, number)
-        values = find_values(pattern, output.input, self._heads, attention, self._clipped)
+        attention, recurrent, rest = self._sorted(recording, number)
+        outputs = [_last_to(size, calls) for calls in (attention, recurrent)]
         experts = find_experts(rest)
         downs = [c for c in rest if is_linear(c.module) and _size(c.output) == size != _size(c.input)]
         down = downs[-1].module if downs else None
-        before, after = self._around(recording, number)
-        experts_factor = 1.0
-        _, ffn_raw = ffn_of(recording, down, experts, scope)
-        if down is not None and experts is not None and _norm_after(scope, ffn_raw) is None:
-            experts_factor = experts_factor_of(recording, down, experts, scope, output.output, after - before)
-            _, ffn_raw = ffn_of(recording, down, experts, scope, experts_factor)
-        norms = [_norm_after(scope, raw) for raw in (output.output, ffn_raw)]
-        written = [norm.output if norm else raw for norm, raw in zip(norms, (output.output, ffn_raw), strict=True)]
-        factors = torch.linalg.lstsq(
-            torch.stack([each.flatten() for each in written], 1), (after - before).flatten()[:, None]
-        )
-        writes = [
-            Write(norm and norm.module, norm and measured_norm(norm.module, size), round(factor, 5))
-            for norm, factor in zip(norms, factors.solution[:, 0].tolist(), strict=True)
-        ]
-        up, gate, ffn_norm = find_keys(scope, rest, down, experts, size)
-        rows = values.factor * matrix(values.call.module)[values.columns]
-        value_rows, attention_norm = traced(scope, rows, values.call.input, size)
-        rows = [] if down is None else [matrix(down).T]
-        rows += [] if experts is None else [experts.down()]
+        raw = [None if call is None else call.output for call in outputs]
+        factor = self._experts_factor(recording, number, down, experts, raw)
+        raw.append(None if down is experts is None else ffn_of(recording, down, experts, scope, factor)[1])
+        writes = self._writes(recording, number, raw)
         return Parts(
             first=self._inputs[number],
-            output=output.module,
-            values=values,
-            attention_write=writes[0],
-            down=down,
-            experts=experts,
-            experts_factor=experts_factor,
-            ffn_write=writes[1],
-            weights=_as_layer(
-                attention_norm,
-                ffn_norm,
-                value_rows,
-                writes[0].rows(matrix(output.module).T),
-                up,
-                gate,
-                writes[1].rows(torch.cat(rows)),
-                ffn_names(down, experts),
-            ),
+            attention=None
+            if outputs[0] is None
+            else self._attention(self._pattern(recording, number), outputs[0], attention, scope, writes[0]),
+            recurrence=None if outputs[1] is None else (outputs[1].module, writes[1].factor),
+            ffn=None
+            if raw[2] is None
+            else FeedForward(down, experts, factor, writes[2], *find_keys(scope, rest, down, experts, size)),
         )
+
+    def _sorted(self, recording: Recording, number: int) -> tuple[list[Call], list[Call], list[Call]]:
+        """A layer's calls: those of attention, those of what else mixes positions, which convolves them, and others."""
+        layer, attention, recurrent = self._layers[number], [], []
+        scope = _scope(recording, layer)
+        for name, child in layer.named_children():
+            inside = set(child.modules())
+            calls = [call for call in scope if call.module in inside]
+            if self._attends[number] and (name in ATTENTIONS or inside & recording.attending):
+                attention += calls
+            elif any(isinstance(module, nn.Conv1d) for module in inside):
+                recurrent += calls
+        rest = [call for call in scope if call not in attention and call not in recurrent]
+        return attention, recurrent, rest
+
+    def _writes(self, recording: Recording, number: int, raw: list[Tensor | None]) -> list[Write | None]:
+        """What stands between what a layer's parts give and the residual stream, by how much the stream changes."""
+        scope = _scope(recording, self._layers[number])
+        norms = [None if given is None else _norm_after(scope, given) for given in raw]
+        written = [norm.output if norm else given for norm, given in zip(norms, raw, strict=True)]
+        before, after = self._around(recording, number)
+        there = [each.flatten() for each in written if each is not None]
+        factors = iter(torch.linalg.lstsq(torch.stack(there, 1), (after - before).flatten()[:, None]).solution[:, 0])
+        return [
+            None
+            if given is None
+            else Write(
+                norm and norm.module, norm and measured_norm(norm.module, _size(given)), round(next(factors).item(), 5)
+            )
+            for norm, given in zip(norms, raw, strict=True)
+        ]
+
+    def _experts_factor(
+        self,
+        recording: Recording,
+        number: int,
+        down: nn.Module | None,
+        experts: RoutedExperts | None,
+        others: list[Tensor | None],
+    ) -> float:
+        """How much more of the routed experts' sum than of the shared expert's output is in what a layer writes."""
+        scope = _scope(recording, self._layers[number])
+        if down is None or experts is None or _norm_after(scope, ffn_of(recording, down, experts, scope)[1]):
+            return 1.0
+        before, after = self._around(recording, number)
+        there = [each for each in others if each is not None]
+        return experts_factor_of(recording, down, experts, scope, there, after - before)
+
+    def _attention(
+        self, pattern: Tensor, output: Call, calls: list[Call], scope: list[Call], write: Write
+    ) -> Attention:
+        values = find_values(pattern, output.input, self._heads, calls, self._clipped)
+        rows = values.factor * matrix(values.call.module)[values.columns]
+        rows, norm = traced(scope, rows, values.call.input, _size(output.output))
+        return Attention(output.module, values, write, norm, rows)
 
     def _around(self, recording: Recording, number: int) -> tuple[Tensor, Tensor]:
         following = [*self._inputs, self._final_norm][number + 1]
@@ -171,7 +266,8 @@ class Dissection:
 
     def _pattern(self, recording: Recording, number: int) -> Tensor:
         """Attention weights as applied: Granite's sinks shrink what a head mixes and leave its weights alone."""
-        pattern, attention = recording.attentions[number], self._sinks[number]
+        pattern = recording.attentions[sum(self._attends[:number])]
+        attention = self._sinks[number]
         if attention is None:
             return pattern
         mixed = recording.of(attention.o_proj).input.unflatten(1, (self._heads, -1))
@@ -186,21 +282,23 @@ class Dissection:
 
     def _weights(self, recording: Recording) -> Weights:
         unembedding = self.model.get_output_embeddings()
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        config = self.model.config.get_text_config()
+        cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
         logits = recording.logits if cap is None else cap * torch.atanh(recording.logits / cap)
         plain = recording.of(self._final_norm).output @ matrix(unembedding).T
         bias = torch.zeros(len(plain.T), dtype=torch.float64) if unembedding.bias is None else unembedding.bias.detach()
         plain = plain + bias
         factor = round(((logits * plain).sum() / plain.square().sum()).item(), 5)
         assert_same(factor * plain, logits, "logits")
+        layers = tuple(parts.weights(_size(matrix(unembedding))) for parts in self._parts)
         return Weights(
             heads=self._heads,
             key_value_heads=self._heads,
-            head_size=len(self._parts[0].weights.output) // self._heads,
+            head_size=max(len(layer.output) for layer in layers) // self._heads,
             embedding=torch.empty(0),
             positions=None,
             rotary=None,
-            layers=tuple(parts.weights for parts in self._parts),
+            layers=layers,
             activation=torch.nn.functional.silu,
             final_norm=measured_norm(self._final_norm, len(matrix(unembedding).T)),
             unembedding=factor * matrix(unembedding),
@@ -217,6 +315,21 @@ def assert_same(a: Tensor, b: Tensor, what: str) -> None:
 
 def _sink_module(layer: nn.Module) -> nn.Module | None:
     return next((module for module in layer.modules() if type(module).__name__ in SINKS), None)
+
+
+def _attends(recording: Recording, layers: list[nn.Module]) -> list[bool]:
+    """Whether each layer has attention weights: all do, or those that returned some."""
+    if len(recording.attentions) == len(layers):
+        return [True] * len(layers)
+    found = [bool(set(layer.modules()) & recording.attending) for layer in layers]
+    assert sum(found) == len(recording.attentions)
+    return found
+
+
+def _last_to(size: int, calls: list[Call]) -> Call | None:
+    """The last projection to vectors of a size."""
+    found = [call for call in calls if is_linear(call.module) and size == _size(call.output)]
+    return found[-1] if found else None
 
 
 def _layer_modules(model: PreTrainedModel) -> list[nn.Module]:
@@ -253,36 +366,3 @@ def _norm_after(scope: list[Call], raw: Tensor) -> Call | None:
     found = [call for call in scope if not is_linear(call.module) and same(call.input, raw)]
     normed = [call for call in found if call.output.shape == raw.shape and not same(call.output, raw)]
     return normed[0] if normed else None
-
-
-def _as_layer(
-    attention_norm: Norm,
-    ffn_norm: Norm,
-    value: Tensor,
-    output: Tensor,
-    up: Tensor,
-    gate: Tensor | None,
-    down: Tensor,
-    names: tuple[int, ...],
-) -> Layer:
-    """What brute force reads; queries, keys and biases are left to the model."""
-    nothing = torch.empty(0)
-    return Layer(
-        attention_norm=attention_norm,
-        ffn_norm=ffn_norm,
-        query=nothing,
-        query_bias=nothing,
-        key=nothing,
-        key_bias=nothing,
-        value=value,
-        value_bias=nothing,
-        output=output,
-        output_bias=nothing,
-        up=up,
-        up_bias=nothing,
-        gate=gate,
-        gate_bias=None,
-        down=down,
-        down_bias=nothing,
-        names=names,
-    )

@@ -31,10 +31,10 @@ class RoutedExperts:
         weight = self.module.down_proj.detach().double()
         return (weight if self._open or self._inputs_first else weight.transpose(1, 2)).flatten(0, 1)
 
-    def keys(self) -> tuple[Tensor, Tensor]:
-        """The rows of the up and of the gate projection, [experts * N, d] each."""
-        up, gate = self._halves(self.module.gate_up_proj.detach().double())
-        return up.flatten(0, 1), gate.flatten(0, 1)
+    def keys(self) -> tuple[Tensor, Tensor | None]:
+        """The rows of the up and of the gate projection, where there is a gate, [experts * N, d] each."""
+        up, gate = self._inputs()
+        return up.flatten(0, 1), None if gate is None else gate.flatten(0, 1)
 
     def names(self) -> tuple[int, ...]:
         """Every neuron's name."""
@@ -46,14 +46,23 @@ class RoutedExperts:
         states, indices, weights = call.inputs
         chosen = torch.zeros(len(states), self._count, dtype=torch.float64)
         chosen.scatter_add_(1, indices, weights)
-        up, gate = self._halves(self.module.gate_up_proj.detach().double())
-        ups, gates = (torch.einsum("td,end->ten", states, rows) for rows in (up, gate))
-        found = chosen[:, :, None] * self._activated(ups, gates)
+        up, gate = self._inputs()
+        ups = torch.einsum("td,end->ten", states, up)
+        if gate is None:
+            found = chosen[:, :, None] * self.module.act_fn(ups)
+        else:
+            found = chosen[:, :, None] * self._activated(ups, torch.einsum("td,end->ten", states, gate))
         written = found.flatten(1) @ self.down()
         if self._open:
             written = written + chosen @ self.module.down_proj_bias.detach().double()
         assert (written - call.output).abs().max() < 1e-5 * call.output.abs().max(), "experts"
         return found.flatten(1)
+
+    def _inputs(self) -> tuple[Tensor, Tensor | None]:
+        """Up rows and gate rows, where there is a gate, [experts, N, d]."""
+        if not self.module.has_gate:
+            return self.module.up_proj.detach().double(), None
+        return self._halves(self.module.gate_up_proj.detach().double())
 
     def _halves(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Up and gate rows, [experts, N, d]: GPT-OSS has columns that take turns, Aria columns, others rows."""

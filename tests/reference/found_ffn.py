@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
 from reference.experts import RoutedExperts, clamped
 from reference.found_norms import traced
-from reference.recording import Call, Recording, columns, is_linear, matrix, same
+from reference.recording import Call, Recording, columns, is_linear, matrix, ratio, same
 from reference.weights import Norm
 
 CLAMPED = 1.702, 1.0
@@ -45,14 +47,14 @@ def experts_factor_of(
     down: nn.Module,
     experts: RoutedExperts,
     scope: list[Call],
-    attention: Tensor,
+    others: list[Tensor],
     written: Tensor,
 ) -> float:
-    """How much more of the routed experts' sum than of the shared expert's output is in what a layer writes."""
+    """How much more of the routed experts' sum than of the shared expert's output a layer writes, beside others."""
     shared, routed = recording.of(down), recording.of(experts.module).output
-    parts = [attention, _share(scope, shared) * shared.output, routed]
+    parts = [_share(scope, shared) * shared.output, routed, *others]
     found = torch.linalg.lstsq(torch.stack([each.flatten() for each in parts], 1), written.flatten()[:, None])
-    return round((found.solution[2, 0] / found.solution[1, 0]).item(), 5)
+    return round((found.solution[1, 0] / found.solution[0, 0]).item(), 5)
 
 
 def _share(scope: list[Call], shared: Call) -> Tensor:
@@ -103,7 +105,7 @@ def _dense_keys(
         and not same(call.input, call.output)
     ]
     if not activated:
-        return _clamped_keys(outputs, coefficients)
+        return _keys_without_module(outputs, coefficients)
     call = activated[-1]
     source, rows = _rows_giving(outputs, call.input)
     if same(call.output, coefficients):
@@ -120,13 +122,17 @@ def _norm_of_neurons(rest: list[Call], outputs: list[Call], coefficients: Tensor
     return made[-1] if made and not given else None
 
 
-def _clamped_keys(outputs: list[Call], coefficients: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Of a network that has no module for its activation, which is GPT-OSS's."""
+def _keys_without_module(outputs: list[Call], coefficients: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Of a network that has no module for its activation: GPT-OSS's of halves, or SiLU between two projections."""
     for call in outputs:
         gate, up = call.output.chunk(2, 1)
         if same(clamped(gate, up, *CLAMPED), coefficients):
             gate_rows, up_rows = matrix(call.module).chunk(2)
             return up_rows, gate_rows, call.input
+    alike = [call for call in outputs if call.output.shape == coefficients.shape]
+    for gated, plain in itertools.permutations(alike, 2):
+        if same(torch.nn.functional.silu(gated.output) * plain.output, coefficients):
+            return matrix(plain.module), matrix(gated.module), plain.input
     raise AssertionError("nothing gives the coefficients")
 
 
@@ -135,6 +141,10 @@ def _rows_giving(outputs: list[Call], wanted: Tensor) -> tuple[Call, Tensor]:
         places = columns(wanted, call.output)
         if places:
             return call, matrix(call.module)[places]
+    for call in outputs:
+        factor = ratio(wanted, call.output)
+        if factor is not None:
+            return call, factor * matrix(call.module)
     raise AssertionError("no module gives these numbers")
 
 

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from reference.recording import Call, is_linear, matrix, same
+from reference.recording import Call, is_linear, matrix, ratio, same
 from reference.weights import Norm
 
 
@@ -27,12 +27,21 @@ def measured_norm(module: nn.Module, size: int) -> Norm:
     return Norm(weight, bias, max(epsilon, 0.0), centred)
 
 
+def no_norm(size: int) -> Norm:
+    """What stands for a norm where there is none."""
+    return Norm(torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), None, False)
+
+
 def traced(scope: list[Call], rows: Tensor, read: Tensor, size: int) -> tuple[Tensor, Norm]:
     """Rows as they read the norm of the residual stream, and that norm: through what lies in between, if anything."""
     norms = [call for call in scope if not is_linear(call.module) and same(call.output, read)]
     norms = [call for call in norms if not same(call.input, call.output)]
+    if not norms and (multiple := _multiple_of(scope, read)):
+        call, factor = multiple
+        norm = measured_norm(call.module, size)
+        return rows, Norm(factor * norm.weight, factor * norm.bias, norm.eps, norm.centred)
     if not norms:
-        return rows, Norm(torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), None, False)
+        return rows, no_norm(size)
     norm = measured_norm(norms[-1].module, read.shape[-1])
     if read.shape[-1] == size:
         return rows, norm
@@ -40,3 +49,13 @@ def traced(scope: list[Call], rows: Tensor, read: Tensor, size: int) -> tuple[Te
         if is_linear(call.module) and same(call.output[:, : read.shape[-1]], norms[-1].input):
             return traced(scope, rows * norm.weight @ matrix(call.module)[: read.shape[-1]], call.input, size)
     raise AssertionError("nothing gives what the values are made from")
+
+
+def _multiple_of(scope: list[Call], read: Tensor) -> tuple[Call, float] | None:
+    """A norm that gives what is read but for a factor, and the factor."""
+    for call in scope:
+        if not is_linear(call.module) and call.input.shape == read.shape and not same(call.input, call.output):
+            factor = ratio(read, call.output)
+            if factor is not None:
+                return call, factor
+    return None

@@ -149,10 +149,12 @@ class Explained:
         return self.attention_coefficients(layer, head) @ self.weights.output_rows(layer, head)
 
     def head_scores(self) -> Tensor:
-        """[L, H]"""
+        """[L, H]; not a number in layers without heads."""
         layers = range(len(self.layers))
         writes = [torch.stack([self.position_vectors(layer, head).sum(0) for head in self._heads]) for layer in layers]
-        return self.score(self.attention_bases()[:, None], torch.stack(writes))
+        scores = self.score(self.attention_bases()[:, None], torch.stack(writes))
+        scores[[not len(layer.output) for layer in self.weights.layers]] = torch.nan
+        return scores
 
     def position_scores(self, layer: int, head: int) -> Tensor:
         """[t + 1]"""

@@ -29,11 +29,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Recording:
-    """Calls in the order in which they ended; attention weights of each layer, [H, T, T]; logits [T, V]."""
+    """Calls in the order in which they ended; attention weights of each layer that attends, [H, T, T]; logits [T, V].
+
+    `attending` are the modules that returned attention weights.
+    """
 
     calls: tuple[Call, ...]
     attentions: tuple[Tensor, ...]
     logits: Tensor
+    attending: frozenset[nn.Module] = frozenset()
 
     def of(self, module: nn.Module) -> Call:
         """The module's last call."""
@@ -43,14 +47,17 @@ class Recording:
 def record(model: PreTrainedModel, token_ids: Sequence[int]) -> Recording:
     """Run token ids by transformers' plain attention."""
     calls: list[Call] = []
+    attending: list[nn.Module] = []
     handles = [module.register_forward_hook(_keep(name, calls), with_kwargs=True) for name, module in _modules(model)]
+    handles += [module.register_forward_hook(_note(attending)) for module in model.modules()]
     try:
         with torch.no_grad():
             got = model(input_ids=torch.tensor([token_ids]), use_cache=False, output_attentions=True)
     finally:
         for handle in handles:
             handle.remove()
-    return Recording(tuple(calls), tuple(pattern[0].double() for pattern in got.attentions), got.logits[0].double())
+    patterns = tuple(pattern[0].double() for pattern in got.attentions if pattern is not None)
+    return Recording(tuple(calls), patterns, got.logits[0].double(), frozenset(attending))
 
 
 def in_double(model: PreTrainedModel) -> PreTrainedModel:
@@ -103,6 +110,17 @@ def _keep(name: str, calls: list[Call]) -> object:
         taken = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if isinstance(output, Tensor) and taken and taken[0].dim() >= 2:
             calls.append(Call(name, module, tuple(_flat(value) for value in taken), _flat(output)))
+
+    return hook
+
+
+def _note(attending: list[nn.Module]) -> object:
+    """Keep a module that returns, second, what has the shape of attention weights."""
+
+    def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        second = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if isinstance(second, Tensor) and second.dim() == 4 and second.shape[2] == second.shape[3]:
+            attending.append(module)
 
     return hook
 

@@ -97,6 +97,63 @@ INDEXED = {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 16}
 ROTARY = {"rope_type": "default", "rope_theta": 10_000.0}
 GRANITE = {"residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_multiplier": 0.2, "embedding_multiplier": 3.0}
 
+MIXED = {"num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+CONVOLVED = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+MAMBA2 = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 2,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 4,
+}
+FALCON_H1 = {
+    "mamba_d_ssm": 64,
+    "attention_in_multiplier": 0.8,
+    "attention_out_multiplier": 1.2,
+    "ssm_in_multiplier": 0.9,
+    "ssm_out_multiplier": 0.7,
+    "mlp_multipliers": [0.8, 1.3],
+    "key_multiplier": 0.9,
+    "lm_head_multiplier": 0.5,
+    "embedding_multiplier": 2.0,
+}
+JAMBA = {
+    "num_hidden_layers": 4,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 0,
+    "num_experts": 4,
+    "mamba_d_state": 8,
+    "mamba_dt_rank": 4,
+}
+NEMOTRON_H = {
+    "num_hidden_layers": 4,
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 8,
+    "n_groups": 2,
+    "chunk_size": 4,
+    "n_routed_experts": 4,
+    "moe_shared_expert_intermediate_size": 20,
+    "rescale_prenorm_residual": False,
+}
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+KIMI = {
+    "num_local_experts": 4,
+    "linear_num_heads": 4,
+    "linear_head_dim": 8,
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "q_lora_rank": None,
+}
+
 TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
     "gpt2": ("gpt2", _gpt()),
     "gpt_bigcode": ("gpt_bigcode", _gpt(multi_query=False)),
@@ -228,6 +285,46 @@ TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
         | {"index_block_size": 2, "index_topk_blocks": 2},
     ),
     "mellum": ("mellum", _moe(num_experts=4, **HEADS)),
+    "lfm2": ("lfm2", _llama(**CONVOLVED, block_auto_adjust_ff_dim=False)),
+    "lfm2_moe": ("lfm2_moe", _moe(**CONVOLVED, num_experts=4, num_dense_layers=1)),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        _moe(**MIXED, **MAMBA2, **GRANITE, num_local_experts=4, shared_intermediate_size=20),
+    ),
+    "granitemoehybrid, biased": (
+        "granitemoehybrid",
+        _llama(**MIXED, **MAMBA2, **GRANITE, num_local_experts=0, shared_intermediate_size=20, mamba_proj_bias=True),
+    ),
+    "bamba": ("bamba", _llama(**MAMBA2, num_hidden_layers=3, attn_layer_indices=[1])),
+    "falcon_h1": ("falcon_h1", _llama(**MAMBA2, **FALCON_H1)),
+    "jamba": ("jamba", _moe(**JAMBA)),
+    "nemotron_h": ("nemotron_h", _moe(**NEMOTRON_H, **HEADS)),
+    "olmo_hybrid": ("olmo_hybrid", _llama(**MIXED, **DELTA)),
+    "kimi_linear": ("kimi_linear", _moe(**MIXED, **KIMI) | LATENT),
+    "kimi_linear, attending twice": (
+        "kimi_linear",
+        _moe(**MIXED, **KIMI) | LATENT | {"layer_types": ["linear_attention", "full_attention", "full_attention"]},
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        _moe(**MIXED, **DELTA, **HEADS, num_experts=4, shared_expert_intermediate_size=20, mlp_only_layers=[0]),
+    ),
+    "qwen3_5_text": ("qwen3_5_text", _llama(**MIXED, **DELTA, **HEADS)),
+    "qwen3_5_moe_text": (
+        "qwen3_5_moe_text",
+        _moe(**MIXED, **DELTA, **HEADS, num_experts=4, shared_expert_intermediate_size=20),
+    ),
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        _llama(
+            **TIED,
+            num_hidden_layers=3,
+            intermediate_size=80,
+            block_types=["recurrent", "attention", "recurrent"],
+            attention_window_size=4,
+            logits_soft_cap=10.0,
+        ),
+    ),
 }
 """By what tests call it: the family, and its configuration."""
 

@@ -16,6 +16,8 @@ class MemoryCost:
     fixed: int = 0
     per_token: int = 0
     """Of each padded token of the batch: the captured states and the forward pass."""
+    per_sequence: int = 0
+    """Of each sequence: the states of recurrent mixers, and what they compute beyond its end."""
     per_row: int = 0
     """Of each explained token: the base states' log probabilities, up to `rows_at_once` of them."""
     per_row_token: int = 0
@@ -47,6 +49,7 @@ class MemoryCost:
         return (
             self.fixed
             + self.per_token * max(sequences, *(cost.generating_tokens for cost in costs))
+            + self.per_sequence * sum(cost.sequences for cost in costs)
             + self.per_row * min(scored, self.rows_at_once)
             + self.per_row_token * longest * sum(cost.rows for cost in costs)
             + self.per_scored_head * sum(cost.scored_heads for cost in costs)

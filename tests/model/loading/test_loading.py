@@ -7,14 +7,15 @@ import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution_server.model.architectures.families import FAMILIES
 from neuron_attribution_server.model.architectures.groups.llama import LLAMA
+from neuron_attribution_server.model.architectures.layer_view import attends
 from neuron_attribution_server.model.architectures.spec import Layout, NormKind, Rows
 from neuron_attribution_server.model.capture.capture import ATTENTION_KEY
 from neuron_attribution_server.model.loading.invariants import INVARIANTS
 from neuron_attribution_server.model.loading.models import engine_from, load_engine
 from neuron_attribution_server.settings.config import LoadSettings
-from reference.tiny_families import tiny_family
+from reference.tiny_families import TINY_FAMILIES, tiny_family
 from reference.tiny_models import tiny_gpt2, tiny_llama
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 SWAPPED = dataclasses.replace(LLAMA.ffn, up=LLAMA.ffn.gate, gate=LLAMA.ffn.up)
@@ -24,6 +25,14 @@ WRONG = {
     "residual_additivity": ("granite", {"residual_multiplier": None}),
     "residual_additivity by the write": ("gemma3_text", {"attention_write": None}),
     "residual_additivity by what else is written": ("granitemoeshared", {"expert_outputs": ("block_sparse_moe",)}),
+    "residual_additivity by a mixer's factor": (
+        "falcon_h1",
+        {"recurrence": dataclasses.replace(FAMILIES["falcon_h1"].recurrence, multiplier=None)},
+    ),
+    "residual_additivity without a mixer": (
+        "bamba",
+        {"recurrence": dataclasses.replace(FAMILIES["bamba"].recurrence, output="mamba.another")},
+    ),
     "attention_identity": ("gptj", {"value": Rows("attn.k_proj")}),
     "attention_identity of a fused projection": ("codegen", {"value": Rows("attn.qkv_proj", Layout.PER_HEAD)}),
     "attention_identity without its gate": ("afmoe", {"attention_gate": None}),
@@ -48,6 +57,15 @@ WRONG = {
     "ffn_keys without the norm of the neurons": ("bitnet", {"ffn": LLAMA.ffn}),
     "ffn_keys by the norm": ("llama", {"ffn_norm": "input_layernorm"}),
     "ffn_keys by what it reads": ("gpt_neox", {"variants": ()}),
+    "ffn_keys by the norms of layers with a mixer": (
+        "olmo_hybrid",
+        {"recurrence": dataclasses.replace(FAMILIES["olmo_hybrid"].recurrence, changes={})},
+    ),
+    "ffn_keys by the gate's factor": (
+        "falcon_h1",
+        {"ffn": dataclasses.replace(FAMILIES["falcon_h1"].ffn, gate_multiplier=None)},
+    ),
+    "value_keys by the factor of what attention reads": ("falcon_h1", {"attention_input_multiplier": None}),
 }
 MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
 
@@ -68,6 +86,29 @@ def test_a_wrong_spec_is_refused_naming_the_invariant(monkeypatch, case):
     with pytest.raises(FailedPreconditionError, match=f"{case.split()[0]} is off by") as refused:
         engine_from(tiny_family(family))
     assert refused.value.reason == "INVARIANT_FAILED"
+
+
+@pytest.mark.parametrize(
+    ("name", "failed"), [("jamba", "residual_additivity"), ("kimi_linear, attending twice", "attention_identity")]
+)
+def test_attention_that_is_taken_for_none_is_refused(monkeypatch, name, failed):
+    """In one of two layers: for nothing at all, or for a recurrent mixer, which goes out by the same projection."""
+    model = tiny_family(name)
+    last = model.model.layers[-1]
+    for module in ("layer_view", "model_view"):
+        monkeypatch.setattr(
+            f"neuron_attribution_server.model.architectures.{module}.attends",
+            lambda layer, spec: layer is not last and attends(layer, spec),
+        )
+    with pytest.raises(FailedPreconditionError, match=f"{failed} is off by"):
+        engine_from(model)
+
+
+def test_a_model_without_attention_is_refused():
+    family, facts = TINY_FAMILIES["lfm2"]
+    config = AutoConfig.for_model(family, **facts | {"layer_types": ["conv"] * 3})
+    with pytest.raises(FailedPreconditionError, match="none of its layers has attention"):
+        engine_from(AutoModelForCausalLM.from_config(config))
 
 
 def test_every_invariant_refuses_a_wrong_spec():

@@ -8,6 +8,7 @@ from neuron_attribution_server.model.architectures.groups.latent_attention impor
 from neuron_attribution_server.model.architectures.groups.layer_norm import LAYER_NORM_FAMILIES
 from neuron_attribution_server.model.architectures.groups.llama import LLAMA_FAMILIES
 from neuron_attribution_server.model.architectures.groups.opt import OPT_FAMILIES
+from neuron_attribution_server.model.architectures.groups.recurrent import RECURRENT_FAMILIES
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 
 _GROUPS = (
@@ -17,6 +18,7 @@ _GROUPS = (
     OPT_FAMILIES,
     EXPERT_FAMILIES,
     LATENT_ATTENTION_FAMILIES,
+    RECURRENT_FAMILIES,
 )
 
 FAMILIES: dict[str, ArchitectureSpec] = {spec.family: spec for group in _GROUPS for spec in group}

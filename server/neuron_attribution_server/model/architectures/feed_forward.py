@@ -7,6 +7,7 @@ weight and is zero where the expert is not chosen.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +46,14 @@ class DenseFfn:
         self.gated = paths.gate is not None
         self._norm = norm
         self._join = paths.join
-        self._activation = layer.get_submodule(paths.activation)
+        self._activation = nn.functional.silu if paths.activation is None else layer.get_submodule(paths.activation)
         self._up = Projection(layer.get_submodule(paths.up.module), paths.up.layout, sizes)
         self._gate: Projection | None = None
         if paths.gate is not None:
             self._gate = Projection(layer.get_submodule(paths.gate.module), paths.gate.layout, sizes)
+        self._gate_multiplier = 1.0
+        if paths.gate_multiplier is not None:
+            self._gate_multiplier = float(operator.attrgetter(paths.gate_multiplier)(layer))
         self.reads = layer.get_submodule(paths.up.module)
         """The module that what the network reads goes into."""
         self.weight = None if paths.weight is None else layer.get_submodule(paths.weight)
@@ -64,7 +68,8 @@ class DenseFfn:
         projection = self._gate if subkey is Subkey.GATE else self._up
         if projection is None:
             raise LookupError("this FFN has no gate")
-        return projection.rows(units)
+        rows = projection.rows(units)
+        return rows * self._gate_multiplier if subkey is Subkey.GATE else rows
 
     def coefficients(self, normed: Tensor) -> Tensor:
         """Coefficients [..., N] from what the FFN reads, [..., d]."""
@@ -78,11 +83,11 @@ class DenseFfn:
         up = self._up(normed)
         if self._gate is None:
             found: Tensor = self._activation(up)
-        elif self._join is None:
-            found = self._activation(self._gate(normed)).to(normed.device) * up
-        else:
-            found = self._join(self._activation, self._gate(normed), up)
-        return found
+            return found
+        gate = self._gate(normed) * self._gate_multiplier
+        if self._join is None:
+            return self._activation(gate).to(normed.device) * up
+        return self._join(self._activation, gate, up)
 
     def bias(self, normed: Tensor) -> Tensor | None:
         """What is written beside the neurons, [d] or [..., d]."""
@@ -168,7 +173,7 @@ class Experts:
 
 
 class LayerFfn:
-    """Everything feed-forward of one layer, its neurons counted through."""
+    """Everything feed-forward of one layer, its neurons counted through; there may be none."""
 
     def __init__(self, dense: DenseFfn | None, experts: Experts | None) -> None:
         self.dense = dense
@@ -221,7 +226,7 @@ class LayerFfn:
         if self.experts is not None:
             assert routing is not None
             parts.append(self.experts.coefficients(normed, routing))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0] if parts else normed[..., :0]
 
     def bias(self, normed: Tensor, routing: Routing | None) -> Tensor | None:
         """What is written beside the neurons, [d] or [P, d]."""
@@ -236,4 +241,4 @@ class LayerFfn:
         valid = [f"0 to {self._dense_width - 1}"] if self._dense_width else []
         if self.experts is not None:
             valid.append(f"experts 0 to {self.experts.count - 1} with neurons 0 to {self.experts.width - 1} each")
-        return "; ".join(valid)
+        return "; ".join(valid) or "no feed-forward network"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from typing import Any
 
 from neuron_attribution.requests import Subkey
+from neuron_attribution.results import LayerParts, Mixer
 from torch import Tensor, nn
 
 from neuron_attribution_server.model.architectures.feed_forward import DenseFfn, Experts, LayerFfn
@@ -23,20 +25,81 @@ from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
 
 class LayerView:
-    """One layer's modules and the vectors of its neurons, in the model's own dtype: nothing is copied."""
+    """One layer's modules and the vectors of its neurons, in the model's own dtype: nothing is copied.
 
-    def __init__(self, module: nn.Module, spec: ArchitectureSpec, sizes: HeadSizes, config: Any) -> None:  # noqa: ANN401
+    Where the architecture has recurrent mixers, a layer may lack attention, the mixer or the FFN; never all of them.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: ArchitectureSpec,
+        sizes: HeadSizes,
+        config: Any,  # noqa: ANN401
+        nothing: Tensor,
+    ) -> None:
+        """`nothing` are the rows that neurons which are not there write, [0, d]."""
         self.module = module
-        self.attention_output = module.get_submodule(spec.attention_output)
-        self.value_module = module.get_submodule(spec.value.module)
         self._spec = spec
         self._sizes = sizes
+        self._nothing = nothing
+        self.recurrence_output = self._recurrence_output()
+        """The output projection of what mixes positions without attention weights, where there is such a thing."""
+        if self.recurrence_output is not None and spec.recurrence is not None:
+            self._spec = spec = dataclasses.replace(spec, **spec.recurrence.changes)
+        self.has_attention = spec.recurrence is None or attends(module, spec)
         self._multiplier = _factor(spec.residual_multiplier, config, module)
         self._expert_multiplier = _factor(spec.expert_multiplier, config, module)
         self._value_multiplier = _factor(spec.value_multiplier, config, module)
         self._clip = _attribute(config, spec.value_clip)
-        self._value = Projection(self.value_module, spec.value.layout, sizes)
         self.ffn = self._read_ffn()
+        if not self.has_attention and self.recurrence_output is None and not self.ffn.width:
+            raise AttributeError(f"{type(module).__name__} has no attention, no recurrence and no feed-forward network")
+
+    @cached_property
+    def attention_output(self) -> nn.Module:
+        """Attention's output projection, in layers that have attention."""
+        return self.module.get_submodule(self._spec.attention_output)
+
+    @cached_property
+    def value_module(self) -> nn.Module:
+        """What computes the values, in layers that have attention."""
+        return self.module.get_submodule(self._spec.value.module)
+
+    @cached_property
+    def _value(self) -> Projection:
+        return Projection(self.value_module, self._spec.value.layout, self._sizes)
+
+    @property
+    def parts(self) -> LayerParts:
+        """What the layer is made of."""
+        mixers = (Mixer.ATTENTION,) if self.has_attention else ()
+        if self.recurrence_output is not None and self._spec.recurrence is not None:
+            mixers = (*mixers, self._spec.recurrence.mixer)
+        dense, experts = self.ffn.dense, self.ffn.experts
+        return LayerParts(
+            mixers=mixers,
+            heads=self._sizes.heads if self.has_attention else 0,
+            ffn_width=0 if dense is None else dense.width,
+            experts=0 if experts is None else experts.count,
+        )
+
+    @property
+    def attention_width(self) -> int:
+        """The attention neurons, heads * head size where there is attention."""
+        return self._sizes.heads * self._sizes.head_size if self.has_attention else 0
+
+    @property
+    def recurrence(self) -> nn.Module | None:
+        """The recurrent mixer: the module that its output projection is in."""
+        if self.recurrence_output is None or self._spec.recurrence is None:
+            return None
+        return self._submodule(self._spec.recurrence.output.rpartition(".")[0])
+
+    @property
+    def recurrence_width(self) -> int:
+        """What the recurrent mixer's output projection reads."""
+        return 0 if self.recurrence_output is None else weight_of(self.recurrence_output).shape[1]
 
     @property
     def attention_weights_module(self) -> nn.Module | None:
@@ -44,9 +107,16 @@ class LayerView:
         return self._submodule(self._spec.attention_weights)
 
     @property
-    def attention_write_module(self) -> nn.Module:
-        """The module whose output, times the multiplier, attention adds to the residual stream."""
-        return self._submodule(self._spec.attention_write) or self.attention_output
+    def attention_write_modules(self) -> list[tuple[nn.Module, float]]:
+        """The modules whose outputs, times a factor each, attention and what mixes beside it add to the residual."""
+        found = []
+        if self.has_attention:
+            module = self._submodule(self._spec.attention_write) or self.attention_output
+            found.append((module, self.attention_write.multiplier))
+        if self.recurrence_output is not None and self._spec.recurrence is not None:
+            factor = _factor(self._spec.recurrence.multiplier, self.module)
+            found.append((self.recurrence_output, self._multiplier * factor))
+        return found
 
     @property
     def ffn_write_modules(self) -> list[nn.Module]:
@@ -55,29 +125,34 @@ class LayerView:
         if norm is not None:
             return [norm]
         if self.ffn.experts is None:
-            assert self.ffn.dense is not None
-            return [self.ffn.dense.output]
+            return [] if self.ffn.dense is None else [self.ffn.dense.output]
         found = [self._submodule(path) for path in self._spec.expert_outputs]
         return [module for module in found if module is not None]
 
     @cached_property
     def attention_write(self) -> WriteView:
         """What stands between attention's output projection and the residual stream."""
-        return WriteView(self._optional_norm(self._spec.attention_write), self._multiplier)
+        norm = self._optional_norm(self._spec.attention_write) if self.has_attention else None
+        return WriteView(norm, self._multiplier * _factor(self._spec.attention_multiplier, self.module))
 
     @cached_property
     def ffn_write(self) -> WriteView:
         """What stands between the FFN's output projection and the residual stream."""
-        return WriteView(self._optional_norm(self._spec.ffn_write), self._multiplier)
+        norm = self._optional_norm(self._spec.ffn_write) if self.ffn.width else None
+        return WriteView(norm, self._multiplier * _factor(self._spec.ffn.multiplier, self.module))
 
     @cached_property
     def attention_subvalues(self) -> Subvalues:
-        """Rows of W_O, heads * head size of them."""
+        """Rows of W_O, heads * head size of them; none without attention."""
+        if not self.has_attention:
+            return Subvalues(lambda: [self._nothing], None)
         return Subvalues(lambda: [weight_of(self.attention_output).T], self.attention_write.frozen)
 
     @cached_property
     def ffn_subvalues(self) -> Subvalues:
-        """Rows of W_down, in the order of the FFN's units."""
+        """Rows of W_down, in the order of the FFN's units; none without an FFN."""
+        if not self.ffn.width:
+            return Subvalues(lambda: [self._nothing], None)
         return self.ffn.subvalues(self.ffn_write.frozen)
 
     @property
@@ -87,8 +162,9 @@ class LayerView:
 
     @cached_property
     def attention_norm(self) -> NormView:
-        """The norm before attention."""
-        return self._optional_norm(self._spec.attention_norm) or no_norm()
+        """The norm before attention, with the factor of what attention reads."""
+        norm = self._optional_norm(self._spec.attention_norm) or no_norm()
+        return norm.times(_factor(self._spec.attention_input_multiplier, self.module))
 
     @cached_property
     def ffn_norm(self) -> NormView:
@@ -180,14 +256,25 @@ class LayerView:
     def _clipped(self, values: Tensor) -> Tensor:
         return values if self._clip is None else values.clamp(-self._clip, self._clip)
 
+    def _recurrence_output(self) -> nn.Module | None:
+        """The recurrent mixer's; in a layer that attends, not what attention itself goes out by."""
+        spec = self._spec
+        found = None if spec.recurrence is None else self._submodule(spec.recurrence.output)
+        is_attention = attends(self.module, spec) and found is self._submodule(spec.attention_output)
+        return None if is_attention else found
+
     def _read_ffn(self) -> LayerFfn:
         experts = self._submodule(self._spec.experts)
         if experts is None:
-            return LayerFfn(self._dense(self._spec.ffn), None)
+            is_missing = self._spec.recurrence is not None and self._submodule(self._spec.ffn.output) is None
+            return LayerFfn(None if is_missing else self._dense(self._spec.ffn), None)
         shared = self._spec.shared_ffn
         has_shared = shared is not None and self._submodule(shared.output) is not None
         dense = self._dense(shared) if has_shared and shared is not None else None
-        return LayerFfn(dense, Experts(experts, self._expert_multiplier))
+        routed = Experts(experts, self._expert_multiplier)
+        if routed.block(0).shape[1] != self._nothing.shape[1]:
+            raise AttributeError("its experts do not write to the residual stream, but to a smaller space")
+        return LayerFfn(dense, routed)
 
     def _dense(self, paths: FeedForward) -> DenseFfn:
         return DenseFfn(self.module, paths, self._sizes, self._optional_norm(paths.norm))
@@ -198,12 +285,21 @@ class LayerView:
 
     def _submodule(self, path: str | None) -> nn.Module | None:
         """The module at a path, or None where this layer has none there."""
-        module: Any = self.module
-        for name in path.split(".") if path else []:
-            module = getattr(module, name, None)
-            if module is None:
-                return None
-        return module if path else None
+        return submodule(self.module, path)
+
+
+def attends(layer: nn.Module, spec: ArchitectureSpec) -> bool:
+    """Whether a layer has attention: its output projection, and what computes the values."""
+    return all(submodule(layer, path) is not None for path in (spec.attention_output, spec.value.module))
+
+
+def submodule(module: Any, path: str | None) -> nn.Module | None:  # noqa: ANN401 - read by attributes
+    """The module at a path, or None where there is none."""
+    for name in path.split(".") if path else []:
+        module = getattr(module, name, None)
+        if module is None:
+            return None
+    return module if path else None
 
 
 def _attribute(holder: object, path: str | None) -> Any:  # noqa: ANN401 - a number or nothing

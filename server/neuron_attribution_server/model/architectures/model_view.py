@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
 from typing import Any
 
 import torch
 from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.requests import LayerPart, LayerPartKind
 from neuron_attribution.results import ModelSizes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from neuron_attribution_server.model.architectures.layer_view import LayerView
+from neuron_attribution_server.model.architectures.layer_view import LayerView, attends
 from neuron_attribution_server.model.architectures.norms import norm_view
 from neuron_attribution_server.model.architectures.projections import HeadSizes, bias_of, key_value_heads, weight_of
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
@@ -32,20 +34,27 @@ class ModelView:
         self.spec = _inside(model, _for_config(spec, self.config))
         modules = list(model.get_submodule(self.spec.layers).children())
         heads = [_head_sizes(module, self.spec, self.config) for module in modules]
-        if len({each.head_size for each in heads}) > 1:
+        known = [each for each in heads if each is not None]
+        if not known:
+            raise FailedPreconditionError(
+                "model refused: none of its layers has attention", reason="UNSUPPORTED_ARCHITECTURE"
+            )
+        if len({each.head_size for each in known}) > 1:
             raise FailedPreconditionError(
                 "model refused: its layers have heads of different sizes or numbers", reason="UNSUPPORTED_ARCHITECTURE"
             )
-        self.layers = [
-            LayerView(module, self.spec, each, self.config) for module, each in zip(modules, heads, strict=True)
-        ]
         unembedding = model.get_output_embeddings()
         self.unembedding: Tensor = weight_of(unembedding).contiguous()
         """W_U in the model's own type, [vocabulary, d]."""
+        nothing = self.unembedding[:0]
+        self.layers = [
+            LayerView(module, self.spec, each or known[0], self.config, nothing)
+            for module, each in zip(modules, heads, strict=True)
+        ]
         self.unembedding_bias = bias_of(unembedding)
         self.final_norm_module = model.get_submodule(self.spec.final_norm)
         self.final_norm = norm_view(self.final_norm_module, self.spec)
-        self.sizes = _sizes(self.layers, heads, self.unembedding)
+        self.sizes = _sizes(self.layers, known, self.unembedding)
 
     @property
     def device(self) -> torch.device:
@@ -68,15 +77,15 @@ class ModelView:
     @property
     def logit_cap(self) -> float | None:
         """The c of the soft-cap c tanh(logits / c), or None."""
-        cap = getattr(self.config, "final_logit_softcapping", None)
+        cap = getattr(self.config, self.spec.logit_cap, None)
         return None if cap is None else float(cap)
 
-    @property
+    @cached_property
     def norms_attention_writes(self) -> bool:
         """Whether any layer norms what attention writes."""
         return any(layer.attention_write.norm is not None for layer in self.layers)
 
-    @property
+    @cached_property
     def norms_ffn_writes(self) -> bool:
         """Whether any layer norms what the FFN writes."""
         return any(layer.ffn_write.norm is not None for layer in self.layers)
@@ -100,6 +109,27 @@ class ModelView:
         kinds = getattr(self.config, "rope_parameters", None) or {}
         nested = [kinds, *(kind for kind in kinds.values() if isinstance(kind, dict))]
         return any(kind.get("rope_type") in LENGTH_DEPENDENT for kind in nested)
+
+    def check_heads(self, layer: int, field: str) -> None:
+        """Raise InvalidArgumentError where a layer has no heads."""
+        parts = self.layers[layer].parts
+        if parts.heads:
+            return
+        what = f"mixes positions by a {parts.mixers[0].value}" if parts.mixers else "only has a feed-forward network"
+        with_heads = [number for number, each in enumerate(self.layers) if each.has_attention]
+        raise InvalidArgumentError.of(
+            field,
+            f"layer {layer} has no heads: it {what}; layers with heads are {', '.join(map(str, with_heads))}",
+            reason="OUT_OF_RANGE",
+        )
+
+    def check_part(self, part: LayerPart, field: str) -> None:
+        """Raise InvalidArgumentError where a layer does not have what is named."""
+        layer = self.layers[part.layer]
+        found = layer.ffn.width if part.kind is LayerPartKind.FFN else layer.attention_width + layer.recurrence_width
+        if not found:
+            what = "feed-forward network" if part.kind is LayerPartKind.FFN else "attention, nor what stands for it"
+            raise InvalidArgumentError.of(field, f"layer {part.layer} has no {what}", reason="OUT_OF_RANGE")
 
     def ffn_unit(self, neuron: FfnNeuron, field: str = "neurons") -> int:
         """The number of an FFN neuron in its layer. Raises InvalidArgumentError where there is none such."""
@@ -133,7 +163,10 @@ def _inside(model: PreTrainedModel, spec: ArchitectureSpec) -> ArchitectureSpec:
     return dataclasses.replace(spec, layers=layers, final_norm=final_norm)
 
 
-def _head_sizes(layer: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes:  # noqa: ANN401
+def _head_sizes(layer: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes | None:  # noqa: ANN401
+    """Those of a layer; None where it has no attention, as layers may where others are recurrent."""
+    if spec.recurrence is not None and not attends(layer, spec):
+        return None
     heads = config.num_attention_heads
     head_size = weight_of(layer.get_submodule(spec.attention_output)).shape[1] // heads
     rows = weight_of(layer.get_submodule(spec.value.module)).shape[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 _SEVERAL_STREAMS = "it mixes several residual streams ({}), so that what a layer writes is not simply added"
-_NO_ATTENTION_WEIGHTS = "some of its layers are recurrent ({}) and have no attention weights to attribute to positions"
+_RECURRENT = "its layers are recurrent ({}), and none has attention"
+_READ_ONLY = "what its shared attention computes is read by its state spaces, and never added to the residual stream"
 _NORMED_STREAM = "it norms the residual stream itself after every block, so that writes do not add up"
 
 _CONVOLVED_WRITES = "short convolutions mix what its attention and its FFN write over neighbouring positions"
@@ -19,6 +20,9 @@ REFUSED: dict[str, str] = {
     "qwen4_exp_text": _SEVERAL_STREAMS.format("hyper-connections"),
     "openai-gpt": _NORMED_STREAM,
     "bart": _NORMED_STREAM,
+    "minimax": _NORMED_STREAM,
+    "zamba": _READ_ONLY,
+    "zamba2": _READ_ONLY,
     "gemma4": "it scales the residual stream in every layer and adds an input of its own to each",
     "gemma4_text": "it scales the residual stream in every layer and adds an input of its own to each",
     "doge": "it scales the residual stream in every layer",
@@ -38,29 +42,11 @@ REFUSED: dict[str, str] = {
     "diffllama": "its heads subtract two attention patterns from one another and norm the result",
     "llama4": "its router weighs what an expert reads, not what it writes",
     "llama4_text": "its router weighs what an expert reads, not what it writes",
-    "mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "mamba2": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "falcon_mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "falcon_h1": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "bamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "jamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "zamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "zamba2": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "nemotron_h": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "granitemoehybrid": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "rwkv": _NO_ATTENTION_WEIGHTS.format("RWKV"),
-    "xlstm": _NO_ATTENTION_WEIGHTS.format("xLSTM"),
-    "recurrent_gemma": _NO_ATTENTION_WEIGHTS.format("gated linear recurrences"),
-    "lfm2": _NO_ATTENTION_WEIGHTS.format("short convolutions"),
-    "lfm2_moe": _NO_ATTENTION_WEIGHTS.format("short convolutions"),
-    "qwen3_next": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5_text": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5_moe": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5_moe_text": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "olmo_hybrid": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "kimi_linear": _NO_ATTENTION_WEIGHTS.format("linear attention"),
-    "minimax": _NO_ATTENTION_WEIGHTS.format("lightning attention"),
+    "mamba": _RECURRENT.format("state spaces"),
+    "mamba2": _RECURRENT.format("state spaces"),
+    "falcon_mamba": _RECURRENT.format("state spaces"),
+    "rwkv": _RECURRENT.format("RWKV"),
+    "xlstm": _RECURRENT.format("xLSTM"),
 }
 UNKNOWN = "nobody has described its modules yet"
 

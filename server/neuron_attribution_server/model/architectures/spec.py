@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from neuron_attribution.results import Mixer
 from torch import Tensor
 
 
@@ -61,12 +62,33 @@ class FeedForward:
     output: str
     up: Rows
     gate: Rows | None = None
-    activation: str
+    activation: str | None
+    """The module; None where the model applies SiLU by itself."""
     join: Callable[[Any, Tensor, Tensor], Tensor] | None = None
     norm: str | None = None
     """The norm of the neurons themselves, before the output projection."""
     weight: str | None = None
     """A projection to one number, whose sigmoid weighs everything this network writes."""
+    gate_multiplier: str | None = None
+    """The factor of what the gate computes, before the activation, as an attribute of the layer."""
+    multiplier: str | None = None
+    """The factor of everything this network writes, as an attribute of the layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recurrence:
+    """What mixes positions without attention weights, in the layers that have its output projection.
+
+    In a model with such layers, any layer may lack attention, and any may lack the feed-forward network.
+    """
+
+    mixer: Mixer
+    output: str
+    """The projection whose output, times the multiplier, it adds to the residual stream."""
+    multiplier: str | None = None
+    """The factor of everything it writes, as an attribute of the layer."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What else is different in layers that have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +132,11 @@ class ArchitectureSpec:
     """The configuration's bound of value vectors."""
     value_multiplier: str | None = None
     """The factor of value vectors: an attribute of the configuration or of a module of each layer."""
+    attention_input_multiplier: str | None = None
+    """The factor of what attention reads, after its norm, as an attribute of the layer."""
+    attention_multiplier: str | None = None
+    """The factor of everything attention writes, as an attribute of the layer."""
+    recurrence: Recurrence | None = None
     attention_gate: Gate | None = None
     """What multiplies the mixed heads before the output projection."""
     mixed_norm: str | None = None
@@ -136,6 +163,8 @@ class ArchitectureSpec:
     """The factor of everything that is written to the residual stream, an attribute as `value_multiplier` is."""
     logit_multiplier: str | None = None
     logit_divisor: str | None = None
+    logit_cap: str = "final_logit_softcapping"
+    """The configuration's c of a soft-cap c tanh(logits / c), where it has one."""
     variants: tuple[Variant, ...] = field(default=())
 
     @property

@@ -48,11 +48,13 @@ def layer_values(objective: Objective, layers: int) -> LayerValues:
 
 
 def head_scores(pooled: PooledIncreases, weights: Weights, states: RowStates, scale: Tensor) -> Tensor:
-    """The log probability increase of every head, [E, L, H]."""
+    """The log probability increase of every head, [E, L, H]; zero in layers without heads."""
     rows, layers, heads, _ = states.head_outputs.shape
     vectors = torch.stack(
         [
             torch.einsum("ehk,hkd->ehd", states.head_outputs[:, layer], subvalues.all().unflatten(0, (heads, -1)))
+            if len(subvalues)
+            else states.inputs.new_zeros(rows, heads, states.inputs.shape[-1])
             for layer, subvalues in enumerate(checked(weights.attention_subvalues))
         ],
         1,

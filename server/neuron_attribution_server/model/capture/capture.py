@@ -26,7 +26,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from neuron_attribution_server.model.architectures.feed_forward import Routing
 from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
-from neuron_attribution_server.model.architectures.norms import WriteView, no_norm
+from neuron_attribution_server.model.architectures.norms import NormView
 from neuron_attribution_server.model.attribution.host import is_host, on_device
 from neuron_attribution_server.model.capture.attention import attend, sparse_mask
 from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
@@ -118,39 +118,54 @@ def _hooks(view: ModelView, states: CapturedStates) -> Iterator[tuple[nn.Module,
     """Each module to record at, and what to do before and after it runs."""
     yield view.final_norm_module, _final_to(states, len(view.layers)), None
     for number, layer in enumerate(view.layers):
-        yield layer.module, _input_to(states), None
-        yield layer.attention_output, _rows_to(states.head_outputs, states), None
-        yield from _write_hooks(layer.attention_write, [layer.attention_write_module], states, states.attention_writes)
-        yield from _write_hooks(layer.ffn_write, layer.ffn_write_modules, states, states.ffn_writes)
-        if view.norms_attention_writes:
-            yield layer.attention_write_module, _scale_to(states, states.attention_scales, layer.attention_write), None
-        if view.norms_ffn_writes:
-            yield layer.ffn_write_modules[0], _scale_to(states, states.ffn_scales, layer.ffn_write), None
+        yield layer.module, _input_to(view, layer, states), None
+        if layer.has_attention:
+            yield layer.attention_output, _rows_to(states.head_outputs, states), None
+            for module, factor in layer.attention_write_modules[1:]:
+                yield module, None, _beside_to(states, number, factor)
+        ffn = [(module, layer.ffn_write.multiplier) for module in layer.ffn_write_modules]
+        yield from _write_hooks(layer.attention_write_modules, states, states.attention_writes)
+        yield from _write_hooks(ffn, states, states.ffn_writes)
+        yield from _scale_hooks(layer, states)
         if layer.ffn.experts is not None:
             states.experts[layer.ffn.experts.module] = number
             states.coefficients.append(torch.empty(0))
         elif layer.ffn.dense is not None:
             yield layer.ffn.dense.output, _numbered_rows_to(states.coefficients, number, states), None
-        if layer.gate_module is not None:
+        else:
+            states.coefficients.append(torch.zeros(len(states.rows.sequences), 0, device=view.device))
+        if layer.has_attention and layer.gate_module is not None:
             yield layer.gate_module, None, _gates_to(states, layer)
-        if layer.mixed_norm_module is not None:
+        if layer.has_attention and layer.mixed_norm_module is not None:
             yield layer.mixed_norm_module, _norm_gates_to(states, layer), None
-        if layer.attention_weights_module is not None:
+        if layer.has_attention and layer.attention_weights_module is not None:
             yield layer.value_module, None, _values_to(states, layer)
             yield layer.attention_weights_module, None, _weights_to(states)
 
 
 def _write_hooks(
-    write: WriteView, modules: Sequence[nn.Module], states: CapturedStates, destination: list[Tensor]
+    modules: Sequence[tuple[nn.Module, float]], states: CapturedStates, destination: list[Tensor]
 ) -> Iterator[tuple[nn.Module, None, Hook]]:
-    """What is written is the sum of what the modules return, times the multiplier."""
-    for place, module in enumerate(modules):
-        yield module, None, _output_to(destination, write.multiplier, states, added=place > 0)
+    """What is written is the sum of what the modules return, times a factor each."""
+    started: list[int] = []
+    for module, factor in modules:
+        yield module, None, _output_to(destination, factor, states, started)
 
 
-def _input_to(states: CapturedStates) -> Hook:
+def _scale_hooks(layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook, None]]:
+    """The scales of norms between a block and the residual stream, at every position."""
+    if layer.attention_write.norm is not None:
+        module, _ = layer.attention_write_modules[0]
+        yield module, _scale_to(states, states.attention_scales, layer.attention_write.norm), None
+    if layer.ffn_write.norm is not None:
+        yield layer.ffn_write_modules[0], _scale_to(states, states.ffn_scales, layer.ffn_write.norm), None
+
+
+def _input_to(view: ModelView, layer: LayerView, states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.inputs.append(states.kept(first_input(args, kwargs)))
+        read = states.kept(first_input(args, kwargs))
+        states.inputs.append(read)
+        states.leave_out(view, layer, read)
 
     return hook
 
@@ -184,27 +199,34 @@ def _numbered_rows_to(destination: list[Tensor], number: int, states: CapturedSt
     return hook
 
 
-def _scale_to(states: CapturedStates, destination: list[Tensor], write: WriteView) -> Hook:
-    """The scale of the norm between a block and the residual stream; one where this layer has none."""
-    norm = write.norm or no_norm()
-
+def _scale_to(states: CapturedStates, destination: list[Tensor], norm: NormView) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         destination.append(states.kept(norm.scale(states.by_position(first_input(args, kwargs)).float())))
 
     return hook
 
 
-def _output_to(destination: list[Tensor], multiplier: float, states: CapturedStates, *, added: bool) -> Hook:
+def _output_to(destination: list[Tensor], multiplier: float, states: CapturedStates, started: list[int]) -> Hook:
+    """The first that runs of those that write together starts their sum."""
+
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401 - a tensor, or the first
         written = states.kept(states.by_position(output if isinstance(output, Tensor) else output[0]))
         if multiplier != 1:
             written = written * multiplier
         elif states.copies:
             written = written.clone()
-        if added:
+        if started:
             destination[-1] = destination[-1] + written
         else:
             destination.append(written)
+            started.append(len(destination))
+
+    return hook
+
+
+def _beside_to(states: CapturedStates, number: int, factor: float) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        states.beside_attention[number] = states.rows.of(states.by_position(output)) * factor
 
     return hook
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from neuron_attribution_server.model.architectures.feed_forward import Routing
+from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.host import on_device
 from neuron_attribution_server.model.capture.attention import attention_rows
@@ -83,6 +84,8 @@ class CapturedStates:
     """x_l [B, T, d], then x_L."""
     attention_writes: list[Tensor] = field(default_factory=list)
     """A_l [B, T, d]."""
+    beside_attention: dict[int, Tensor] = field(default_factory=dict)
+    """What of A_l a recurrent mixer beside attention wrote, at the explained rows, [E, d]."""
     ffn_writes: list[Tensor] = field(default_factory=list)
     """F_l [B, T, d]."""
     attention_scales: list[Tensor] = field(default_factory=list)
@@ -98,9 +101,10 @@ class CapturedStates:
     gates: list[Tensor] = field(default_factory=list)
     """What multiplies the mixed heads of the explained rows, [E, H * D], float32; empty where nothing does."""
     values: list[Tensor] = field(default_factory=list)
-    """Value vectors [B, K, T, D]."""
+    """Value vectors [B, K, T, D]; zeros without attention."""
     attention_rows: list[Tensor] = field(default_factory=list)
-    """Attention weights from the explained rows, [E, H, T], float32; zero where the row may not look."""
+    """Attention weights from the explained rows, [E, H, T], float32; zero where the row may not look, and without
+    attention."""
     experts: dict[nn.Module, int] = field(default_factory=dict)
     """The layer of every module of routed experts."""
     routings: dict[int, Routing] = field(default_factory=dict)
@@ -120,6 +124,27 @@ class CapturedStates:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         rows = self.rows.on(query.device)
         self.attention_rows.append(self.kept(attention_rows(rows, self.lengths, query, key, mask, scaling, **kwargs)))
+
+    def leave_out(self, view: ModelView, layer: LayerView, read: Tensor) -> None:
+        """Zeros where a layer that has read [B, T, d] has no attention, writes nothing, or nothing scales its write."""
+        sizes, nothing = view.sizes, read.new_zeros(())
+        batch, length = read.shape[:2]
+        if not layer.has_attention:
+            explained = len(self.rows.sequences)
+            self.head_outputs.append(nothing.expand(explained, sizes.heads * sizes.head_size))
+            self.values.append(nothing.expand(batch, sizes.key_value_heads, length, sizes.head_size))
+            self.attention_rows.append(nothing.float().expand(explained, sizes.heads, length))
+            if view.spec.attention_gate is not None or view.spec.mixed_norm is not None:
+                self.gates.append(nothing.float().expand(explained, sizes.heads * sizes.head_size))
+        if not layer.attention_write_modules:
+            self.attention_writes.append(nothing.expand_as(read))
+        if not layer.ffn.width:
+            self.ffn_writes.append(nothing.expand_as(read))
+        one = torch.ones((), device=read.device).expand(batch, length)
+        if view.norms_attention_writes and layer.attention_write.norm is None:
+            self.attention_scales.append(one)
+        if view.norms_ffn_writes and layer.ffn_write.norm is None:
+            self.ffn_scales.append(one)
 
     def by_position(self, states: Tensor) -> Tensor:
         """States [B, T, ...], from where a module takes them with both dimensions in one."""

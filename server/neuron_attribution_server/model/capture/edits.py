@@ -1,8 +1,9 @@
 """Interventions on activations: coefficients change while the model runs, its weights never do.
 
 A neuron's coefficient is what its row of the down projection, or of attention's output projection, is multiplied by. It
-is changed in the input of that projection, in the rows of one sequence, so that the others of a batch never see it. No
-module takes the coefficients of routed experts in: what the change adds to the experts' sum is added to it.
+is changed in the input of that projection, in the rows of one sequence, so that the others of a batch never see it. A
+recurrent mixer is changed as a whole, in the input of its own output projection. No module takes the coefficients of
+routed experts in: what the change adds to the experts' sum is added to it.
 """
 
 from __future__ import annotations
@@ -146,8 +147,9 @@ class Edits:
         sizes = self._view.sizes
         place = torch.tensor([sequence], device=self._view.device), torch.tensor([position], device=self._view.device)
         factors = torch.ones(sizes.layers, sizes.heads * sizes.head_size, device=self._view.device)
-        for (number, kind), edits in self._edits.items():
-            for edit in edits if kind is LayerPartKind.ATTENTION else []:
+        for (number, kind), every in self._edits.items():
+            width = self._view.layers[number].attention_width
+            for edit in _among(every, 0, width) if kind is LayerPartKind.ATTENTION else []:
                 if edit.sequence == sequence:
                     edit.change_rows(factors[number : number + 1], edit.acts_on(*place))
         return None if bool((factors == 1).all()) else factors.unflatten(1, (sizes.heads, sizes.head_size))
@@ -171,7 +173,12 @@ class Edits:
         self, layer: LayerView, kind: LayerPartKind, edits: list[Edit], lengths: Sequence[int] | None
     ) -> Iterator[Any]:
         if kind is LayerPartKind.ATTENTION:
-            yield self._before(layer.attention_output, _InputHook(self._count, edits))
+            width = layer.attention_width
+            if heads := _among(edits, 0, width):
+                yield self._before(layer.attention_output, _InputHook(self._count, heads))
+            mixed = _among(edits, width, layer.recurrence_width)
+            if layer.recurrence_output is not None and mixed:
+                yield self._before(layer.recurrence_output, _InputHook(self._count, mixed))
             return
         dense, experts = layer.ffn.dense, layer.ffn.experts
         inside = [] if dense is None else _among(edits, 0, dense.width)
@@ -277,8 +284,9 @@ def _spans(view: ModelView, intervention: Intervention) -> dict[tuple[int, Layer
     for head in intervention.heads:
         found[head.layer, LayerPartKind.ATTENTION].add((head.head * size, (head.head + 1) * size))
     for part in intervention.layers:
-        is_ffn = part.kind is LayerPartKind.FFN
-        found[part.layer, part.kind].add((0, view.layers[part.layer].ffn.width if is_ffn else view.sizes.heads * size))
+        layer, is_ffn = view.layers[part.layer], part.kind is LayerPartKind.FFN
+        width = layer.ffn.width if is_ffn else layer.attention_width + layer.recurrence_width
+        found[part.layer, part.kind].add((0, width))
     return found
 
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import torch
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import Part
 from neuron_attribution.results import (
     Explanation,
@@ -45,6 +44,7 @@ from neuron_attribution_server.model.engine.passes import (
     Answer,
     PassSequence,
     PassTask,
+    check_unit,
     check_units,
     outcome_of,
     places_of,
@@ -157,8 +157,9 @@ class Engine:
             named |= {f"query_from[{place}].neuron": source.neuron for place, source in sources}
             check_units(self._view, task.options.interventions, "interventions")
         for field, neuron in named.items():
-            if isinstance(neuron, FfnNeuron):
-                self._view.ffn_unit(neuron, field)
+            check_unit(self._view, neuron, field)
+        if isinstance(task, ProjectTask) and task.through is not None:
+            self._view.check_heads(task.through.layer, "through")
 
     def _project(self, task: ProjectTask) -> ProjectOutcome:
         found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.neurons import FfnNeuron, Neuron
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import Explanation, InterventionResult, PredictionState
 
@@ -42,11 +42,22 @@ class Place:
 
 
 def check_units(view: ModelView, interventions: Sequence[Intervention], field: str) -> None:
-    """Refuse FFN neurons that a layer, which may be narrower than others, does not have."""
+    """Refuse neurons, heads and parts that a layer, which may have less than others, does not have."""
     for number, intervention in enumerate(interventions):
         for place, neuron in enumerate(intervention.neurons):
-            if isinstance(neuron, FfnNeuron):
-                view.ffn_unit(neuron, f"{field}[{number}].neurons[{place}]")
+            check_unit(view, neuron, f"{field}[{number}].neurons[{place}]")
+        for place, head in enumerate(intervention.heads):
+            view.check_heads(head.layer, f"{field}[{number}].heads[{place}]")
+        for place, part in enumerate(intervention.layers):
+            view.check_part(part, f"{field}[{number}].layers[{place}]")
+
+
+def check_unit(view: ModelView, neuron: Neuron, field: str) -> None:
+    """Refuse a neuron that its layer does not have."""
+    if isinstance(neuron, FfnNeuron):
+        view.ffn_unit(neuron, field)
+    else:
+        view.check_heads(neuron.layer, field)
 
 
 def sequences_of(task: PassTask) -> list[PassSequence]:

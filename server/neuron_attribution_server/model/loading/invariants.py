@@ -83,27 +83,36 @@ def _residual_additivity(probe: Probe) -> float:
 
 def _attention_identity(probe: Probe) -> float:
     """Attention weights times value vectors, gated where there are gates, are the output projection's input."""
-    return max(_error(_heads(probe, layer), probe.states.head_outputs[layer].float()) for layer, _ in probe.layers())
+    if len(probe.states.attention_rows) != len(probe.view.layers):
+        return float("inf")  # some layer attends that should not, or the other way round
+    return max(
+        (
+            _error(_heads(probe, number), probe.states.head_outputs[number].float())
+            for number, layer in probe.layers()
+            if layer.has_attention
+        ),
+        default=0.0,
+    )
 
 
 def _attention_neurons(probe: Probe) -> float:
-    """Attention neurons and the bias add up to what attention writes."""
-    return max(_error(*_attention_sum(probe, number, layer)) for number, layer in probe.layers())
+    """Attention neurons, the bias and what a mixer beside attention writes add up to what attention writes."""
+    return max((_error(*_attention_sum(probe, *each)) for each in probe.layers() if each[1].has_attention), default=0.0)
 
 
 def _ffn_neurons(probe: Probe) -> float:
     """FFN neurons and the bias add up to what the FFN writes."""
-    return max(_error(*_ffn_sum(probe, number, layer)) for number, layer in probe.layers())
+    return max((_error(*_ffn_sum(probe, *each)) for each in probe.layers() if each[1].ffn.width), default=0.0)
 
 
 def _value_keys(probe: Probe) -> float:
     """The value projection's rows, read through the norm before attention, give the value vectors."""
-    return max(_error(*_values(probe, number, layer)) for number, layer in probe.layers())
+    return max((_error(*_values(probe, *each)) for each in probe.layers() if each[1].has_attention), default=0.0)
 
 
 def _ffn_keys(probe: Probe) -> float:
     """The FFN's input rows, read through the norm before the FFN, give its neurons' coefficients."""
-    return max(_error(*_coefficients(probe, number, layer)) for number, layer in probe.layers())
+    return max((_error(*_coefficients(probe, *each)) for each in probe.layers() if each[1].ffn.width), default=0.0)
 
 
 INVARIANTS: dict[str, Check] = {
@@ -144,7 +153,8 @@ def _attention_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor,
     scales = _scales(probe.states.attention_scales, number)
     total = probe.states.head_outputs[number].float() @ layer.attention_subvalues.all()
     constant = layer.attention_write.constant(layer.attention_bias, scales)
-    return _written(total, constant, scales), probe.states.attention_writes[number][0].float()
+    written = _written(total, constant, scales) + probe.states.beside_attention.get(number, 0.0)
+    return written, probe.states.attention_writes[number][0].float()
 
 
 def _ffn_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:

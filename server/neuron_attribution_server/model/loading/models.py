@@ -129,6 +129,7 @@ def _engine(
         tokenizer=serialized,
         memory=memory_cost(view),
         activity_contexts=0 if activity is None else activity.contexts,
+        layers=tuple(layer.parts for layer in view.layers),
     )
     token_text = str if tokenizer is None else tokenizer.text
     vocabulary_ranges = VocabularyRanges(weights, ranges)

@@ -27,6 +27,8 @@ SHARED_EXPERT = FeedForward(
     activation="mlp.shared_expert.act_fn",
 )
 
+WEIGHED_SHARED_EXPERT = replace(SHARED_EXPERT, weight="mlp.shared_expert_gate")
+
 SHARED_GRANITE = FeedForward(
     output="shared_mlp.output_linear",
     up=Rows("shared_mlp.input_linear", Layout.SECOND_HALF),
@@ -42,9 +44,12 @@ GRANITE_MOE = replace(
     GRANITE, family="granitemoe", experts="block_sparse_moe.experts", expert_outputs=("block_sparse_moe", "shared_mlp")
 )
 
+GRANITE_MOE_SHARED = replace(GRANITE_MOE, family="granitemoeshared", shared_ffn=SHARED_GRANITE)
+
 EXPERT_FAMILIES = (
     MIXTRAL,
     GRANITE_MOE,
+    GRANITE_MOE_SHARED,
     *(replace(MIXTRAL, family=family) for family in ("qwen3_moe", "olmoe", "gpt_oss", "minimax_m2", "mellum")),
     *(
         replace(WITH_SHARED_EXPERTS, family=family)
@@ -54,7 +59,7 @@ EXPERT_FAMILIES = (
     replace(OLMO2, family="flex_olmo", experts="mlp.experts", expert_outputs=("mlp",)),
     replace(COHERE, family="cohere2_moe", experts="mlp.experts", expert_outputs=("mlp",), shared_ffn=SHARED),
     replace(MIXTRAL, family="flint", shared_ffn=SHARED_EXPERT),
-    replace(MIXTRAL, family="qwen2_moe", shared_ffn=replace(SHARED_EXPERT, weight="mlp.shared_expert_gate")),
+    replace(MIXTRAL, family="qwen2_moe", shared_ffn=WEIGHED_SHARED_EXPERT),
     replace(MIXTRAL, family="mimo_v2_flash", value_multiplier="attention_value_scale"),
     replace(
         WITH_SHARED_EXPERTS,
@@ -72,8 +77,7 @@ EXPERT_FAMILIES = (
             activation="mlp.shared_mlp.act_fn",
         ),
     ),
-    replace(GRANITE_MOE, family="granitemoeshared", shared_ffn=SHARED_GRANITE),
-    replace(GRANITE_MOE, family="granitemoe_swa", shared_ffn=SHARED_GRANITE),
+    replace(GRANITE_MOE_SHARED, family="granitemoe_swa"),
     replace(
         GEMMA2,
         family="afmoe",
