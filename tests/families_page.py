@@ -41,7 +41,7 @@ serves nothing.
 SUPPORTED = """
 ## Supported
 
-Each row is a model with random weights, float32, two layers, hidden size 32, a vocabulary of 97 (transformers
+Each row is a model with random weights, float32, two or three layers, hidden size 32, a vocabulary of 97 (transformers
 {version}, torch {torch}, CPU), measured when it was loaded: the largest absolute difference relative to the largest
 value. *Brute force* is the largest absolute difference of the 50 strongest neurons' scores of either kind to a
 float64 oracle that takes the model apart by how it behaves and reads no description. *Attention* says how its

@@ -8,6 +8,7 @@ fitted. Everything found is checked against what the model did, so that a wrong 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from reference.experts import RoutedExperts
 from reference.forward import LayerStates, States
-from reference.recording import CLOSE, Call, Recording, columns, in_double, is_linear, matrix, record, same
+from reference.recording import CLOSE, Call, Recording, columns, in_double, is_experts, is_linear, matrix, record, same
 from reference.weights import Layer, Norm, Weights
 
 PROBE = (5, 17, 3, 60, 31, 8, 77, 42)
@@ -45,6 +46,14 @@ class Write:
 
 
 @dataclass(frozen=True)
+class Also:
+    """A module whose output is written beside attention's and the FFN's, and a factor."""
+
+    module: nn.Module
+    factor: float
+
+
+@dataclass(frozen=True)
 class Parts:
     """One layer's modules, as they were found."""
 
@@ -52,10 +61,13 @@ class Parts:
     output: nn.Module
     value: nn.Module
     value_columns: list[int]
+    scalar: float
+    """What the residual stream is multiplied by at the layer's end."""
     attention_write: Write
     down: nn.Module | None
     experts: RoutedExperts | None
     ffn_write: Write
+    also: Also | None
     weights: Layer
 
 
@@ -70,13 +82,13 @@ class Dissection:
         self._final_norm = _final_norm(recording, self.model)
         self._heads = recording.attentions[0].shape[0]
         self._sinks = [_sink_module(layer) for layer in self._layers]
-        self._parts = [self._dissect(recording, number) for number in range(len(self._layers))]
+        self._parts = self._dissected(recording)
         self.weights = self._weights(recording)
 
     def states(self, token_ids: Sequence[int]) -> States:
         """Run a prompt."""
         recording = record(self.model, token_ids)
-        streams = [recording.of(first).input for first in self._inputs]
+        streams = [self._remaining(n) * recording.of(first).input for n, first in enumerate(self._inputs)]
         streams.append(recording.of(self._final_norm).input)
         layers = [self._layer_states(recording, number, streams) for number in range(len(self._parts))]
         return States(tuple(layers), streams[-1], recording.logits)
@@ -84,11 +96,13 @@ class Dissection:
     def _layer_states(self, recording: Recording, number: int, streams: list[Tensor]) -> LayerStates:
         parts, pattern = self._parts[number], self._pattern(recording, number)
         raw = recording.of(parts.output).output
-        values = self._clipped(recording.of(parts.value).output[:, parts.value_columns])
+        values = self._clipped(recording.of(parts.value).output.flatten(1)[:, parts.value_columns])
         values = values.unflatten(1, (self._heads, -1)).transpose(0, 1)
         attention = parts.attention_write(recording, raw)
         coefficients, ffn_raw = _ffn(recording, parts.down, parts.experts, _scope(recording, self._layers[number]))
         ffn = parts.ffn_write(recording, ffn_raw)
+        if parts.also is not None:
+            ffn = ffn + parts.also.factor * recording.of(parts.also.module).output
         middle = streams[number] + attention
         z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1)
         assert_same(z, recording.of(parts.output).input, "attention")
@@ -102,10 +116,23 @@ class Dissection:
             coefficients=coefficients / parts.ffn_write.scale(ffn_raw),
             ffn=ffn,
             attention_scale=parts.attention_write.scale(raw)[:, 0],
-            ffn_reads_attention=any(same(call.input, middle) for call in _scope(recording, self._layers[number])),
+            ffn_reads_attention=any(
+                same(call.input, middle / self._remaining(number)) for call in _scope(recording, self._layers[number])
+            ),
         )
 
-    def _dissect(self, recording: Recording, number: int) -> Parts:
+    def _remaining(self, number: int) -> float:
+        """What the residual stream is multiplied by from a layer's input on: states are told as they end up."""
+        return math.prod(parts.scalar for parts in self._parts[number:])
+
+    def _dissected(self, recording: Recording) -> list[Parts]:
+        """From the last layer to the first: what one writes is multiplied by the later ones."""
+        found: list[Parts] = []
+        for number in reversed(range(len(self._layers))):
+            found.insert(0, self._dissect(recording, number, math.prod(parts.scalar for parts in found)))
+        return found
+
+    def _dissect(self, recording: Recording, number: int, later: float) -> Parts:
         layer = self._layers[number]
         scope = _scope(recording, layer)
         attention_names = tuple(f"{_name(self.model, layer)}.{name}." for name in ATTENTIONS)
@@ -113,23 +140,23 @@ class Dissection:
         rest = [call for call in scope if call not in attention]
         size = _size(recording.of(self._inputs[number]).input)
         output = [call for call in attention if is_linear(call.module) and size == _size(call.output)][-1]
-        value, places = self._find_values(self._pattern(recording, number), output, attention)
+        value, places, made = self._find_values(recording, number, output, attention)
         experts = _find_experts(rest)
         downs = [c for c in rest if is_linear(c.module) and _size(c.output) == size != _size(c.input)]
-        down = downs[-1].module if downs else None
+        down = downs[0].module if downs else None
         _, ffn_raw = _ffn(recording, down, experts, scope)
         before, after = self._around(recording, number)
         norms = [_norm_after(scope, raw) for raw in (output.output, ffn_raw)]
         written = [norm.output if norm else raw for norm, raw in zip(norms, (output.output, ffn_raw), strict=True)]
-        factors = torch.linalg.lstsq(
-            torch.stack([each.flatten() for each in written], 1), (after - before).flatten()[:, None]
-        )
+        (scalar, *factors), also = _fitted(after, [before, *written], rest)
         writes = [
-            Write(norm and norm.module, norm and measured_norm(norm.module, size), round(factor, 5))
-            for norm, factor in zip(norms, factors.solution[:, 0].tolist(), strict=True)
+            Write(norm and norm.module, norm and measured_norm(norm.module, size), later * factor)
+            for norm, factor in zip(norms, factors, strict=False)
         ]
         up, gate, ffn_norm = _find_keys(scope, rest, down, experts, size)
-        value_rows, attention_norm = _traced(scope, matrix(value.module)[places], value.input, size)
+        made_scope = _scope(recording, self._layers[made])
+        source, value_rows = _value_rows(made_scope, value, places)
+        value_rows, attention_norm = _traced(made_scope, value_rows, source.input, size)
         rows = [] if down is None else [matrix(down).T]
         rows += [] if experts is None else [experts.down()]
         return Parts(
@@ -137,11 +164,14 @@ class Dissection:
             output=output.module,
             value=value.module,
             value_columns=places,
+            scalar=scalar,
             attention_write=writes[0],
             down=down,
             experts=experts,
             ffn_write=writes[1],
+            also=None if also is None else Also(also.module, later * factors[2]),
             weights=_as_layer(
+                made,
                 attention_norm,
                 ffn_norm,
                 value_rows,
@@ -157,16 +187,24 @@ class Dissection:
         following = [*self._inputs, self._final_norm][number + 1]
         return recording.of(self._inputs[number]).input, recording.of(following).input
 
-    def _find_values(self, pattern: Tensor, output: Call, attention: list[Call]) -> tuple[Call, list[int]]:
-        """Attention weights times values are the output projection's input: the columns of which this is true."""
-        wanted = output.input.unflatten(1, (self._heads, -1))
-        for call in attention:
-            if is_linear(call.module) and call.module is not output.module and call.output.dim() == 2:
-                mixed = torch.einsum("hts,sj->thj", pattern, self._clipped(call.output))
+    def _find_values(
+        self, recording: Recording, number: int, output: Call, attention: list[Call]
+    ) -> tuple[Call, list[int], int]:
+        """Attention weights times values are the output projection's input: the columns of which this is true.
+
+        In the layer's own attention, or in a layer before it, which is told.
+        """
+        wanted, pattern = output.input.unflatten(1, (self._heads, -1)), self._pattern(recording, number)
+        for made in (number, *reversed(range(number))):
+            calls = attention if made == number else _scope(recording, self._layers[made])
+            for call in sorted(calls, key=lambda call: not is_linear(call.module)):
+                if call.module is output.module or len(call.output) != len(wanted):
+                    continue
+                mixed = torch.einsum("hts,sj->thj", pattern, self._clipped(call.output.flatten(1)))
                 distance = (wanted[:, :, :, None] - mixed[:, :, None]).abs().amax(0).flatten(0, 1)
                 nearest = distance.min(1)
                 if bool((nearest.values < CLOSE * wanted.abs().max()).all()):
-                    return call, nearest.indices.tolist()
+                    return call, nearest.indices.tolist(), made
         raise AssertionError("no module gives the values")
 
     def _pattern(self, recording: Recording, number: int) -> Tensor:
@@ -266,7 +304,7 @@ def _size(tensor: Tensor) -> int:
 
 
 def _find_experts(calls: list[Call]) -> RoutedExperts | None:
-    found = [call.module for call in calls if hasattr(call.module, "has_gate")]
+    found = [call.module for call in calls if is_experts(call.module)]
     return RoutedExperts(found[0]) if found else None
 
 
@@ -280,10 +318,34 @@ def _ffn(
     call = recording.of(experts.module)
     routed = experts.coefficients(call)
     if down is None:
-        return routed, call.output
+        return routed, experts.written(call)
     shared = recording.of(down)
     share = _share(scope, shared)
-    return torch.cat([share * shared.input, routed], 1), share * shared.output + call.output
+    return torch.cat([share * shared.input, routed], 1), share * shared.output + experts.written(call)
+
+
+def _fitted(after: Tensor, parts: list[Tensor], rest: list[Call]) -> tuple[list[float], Call | None]:
+    """What the layer's input and its two writes are multiplied by to give the next one's input.
+
+    With a third write where those do not, and a fourth factor.
+    """
+    third = [call for call in reversed(rest) if not is_linear(call.module) and call.output.shape == after.shape]
+    for call in (None, *third):
+        every = torch.stack([each.flatten() for each in (parts if call is None else [*parts, call.output])], 1)
+        factors = torch.linalg.lstsq(every, after.flatten()[:, None]).solution
+        if same(every @ factors, after.flatten()[:, None]):
+            return [round(factor, 5) for factor in factors[:, 0].tolist()], call
+    raise AssertionError("no writes give the next layer's input")
+
+
+def _value_rows(scope: list[Call], value: Call, places: list[int]) -> tuple[Call, Tensor]:
+    """The projection that values come from and its rows: itself, or what a norm of single vectors reads."""
+    if is_linear(value.module):
+        return value, matrix(value.module)[places]
+    for call in scope:
+        if is_linear(call.module) and same(call.output, value.input.flatten(1)):
+            return call, matrix(call.module)[places]
+    raise AssertionError("nothing gives what the values are made of")
 
 
 def _share(scope: list[Call], shared: Call) -> Tensor:
@@ -326,7 +388,8 @@ def _find_keys(
         up, gate = experts.keys()
         ups.append(up)
         gates.append(gate)
-        read = next(call.input for call in rest if call.module is experts.module)
+        if read is None:
+            read = next(call.input for call in rest if call.module is experts.module)
     assert read is not None
     _, norm = _traced(scope, ups[0], read, size)
     gated = all(gate is not None for gate in gates)
@@ -370,6 +433,7 @@ def _names(down: nn.Module | None, experts: RoutedExperts | None) -> tuple[int, 
 
 
 def _as_layer(
+    made: int,
     attention_norm: Norm,
     ffn_norm: Norm,
     value: Tensor,
@@ -399,4 +463,5 @@ def _as_layer(
         down=down,
         down_bias=nothing,
         names=names,
+        values_of=made,
     )

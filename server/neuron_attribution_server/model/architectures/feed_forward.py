@@ -7,8 +7,9 @@ weight and is zero where the expert is not chosen.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from neuron_attribution_server.model.architectures.projections import HeadSizes,
 from neuron_attribution_server.model.architectures.spec import FeedForward
 from neuron_attribution_server.model.attribution.host import Ids
 from neuron_attribution_server.model.attribution.subvalues import FrozenWrite, Subvalues
+
+_ARGUMENTS = ("hidden_states", "top_k_index", "top_k_weights")
+"""What experts are called with."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,26 +86,36 @@ class DenseFfn:
         return None if self.weight is None else torch.sigmoid(normed @ weight_of(self.weight).float().T)
 
 
+class ExpertsFacts(NamedTuple):
+    """What transformers' experts classes say of themselves: how their 3-D parameters are to be read."""
+
+    has_gate: bool
+    has_bias: bool
+    is_transposed: bool
+    is_concatenated: bool
+
+
 class Experts:
     """Routed experts: transformers keeps all of a layer's in 3-D parameters."""
 
-    def __init__(self, module: Any) -> None:  # noqa: ANN401 - read by attributes that all experts classes have
+    def __init__(self, module: Any, facts: ExpertsFacts | None = None) -> None:  # noqa: ANN401 - read by attributes
         self.module = module
+        self._facts: ExpertsFacts = facts or module
         self.count = len(module.down_proj)
-        self.gated: bool = module.has_gate
-        self.width: int = module.down_proj.shape[1 if module.is_transposed else 2]
+        self.gated = self._facts.has_gate
+        self.width: int = module.down_proj.shape[1 if self._facts.is_transposed else 2]
         """Neurons of one expert."""
 
     @property
     def blocks(self) -> list[Tensor]:
         """Rows of each expert's W_down, [N, d]."""
         weight = required(self.module, "down_proj")
-        return list(weight if self.module.is_transposed else weight.transpose(1, 2))
+        return list(weight if self._facts.is_transposed else weight.transpose(1, 2))
 
     def block(self, expert: int) -> Tensor:
         """Rows of one expert's W_down, [N, d]."""
         weight = required(self.module, "down_proj")[expert]
-        return weight if self.module.is_transposed else weight.T
+        return weight if self._facts.is_transposed else weight.T
 
     def key(self, expert: int, index: int, subkey: Subkey) -> Tensor:
         """A neuron's row of its expert's up or gate projection, [d]."""
@@ -111,7 +125,7 @@ class Experts:
                 raise LookupError("these experts have no gate")
             return rows[index].float()
         second = subkey is not Subkey.GATE
-        place = index + second * self.width if self.module.is_concatenated else 2 * index + second
+        place = index + second * self.width if self._facts.is_concatenated else 2 * index + second
         return rows[place].float()
 
     def coefficients(self, normed: Tensor, routing: Routing) -> Tensor:
@@ -129,28 +143,88 @@ class Experts:
         share = (routing.weights.float() * chosen).sum(-1)
         found = normed.new_zeros(len(normed), self.width)
         if len(tokens):
-            found[tokens] = self._activated(normed[tokens], expert) * share[tokens, None]
+            found[tokens] = self._weighed(normed[tokens], share[tokens, None], expert)
         return found
 
     def bias(self, routing: Routing) -> Tensor | None:
         """What is written beside the neurons: each chosen expert's bias times its weight, [P, d]."""
-        if not self.module.has_bias:
+        if not self._facts.has_bias:
             return None
         biases = required(self.module, "down_proj_bias").float()[routing.indices.clamp_max(self.count - 1)]
         chosen = routing.weights.float() * (routing.indices < self.count)
         return (chosen[..., None] * biases).sum(-2)
 
+    def taken(
+        self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor], sequences: int
+    ) -> Callable[[int], tuple[Tensor, Routing]]:
+        """What each expert reads of what the module is called with, [sequences, T, d], and where it goes."""
+        given = (*args, *(kwargs[name] for name in _ARGUMENTS[len(args) :]))
+        reads, indices, weights = (each.reshape(sequences, -1, each.shape[-1]) for each in given)
+        return lambda _: (reads, Routing(indices, weights))
+
+    def written(self, output: Tensor, sequences: int, expert: int) -> Tensor:
+        """Where what an expert writes is among what the module returns: a view, [sequences, T, d]."""
+        del expert
+        return output.view(sequences, -1, output.shape[-1])
+
+    def _weighed(self, normed: Tensor, share: Tensor, expert: int) -> Tensor:
+        """Coefficients [P, N] of what an expert reads, [P, d], with its weight, [P, 1]."""
+        return self._activated(normed, expert) * share
+
     def _activated(self, normed: Tensor, expert: int) -> Tensor:
         projected = normed @ self._inputs(expert).float().T
-        if self.module.has_bias:
+        if self._facts.has_bias:
             name = "gate_up_proj_bias" if self.gated else "up_proj_bias"
             projected = projected + required(self.module, name)[expert].float()
-        activated: Tensor = self.module._apply_gate(projected) if self.gated else self.module.act_fn(projected)
+        activated: Tensor = self._gated(projected) if self.gated else self.module.act_fn(projected)
+        return activated
+
+    def _gated(self, projected: Tensor) -> Tensor:
+        activated: Tensor = self.module._apply_gate(projected)
         return activated
 
     def _inputs(self, expert: int) -> Tensor:
         weight = required(self.module, "gate_up_proj" if self.gated else "up_proj")[expert]
-        return weight.T if self.module.is_transposed else weight
+        return weight.T if self._facts.is_transposed else weight
+
+
+class WeighedExperts(Experts):
+    """Experts whose router weighs what they read: all read every token, weighed by zero where they are not chosen.
+
+    A neuron's coefficient is what its expert's activation makes of the weighed input. Its key is the row itself: the
+    weight, frozen, is a factor of everything that the key reads.
+    """
+
+    def __init__(self, module: nn.Module, router: nn.Module) -> None:
+        super().__init__(module, ExpertsFacts(has_gate=True, has_bias=False, is_transposed=True, is_concatenated=True))
+        self.router = router
+        """It returns the weights of all experts first."""
+
+    def routing(self, weights: Tensor) -> Routing:
+        """Where tokens go, from what the router returns of each, [..., experts]: the others have weight zero."""
+        every = torch.arange(self.count, device=weights.device)
+        return Routing(torch.where(weights == 0, self.count, every), weights)
+
+    def taken(
+        self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor], sequences: int
+    ) -> Callable[[int], tuple[Tensor, Routing]]:
+        """As weighed by the router, expert after expert, so that each goes to its own with weight one."""
+        given = args[0] if args else kwargs[_ARGUMENTS[0]]
+        reads = given.reshape(self.count, sequences, -1, given.shape[-1])
+        ones = given.new_ones(*reads.shape[1:3], 1)
+        return lambda expert: (reads[expert], Routing(torch.full_like(ones, expert, dtype=torch.long), ones))
+
+    def written(self, output: Tensor, sequences: int, expert: int) -> Tensor:
+        """Expert after expert, [sequences, T, d]."""
+        return output.view(self.count, sequences, -1, output.shape[-1])[expert]
+
+    def _weighed(self, normed: Tensor, share: Tensor, expert: int) -> Tensor:
+        return self._activated(normed * share, expert)
+
+    def _gated(self, projected: Tensor) -> Tensor:
+        gate, up = projected.chunk(2, -1)
+        activated: Tensor = self.module.act_fn(gate) * up
+        return activated
 
 
 class LayerFfn:

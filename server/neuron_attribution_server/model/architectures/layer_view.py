@@ -8,16 +8,18 @@ from typing import Any
 from neuron_attribution.requests import Subkey
 from torch import Tensor, nn
 
-from neuron_attribution_server.model.architectures.feed_forward import DenseFfn, Experts, LayerFfn
+from neuron_attribution_server.model.architectures.feed_forward import DenseFfn, Experts, LayerFfn, WeighedExperts
 from neuron_attribution_server.model.architectures.norms import NormView, WriteView, no_norm, norm_view
+from neuron_attribution_server.model.architectures.parameters import required
 from neuron_attribution_server.model.architectures.projections import (
     HeadSizes,
     Projection,
     bias_of,
+    key_value_heads,
     select,
     weight_of,
 )
-from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
+from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, Layout, Rows
 from neuron_attribution_server.model.attribution.host import Ids, on_device
 from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
@@ -25,15 +27,29 @@ from neuron_attribution_server.model.attribution.subvalues import Subvalues
 class LayerView:
     """One layer's modules and the vectors of its neurons, in the model's own dtype: nothing is copied."""
 
-    def __init__(self, module: nn.Module, spec: ArchitectureSpec, sizes: HeadSizes, config: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: ArchitectureSpec,
+        config: Any,  # noqa: ANN401 - a family's own class
+        values_of: LayerView | None = None,
+    ) -> None:
+        """`values_of` is the layer whose values this one mixes, where it has none of its own."""
         self.module = module
         self.attention_output = module.get_submodule(spec.attention_output)
-        self.value_module = module.get_submodule(spec.value.module)
+        self.values_of: LayerView = values_of or self
+        self.remaining = 1.0
+        """What layers multiply the residual stream by, from this one's input on: all that is recorded contains it."""
         self._spec = spec
-        self._sizes = sizes
         self._multiplier = float(getattr(config, spec.residual_multiplier)) if spec.residual_multiplier else 1.0
         self._clip = _attribute(config, spec.value_clip)
-        self._value = Projection(self.value_module, spec.value.layout, sizes)
+        value = value_rows(module, spec) if values_of is None else values_of.value
+        assert value is not None
+        self.value: Rows = value
+        """Where the value projection's rows are."""
+        self.value_module = self.values_of.module.get_submodule(value.module)
+        self.sizes = self.common = _head_sizes(self.attention_output, self.value_module, value.layout, config)
+        self._value = Projection(self.value_module, value.layout, self.sizes)
         self.ffn = self._read_ffn()
 
     @property
@@ -51,27 +67,43 @@ class LayerView:
         """The modules whose outputs' sum, times the multiplier, the FFN adds to the residual stream."""
         norm = self._submodule(self._spec.ffn_write)
         if norm is not None:
-            return [norm]
-        if self.ffn.experts is None:
+            found = [norm]
+        elif self.ffn.experts is None:
             assert self.ffn.dense is not None
-            return [self.ffn.dense.output]
-        found = [self._submodule(path) for path in self._spec.expert_outputs]
-        return [module for module in found if module is not None]
+            found = [self.ffn.dense.output]
+        else:
+            found = [module for path in self._spec.expert_outputs if (module := self._submodule(path)) is not None]
+        also = self.also_written_module
+        return found if also is None else [*found, also]
+
+    @property
+    def also_written_module(self) -> nn.Module | None:
+        """The module whose output is written with the FFN's and is none of its neurons'."""
+        return self._submodule(self._spec.ffn_also_writes)
+
+    @property
+    def stream_scalar(self) -> float:
+        """What the residual stream is multiplied by at the layer's end."""
+        return float(required(self.module, self._spec.stream_scalar)) if self._spec.stream_scalar else 1.0
 
     @cached_property
     def attention_write(self) -> WriteView:
         """What stands between attention's output projection and the residual stream."""
-        return WriteView(self._optional_norm(self._spec.attention_write), self._multiplier)
+        return WriteView(self._optional_norm(self._spec.attention_write), self.remaining * self._multiplier)
 
     @cached_property
     def ffn_write(self) -> WriteView:
         """What stands between the FFN's output projection and the residual stream."""
-        return WriteView(self._optional_norm(self._spec.ffn_write), self._multiplier)
+        return WriteView(self._optional_norm(self._spec.ffn_write), self.remaining * self._multiplier)
 
     @cached_property
     def attention_subvalues(self) -> Subvalues:
-        """Rows of W_O, heads * head size of them."""
-        return Subvalues(lambda: [weight_of(self.attention_output).T], self.attention_write.frozen)
+        """Rows of W_O, heads * head size of them, which is the model's largest."""
+        return Subvalues(
+            lambda: [self.common.of_heads(weight_of(self.attention_output)).T],
+            self.attention_write.frozen,
+            self.common.missing(self.sizes.head_size),
+        )
 
     @cached_property
     def ffn_subvalues(self) -> Subvalues:
@@ -96,19 +128,27 @@ class LayerView:
     def ffn_reads(self, inputs: Tensor, attention_writes: Tensor) -> Tensor:
         """What the FFN reads, after its norm, from the layer's input and attention's write, [..., d]."""
         base = inputs.float() if self._spec.parallel else inputs.float() + attention_writes.float()
-        return self.ffn_norm.normed(base)
+        return self.ffn_norm.normed(self._own(base))
+
+    def attention_reads(self, inputs: Tensor) -> Tensor:
+        """What attention reads, after its norm, from the layer's input, [..., d]."""
+        return self.attention_norm.normed(self._own(inputs.float()))
+
+    def _own(self, states: Tensor) -> Tensor:
+        """The residual stream as it is in this layer."""
+        return states if self.remaining == 1 else states / self.remaining
 
     def value_rows(self, head: int) -> Tensor:
         """Rows of W_V that a query head reads, [head size, d]."""
-        size = self._sizes.head_size
+        size = self.sizes.head_size
         first = self.key_value_head(head) * size
         return self._through_latent(self._value.weight[first : first + size].float())
 
     def attention_keys(self, units: Ids) -> Tensor:
         """What activates attention neurons: W_V rows of their key/value heads, through the norm's weight, [C, d]."""
-        size = self._sizes.head_size
-        numbers = units // size // self._group * size + units % size
-        return self._through_latent(self._value.rows(numbers)) * self.attention_norm.weight
+        size = self.common.head_size
+        numbers = units // size // self._group * self.sizes.head_size + units % size
+        return self._through_latent(self._value.rows(numbers)) * self.values_of.attention_norm.weight
 
     def value_vectors(self, normed: Tensor) -> Tensor:
         """The value vectors, [..., key/value heads * head size], from what attention reads, [..., d]."""
@@ -118,12 +158,18 @@ class LayerView:
             compressed = normed @ weight_of(projection)[: len(latent.weight)].float().T
             bias = bias_of(projection)
             normed = latent.normed(compressed if bias is None else compressed + bias[: len(latent.weight)])
-        return self._clipped(self._value(normed))
+        values = self._clipped(self._value(normed))
+        of_values = self._optional_norm(self._spec.value_norm)
+        return (
+            values
+            if of_values is None
+            else of_values.normed(values.unflatten(-1, (-1, self.sizes.head_size))).flatten(-2)
+        )
 
-    def values_of(self, projected: Tensor) -> Tensor:
+    def projected_values(self, projected: Tensor) -> Tensor:
         """The value vectors [B, K, T, D] among what the value projection returned, [B, T, rows]."""
-        values = select(projected.movedim(-1, 0), self._spec.value.layout, self._sizes).movedim(0, -1)
-        return self._clipped(values.unflatten(-1, (-1, self._sizes.head_size)).transpose(1, 2))
+        values = select(projected.movedim(-1, 0), self.value.layout, self.sizes).movedim(0, -1)
+        return self._clipped(values.unflatten(-1, (-1, self.sizes.head_size)).transpose(1, 2))
 
     def key_value_head(self, head: int) -> int:
         """The key/value head that a query head reads."""
@@ -132,7 +178,7 @@ class LayerView:
     @property
     def _group(self) -> int:
         """Query heads of a key/value head."""
-        return self._sizes.heads // self._sizes.key_value_heads
+        return self.sizes.heads // self.sizes.key_value_heads
 
     def ffn_keys(self, units: Ids, subkey: Subkey) -> Tensor:
         """What activates FFN neurons, through the weight of the norm before the FFN, [C, d]."""
@@ -156,24 +202,42 @@ class LayerView:
     def _read_ffn(self) -> LayerFfn:
         experts = self._submodule(self._spec.experts)
         if experts is None:
-            return LayerFfn(DenseFfn(self.module, self._spec.ffn, self._sizes), None)
+            return LayerFfn(DenseFfn(self.module, self._spec.ffn, self.sizes), None)
         shared = self._spec.shared_ffn
         has_shared = shared is not None and self._submodule(shared.output) is not None
-        dense = DenseFfn(self.module, shared, self._sizes) if has_shared and shared is not None else None
-        return LayerFfn(dense, Experts(experts))
+        dense = DenseFfn(self.module, shared, self.sizes) if has_shared and shared is not None else None
+        router = self._submodule(self._spec.experts_router)
+        return LayerFfn(dense, Experts(experts) if router is None else WeighedExperts(experts, router))
 
     def _optional_norm(self, path: str | None) -> NormView | None:
         module = self._submodule(path)
         return None if module is None else norm_view(module, self._spec)
 
     def _submodule(self, path: str | None) -> nn.Module | None:
-        """The module at a path, or None where this layer has none there."""
-        module: Any = self.module
-        for name in path.split(".") if path else []:
-            module = getattr(module, name, None)
-            if module is None:
-                return None
-        return module if path else None
+        return submodule(self.module, path)
+
+
+def submodule(layer: nn.Module, path: str | None) -> nn.Module | None:
+    """The module at a path, or None where this layer has none there."""
+    module: Any = layer
+    for name in path.split(".") if path else []:
+        module = getattr(module, name, None)
+        if module is None:
+            return None
+    return module if path else None
+
+
+def value_rows(layer: nn.Module, spec: ArchitectureSpec) -> Rows | None:
+    """Where a layer's value projection is, or None where values may be shared and it has none."""
+    has_own = submodule(layer, spec.value.module) is not None
+    rows = spec.value if has_own or spec.value_else is None else spec.value_else
+    return None if spec.value_sharing and submodule(layer, rows.module) is None else rows
+
+
+def _head_sizes(output: nn.Module, value: nn.Module, layout: Layout, config: Any) -> HeadSizes:  # noqa: ANN401
+    heads = config.num_attention_heads
+    head_size = weight_of(output).shape[1] // heads
+    return HeadSizes(heads, key_value_heads(weight_of(value).shape[0], layout, heads, head_size), head_size)
 
 
 def _attribute(config: Any, path: str | None) -> Any:  # noqa: ANN401 - a number or nothing

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from neuron_attribution.errors import InvalidArgumentError
-from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
 from neuron_attribution.results import ModelSizes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from neuron_attribution_server.model.architectures.layer_view import LayerView
+from neuron_attribution_server.model.architectures.layer_view import LayerView, value_rows
 from neuron_attribution_server.model.architectures.norms import norm_view
-from neuron_attribution_server.model.architectures.projections import HeadSizes, bias_of, key_value_heads, weight_of
+from neuron_attribution_server.model.architectures.projections import HeadSizes, bias_of, weight_of
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 
 UNKNOWN_LENGTH = 2048
@@ -31,15 +32,28 @@ class ModelView:
         self.config = model.config.get_text_config()
         self.spec = _inside(model, _for_config(spec, self.config))
         modules = list(model.get_submodule(self.spec.layers).children())
-        heads = _head_sizes(modules[0], self.spec, self.config)
-        self.layers = [LayerView(module, self.spec, heads, self.config) for module in modules]
+        self.value_layers = _value_layers(modules, self.spec, self.config)
+        """The layer that makes the values which each layer's heads mix."""
+        self.layers = _layer_views(modules, self.spec, self.config, self.value_layers)
+        self.heads = self.layers[0].common
+        """What the heads of every layer fit in."""
         unembedding = model.get_output_embeddings()
         self.unembedding: Tensor = weight_of(unembedding).contiguous()
         """W_U in the model's own type, [vocabulary, d]."""
         self.unembedding_bias = bias_of(unembedding)
         self.final_norm_module = model.get_submodule(self.spec.final_norm)
         self.final_norm = norm_view(self.final_norm_module, self.spec)
-        self.sizes = _sizes(self.layers, heads, self.unembedding)
+        self.sizes = _sizes(self.layers, self.heads, self.unembedding)
+
+    @property
+    def body(self) -> nn.Module:
+        """What makes final states of token ids: the language model but for its unembedding."""
+        return self.model.get_submodule(self.spec.layers.rpartition(".")[0])
+
+    @property
+    def uses_experts_interface(self) -> bool:
+        """Whether routed experts can be recorded through transformers' experts interface."""
+        return bool(self.sizes.experts) and self.spec.experts_router is None
 
     @property
     def device(self) -> torch.device:
@@ -93,6 +107,22 @@ class ModelView:
                 field, f"{neuron} does not exist; layer {neuron.layer} has {error}", reason="OUT_OF_RANGE"
             ) from None
 
+    def attention_unit(self, neuron: AttentionNeuron, field: str = "neurons") -> int:
+        """The number of an attention neuron in its layer. Raises InvalidArgumentError where its heads are smaller."""
+        size = self.layers[neuron.layer].sizes.head_size
+        if neuron.index >= size:
+            valid = f"neurons 0 to {size - 1} in each head"
+            raise InvalidArgumentError.of(
+                field, f"{neuron} does not exist; layer {neuron.layer} has {valid}", reason="OUT_OF_RANGE"
+            )
+        return neuron.head * self.heads.head_size + neuron.index
+
+    def unit(self, neuron: Neuron, field: str = "neurons") -> int:
+        """The number of a neuron among those of its kind in its layer. Raises InvalidArgumentError."""
+        if isinstance(neuron, FfnNeuron):
+            return self.ffn_unit(neuron, field)
+        return self.attention_unit(neuron, field)
+
     def ffn_neuron(self, layer: int, unit: int) -> FfnNeuron:
         """The FFN neuron with this number in its layer."""
         expert, index = self.layers[layer].ffn.name(unit)
@@ -116,11 +146,36 @@ def _inside(model: PreTrainedModel, spec: ArchitectureSpec) -> ArchitectureSpec:
     return dataclasses.replace(spec, layers=layers, final_norm=final_norm)
 
 
-def _head_sizes(layer: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes:  # noqa: ANN401
-    heads = config.num_attention_heads
-    head_size = weight_of(layer.get_submodule(spec.attention_output)).shape[1] // heads
-    rows = weight_of(layer.get_submodule(spec.value.module)).shape[0]
-    return HeadSizes(heads, key_value_heads(rows, spec.value.layout, heads, head_size), head_size)
+def _layer_views(
+    modules: Sequence[nn.Module],
+    spec: ArchitectureSpec,
+    config: Any,  # noqa: ANN401 - a family's own class
+    value_layers: Sequence[int],
+) -> list[LayerView]:
+    """Every layer, with what it has in common with the others and what those behind it do to the residual stream."""
+    layers: list[LayerView] = []
+    for number, module in enumerate(modules):
+        made = value_layers[number]
+        layers.append(LayerView(module, spec, config, None if made == number else layers[made]))
+    common, remaining = HeadSizes.common([layer.sizes for layer in layers]), 1.0
+    for layer in reversed(layers):
+        remaining *= layer.stream_scalar
+        layer.common, layer.remaining = common, remaining
+    return layers
+
+
+def _value_layers(modules: Sequence[nn.Module], spec: ArchitectureSpec, config: Any) -> list[int]:  # noqa: ANN401
+    """Each layer itself, or the last before it that has values and is of its type."""
+    if spec.value_sharing is None:
+        return list(range(len(modules)))
+    types, last, found = getattr(config, spec.value_sharing), dict[str, int](), list[int]()
+    for number, (module, kind) in enumerate(zip(modules, types, strict=True)):
+        if value_rows(module, spec) is not None:
+            last[kind] = number
+        if kind not in last:
+            raise AttributeError(f"no layer before layer {number} has the values that it mixes")
+        found.append(last[kind])
+    return found
 
 
 def _sizes(layers: list[LayerView], heads: HeadSizes, unembedding: Tensor) -> ModelSizes:

@@ -7,21 +7,24 @@ _NO_ATTENTION_WEIGHTS = "some of its layers are recurrent ({}) and have no atten
 _GATED_ATTENTION = "its attention multiplies what heads mix by a gate, which its value neurons do not contain"
 _NORMED_STREAM = "it norms the residual stream itself after every block, so that writes do not add up"
 
+_ALTUP = (
+    "it mixes several residual streams (AltUp), and what is written to all but one of them reaches the output through "
+    "a matrix of its own"
+)
+
 REFUSED: dict[str, str] = {
-    "gemma3n": _SEVERAL_STREAMS.format("AltUp"),
-    "gemma3n_text": _SEVERAL_STREAMS.format("AltUp"),
-    "deepseek_v4": _SEVERAL_STREAMS.format("hyper-connections"),
+    "gemma3n": _ALTUP,
+    "gemma3n_text": _ALTUP,
+    "deepseek_v4": "every layer reads another mixture of its residual streams (hyper-connections), and its heads mix "
+    "compressed blocks of positions and turn the result by the position that reads, so that their neurons write no "
+    "fixed vectors",
     "hy_v4": _SEVERAL_STREAMS.format("hyper-connections"),
     "qwen4_exp": _SEVERAL_STREAMS.format("hyper-connections"),
     "qwen4_exp_text": _SEVERAL_STREAMS.format("hyper-connections"),
     "openai-gpt": _NORMED_STREAM,
     "bart": _NORMED_STREAM,
-    "gemma4": "it scales the residual stream in every layer and adds an input of its own to each",
-    "gemma4_text": "it scales the residual stream in every layer and adds an input of its own to each",
     "diffllama": "its heads subtract two attention patterns from one another and norm the result",
     "bitnet": "it norms the neurons themselves before the output projections",
-    "llama4": "its router weighs what an expert reads, not what it writes",
-    "llama4_text": "its router weighs what an expert reads, not what it writes",
     "afmoe": _GATED_ATTENTION,
     "laguna": _GATED_ATTENTION,
     "mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),

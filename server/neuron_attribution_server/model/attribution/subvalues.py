@@ -39,13 +39,22 @@ class FrozenWrite:
 class Subvalues:
     """A layer's subvalues: n rows of d, in blocks that may be views of larger weights, in the model's own dtype.
 
-    `blocks` reads them, each time they are needed: not every model has all its weights where scoring happens.
+    `blocks` reads them, each time they are needed: not every model has all its weights where scoring happens. Rows of
+    zeros that only fill up a layer are marked as `missing`, [n]: no neurons are theirs.
     """
 
-    def __init__(self, blocks: Callable[[], Sequence[Tensor]], write: FrozenWrite | None = None) -> None:
+    def __init__(
+        self,
+        blocks: Callable[[], Sequence[Tensor]],
+        write: FrozenWrite | None = None,
+        missing: Tensor | None = None,
+    ) -> None:
         self._blocks = blocks
         self._write = write
         self._ends = list(accumulate(map(len, blocks())))
+        self.missing = missing
+        self.count = len(self) if missing is None else len(self) - int(missing.sum())
+        """How many neurons there are."""
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from neuron_attribution_server.model.architectures.feed_forward import Routing
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.architectures.projections import HeadSizes
 from neuron_attribution_server.model.attribution.host import on_device
 from neuron_attribution_server.model.capture.attention import attention_rows
 from neuron_attribution_server.model.capture.edits import Edits
@@ -64,6 +65,9 @@ class ExplainedRows:
 class CapturedStates:
     """What one forward pass went through, per layer, in the model's dtype.
 
+    Where layers multiply the residual stream, all that is recorded of it, states and writes, is times what it is still
+    multiplied by: then writes add up to the last state, whatever was written where.
+
     B sequences, T padded positions, E explained rows, H heads, K key/value heads, D head size, N FFN width, d hidden
     size.
     """
@@ -73,6 +77,8 @@ class CapturedStates:
     """Tokens of each sequence."""
     shape: tuple[int, ...]
     """B, T."""
+    heads: HeadSizes
+    """What the heads of every layer fit in: those of smaller ones are followed by zeros."""
     keeps_coefficients: bool = False
     """Whether what multiplies W_down's rows is kept of every position."""
     copies: bool = False
@@ -114,7 +120,7 @@ class CapturedStates:
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Keep the values and the explained rows' attention weights."""
-        self.values.append(self.kept(value))
+        self.values.append(self.heads.of_values(self.kept(value)))
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         rows = self.rows.on(query.device)
         self.attention_rows.append(self.kept(attention_rows(rows, self.lengths, query, key, mask, scaling, **kwargs)))

@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import torch
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import Part
 from neuron_attribution.results import (
     Explanation,
@@ -158,8 +157,7 @@ class Engine:
             named |= {f"query_from[{place}].neuron": source.neuron for place, source in sources}
             check_units(self._view, task.options.interventions, "interventions")
         for field, neuron in named.items():
-            if isinstance(neuron, FfnNeuron):
-                self._view.ffn_unit(neuron, field)
+            self._view.unit(neuron, field)
 
     def _project(self, task: ProjectTask) -> ProjectOutcome:
         found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)

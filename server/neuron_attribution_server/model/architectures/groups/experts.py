@@ -25,10 +25,34 @@ GRANITE_MOE = replace(
     GRANITE, family="granitemoe", experts="block_sparse_moe.experts", expert_outputs=("block_sparse_moe", "shared_mlp")
 )
 
+LLAMA4 = replace(
+    LLAMA,
+    family="llama4_text",
+    ffn=FeedForward(
+        output="feed_forward.down_proj",
+        up=Rows("feed_forward.up_proj"),
+        gate=Rows("feed_forward.gate_proj"),
+        activation="feed_forward.activation_fn",
+    ),
+    shared_ffn=FeedForward(
+        output="feed_forward.shared_expert.down_proj",
+        up=Rows("feed_forward.shared_expert.up_proj"),
+        gate=Rows("feed_forward.shared_expert.gate_proj"),
+        activation="feed_forward.shared_expert.activation_fn",
+    ),
+    experts="feed_forward.experts",
+    experts_router="feed_forward.router",
+    expert_outputs=("feed_forward",),
+)
+
 EXPERT_FAMILIES = (
     MIXTRAL,
     GRANITE_MOE,
-    *(replace(MIXTRAL, family=family) for family in ("qwen3_moe", "olmoe", "gpt_oss", "minimax_m2", "mellum")),
+    LLAMA4,
+    *(
+        replace(MIXTRAL, family=family)
+        for family in ("qwen3_moe", "qwen3_vl_moe_text", "olmoe", "gpt_oss", "minimax_m2", "mellum")
+    ),
     *(
         replace(WITH_SHARED_EXPERTS, family=family)
         for family in ("glm4_moe", "ernie4_5_moe", "dots1", "exaone_moe", "solar_open")
