@@ -159,6 +159,13 @@ class Dissection:
         value_rows, attention_norm = _traced(made_scope, value_rows, source.input, size)
         rows = [] if down is None else [matrix(down).T]
         rows += [] if experts is None else [experts.down()]
+        if down is not None and experts is not None:
+            outputs = (recording.of(down).output, recording.of(experts.module).output)
+            part_norms = _part_norms(scope, *outputs)
+            rows = [
+                each if norm is None else measured_norm(norm.module, size).fold(each)
+                for each, norm in zip(rows, part_norms, strict=True)
+            ]
         return Parts(
             first=self._inputs[number],
             output=output.module,
@@ -321,7 +328,17 @@ def _ffn(
         return routed, experts.written(call)
     shared = recording.of(down)
     share = _share(scope, shared)
-    return torch.cat([share * shared.input, routed], 1), share * shared.output + experts.written(call)
+    parts = [(share * shared.input, share * shared.output), (routed, experts.written(call))]
+    found = []
+    for (coefficients, raw), norm in zip(parts, _part_norms(scope, shared.output, call.output), strict=True):
+        scale = 1 if norm is None else measured_norm(norm.module, _size(raw)).scale(raw)
+        found.append((coefficients / scale, raw if norm is None else norm.output))
+    return torch.cat([found[0][0], found[1][0]], 1), found[0][1] + found[1][1]
+
+
+def _part_norms(scope: list[Call], shared: Tensor, routed: Tensor) -> tuple[Call | None, Call | None]:
+    """What the shared network and the experts pass through before they are added up."""
+    return _norm_after(scope, shared), _norm_after(scope, routed)
 
 
 def _fitted(after: Tensor, parts: list[Tensor], rest: list[Call]) -> tuple[list[float], Call | None]:
@@ -388,10 +405,13 @@ def _find_keys(
         up, gate = experts.keys()
         ups.append(up)
         gates.append(gate)
-        if read is None:
-            read = next(call.input for call in rest if call.module is experts.module)
+        routed = next(call.input for call in rest if call.module is experts.module)
+        read = routed if read is None else read
     assert read is not None
     _, norm = _traced(scope, ups[0], read, size)
+    if experts is not None and len(ups) == 2 and routed.shape == read.shape:
+        _, other = _traced(scope, ups[1], routed, size)  # experts may read a norm of their own
+        ups[1], gates[1] = (rows * other.weight / norm.weight for rows in (ups[1], gates[1]))
     gated = all(gate is not None for gate in gates)
     return torch.cat(ups), torch.cat([gate for gate in gates if gate is not None]) if gated else None, norm
 

@@ -162,6 +162,21 @@ TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
     "gemma3_text": ("gemma3_text", _llama(**HEADS, **TIED, **WINDOW)),
     "vaultgemma": ("vaultgemma", _llama(**HEADS, **TIED, **WINDOW)),
     "gemma4_text": ("gemma4_text", GEMMA4),
+    "gemma4_text, experts": (
+        "gemma4_text",
+        _llama(
+            **HEADS,
+            **TIED,
+            **WINDOW,
+            layer_types=["sliding_attention", "full_attention"],
+            hidden_size_per_layer_input=0,
+            global_head_dim=8,
+            enable_moe_block=True,
+            num_experts=4,
+            top_k_experts=2,
+            moe_intermediate_size=24,
+        ),
+    ),
     "gemma4_unified_text": (
         "gemma4_unified_text",
         _llama(**HEADS, **TIED, **WINDOW, global_head_dim=12, layer_types=["sliding_attention", "full_attention"]),

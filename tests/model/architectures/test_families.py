@@ -205,7 +205,9 @@ def test_scoring_methods(name: str, method: ScoringMethod) -> None:
     dissected(name).check(PROMPT, TARGET, options=options)
 
 
-@pytest.mark.parametrize("name", ["qwen2_moe", "glm4_moe", "gpt_oss", "gemma3_text", "llama4_text"])
+@pytest.mark.parametrize(
+    "name", ["qwen2_moe", "glm4_moe", "gpt_oss", "gemma3_text", "llama4_text", "gemma4_text, experts"]
+)
 def test_every_neuron_is_counted_once(name: str) -> None:
     """Also where layers have different widths, and by brute force."""
     compared = dissected(name)

@@ -12,7 +12,7 @@ from neuron_attribution_server.model.capture.capture import ATTENTION_KEY
 from neuron_attribution_server.model.loading.invariants import INVARIANTS
 from neuron_attribution_server.model.loading.models import engine_from, load_engine
 from neuron_attribution_server.settings.config import LoadSettings
-from reference.tiny_families import tiny_family
+from reference.tiny_families import TINY_FAMILIES, tiny_family
 from reference.tiny_models import tiny_gpt2, tiny_llama
 from transformers import MambaConfig, MambaForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -35,6 +35,8 @@ WRONG = {
         {"shared_ffn": dataclasses.replace(FAMILIES["qwen2_moe"].shared_ffn, weight=None)},
     ),
     "ffn_neurons of experts that are weighed first": ("llama4_text", {"shared_ffn": None}),
+    "ffn_neurons of parts with norms of their own": ("gemma4_text, experts", {"part_writes": None}),
+    "ffn_neurons of experts that read another norm": ("gemma4_text, experts", {"experts_norm": None}),
     "value_keys": ("llama", {"value": Rows("self_attn.k_proj")}),
     "value_keys of a fused projection": ("phi3", {"value": Rows("self_attn.qkv_proj", Layout.PER_GROUP)}),
     "value_keys by the norm": ("gpt2", {"attention_norm": "ln_2"}),
@@ -57,10 +59,11 @@ def test_every_invariant_is_measured_and_holds(name):
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_spec_is_refused_naming_the_invariant(monkeypatch, case):
-    family, wrong = WRONG[case]
+    name, wrong = WRONG[case]
+    family = TINY_FAMILIES[name][0]
     monkeypatch.setitem(FAMILIES, family, dataclasses.replace(FAMILIES[family], **wrong))
     with pytest.raises(FailedPreconditionError, match=f"{case.split()[0]} is off by") as refused:
-        engine_from(tiny_family(family))
+        engine_from(tiny_family(name))
     assert refused.value.reason == "INVARIANT_FAILED"
 
 

@@ -230,9 +230,13 @@ class WeighedExperts(Experts):
 class LayerFfn:
     """Everything feed-forward of one layer, its neurons counted through."""
 
-    def __init__(self, dense: DenseFfn | None, experts: Experts | None) -> None:
+    def __init__(
+        self, dense: DenseFfn | None, experts: Experts | None, part_weights: Sequence[Tensor] | None = None
+    ) -> None:
+        """`part_weights` [d] each are of norms behind the dense network and the experts, where there are such."""
         self.dense = dense
         self.experts = experts
+        self._part_weights = part_weights
         self._dense_width = 0 if dense is None else dense.width
         routed = 0 if experts is None else experts.count * experts.width
         self.width = self._dense_width + routed
@@ -244,7 +248,27 @@ class LayerFfn:
 
     def subvalues(self, write: FrozenWrite | None) -> Subvalues:
         """What the neurons write."""
-        return Subvalues(lambda: [block for part in (self.dense, self.experts) if part for block in part.blocks], write)
+
+        def blocks() -> list[Tensor]:
+            return [block for part in (self.dense, self.experts) if part for block in part.blocks]
+
+        if self._part_weights is None or self.experts is None:
+            return Subvalues(blocks, write)
+        plain = FrozenWrite(torch.ones(()), centred=False)
+        dense, experts = ((write or plain).after(weight) for weight in self._part_weights)
+        return Subvalues(blocks, [dense, *[experts] * self.experts.count])
+
+    def is_routed(self, units: Ids) -> Any:  # noqa: ANN401 - an array of booleans
+        """Which units are experts' neurons."""
+        return units >= self._dense_width
+
+    def over(self, coefficients: Tensor, scales: Sequence[Tensor]) -> Tensor:
+        """Coefficients [P, N] over the scales [P] of the norms behind the dense network and the experts."""
+        if not scales:
+            return coefficients
+        dense, experts = (scale.float()[:, None] for scale in scales)
+        first = self._dense_width
+        return torch.cat([coefficients[:, :first] / dense, coefficients[:, first:] / experts], 1)
 
     def unit(self, expert: int | None, index: int) -> int:
         """The number of a neuron. Raises LookupError where the layer has none such."""
@@ -275,12 +299,12 @@ class LayerFfn:
         assert self.experts is not None
         return self.experts.key(expert, index, subkey)[None]
 
-    def coefficients(self, normed: Tensor, routing: Routing | None) -> Tensor:
-        """Coefficients [P, N] of every neuron from what the FFN reads, [P, d]."""
+    def coefficients(self, normed: Tensor, routed: Tensor, routing: Routing | None) -> Tensor:
+        """Coefficients [P, N] of every neuron from what the dense network and the experts read, [P, d] each."""
         parts = [] if self.dense is None else [self.dense.coefficients(normed)]
         if self.experts is not None:
             assert routing is not None
-            parts.append(self.experts.coefficients(normed, routing))
+            parts.append(self.experts.coefficients(routed, routing))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def bias(self, normed: Tensor, routing: Routing | None) -> Tensor | None:

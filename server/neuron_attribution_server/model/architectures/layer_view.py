@@ -5,10 +5,17 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import torch
 from neuron_attribution.requests import Subkey
 from torch import Tensor, nn
 
-from neuron_attribution_server.model.architectures.feed_forward import DenseFfn, Experts, LayerFfn, WeighedExperts
+from neuron_attribution_server.model.architectures.feed_forward import (
+    DenseFfn,
+    Experts,
+    LayerFfn,
+    Routing,
+    WeighedExperts,
+)
 from neuron_attribution_server.model.architectures.norms import NormView, WriteView, no_norm, norm_view
 from neuron_attribution_server.model.architectures.parameters import required
 from neuron_attribution_server.model.architectures.projections import (
@@ -100,7 +107,7 @@ class LayerView:
     def attention_subvalues(self) -> Subvalues:
         """Rows of W_O, heads * head size of them, which is the model's largest."""
         return Subvalues(
-            lambda: [self.common.of_heads(weight_of(self.attention_output)).T],
+            lambda: [weight_of(self.attention_output).T],
             self.attention_write.frozen,
             self.common.missing(self.sizes.head_size),
         )
@@ -125,10 +132,31 @@ class LayerView:
         """The norm before the FFN."""
         return self._optional_norm(self._spec.ffn_norm) or no_norm()
 
+    @cached_property
+    def experts_norm(self) -> NormView:
+        """The norm before the routed experts."""
+        return self._optional_norm(self._spec.experts_norm) or self.ffn_norm
+
+    @property
+    def part_writes(self) -> list[tuple[nn.Module, NormView]]:
+        """The norms behind the shared network and the experts, where there are such."""
+        found = [self._submodule(path) for path in self._spec.part_writes or ()]
+        return [(module, norm_view(module, self._spec)) for module in found if module is not None]
+
     def ffn_reads(self, inputs: Tensor, attention_writes: Tensor) -> Tensor:
         """What the FFN reads, after its norm, from the layer's input and attention's write, [..., d]."""
-        base = inputs.float() if self._spec.parallel else inputs.float() + attention_writes.float()
-        return self.ffn_norm.normed(self._own(base))
+        return self.ffn_norm.normed(self._ffn_base(inputs, attention_writes))
+
+    def ffn_coefficients(self, inputs: Tensor, attention_writes: Tensor, routing: Routing | None) -> Tensor:
+        """What multiplies W_down's rows, [P, N], from the layer's input and attention's write, [P, d]."""
+        base = self._ffn_base(inputs, attention_writes)
+        normed = self.ffn_norm.normed(base)
+        routed = normed if self.experts_norm is self.ffn_norm else self.experts_norm.normed(base)
+        return self.ffn.coefficients(normed, routed, routing)
+
+    def _ffn_base(self, inputs: Tensor, attention_writes: Tensor) -> Tensor:
+        """What the norm before the FFN reads, [..., d]."""
+        return self._own(inputs.float() if self._spec.parallel else inputs.float() + attention_writes.float())
 
     def attention_reads(self, inputs: Tensor) -> Tensor:
         """What attention reads, after its norm, from the layer's input, [..., d]."""
@@ -160,11 +188,9 @@ class LayerView:
             normed = latent.normed(compressed if bias is None else compressed + bias[: len(latent.weight)])
         values = self._clipped(self._value(normed))
         of_values = self._optional_norm(self._spec.value_norm)
-        return (
-            values
-            if of_values is None
-            else of_values.normed(values.unflatten(-1, (-1, self.sizes.head_size))).flatten(-2)
-        )
+        if of_values is None:
+            return values
+        return of_values.normed(values.unflatten(-1, (-1, self.sizes.head_size))).flatten(-2)
 
     def projected_values(self, projected: Tensor) -> Tensor:
         """The value vectors [B, K, T, D] among what the value projection returned, [B, T, rows]."""
@@ -186,7 +212,10 @@ class LayerView:
             rows = self.ffn_subvalues.rows(on_device(units, self.ffn_norm.weight.device))
         else:
             rows = self.ffn.keys(units, subkey)
-        return rows * self.ffn_norm.weight
+        if self.experts_norm is self.ffn_norm:
+            return rows * self.ffn_norm.weight
+        routed = on_device(self.ffn.is_routed(units), rows.device)[:, None]
+        return rows * torch.where(routed, self.experts_norm.weight, self.ffn_norm.weight)
 
     def _through_latent(self, rows: Tensor) -> Tensor:
         """Rows that read a compressed state as rows that read what attention reads; its norm only scales them."""
@@ -207,7 +236,8 @@ class LayerView:
         has_shared = shared is not None and self._submodule(shared.output) is not None
         dense = DenseFfn(self.module, shared, self.sizes) if has_shared and shared is not None else None
         router = self._submodule(self._spec.experts_router)
-        return LayerFfn(dense, Experts(experts) if router is None else WeighedExperts(experts, router))
+        part_weights = [norm.weight for _, norm in self.part_writes] or None
+        return LayerFfn(dense, Experts(experts) if router is None else WeighedExperts(experts, router), part_weights)
 
     def _optional_norm(self, path: str | None) -> NormView | None:
         module = self._submodule(path)

@@ -109,6 +109,10 @@ class ArchitectureSpec:
     experts_router: str | None = None
     """What weighs them before they read, where that is so: it returns all weights first, [tokens, experts]."""
     shared_ffn: FeedForward | None = None
+    experts_norm: str | None = None
+    """The norm before the experts, where it is another than that before the FFN."""
+    part_writes: tuple[str, str] | None = None
+    """The norms that what the shared network and what the experts give pass through, before they are added up."""
     expert_outputs: tuple[str, ...] = ()
     """The modules whose outputs add up to the FFN's, in layers with experts."""
 

@@ -122,7 +122,7 @@ def _hooks(view: ModelView, states: CapturedStates) -> Iterator[tuple[nn.Module,
         yield layer.attention_output, _head_outputs_to(states), None
         yield from _write_hooks(layer.attention_write, [layer.attention_write_module], states, states.attention_writes)
         yield from _write_hooks(layer.ffn_write, layer.ffn_write_modules, states, states.ffn_writes)
-        yield from _scale_hooks(layer, states)
+        yield from _scale_hooks(number, layer, states)
         if layer.ffn.experts is not None:
             states.experts[layer.ffn.experts.module] = number
             states.coefficients.append(torch.empty(0))
@@ -143,8 +143,10 @@ def _write_hooks(
         yield module, None, _output_to(destination, write.multiplier, states, added=place > 0)
 
 
-def _scale_hooks(layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook, None]]:
-    """The scales of norms between a block and the residual stream, at every position."""
+def _scale_hooks(number: int, layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook, None]]:
+    """The scales of norms between a block, or a part of it, and the residual stream, at every position."""
+    for module, norm in layer.part_writes if layer.ffn.experts is not None else ():
+        yield module, _scale_to(states, states.part_scales.setdefault(number, []), norm), None
     if layer.attention_write.norm is not None:
         yield layer.attention_write_module, _scale_to(states, states.attention_scales, layer.attention_write.norm), None
     if layer.ffn_write.norm is not None:

@@ -95,6 +95,8 @@ class CapturedStates:
     """The scale of the norm that attention's write passes through, [B, T]; empty where there are no such norms."""
     ffn_scales: list[Tensor] = field(default_factory=list)
     """The same for the FFN's."""
+    part_scales: dict[int, list[Tensor]] = field(default_factory=dict)
+    """What coefficients are over: the scales of norms behind a layer's dense network and its experts, [B, T] each."""
     head_outputs: list[Tensor] = field(default_factory=list)
     """The input of attention's output projection at the explained rows, [E, H * D]."""
     coefficients: list[Tensor] = field(default_factory=list)
@@ -139,7 +141,7 @@ class CapturedStates:
         Keeping them for every position would double what a token costs.
         """
         layer = view.layers[number]
-        normed = layer.ffn_reads(self.inputs[number][at], self.attention_writes[number][at])
-        routing = self.routings.get(number)
-        found = layer.ffn.coefficients(normed, None if routing is None else routing.at(at))
-        return found if self.edits is None else self.edits.change_ffn(number, at, found)
+        routing = None if number not in self.routings else self.routings[number].at(at)
+        found = layer.ffn_coefficients(self.inputs[number][at], self.attention_writes[number][at], routing)
+        changed = found if self.edits is None else self.edits.change_ffn(number, at, found)
+        return layer.ffn.over(changed, [scales[at] for scales in self.part_scales.get(number, ())])

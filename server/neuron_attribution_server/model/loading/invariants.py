@@ -124,7 +124,7 @@ def _value_keys(probe: Probe) -> float:
 
 def _ffn_keys(probe: Probe) -> float:
     """The FFN's input rows, read through the norm before the FFN, give its neurons' coefficients."""
-    return max(_error(*_coefficients(probe, number, layer)) for number, layer in probe.layers())
+    return max(_error(*_coefficients(probe, number)) for number, _ in probe.layers())
 
 
 INVARIANTS: dict[str, Check] = {
@@ -195,8 +195,8 @@ def _values(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor
     return layer.common.of_values(values), probe.states.values[number][0].float()
 
 
-def _coefficients(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
+def _coefficients(probe: Probe, number: int) -> tuple[Tensor, Tensor]:
     """By the rows of single neurons, as the query scores read them, against what the forward pass recorded."""
-    routing = probe.states.routings.get(number)
-    computed = layer.ffn.coefficients(probe.ffn_reads(number), None if routing is None else routing.at(0))
+    at = (0, torch.arange(PROBE_LENGTH, device=probe.view.device))
+    computed = probe.states.ffn_coefficients(probe.view, number, at)
     return computed, probe.states.coefficients[number].float()

@@ -52,6 +52,10 @@ GEMMA4 = replace(
     value_else=Rows("self_attn.k_proj"),
     value_norm="self_attn.v_norm",
     value_sharing="layer_types",
+    experts="experts",
+    shared_ffn=GATED,
+    experts_norm="pre_feedforward_layernorm_2",
+    part_writes=("post_feedforward_layernorm_1", "post_feedforward_layernorm_2"),
     ffn_also_writes="post_per_layer_input_norm",
     stream_scalar="layer_scalar",
 )
