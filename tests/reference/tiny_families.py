@@ -1,4 +1,4 @@
-"""A tiny random model of every supported family: two layers, hidden size 32, 97 tokens.
+"""A tiny random model of every supported family: two or three layers, hidden size 32, 97 tokens.
 
 Weights are large enough for scores between 0.01 and 1. FFN widths differ from the hidden size, so that nothing fits by
 accident; sliding windows are shorter than the prompts.
