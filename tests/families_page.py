@@ -23,6 +23,7 @@ from neuron_attribution_server.model.loading.invariants import INVARIANTS
 from reference.compare_neurons import ranking_key
 from reference.compared import Compared, compare_dissected
 from reference.tiny_families import TINY_FAMILIES, tiny_family
+from reference.tiny_wrappers import WRAPPERS
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -95,7 +96,7 @@ def lines() -> Iterator[str]:
 
 def by_their_language_model() -> dict[str, str]:
     """Model types that are no family themselves, and the family of the language model in them."""
-    others = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(FAMILIES))
+    others = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *WRAPPERS} - set(FAMILIES))
     families = {name: language_model(name) for name in others}
     return {name: family for name, family in families.items() if family in FAMILIES}
 

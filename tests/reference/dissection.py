@@ -8,6 +8,7 @@ fitted. Everything found is checked against what the model did, so that a wrong 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,8 @@ from transformers import PreTrainedModel
 
 from reference.experts import RoutedExperts
 from reference.forward import LayerStates, States
-from reference.found_ffn import experts_factor_of, ffn_names, ffn_of, find_experts, find_keys
-from reference.found_norms import measured_norm, no_norm, traced
+from reference.found_ffn import experts_factor_of, ffn_names, ffn_of, find_experts, find_keys, rows_of
+from reference.found_norms import measured_norm, no_norm, norm_after, traced
 from reference.mixed_heads import Values, find_values
 from reference.recording import Call, Recording, in_double, is_linear, matrix, ratio, record, same
 from reference.weights import Layer, Norm, Weights
@@ -55,6 +56,8 @@ class Attention:
 
     output: nn.Module
     values: Values
+    made: int
+    """The layer whose input the values are made of."""
     write: Write
     norm: Norm
     value_rows: Tensor
@@ -76,23 +79,27 @@ class FeedForward:
     up: Tensor
     gate: Tensor | None
     norm: Norm
+    raw_rows: Tensor
 
     @property
     def rows(self) -> Tensor:
         """What single neurons write, but for the norm's scale."""
-        rows = [] if self.down is None else [matrix(self.down).T]
-        return self.write.rows(torch.cat([*rows, *([] if self.experts is None else [self.experts.down()])]))
+        return self.write.rows(self.raw_rows)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """One layer's parts, as they were found; `recurrence` is the output projection of what mixes positions without
-    attention weights, and its factor."""
+    """One layer's parts, as they were found; each written with a factor."""
 
     first: nn.Module
+    scalar: float
+    """What the residual stream is multiplied by at the layer's end."""
     attention: Attention | None
     recurrence: tuple[nn.Module, float] | None
+    """The output projection of what mixes positions without attention weights."""
     ffn: FeedForward | None
+    also: tuple[nn.Module, float] | None
+    """A module whose output is written beside theirs."""
 
     def weights(self, size: int) -> Layer:
         """What brute force reads; queries, keys and biases are left to the model."""
@@ -115,6 +122,7 @@ class Parts:
             down=none if ffn is None else ffn.rows,
             down_bias=NOTHING,
             names=() if ffn is None else ffn_names(ffn.down, ffn.experts),
+            values_of=None if attention is None else attention.made,
         )
 
 
@@ -130,13 +138,13 @@ class Dissection:
         self._heads = recording.attentions[0].shape[0]
         self._attends = _attends(recording, self._layers)
         self._sinks = [_sink_module(layer) for layer in self._layers]
-        self._parts = [self._dissect(recording, number) for number in range(len(self._layers))]
+        self._parts = self._dissected(recording)
         self.weights = self._weights(recording)
 
     def states(self, token_ids: Sequence[int]) -> States:
         """Run a prompt."""
         recording = record(self.model, token_ids)
-        streams = [recording.of(first).input for first in self._inputs]
+        streams = [self._remaining(n) * recording.of(first).input for n, first in enumerate(self._inputs)]
         streams.append(recording.of(self._final_norm).input)
         layers = [self._layer_states(recording, number, streams) for number in range(len(self._parts))]
         return States(tuple(layers), streams[-1], recording.logits)
@@ -166,6 +174,9 @@ class Dissection:
             coefficients, raw_ffn = ffn_of(recording, *given)
             ffn = parts.ffn.write(recording, raw_ffn)
             coefficients = coefficients / parts.ffn.write.scale(raw_ffn)
+        if parts.also is not None:
+            module, factor = parts.also
+            ffn = ffn + factor * recording.of(module).output
         middle = streams[number] + mixed
         assert_same(middle + ffn, streams[number + 1], "the residual stream")
         return LayerStates(
@@ -178,31 +189,50 @@ class Dissection:
             ffn=ffn,
             attention_scale=scale,
             gates=None if gates is None else gates.unflatten(1, (self._heads, -1)).transpose(0, 1),
-            ffn_reads_attention=any(same(call.input, middle) for call in scope),
+            ffn_reads_attention=any(same(call.input, middle / self._remaining(number)) for call in scope),
         )
 
-    def _dissect(self, recording: Recording, number: int) -> Parts:
-        layer = self._layers[number]
-        scope = _scope(recording, layer)
+    def _remaining(self, number: int) -> float:
+        """What the residual stream is multiplied by from a layer's input on: states are told as they end up."""
+        return math.prod(parts.scalar for parts in self._parts[number:])
+
+    def _dissected(self, recording: Recording) -> list[Parts]:
+        """From the last layer to the first: what one writes is multiplied by the later ones."""
+        found: list[Parts] = []
+        for number in reversed(range(len(self._layers))):
+            found.insert(0, self._dissect(recording, number, math.prod(parts.scalar for parts in found)))
+        return found
+
+    def _dissect(self, recording: Recording, number: int, later: float) -> Parts:
+        scope = _scope(recording, self._layers[number])
         size = _size(recording.of(self._inputs[number]).input)
         attention, recurrent, rest = self._sorted(recording, number)
         outputs = [_last_to(size, calls) for calls in (attention, recurrent)]
         experts = find_experts(rest)
         downs = [c for c in rest if is_linear(c.module) and _size(c.output) == size != _size(c.input)]
-        down = downs[-1].module if downs else None
+        down = downs[0].module if downs else None
         raw = [None if call is None else call.output for call in outputs]
         factor = self._experts_factor(recording, number, down, experts, raw)
         raw.append(None if down is experts is None else ffn_of(recording, down, experts, scope, factor)[1])
-        writes = self._writes(recording, number, raw)
+        scalar, writes, also = self._writes(recording, number, raw, rest, later)
         return Parts(
             first=self._inputs[number],
+            scalar=scalar,
             attention=None
             if outputs[0] is None
-            else self._attention(self._pattern(recording, number), outputs[0], attention, scope, writes[0]),
+            else self._attention(recording, number, outputs[0], attention, writes[0]),
             recurrence=None if outputs[1] is None else (outputs[1].module, writes[1].factor),
             ffn=None
             if raw[2] is None
-            else FeedForward(down, experts, factor, writes[2], *find_keys(scope, rest, down, experts, size)),
+            else FeedForward(
+                down,
+                experts,
+                factor,
+                writes[2],
+                *find_keys(scope, rest, down, experts, size),
+                rows_of(recording, down, experts, scope),
+            ),
+            also=also,
         )
 
     def _sorted(self, recording: Recording, number: int) -> tuple[list[Call], list[Call], list[Call]]:
@@ -219,22 +249,25 @@ class Dissection:
         rest = [call for call in scope if call not in attention and call not in recurrent]
         return attention, recurrent, rest
 
-    def _writes(self, recording: Recording, number: int, raw: list[Tensor | None]) -> list[Write | None]:
-        """What stands between what a layer's parts give and the residual stream, by how much the stream changes."""
+    def _writes(
+        self, recording: Recording, number: int, raw: list[Tensor | None], rest: list[Call], later: float
+    ) -> tuple[float, list[Write | None], tuple[nn.Module, float] | None]:
+        """What multiplies the residual stream, what stands between it and what a layer's parts give, and what else is
+        written, by what the next layer's input is.
+        """
         scope = _scope(recording, self._layers[number])
-        norms = [None if given is None else _norm_after(scope, given) for given in raw]
+        norms = [None if given is None else norm_after(scope, given) for given in raw]
         written = [norm.output if norm else given for norm, given in zip(norms, raw, strict=True)]
         before, after = self._around(recording, number)
-        there = [each.flatten() for each in written if each is not None]
-        factors = iter(torch.linalg.lstsq(torch.stack(there, 1), (after - before).flatten()[:, None]).solution[:, 0])
-        return [
+        (scalar, *fitted), also = _fitted(after, [before, *(each for each in written if each is not None)], rest)
+        factors = iter(later * factor for factor in fitted)
+        writes = [
             None
             if given is None
-            else Write(
-                norm and norm.module, norm and measured_norm(norm.module, _size(given)), round(next(factors).item(), 5)
-            )
+            else Write(norm and norm.module, norm and measured_norm(norm.module, _size(given)), next(factors))
             for norm, given in zip(norms, raw, strict=True)
         ]
+        return scalar, writes, None if also is None else (also.module, next(factors))
 
     def _experts_factor(
         self,
@@ -246,19 +279,24 @@ class Dissection:
     ) -> float:
         """How much more of the routed experts' sum than of the shared expert's output is in what a layer writes."""
         scope = _scope(recording, self._layers[number])
-        if down is None or experts is None or _norm_after(scope, ffn_of(recording, down, experts, scope)[1]):
+        if down is None or experts is None or norm_after(scope, ffn_of(recording, down, experts, scope)[1]):
             return 1.0
         before, after = self._around(recording, number)
         there = [each for each in others if each is not None]
         return experts_factor_of(recording, down, experts, scope, there, after - before)
 
-    def _attention(
-        self, pattern: Tensor, output: Call, calls: list[Call], scope: list[Call], write: Write
-    ) -> Attention:
-        values = find_values(pattern, output.input, self._heads, calls, self._clipped)
-        rows = values.factor * matrix(values.call.module)[values.columns]
-        rows, norm = traced(scope, rows, values.call.input, _size(output.output))
-        return Attention(output.module, values, write, norm, rows)
+    def _attention(self, recording: Recording, number: int, output: Call, calls: list[Call], write: Write) -> Attention:
+        """The values are made in the layer's own attention, or in a layer before it."""
+        pattern, size = self._pattern(recording, number), _size(output.output)
+        for made in (number, *reversed(range(number))):
+            scope = _scope(recording, self._layers[made])
+            among = [call for call in (calls if made == number else scope) if call is not output]
+            values = find_values(pattern, output.input, self._heads, among, self._clipped)
+            if values is not None:
+                rows, read = values.rows(scope)
+                rows, norm = traced(scope, rows, read, size)
+                return Attention(output.module, values, made, write, norm, rows)
+        raise AssertionError("no module gives the values")
 
     def _around(self, recording: Recording, number: int) -> tuple[Tensor, Tensor]:
         following = [*self._inputs, self._final_norm][number + 1]
@@ -362,7 +400,15 @@ def _size(tensor: Tensor) -> int:
     return tensor.shape[-1]
 
 
-def _norm_after(scope: list[Call], raw: Tensor) -> Call | None:
-    found = [call for call in scope if not is_linear(call.module) and same(call.input, raw)]
-    normed = [call for call in found if call.output.shape == raw.shape and not same(call.output, raw)]
-    return normed[0] if normed else None
+def _fitted(after: Tensor, parts: list[Tensor], rest: list[Call]) -> tuple[list[float], Call | None]:
+    """What the layer's input and its writes are multiplied by to give the next one's input.
+
+    With a further write where those do not, and its factor.
+    """
+    further = [call for call in reversed(rest) if not is_linear(call.module) and call.output.shape == after.shape]
+    for call in (None, *further):
+        every = torch.stack([each.flatten() for each in (parts if call is None else [*parts, call.output])], 1)
+        factors = torch.linalg.lstsq(every, after.flatten()[:, None]).solution
+        if same(every @ factors, after.flatten()[:, None]):
+            return [round(factor, 5) for factor in factors[:, 0].tolist()], call
+    raise AssertionError("no writes give the next layer's input")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from reference.experts import RoutedExperts, clamped
-from reference.found_norms import traced
-from reference.recording import Call, Recording, columns, is_linear, matrix, ratio, same
+from reference.found_norms import measured_norm, norm_after, traced
+from reference.recording import Call, Recording, columns, is_experts, is_linear, matrix, ratio, same
 from reference.weights import Norm
 
 CLAMPED = 1.702, 1.0
@@ -17,7 +17,7 @@ CLAMPED = 1.702, 1.0
 
 
 def find_experts(calls: list[Call]) -> RoutedExperts | None:
-    found = [call.module for call in calls if hasattr(call.module, "has_gate")]
+    found = [call.module for call in calls if is_experts(call.module)]
     return RoutedExperts(found[0]) if found else None
 
 
@@ -35,11 +35,34 @@ def ffn_of(
     call = recording.of(experts.module)
     routed = experts.coefficients(call)
     if down is None:
-        return routed, call.output
+        return routed, experts.written(call)
     shared = recording.of(down)
     share = _share(scope, shared)
-    coefficients = torch.cat([share * shared.input, experts_factor * routed], 1)
-    return coefficients, share * shared.output + experts_factor * call.output
+    parts = [(share * shared.input, share * shared.output)]
+    parts += [(experts_factor * routed, experts_factor * experts.written(call))]
+    found = []
+    for (coefficients, raw), norm in zip(parts, part_norms(scope, shared.output, call.output), strict=True):
+        scale = 1 if norm is None else measured_norm(norm.module, raw.shape[-1]).scale(raw)
+        found.append((coefficients / scale, raw if norm is None else norm.output))
+    return torch.cat([found[0][0], found[1][0]], 1), found[0][1] + found[1][1]
+
+
+def part_norms(scope: list[Call], shared: Tensor, routed: Tensor) -> tuple[Call | None, Call | None]:
+    """What the shared network and the experts pass through before they are added up."""
+    return norm_after(scope, shared), norm_after(scope, routed)
+
+
+def rows_of(recording: Recording, down: nn.Module | None, experts: RoutedExperts | None, scope: list[Call]) -> Tensor:
+    """What single neurons write, through norms of the shared network and the experts alone, [N, d]."""
+    rows = [] if down is None else [matrix(down).T]
+    rows += [] if experts is None else [experts.down()]
+    if down is not None and experts is not None:
+        norms = part_norms(scope, recording.of(down).output, recording.of(experts.module).output)
+        rows = [
+            each if norm is None else measured_norm(norm.module, each.shape[1]).fold(each)
+            for each, norm in zip(rows, norms, strict=True)
+        ]
+    return torch.cat(rows)
 
 
 def experts_factor_of(
@@ -51,7 +74,7 @@ def experts_factor_of(
     written: Tensor,
 ) -> float:
     """How much more of the routed experts' sum than of the shared expert's output a layer writes, beside others."""
-    shared, routed = recording.of(down), recording.of(experts.module).output
+    shared, routed = recording.of(down), experts.written(recording.of(experts.module))
     parts = [_share(scope, shared) * shared.output, routed, *others]
     found = torch.linalg.lstsq(torch.stack([each.flatten() for each in parts], 1), written.flatten()[:, None])
     return round((found.solution[1, 0] / found.solution[0, 0]).item(), 5)
@@ -76,9 +99,13 @@ def find_keys(
         up, gate = experts.keys()
         ups.append(up)
         gates.append(gate)
-        read = next(call.input for call in rest if call.module is experts.module)
+        routed = next(call.input for call in rest if call.module is experts.module)
+        read = routed if read is None else read
     assert read is not None
     _, norm = traced(scope, ups[0], read, size)
+    if len(ups) == 2 and routed.shape == read.shape:
+        _, other = traced(scope, ups[1], routed, size)  # experts may read a norm of their own
+        ups[1], gates[1] = (rows if rows is None else rows * other.weight / norm.weight for rows in (ups[1], gates[1]))
     gated = all(gate is not None for gate in gates)
     return torch.cat(ups), torch.cat([gate for gate in gates if gate is not None]) if gated else None, norm
 

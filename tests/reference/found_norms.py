@@ -32,6 +32,13 @@ def no_norm(size: int) -> Norm:
     return Norm(torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), None, False)
 
 
+def norm_after(scope: list[Call], raw: Tensor) -> Call | None:
+    """What norms what a projection gave, where something does."""
+    found = [call for call in scope if not is_linear(call.module) and same(call.input, raw)]
+    normed = [call for call in found if call.output.shape == raw.shape and not same(call.output, raw)]
+    return normed[0] if normed else None
+
+
 def traced(scope: list[Call], rows: Tensor, read: Tensor, size: int) -> tuple[Tensor, Norm]:
     """Rows as they read the norm of the residual stream, and that norm: through what lies in between, if anything."""
     norms = [call for call in scope if not is_linear(call.module) and same(call.output, read)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from reference.recording import CLOSE, Call, Recording, is_linear, same
+from reference.recording import CLOSE, Call, Recording, is_linear, matrix, same
 
 GATES = torch.sigmoid, torch.nn.functional.softplus
 
@@ -49,7 +49,16 @@ class Values:
 
     def __call__(self, recording: Recording) -> Tensor:
         """[T, H * D], shared key/value heads repeated."""
-        return self.factor * self.clipped(recording.of(self.call.module).output[:, self.columns])
+        return self.factor * self.clipped(recording.of(self.call.module).output.flatten(1)[:, self.columns])
+
+    def rows(self, scope: Sequence[Call]) -> tuple[Tensor, Tensor]:
+        """The rows that give them, and what those read: of the call, or of what a norm of single vectors reads."""
+        if is_linear(self.call.module):
+            return self.factor * matrix(self.call.module)[self.columns], self.call.input
+        for call in scope:
+            if is_linear(call.module) and same(call.output, self.call.input.flatten(1)):
+                return self.factor * matrix(call.module)[self.columns], call.input
+        raise AssertionError("nothing gives what the values are made of")
 
     def gates(self, recording: Recording) -> Tensor | None:
         """[T, H * D], or None."""
@@ -58,13 +67,16 @@ class Values:
 
 def find_values(
     pattern: Tensor, mixed: Tensor, heads: int, calls: Sequence[Call], clipped: Callable[[Tensor], Tensor]
-) -> Values:
-    """What `mixed` [T, H * D], which the output projection takes in, is made of by attention weights [H, T, T]."""
+) -> Values | None:
+    """What `mixed` [T, H * D], which the output projection takes in, is made of by attention weights [H, T, T].
+
+    None where none of the calls gives it.
+    """
     normed = [call for call in calls if not is_linear(call.module) and same(call.output, mixed)]
     normed = [call for call in normed if not same(call.input, mixed)]
     if normed:
         found = find_values(pattern, normed[-1].input, heads, calls, clipped)
-        return replace(found, gate=Normed(normed[-1].module))
+        return found and replace(found, gate=Normed(normed[-1].module))
     wanted = mixed.unflatten(1, (heads, -1))
     linear = [call for call in calls if is_linear(call.module) and call.output.dim() == 2]
     sums = [torch.einsum("hts,sj->thj", pattern, clipped(call.output)) for call in linear]
@@ -85,7 +97,13 @@ def find_values(
                     width = gate.output.shape[1]
                     opened = Gate(gate.module, (places % width).tolist(), function)
                     return Values(call, (places // width).tolist(), clipped, gate=opened)
-    raise AssertionError("no module gives the values")
+    for call in calls:
+        if not is_linear(call.module) and len(call.output) == len(mixed):
+            given = torch.einsum("hts,sj->thj", pattern, clipped(call.output.flatten(1)))
+            places = _nearest(wanted, given[:, :, None])
+            if places is not None:
+                return Values(call, places.tolist(), clipped)
+    return None
 
 
 def _nearest(wanted: Tensor, candidates: Tensor) -> Tensor | None:

@@ -201,7 +201,7 @@ class Explained:
 
     def _by_attention_neuron(self, layer: int, scores: Tensor) -> dict[AttentionKey, float]:
         return {
-            (layer, *divmod(unit, self.weights.head_size), position): score
+            (layer, *divmod(unit, self.weights.size_of_heads(layer)), position): score
             for unit, of_neuron in enumerate(scores.tolist())
             for position, score in enumerate(of_neuron)
         }
@@ -233,7 +233,8 @@ class Explained:
         for layer in range(len(self.layers)):
             sums = torch.cat([self.attention_coefficients(layer, head).sum(0) for head in self._heads])
             scores = self._score_attention(layer, sums[:, None], method)[:, 0].tolist()
-            found |= {(layer, *divmod(unit, self.weights.head_size)): score for unit, score in enumerate(scores)}
+            size = self.weights.size_of_heads(layer)
+            found |= {(layer, *divmod(unit, size)): score for unit, score in enumerate(scores)}
         return found
 
     def ffn_coefficient(self, layer: int, neuron: int) -> float:

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 CLOSE = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """A module's run: the tensors it took, and the first it gave, without the batch dimension."""
 
@@ -80,6 +80,12 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds the matrices of several experts."""
+    down = getattr(module, "down_proj", None)
+    return isinstance(down, Tensor) and down.dim() == 3
+
+
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same numbers."""
     return a.shape == b.shape and bool((a - b).abs().max() <= CLOSE * b.abs().max())
@@ -102,7 +108,7 @@ def columns(wanted: Tensor, among: Tensor) -> list[int]:
 
 def _modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     """Those whose output is one tensor: leaves, and experts."""
-    return [(n, m) for n, m in model.named_modules() if not list(m.children()) or hasattr(m, "has_gate")]
+    return [(n, m) for n, m in model.named_modules() if not list(m.children()) or is_experts(m)]
 
 
 def _keep(name: str, calls: list[Call]) -> object:

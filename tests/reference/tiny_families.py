@@ -1,4 +1,4 @@
-"""A tiny random model of every supported family: two layers, hidden size 32, 97 tokens.
+"""A tiny random model of every supported family: two or three layers, hidden size 32, 97 tokens.
 
 Weights are large enough for scores between 0.01 and 1. FFN widths differ from the hidden size, so that nothing fits by
 accident; sliding windows are shorter than the prompts.
@@ -9,7 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from neuron_attribution_server.model.loading.text_only import keep_language_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from reference.tiny_wrappers import WRAPPERS, for_text
 
 VOCABULARY = 97
 Facts = dict[str, Any]
@@ -96,6 +99,23 @@ ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace":
 INDEXED = {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 16}
 ROTARY = {"rope_type": "default", "rope_theta": 10_000.0}
 GRANITE = {"residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_multiplier": 0.2, "embedding_multiplier": 3.0}
+SECTIONS = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}
+GEMMA4 = _llama(
+    **HEADS,
+    **TIED,
+    **WINDOW,
+    num_hidden_layers=3,
+    layer_types=["full_attention", "sliding_attention", "full_attention"],
+    num_kv_shared_layers=1,
+    global_head_dim=16,
+    num_global_key_value_heads=1,
+    attention_k_eq_v=True,
+    use_double_wide_mlp=True,
+    vocab_size_per_layer_input=VOCABULARY,
+    hidden_size_per_layer_input=12,
+    final_logit_softcapping=10.0,
+)
+"""The last layer mixes the values of the first, whose heads are larger and fewer than those between them."""
 
 MIXED = {"num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 CONVOLVED = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
@@ -199,6 +219,26 @@ TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
     ),
     "gemma3_text": ("gemma3_text", _llama(**HEADS, **TIED, **WINDOW)),
     "vaultgemma": ("vaultgemma", _llama(**HEADS, **TIED, **WINDOW)),
+    "gemma4_text": ("gemma4_text", GEMMA4),
+    "gemma4_text, experts": (
+        "gemma4_text",
+        _llama(
+            **HEADS,
+            **TIED,
+            **WINDOW,
+            layer_types=["sliding_attention", "full_attention"],
+            hidden_size_per_layer_input=0,
+            global_head_dim=8,
+            enable_moe_block=True,
+            num_experts=4,
+            top_k_experts=2,
+            moe_intermediate_size=24,
+        ),
+    ),
+    "gemma4_unified_text": (
+        "gemma4_unified_text",
+        _llama(**HEADS, **TIED, **WINDOW, global_head_dim=12, layer_types=["sliding_attention", "full_attention"]),
+    ),
     "phi": ("phi", _llama(**HALF_ROTARY)),
     "phi3": ("phi3", _llama()),
     "olmo": ("olmo", _llama(clip_qkv=1.0)),
@@ -284,6 +324,27 @@ TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
         | {"layer_types": ["full_attention", "minimax_m3_sparse"], "index_n_heads": 2, "index_head_dim": 8}
         | {"index_block_size": 2, "index_topk_blocks": 2},
     ),
+    "llama4_text": (
+        "llama4_text",
+        _llama(
+            **HEADS,
+            intermediate_size=24,
+            intermediate_size_mlp=40,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            moe_layers=[1],
+            no_rope_layers=[1, 0],
+            attention_chunk_size=4,
+        ),
+    ),
+    "qwen2_vl_text": ("qwen2_vl_text", _llama(rope_parameters=SECTIONS)),
+    "qwen2_5_vl_text": ("qwen2_5_vl_text", _llama(rope_parameters=SECTIONS)),
+    "qwen3_vl_text": ("qwen3_vl_text", _llama(**HEADS, rope_parameters=SECTIONS)),
+    "qwen3_vl_moe_text": (
+        "qwen3_vl_moe_text",
+        _moe(num_experts=4, **HEADS, decoder_sparse_step=1, rope_parameters=SECTIONS),
+    ),
+    "mllama_text_model": ("mllama_text_model", _llama(num_hidden_layers=3, cross_attention_layers=[1], bos_token_id=1)),
     "mellum": ("mellum", _moe(num_experts=4, **HEADS)),
     "lfm2": ("lfm2", _llama(**CONVOLVED, block_auto_adjust_ff_dim=False)),
     "lfm2_moe": ("lfm2_moe", _moe(**CONVOLVED, num_experts=4, num_dense_layers=1)),
@@ -337,13 +398,27 @@ def tiny_family(name: str, seed: int = 0) -> PreTrainedModel:
     family, facts = TINY_FAMILIES[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # some new models have random biases
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **facts), dtype=torch.float32)
+        model = _new(family, facts)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(parameter + 0.3 * noise if parameter.dim() == 1 else _scaled(path, noise))
+        scalars = [buffer for path, buffer in model.named_buffers() if path.endswith("layer_scalar")]
+        for number, scalar in enumerate(scalars):
+            scalar.fill_((0.75, 1.5, 0.5)[number])
     return model.eval()
+
+
+def _new(family: str, facts: Facts) -> PreTrainedModel:
+    """Without the rest of a model that also sees, where no other has such a language model."""
+    wrapper = next((kind for kind, (text, *_) in WRAPPERS.items() if text == family), None)
+    config = AutoConfig.for_model(family, **facts)
+    if wrapper is None or type(config) in AutoModelForCausalLM._model_mapping:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = for_text(wrapper, facts)
+    keep_language_model(model)
+    return model
 
 
 def _scaled(path: str, noise: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,8 @@ WRONG = {
         "bamba",
         {"recurrence": dataclasses.replace(FAMILIES["bamba"].recurrence, output="mamba.another")},
     ),
+    "residual_additivity by a layer's factor": ("gemma4_text", {"stream_scalar": None}),
+    "residual_additivity by what no neuron writes": ("gemma4_text", {"ffn_also_writes": None}),
     "attention_identity": ("gptj", {"value": Rows("attn.k_proj")}),
     "attention_identity of a fused projection": ("codegen", {"value": Rows("attn.qkv_proj", Layout.PER_HEAD)}),
     "attention_identity without its gate": ("afmoe", {"attention_gate": None}),
@@ -49,10 +51,14 @@ WRONG = {
         {"shared_ffn": dataclasses.replace(FAMILIES["qwen2_moe"].shared_ffn, weight=None)},
     ),
     "ffn_neurons by the experts' factor": ("laguna", {"expert_multiplier": None}),
+    "ffn_neurons of experts that are weighed first": ("llama4_text", {"shared_ffn": None}),
+    "ffn_neurons of parts with norms of their own": ("gemma4_text, experts", {"part_writes": None}),
+    "ffn_neurons of experts that read another norm": ("gemma4_text, experts", {"experts_norm": None}),
     "value_keys": ("llama", {"value": Rows("self_attn.k_proj")}),
     "value_keys of a fused projection": ("phi3", {"value": Rows("self_attn.qkv_proj", Layout.PER_GROUP)}),
     "value_keys by the values' factor": ("mimo_v2_flash", {"value_multiplier": None}),
     "value_keys by the norm": ("gpt2", {"attention_norm": "ln_2"}),
+    "value_keys by the norm of values": ("gemma4_text", {"value_norm": None}),
     "ffn_keys": ("llama", {"ffn": SWAPPED}),
     "ffn_keys without the norm of the neurons": ("bitnet", {"ffn": LLAMA.ffn}),
     "ffn_keys by the norm": ("llama", {"ffn_norm": "input_layernorm"}),
@@ -81,10 +87,11 @@ def test_every_invariant_is_measured_and_holds(name):
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_spec_is_refused_naming_the_invariant(monkeypatch, case):
-    family, wrong = WRONG[case]
+    name, wrong = WRONG[case]
+    family = TINY_FAMILIES[name][0]
     monkeypatch.setitem(FAMILIES, family, dataclasses.replace(FAMILIES[family], **wrong))
     with pytest.raises(FailedPreconditionError, match=f"{case.split()[0]} is off by") as refused:
-        engine_from(tiny_family(family))
+        engine_from(tiny_family(name))
     assert refused.value.reason == "INVARIANT_FAILED"
 
 

@@ -6,20 +6,29 @@ import dataclasses
 from functools import cached_property
 from typing import Any
 
+import torch
 from neuron_attribution.requests import Subkey
 from neuron_attribution.results import LayerParts, Mixer
 from torch import Tensor, nn
 
-from neuron_attribution_server.model.architectures.feed_forward import DenseFfn, Experts, LayerFfn
+from neuron_attribution_server.model.architectures.feed_forward import (
+    DenseFfn,
+    Experts,
+    LayerFfn,
+    Routing,
+    WeighedExperts,
+)
 from neuron_attribution_server.model.architectures.norms import NormView, WriteView, no_norm, norm_view
+from neuron_attribution_server.model.architectures.parameters import required
 from neuron_attribution_server.model.architectures.projections import (
     HeadSizes,
     Projection,
     bias_of,
+    key_value_heads,
     select,
     weight_of,
 )
-from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, FeedForward
+from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, FeedForward, Rows
 from neuron_attribution_server.model.attribution.host import Ids, on_device
 from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
@@ -34,14 +43,22 @@ class LayerView:
         self,
         module: nn.Module,
         spec: ArchitectureSpec,
-        sizes: HeadSizes,
-        config: Any,  # noqa: ANN401
+        config: Any,  # noqa: ANN401 - a family's own class
+        sizes: tuple[HeadSizes, HeadSizes],
         nothing: Tensor,
+        values_of: LayerView | None = None,
     ) -> None:
-        """`nothing` are the rows that neurons which are not there write, [0, d]."""
+        """`sizes` are those of its heads, and what the heads of every layer fit in.
+
+        `nothing` are the rows that neurons which are not there write, [0, d]. `values_of` is the layer whose values
+        this one mixes, where it has none of its own.
+        """
         self.module = module
+        self.sizes, self.common = sizes
+        self.values_of: LayerView = values_of or self
+        self.remaining = 1.0
+        """What layers multiply the residual stream by, from this one's input on: all that is recorded contains it."""
         self._spec = spec
-        self._sizes = sizes
         self._nothing = nothing
         self.recurrence_output = self._recurrence_output()
         """The output projection of what mixes positions without attention weights, where there is such a thing."""
@@ -62,13 +79,20 @@ class LayerView:
         return self.module.get_submodule(self._spec.attention_output)
 
     @cached_property
+    def value(self) -> Rows:
+        """Where the value projection's rows are, in layers that have attention."""
+        found = value_rows(self.values_of.module, self._spec)
+        assert found is not None
+        return found
+
+    @cached_property
     def value_module(self) -> nn.Module:
         """What computes the values, in layers that have attention."""
-        return self.module.get_submodule(self._spec.value.module)
+        return self.values_of.module.get_submodule(self.value.module)
 
     @cached_property
     def _value(self) -> Projection:
-        return Projection(self.value_module, self._spec.value.layout, self._sizes)
+        return Projection(self.value_module, self.value.layout, self.sizes)
 
     @property
     def parts(self) -> LayerParts:
@@ -79,15 +103,15 @@ class LayerView:
         dense, experts = self.ffn.dense, self.ffn.experts
         return LayerParts(
             mixers=mixers,
-            heads=self._sizes.heads if self.has_attention else 0,
+            heads=self.sizes.heads if self.has_attention else 0,
             ffn_width=0 if dense is None else dense.width,
             experts=0 if experts is None else experts.count,
         )
 
     @property
     def attention_width(self) -> int:
-        """The attention neurons, heads * head size where there is attention."""
-        return self._sizes.heads * self._sizes.head_size if self.has_attention else 0
+        """The places of attention neurons, heads * the largest head size, where there is attention."""
+        return self.sizes.heads * self.common.head_size if self.has_attention else 0
 
     @property
     def recurrence(self) -> nn.Module | None:
@@ -115,7 +139,7 @@ class LayerView:
             found.append((module, self.attention_write.multiplier))
         if self.recurrence_output is not None and self._spec.recurrence is not None:
             factor = _factor(self._spec.recurrence.multiplier, self.module)
-            found.append((self.recurrence_output, self._multiplier * factor))
+            found.append((self.recurrence_output, self.remaining * self._multiplier * factor))
         return found
 
     @property
@@ -123,30 +147,47 @@ class LayerView:
         """The modules whose outputs' sum, times the multiplier, the FFN adds to the residual stream."""
         norm = self._submodule(self._spec.ffn_write)
         if norm is not None:
-            return [norm]
-        if self.ffn.experts is None:
-            return [] if self.ffn.dense is None else [self.ffn.dense.output]
-        found = [self._submodule(path) for path in self._spec.expert_outputs]
-        return [module for module in found if module is not None]
+            found = [norm]
+        elif self.ffn.experts is None:
+            found = [] if self.ffn.dense is None else [self.ffn.dense.output]
+        else:
+            found = [module for path in self._spec.expert_outputs if (module := self._submodule(path)) is not None]
+        also = self.also_written_module
+        return found if also is None else [*found, also]
+
+    @property
+    def also_written_module(self) -> nn.Module | None:
+        """The module whose output is written with the FFN's and is none of its neurons'."""
+        return self._submodule(self._spec.ffn_also_writes)
+
+    @property
+    def stream_scalar(self) -> float:
+        """What the residual stream is multiplied by at the layer's end."""
+        return float(required(self.module, self._spec.stream_scalar)) if self._spec.stream_scalar else 1.0
 
     @cached_property
     def attention_write(self) -> WriteView:
         """What stands between attention's output projection and the residual stream."""
         norm = self._optional_norm(self._spec.attention_write) if self.has_attention else None
-        return WriteView(norm, self._multiplier * _factor(self._spec.attention_multiplier, self.module))
+        factor = _factor(self._spec.attention_multiplier, self.module)
+        return WriteView(norm, self.remaining * self._multiplier * factor)
 
     @cached_property
     def ffn_write(self) -> WriteView:
         """What stands between the FFN's output projection and the residual stream."""
         norm = self._optional_norm(self._spec.ffn_write) if self.ffn.width else None
-        return WriteView(norm, self._multiplier * _factor(self._spec.ffn.multiplier, self.module))
+        return WriteView(norm, self.remaining * self._multiplier * _factor(self._spec.ffn.multiplier, self.module))
 
     @cached_property
     def attention_subvalues(self) -> Subvalues:
-        """Rows of W_O, heads * head size of them; none without attention."""
+        """Rows of W_O, heads * head size of them, which is the model's largest; none without attention."""
         if not self.has_attention:
             return Subvalues(lambda: [self._nothing], None)
-        return Subvalues(lambda: [weight_of(self.attention_output).T], self.attention_write.frozen)
+        return Subvalues(
+            lambda: [weight_of(self.attention_output).T],
+            self.attention_write.frozen,
+            self.common.missing(self.sizes.head_size),
+        )
 
     @cached_property
     def ffn_subvalues(self) -> Subvalues:
@@ -171,23 +212,52 @@ class LayerView:
         """The norm before the FFN."""
         return self._optional_norm(self._spec.ffn_norm) or no_norm()
 
+    @cached_property
+    def experts_norm(self) -> NormView:
+        """The norm before the routed experts."""
+        return self._optional_norm(self._spec.experts_norm) or self.ffn_norm
+
+    @property
+    def part_writes(self) -> list[tuple[nn.Module, NormView]]:
+        """The norms behind the shared network and the experts, where there are such."""
+        found = [self._submodule(path) for path in self._spec.part_writes or ()]
+        return [(module, norm_view(module, self._spec)) for module in found if module is not None]
+
     def ffn_reads(self, inputs: Tensor, attention_writes: Tensor) -> Tensor:
         """What the FFN reads, after its norm, from the layer's input and attention's write, [..., d]."""
-        base = inputs.float() if self._spec.parallel else inputs.float() + attention_writes.float()
-        return self.ffn_norm.normed(base)
+        return self.ffn_norm.normed(self._ffn_base(inputs, attention_writes))
+
+    def ffn_coefficients(self, inputs: Tensor, attention_writes: Tensor, routing: Routing | None) -> Tensor:
+        """What multiplies W_down's rows, [P, N], from the layer's input and attention's write, [P, d]."""
+        base = self._ffn_base(inputs, attention_writes)
+        normed = self.ffn_norm.normed(base)
+        routed = normed if self.experts_norm is self.ffn_norm else self.experts_norm.normed(base)
+        return self.ffn.coefficients(normed, routed, routing)
+
+    def _ffn_base(self, inputs: Tensor, attention_writes: Tensor) -> Tensor:
+        """What the norm before the FFN reads, [..., d]."""
+        return self._own(inputs.float() if self._spec.parallel else inputs.float() + attention_writes.float())
+
+    def attention_reads(self, inputs: Tensor) -> Tensor:
+        """What attention reads, after its norm, from the layer's input, [..., d]."""
+        return self.attention_norm.normed(self._own(inputs.float()))
+
+    def _own(self, states: Tensor) -> Tensor:
+        """The residual stream as it is in this layer."""
+        return states if self.remaining == 1 else states / self.remaining
 
     def value_rows(self, head: int) -> Tensor:
         """Rows of W_V that a query head reads, [head size, d]."""
-        size = self._sizes.head_size
+        size = self.sizes.head_size
         first = self.key_value_head(head) * size
         return self._through_latent(self._value_multiplier * self._value.weight[first : first + size].float())
 
     def attention_keys(self, units: Ids) -> Tensor:
         """What activates attention neurons: W_V rows of their key/value heads, through the norm's weight, [C, d]."""
-        size = self._sizes.head_size
-        numbers = units // size // self._group * size + units % size
+        size = self.common.head_size
+        numbers = units // size // self._group * self.sizes.head_size + units % size
         rows = self._through_latent(self._value_multiplier * self._value.rows(numbers))
-        return rows * self.attention_norm.weight
+        return rows * self.values_of.attention_norm.weight
 
     def value_vectors(self, normed: Tensor) -> Tensor:
         """The value vectors, [..., key/value heads * head size], from what attention reads, [..., d]."""
@@ -197,12 +267,16 @@ class LayerView:
             compressed = normed @ weight_of(projection)[: len(latent.weight)].float().T
             bias = bias_of(projection)
             normed = latent.normed(compressed if bias is None else compressed + bias[: len(latent.weight)])
-        return self._value_multiplier * self._clipped(self._value(normed))
+        values = self._value_multiplier * self._clipped(self._value(normed))
+        of_values = self._optional_norm(self._spec.value_norm)
+        if of_values is None:
+            return values
+        return of_values.normed(values.unflatten(-1, (-1, self.sizes.head_size))).flatten(-2)
 
-    def values_of(self, projected: Tensor) -> Tensor:
+    def projected_values(self, projected: Tensor) -> Tensor:
         """The value vectors [B, K, T, D] among what the value projection returned, [B, T, rows]."""
-        values = select(projected.movedim(-1, 0), self._spec.value.layout, self._sizes).movedim(0, -1)
-        heads = values.unflatten(-1, (-1, self._sizes.head_size)).transpose(1, 2)
+        values = select(projected.movedim(-1, 0), self.value.layout, self.sizes).movedim(0, -1)
+        heads = values.unflatten(-1, (-1, self.sizes.head_size)).transpose(1, 2)
         return self._value_multiplier * self._clipped(heads)
 
     @property
@@ -225,8 +299,8 @@ class LayerView:
         """What multiplies the mixed heads, [E, H * D] in float32, from what the gate's projection returned, [E, n]."""
         gate = self._spec.attention_gate
         assert gate is not None
-        gates = gate.activation(select(projected.T.float(), gate.rows.layout, self._sizes).T)
-        return gates.repeat_interleave(self._sizes.heads * self._sizes.head_size // gates.shape[1], 1)
+        gates = gate.activation(select(projected.T.float(), gate.rows.layout, self.sizes).T)
+        return gates.repeat_interleave(self.sizes.heads * self.sizes.head_size // gates.shape[1], 1)
 
     def key_value_head(self, head: int) -> int:
         """The key/value head that a query head reads."""
@@ -235,7 +309,7 @@ class LayerView:
     @property
     def _group(self) -> int:
         """Query heads of a key/value head."""
-        return self._sizes.heads // self._sizes.key_value_heads
+        return self.sizes.heads // self.sizes.key_value_heads
 
     def ffn_keys(self, units: Ids, subkey: Subkey) -> Tensor:
         """What activates FFN neurons, through the weight of the norm before the FFN, [C, d]."""
@@ -243,7 +317,10 @@ class LayerView:
             rows = self.ffn_subvalues.rows(on_device(units, self.ffn_norm.weight.device))
         else:
             rows = self.ffn.keys(units, subkey)
-        return rows * self.ffn_norm.weight
+        if self.experts_norm is self.ffn_norm:
+            return rows * self.ffn_norm.weight
+        routed = on_device(self.ffn.is_routed(units), rows.device)[:, None]
+        return rows * torch.where(routed, self.experts_norm.weight, self.ffn_norm.weight)
 
     def _through_latent(self, rows: Tensor) -> Tensor:
         """Rows that read a compressed state as rows that read what attention reads; its norm only scales them."""
@@ -271,13 +348,14 @@ class LayerView:
         shared = self._spec.shared_ffn
         has_shared = shared is not None and self._submodule(shared.output) is not None
         dense = self._dense(shared) if has_shared and shared is not None else None
-        routed = Experts(experts, self._expert_multiplier)
+        router, factor = self._submodule(self._spec.experts_router), self._expert_multiplier
+        routed = Experts(experts, factor) if router is None else WeighedExperts(experts, router, factor)
         if routed.block(0).shape[1] != self._nothing.shape[1]:
             raise AttributeError("its experts do not write to the residual stream, but to a smaller space")
-        return LayerFfn(dense, routed)
+        return LayerFfn(dense, routed, [norm.weight for _, norm in self.part_writes] or None)
 
     def _dense(self, paths: FeedForward) -> DenseFfn:
-        return DenseFfn(self.module, paths, self._sizes, self._optional_norm(paths.norm))
+        return DenseFfn(self.module, paths, self.sizes, self._optional_norm(paths.norm))
 
     def _optional_norm(self, path: str | None) -> NormView | None:
         module = self._submodule(path)
@@ -300,6 +378,28 @@ def submodule(module: Any, path: str | None) -> nn.Module | None:  # noqa: ANN40
         if module is None:
             return None
     return module if path else None
+
+
+def value_rows(layer: nn.Module, spec: ArchitectureSpec) -> Rows | None:
+    """Where a layer's value projection is, or None where values may be shared and it has none."""
+    has_own = submodule(layer, spec.value.module) is not None
+    rows = spec.value if has_own or spec.value_else is None else spec.value_else
+    return None if spec.value_sharing and submodule(layer, rows.module) is None else rows
+
+
+def head_sizes(layer: nn.Module, made: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes | None:  # noqa: ANN401
+    """Those of a layer that mixes the values which `made` makes.
+
+    None where it has no attention, as layers may where others are recurrent.
+    """
+    if spec.recurrence is not None and not attends(layer, spec):
+        return None
+    value = value_rows(made, spec)
+    assert value is not None
+    heads = config.num_attention_heads
+    head_size = weight_of(layer.get_submodule(spec.attention_output)).shape[1] // heads
+    rows = weight_of(made.get_submodule(value.module)).shape[0]
+    return HeadSizes(heads, key_value_heads(rows, value.layout, heads, head_size), head_size)
 
 
 def _attribute(holder: object, path: str | None) -> Any:  # noqa: ANN401 - a number or nothing

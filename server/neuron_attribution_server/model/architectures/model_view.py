@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError
-from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
 from neuron_attribution.requests import LayerPart, LayerPartKind
 from neuron_attribution.results import ModelSizes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from neuron_attribution_server.model.architectures.layer_view import LayerView, attends
+from neuron_attribution_server.model.architectures.layer_view import LayerView, head_sizes, value_rows
 from neuron_attribution_server.model.architectures.norms import norm_view
-from neuron_attribution_server.model.architectures.projections import HeadSizes, bias_of, key_value_heads, weight_of
+from neuron_attribution_server.model.architectures.projections import HeadSizes, bias_of, weight_of
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 
 UNKNOWN_LENGTH = 2048
@@ -33,28 +34,32 @@ class ModelView:
         self.config = model.config.get_text_config()
         self.spec = _inside(model, _for_config(spec, self.config))
         modules = list(model.get_submodule(self.spec.layers).children())
-        heads = [_head_sizes(module, self.spec, self.config) for module in modules]
-        known = [each for each in heads if each is not None]
-        if not known:
+        if len(set(getattr(self.config, "num_attention_heads_per_layer", None) or ())) > 1:
             raise FailedPreconditionError(
-                "model refused: none of its layers has attention", reason="UNSUPPORTED_ARCHITECTURE"
+                "model refused: its layers have different numbers of heads", reason="UNSUPPORTED_ARCHITECTURE"
             )
-        if len({each.head_size for each in known}) > 1:
-            raise FailedPreconditionError(
-                "model refused: its layers have heads of different sizes or numbers", reason="UNSUPPORTED_ARCHITECTURE"
-            )
+        self.value_layers = _value_layers(modules, self.spec, self.config)
+        """The layer that makes the values which each layer's heads mix."""
         unembedding = model.get_output_embeddings()
         self.unembedding: Tensor = weight_of(unembedding).contiguous()
         """W_U in the model's own type, [vocabulary, d]."""
-        nothing = self.unembedding[:0]
-        self.layers = [
-            LayerView(module, self.spec, each or known[0], self.config, nothing)
-            for module, each in zip(modules, heads, strict=True)
-        ]
+        self.layers = _layer_views(modules, self.spec, self.config, self.value_layers, self.unembedding[:0])
+        self.heads = self.layers[0].common
+        """What the heads of every layer fit in."""
         self.unembedding_bias = bias_of(unembedding)
         self.final_norm_module = model.get_submodule(self.spec.final_norm)
         self.final_norm = norm_view(self.final_norm_module, self.spec)
-        self.sizes = _sizes(self.layers, known, self.unembedding)
+        self.sizes = _sizes(self.layers, self.heads, self.unembedding)
+
+    @property
+    def body(self) -> nn.Module:
+        """What makes final states of token ids: the language model but for its unembedding."""
+        return self.model.get_submodule(self.spec.layers.rpartition(".")[0])
+
+    @property
+    def uses_experts_interface(self) -> bool:
+        """Whether routed experts can be recorded through transformers' experts interface."""
+        return bool(self.sizes.experts) and self.spec.experts_router is None
 
     @property
     def device(self) -> torch.device:
@@ -112,9 +117,9 @@ class ModelView:
 
     def check_heads(self, layer: int, field: str) -> None:
         """Raise InvalidArgumentError where a layer has no heads."""
-        parts = self.layers[layer].parts
-        if parts.heads:
+        if self.layers[layer].has_attention:
             return
+        parts = self.layers[layer].parts
         what = f"mixes positions by a {parts.mixers[0].value}" if parts.mixers else "only has a feed-forward network"
         with_heads = [number for number, each in enumerate(self.layers) if each.has_attention]
         raise InvalidArgumentError.of(
@@ -140,6 +145,23 @@ class ModelView:
                 field, f"{neuron} does not exist; layer {neuron.layer} has {error}", reason="OUT_OF_RANGE"
             ) from None
 
+    def attention_unit(self, neuron: AttentionNeuron, field: str = "neurons") -> int:
+        """The number of an attention neuron in its layer. Raises InvalidArgumentError where there is none."""
+        self.check_heads(neuron.layer, field)
+        size = self.layers[neuron.layer].sizes.head_size
+        if neuron.index >= size:
+            valid = f"neurons 0 to {size - 1} in each head"
+            raise InvalidArgumentError.of(
+                field, f"{neuron} does not exist; layer {neuron.layer} has {valid}", reason="OUT_OF_RANGE"
+            )
+        return neuron.head * self.heads.head_size + neuron.index
+
+    def unit(self, neuron: Neuron, field: str = "neurons") -> int:
+        """The number of a neuron among those of its kind in its layer. Raises InvalidArgumentError."""
+        if isinstance(neuron, FfnNeuron):
+            return self.ffn_unit(neuron, field)
+        return self.attention_unit(neuron, field)
+
     def ffn_neuron(self, layer: int, unit: int) -> FfnNeuron:
         """The FFN neuron with this number in its layer."""
         expert, index = self.layers[layer].ffn.name(unit)
@@ -163,14 +185,45 @@ def _inside(model: PreTrainedModel, spec: ArchitectureSpec) -> ArchitectureSpec:
     return dataclasses.replace(spec, layers=layers, final_norm=final_norm)
 
 
-def _head_sizes(layer: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes | None:  # noqa: ANN401
-    """Those of a layer; None where it has no attention, as layers may where others are recurrent."""
-    if spec.recurrence is not None and not attends(layer, spec):
-        return None
-    heads = config.num_attention_heads
-    head_size = weight_of(layer.get_submodule(spec.attention_output)).shape[1] // heads
-    rows = weight_of(layer.get_submodule(spec.value.module)).shape[0]
-    return HeadSizes(heads, key_value_heads(rows, spec.value.layout, heads, head_size), head_size)
+def _layer_views(
+    modules: Sequence[nn.Module],
+    spec: ArchitectureSpec,
+    config: Any,  # noqa: ANN401 - a family's own class
+    value_layers: Sequence[int],
+    nothing: Tensor,
+) -> list[LayerView]:
+    """Every layer, with what it has in common with the others and what those behind it do to the residual stream."""
+    sizes = [
+        head_sizes(module, modules[made], spec, config) for module, made in zip(modules, value_layers, strict=True)
+    ]
+    known = [each for each in sizes if each is not None]
+    if not known:
+        raise FailedPreconditionError(
+            "model refused: none of its layers has attention", reason="UNSUPPORTED_ARCHITECTURE"
+        )
+    common, remaining, layers = HeadSizes.common(known), 1.0, list[LayerView]()
+    for number, module in enumerate(modules):
+        made = value_layers[number]
+        values_of = None if made == number else layers[made]
+        layers.append(LayerView(module, spec, config, (sizes[number] or common, common), nothing, values_of))
+    for layer in reversed(layers):
+        remaining *= layer.stream_scalar
+        layer.remaining = remaining
+    return layers
+
+
+def _value_layers(modules: Sequence[nn.Module], spec: ArchitectureSpec, config: Any) -> list[int]:  # noqa: ANN401
+    """Each layer itself, or the last before it that has values and is of its type."""
+    if spec.value_sharing is None:
+        return list(range(len(modules)))
+    types, last, found = getattr(config, spec.value_sharing), dict[str, int](), list[int]()
+    for number, (module, kind) in enumerate(zip(modules, types, strict=True)):
+        if value_rows(module, spec) is not None:
+            last[kind] = number
+        if kind not in last:
+            raise AttributeError(f"no layer before layer {number} has the values that it mixes")
+        found.append(last[kind])
+    return found
 
 
 def _sizes(layers: list[LayerView], heads: list[HeadSizes], unembedding: Tensor) -> ModelSizes:

@@ -9,12 +9,17 @@ _NORMED_STREAM = "it norms the residual stream itself after every block, so that
 
 _CONVOLVED_WRITES = "short convolutions mix what its attention and its FFN write over neighbouring positions"
 _UNEVEN_HEADS = "its layers have different numbers of heads"
-_PICTURES = "some of its layers attend to pictures, and not to the text"
+_ALTUP = (
+    "it mixes several residual streams (AltUp), and what is written to all but one of them reaches the output through "
+    "a matrix of its own"
+)
 
 REFUSED: dict[str, str] = {
-    "gemma3n": _SEVERAL_STREAMS.format("AltUp"),
-    "gemma3n_text": _SEVERAL_STREAMS.format("AltUp"),
-    "deepseek_v4": _SEVERAL_STREAMS.format("hyper-connections"),
+    "gemma3n": _ALTUP,
+    "gemma3n_text": _ALTUP,
+    "deepseek_v4": "every layer reads another mixture of its residual streams (hyper-connections), and its heads mix "
+    "compressed blocks of positions and turn the result by the position that reads, so that their neurons write no "
+    "fixed vectors",
     "hy_v4": _SEVERAL_STREAMS.format("hyper-connections"),
     "qwen4_exp": _SEVERAL_STREAMS.format("hyper-connections"),
     "qwen4_exp_text": _SEVERAL_STREAMS.format("hyper-connections"),
@@ -23,8 +28,6 @@ REFUSED: dict[str, str] = {
     "minimax": _NORMED_STREAM,
     "zamba": _READ_ONLY,
     "zamba2": _READ_ONLY,
-    "gemma4": "it scales the residual stream in every layer and adds an input of its own to each",
-    "gemma4_text": "it scales the residual stream in every layer and adds an input of its own to each",
     "doge": "it scales the residual stream in every layer",
     "hrm_text": "it runs its layers again and again, over sums of normed states",
     "longcat_flash": "its experts read before a layer's second attention and write after it, and some return what "
@@ -37,11 +40,7 @@ REFUSED: dict[str, str] = {
     "inkling2_text": _CONVOLVED_WRITES,
     "dots3_note": _UNEVEN_HEADS,
     "dots3_note_text": _UNEVEN_HEADS,
-    "mllama": _PICTURES,
-    "mllama_text_model": _PICTURES,
     "diffllama": "its heads subtract two attention patterns from one another and norm the result",
-    "llama4": "its router weighs what an expert reads, not what it writes",
-    "llama4_text": "its router weighs what an expert reads, not what it writes",
     "mamba": _RECURRENT.format("state spaces"),
     "mamba2": _RECURRENT.format("state spaces"),
     "falcon_mamba": _RECURRENT.format("state spaces"),

@@ -128,6 +128,15 @@ class ArchitectureSpec:
     value: Rows
     value_latent: tuple[str, str] | None = None
     """The projection and the norm before the value projection, where values are made from a compressed state."""
+    value_else: Rows | None = None
+    """The value projection of layers that have none there."""
+    value_norm: str | None = None
+    """The norm of each value vector, where there is one."""
+    value_sharing: str | None = None
+    """The configuration's list of layers' types, where a layer may have no values of its own.
+
+    It mixes those of the last layer of its type that has.
+    """
     value_clip: str | None = None
     """The configuration's bound of value vectors."""
     value_multiplier: str | None = None
@@ -147,11 +156,19 @@ class ArchitectureSpec:
     """The feed-forward network; in layers that have experts, the one beside them is `shared_ffn`."""
     ffn_write: str | None = None
     """The norm between the FFN and the residual stream."""
+    ffn_also_writes: str | None = None
+    """A module of a layer whose output is added after the FFN's: it counts with it, but no neuron writes it."""
     experts: str | None = None
     """The routed experts of the layers that have them."""
     expert_multiplier: str | None = None
     """The factor of what the routed experts write together, an attribute as `value_multiplier` is."""
+    experts_router: str | None = None
+    """What weighs them before they read, where that is so: it returns all weights first, [tokens, experts]."""
     shared_ffn: FeedForward | None = None
+    experts_norm: str | None = None
+    """The norm before the experts, where it is another than that before the FFN."""
+    part_writes: tuple[str, str] | None = None
+    """The norms that what the shared network and what the experts give pass through, before they are added up."""
     expert_outputs: tuple[str, ...] = ()
     """The modules whose outputs add up to the FFN's, in layers with experts."""
 
@@ -161,6 +178,8 @@ class ArchitectureSpec:
     """Whether what a module returned is changed afterwards."""
     residual_multiplier: str | None = None
     """The factor of everything that is written to the residual stream, an attribute as `value_multiplier` is."""
+    stream_scalar: str | None = None
+    """A layer's number that the whole residual stream is multiplied by at its end, what the layer wrote included."""
     logit_multiplier: str | None = None
     logit_divisor: str | None = None
     logit_cap: str = "final_logit_softcapping"

@@ -23,7 +23,7 @@ from transformers import AttentionInterface
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from neuron_attribution_server.model.architectures.feed_forward import Routing
+from neuron_attribution_server.model.architectures.feed_forward import Routing, WeighedExperts
 from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.architectures.norms import NormView
@@ -58,7 +58,7 @@ def set_recordable(view: ModelView) -> None:
         view.model.set_attn_implementation(ATTENTION_KEY)
     else:
         view.model.config._attn_implementation = "eager"  # such models refuse to be told by the method above
-    if view.sizes.experts:
+    if view.uses_experts_interface:
         view.model.set_experts_implementation(ATTENTION_KEY)
 
 
@@ -66,7 +66,7 @@ def set_plain(view: ModelView) -> None:
     """Put transformers' plain attention and experts in, which share nothing with the recording."""
     if view.spec.uses_attention_interface:
         view.model.set_attn_implementation("eager")
-    if view.sizes.experts:
+    if view.uses_experts_interface:
         view.model.set_experts_implementation("eager")
 
 
@@ -82,11 +82,11 @@ def capture(
     tokens = _padded(sequences, 1 if view.depends_on_length else SMALLEST_PASS, view.device)
     lengths = tuple(len(sequence) for sequence in sequences)
     shape, copies = tuple(tokens.shape), view.spec.adds_in_place
-    states = CapturedStates(rows, lengths, shape, keeps_coefficients, copies, edits)
+    states = CapturedStates(rows, lengths, shape, view.heads, keeps_coefficients, copies, edits)
     wanted = {} if view.spec.uses_attention_interface else {"output_attentions": True}
     edited = nullcontext() if edits is None else edits.made(lengths)  # before the recording, which sees what is changed
     with torch.inference_mode(), edited, _recording(view, states):
-        view.model.base_model(input_ids=tokens, use_cache=False, **wanted)
+        view.body(input_ids=tokens, use_cache=False, **wanted)
         _add_routed_coefficients(view, states)
     return states
 
@@ -120,16 +120,18 @@ def _hooks(view: ModelView, states: CapturedStates) -> Iterator[tuple[nn.Module,
     for number, layer in enumerate(view.layers):
         yield layer.module, _input_to(view, layer, states), None
         if layer.has_attention:
-            yield layer.attention_output, _rows_to(states.head_outputs, states), None
+            yield layer.attention_output, _head_outputs_to(states), None
             for module, factor in layer.attention_write_modules[1:]:
                 yield module, None, _beside_to(states, number, factor)
         ffn = [(module, layer.ffn_write.multiplier) for module in layer.ffn_write_modules]
         yield from _write_hooks(layer.attention_write_modules, states, states.attention_writes)
         yield from _write_hooks(ffn, states, states.ffn_writes)
-        yield from _scale_hooks(layer, states)
+        yield from _scale_hooks(number, layer, states)
         if layer.ffn.experts is not None:
             states.experts[layer.ffn.experts.module] = number
             states.coefficients.append(torch.empty(0))
+            if isinstance(layer.ffn.experts, WeighedExperts):
+                yield layer.ffn.experts.router, None, _routing_to(states, number, layer.ffn.experts)
         elif layer.ffn.dense is not None:
             yield layer.ffn.dense.output, _numbered_rows_to(states.coefficients, number, states), None
         else:
@@ -152,8 +154,10 @@ def _write_hooks(
         yield module, None, _output_to(destination, factor, states, started)
 
 
-def _scale_hooks(layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook, None]]:
-    """The scales of norms between a block and the residual stream, at every position."""
+def _scale_hooks(number: int, layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook, None]]:
+    """The scales of norms between a block, or a part of it, and the residual stream, at every position."""
+    for module, norm in layer.part_writes if layer.ffn.experts is not None else ():
+        yield module, _scale_to(states, states.part_scales.setdefault(number, []), norm), None
     if layer.attention_write.norm is not None:
         module, _ = layer.attention_write_modules[0]
         yield module, _scale_to(states, states.attention_scales, layer.attention_write.norm), None
@@ -164,7 +168,7 @@ def _scale_hooks(layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.
 def _input_to(view: ModelView, layer: LayerView, states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read = states.kept(first_input(args, kwargs))
-        states.inputs.append(read)
+        states.inputs.append(read if layer.remaining == 1 else read * layer.remaining)
         states.leave_out(view, layer, read)
 
     return hook
@@ -180,9 +184,10 @@ def _final_to(states: CapturedStates, layers: int) -> Hook:
     return hook
 
 
-def _rows_to(destination: list[Tensor], states: CapturedStates) -> Hook:
+def _head_outputs_to(states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination.append(states.rows.of(states.by_position(first_input(args, kwargs))))
+        mixed = states.rows.of(states.by_position(first_input(args, kwargs)))
+        states.head_outputs.append(states.heads.of_heads(mixed))
 
     return hook
 
@@ -233,14 +238,14 @@ def _beside_to(states: CapturedStates, number: int, factor: float) -> Hook:
 
 def _values_to(states: CapturedStates, layer: LayerView) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        states.values.append(states.kept(layer.values_of(output)))
+        states.values.append(states.heads.of_values(states.kept(layer.projected_values(output))))
 
     return hook
 
 
 def _gates_to(states: CapturedStates, layer: LayerView) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        states.gates.append(layer.gates_of(states.rows.of(states.by_position(output))))
+        states.gates.append(states.heads.of_heads(layer.gates_of(states.rows.of(states.by_position(output)))))
 
     return hook
 
@@ -248,7 +253,7 @@ def _gates_to(states: CapturedStates, layer: LayerView) -> Hook:
 def _norm_gates_to(states: CapturedStates, layer: LayerView) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mixed = states.rows.of(states.by_position(first_input(args, kwargs))).float()
-        states.gates.append(layer.norm_gates(mixed))
+        states.gates.append(states.heads.of_heads(layer.norm_gates(mixed)))
 
     return hook
 
@@ -257,6 +262,13 @@ def _weights_to(states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
         states.attention_rows.append(states.rows.of(output[1].transpose(1, 2)).float())
         return (output[0], None, *output[2:])  # or the model would keep every layer's
+
+    return hook
+
+
+def _routing_to(states: CapturedStates, number: int, experts: WeighedExperts) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        states.routings[number] = experts.routing(states.kept(states.by_position(output[0])))
 
     return hook
 

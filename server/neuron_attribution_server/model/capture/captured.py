@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from neuron_attribution_server.model.architectures.feed_forward import Routing
 from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.architectures.projections import HeadSizes
 from neuron_attribution_server.model.attribution.host import on_device
 from neuron_attribution_server.model.capture.attention import attention_rows
 from neuron_attribution_server.model.capture.edits import Edits
@@ -65,6 +66,9 @@ class ExplainedRows:
 class CapturedStates:
     """What one forward pass went through, per layer, in the model's dtype.
 
+    Where layers multiply the residual stream, all that is recorded of it, states and writes, is times what it is still
+    multiplied by: then writes add up to the last state, whatever was written where.
+
     B sequences, T padded positions, E explained rows, H heads, K key/value heads, D head size, N FFN width, d hidden
     size.
     """
@@ -74,6 +78,8 @@ class CapturedStates:
     """Tokens of each sequence."""
     shape: tuple[int, ...]
     """B, T."""
+    heads: HeadSizes
+    """What the heads of every layer fit in: those of smaller ones are followed by zeros."""
     keeps_coefficients: bool = False
     """Whether what multiplies W_down's rows is kept of every position."""
     copies: bool = False
@@ -92,6 +98,8 @@ class CapturedStates:
     """The scale of the norm that attention's write passes through, [B, T]; empty where no layer has such a norm."""
     ffn_scales: list[Tensor] = field(default_factory=list)
     """The same for the FFN's."""
+    part_scales: dict[int, list[Tensor]] = field(default_factory=dict)
+    """What coefficients are over: the scales of norms behind a layer's dense network and its experts, [B, T] each."""
     head_outputs: list[Tensor] = field(default_factory=list)
     """The input of attention's output projection at the explained rows, [E, H * D]."""
     coefficients: list[Tensor] = field(default_factory=list)
@@ -120,7 +128,7 @@ class CapturedStates:
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Keep the values and the explained rows' attention weights."""
-        self.values.append(self.kept(value))
+        self.values.append(self.heads.of_values(self.kept(value)))
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         rows = self.rows.on(query.device)
         self.attention_rows.append(self.kept(attention_rows(rows, self.lengths, query, key, mask, scaling, **kwargs)))
@@ -160,7 +168,7 @@ class CapturedStates:
         Keeping them for every position would double what a token costs.
         """
         layer = view.layers[number]
-        normed = layer.ffn_reads(self.inputs[number][at], self.attention_writes[number][at])
-        routing = self.routings.get(number)
-        found = layer.ffn.coefficients(normed, None if routing is None else routing.at(at))
-        return found if self.edits is None else self.edits.change_ffn(number, at, found)
+        routing = None if number not in self.routings else self.routings[number].at(at)
+        found = layer.ffn_coefficients(self.inputs[number][at], self.attention_writes[number][at], routing)
+        changed = found if self.edits is None else self.edits.change_ffn(number, at, found)
+        return layer.ffn.over(changed, [scales[at] for scales in self.part_scales.get(number, ())])

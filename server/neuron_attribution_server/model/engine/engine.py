@@ -44,7 +44,6 @@ from neuron_attribution_server.model.engine.passes import (
     Answer,
     PassSequence,
     PassTask,
-    check_unit,
     check_units,
     outcome_of,
     places_of,
@@ -157,7 +156,7 @@ class Engine:
             named |= {f"query_from[{place}].neuron": source.neuron for place, source in sources}
             check_units(self._view, task.options.interventions, "interventions")
         for field, neuron in named.items():
-            check_unit(self._view, neuron, field)
+            self._view.unit(neuron, field)
         if isinstance(task, ProjectTask) and task.through is not None:
             self._view.check_heads(task.through.layer, "through")
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.neurons import FfnNeuron, Neuron
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import Explanation, InterventionResult, PredictionState
 
@@ -45,19 +44,11 @@ def check_units(view: ModelView, interventions: Sequence[Intervention], field: s
     """Refuse neurons, heads and parts that a layer, which may have less than others, does not have."""
     for number, intervention in enumerate(interventions):
         for place, neuron in enumerate(intervention.neurons):
-            check_unit(view, neuron, f"{field}[{number}].neurons[{place}]")
+            view.unit(neuron, f"{field}[{number}].neurons[{place}]")
         for place, head in enumerate(intervention.heads):
             view.check_heads(head.layer, f"{field}[{number}].heads[{place}]")
         for place, part in enumerate(intervention.layers):
             view.check_part(part, f"{field}[{number}].layers[{place}]")
-
-
-def check_unit(view: ModelView, neuron: Neuron, field: str) -> None:
-    """Refuse a neuron that its layer does not have."""
-    if isinstance(neuron, FfnNeuron):
-        view.ffn_unit(neuron, field)
-    else:
-        view.check_heads(neuron.layer, field)
 
 
 def sequences_of(task: PassTask) -> list[PassSequence]:

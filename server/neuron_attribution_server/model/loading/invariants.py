@@ -6,7 +6,8 @@ projection or a lost attention mask shows here instead of in somebody's results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from neuron_attribution.errors import FailedPreconditionError
@@ -34,7 +35,10 @@ class Probe:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(view.sizes.vocabulary, (1, PROBE_LENGTH), generator=generator).to(view.device)
         rows = ExplainedRows.from_counts([list(range(PROBE_LENGTH))], view.device)
-        self.states: CapturedStates = capture(view, tokens.tolist(), rows)
+        with _also_written(view) as also:
+            self.states: CapturedStates = capture(view, tokens.tolist(), rows)
+        self.also_written: dict[int, Tensor] = also
+        """What layers write with their FFN that none of its neurons writes, [T, d]."""
         self.logits = _eager_logits(view, tokens)[0].float()
 
     def layers(self) -> Iterable[tuple[int, LayerView]]:
@@ -45,6 +49,23 @@ class Probe:
         """What a layer's FFN reads by the spec, [T, d]."""
         inputs, writes = self.states.inputs[number][0], self.states.attention_writes[number][0]
         return self.view.layers[number].ffn_reads(inputs, writes)
+
+
+@contextmanager
+def _also_written(view: ModelView) -> Iterator[dict[int, Tensor]]:
+    """What is seen while the model runs, by layer."""
+    found: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Callable[..., None]:
+        return lambda _module, _args, output: found.update({number: output[0].to(view.device).float()})
+
+    modules = [(number, layer.also_written_module) for number, layer in enumerate(view.layers)]
+    handles = [module.register_forward_hook(keep(number)) for number, module in modules if module is not None]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def measure(view: ModelView, unembedding: Unembedding) -> tuple[Invariant, ...]:
@@ -112,7 +133,9 @@ def _value_keys(probe: Probe) -> float:
 
 def _ffn_keys(probe: Probe) -> float:
     """The FFN's input rows, read through the norm before the FFN, give its neurons' coefficients."""
-    return max((_error(*_coefficients(probe, *each)) for each in probe.layers() if each[1].ffn.width), default=0.0)
+    return max(
+        (_error(*_coefficients(probe, number)) for number, layer in probe.layers() if layer.ffn.width), default=0.0
+    )
 
 
 INVARIANTS: dict[str, Check] = {
@@ -162,7 +185,10 @@ def _ffn_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tenso
     total = probe.states.coefficients[number].float() @ layer.ffn_subvalues.all()
     routing = probe.states.routings.get(number)
     bias = layer.ffn.bias(probe.ffn_reads(number), None if routing is None else routing.at(0))
-    return _written(total, layer.ffn_write.constant(bias, scales), scales), probe.states.ffn_writes[number][0].float()
+    written = _written(total, layer.ffn_write.constant(bias, scales), scales)
+    if number in probe.also_written:
+        written = written + layer.ffn_write.multiplier * probe.also_written[number]
+    return written, probe.states.ffn_writes[number][0].float()
 
 
 def _scales(scales: list[Tensor], number: int) -> Tensor | None:
@@ -176,12 +202,14 @@ def _written(total: Tensor, constant: Tensor | None, scales: Tensor | None) -> T
 
 
 def _values(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
-    normed = layer.attention_norm.normed(probe.states.inputs[number][0].float())
-    return layer.value_vectors(normed), probe.states.values[number][0].float().transpose(0, 1).flatten(1)
+    source = layer.values_of
+    normed = source.attention_reads(probe.states.inputs[probe.view.value_layers[number]][0])
+    values = source.value_vectors(normed).unflatten(-1, (-1, source.sizes.head_size)).transpose(0, 1)
+    return layer.common.of_values(values), probe.states.values[number][0].float()
 
 
-def _coefficients(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
+def _coefficients(probe: Probe, number: int) -> tuple[Tensor, Tensor]:
     """By the rows of single neurons, as the query scores read them, against what the forward pass recorded."""
-    routing = probe.states.routings.get(number)
-    computed = layer.ffn.coefficients(probe.ffn_reads(number), None if routing is None else routing.at(0))
+    at = (0, torch.arange(PROBE_LENGTH, device=probe.view.device))
+    computed = probe.states.ffn_coefficients(probe.view, number, at)
     return computed, probe.states.coefficients[number].float()

@@ -82,5 +82,6 @@ def _container_bytes() -> int:
 def _ffn_width(view: ModelView) -> int:
     """The neurons a token activates in one layer."""
     sizes = view.sizes
-    chosen = getattr(view.config, "num_experts_per_tok", None) or sizes.experts
+    told = (getattr(view.config, name, None) for name in ("num_experts_per_tok", "top_k_experts"))
+    chosen = next(filter(None, told), sizes.experts)
     return sizes.ffn_width + min(chosen, sizes.experts) * sizes.expert_width

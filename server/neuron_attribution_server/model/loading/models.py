@@ -33,6 +33,7 @@ from neuron_attribution_server.model.loading.memory import memory_cost
 from neuron_attribution_server.model.loading.model_source import ModelSource, model_source
 from neuron_attribution_server.model.loading.placement import check_whole, device_of, loading_arguments, place
 from neuron_attribution_server.model.loading.ranges import VocabularyRanges
+from neuron_attribution_server.model.loading.text_only import keep_language_model, loader_of
 from neuron_attribution_server.model.loading.usual_contexts import usual_activity
 from neuron_attribution_server.model.loading.weights import weights_of
 from neuron_attribution_server.settings.config import LoadSettings
@@ -138,10 +139,13 @@ def _engine(
 
 def _model(source: ModelSource, adapter: AdapterSource | None, settings: LoadSettings) -> PreTrainedModel:
     """The model with every tensor as its files have it, and the adapter's in them, where it runs."""
+    loader: Any = AutoModelForCausalLM
     if source.gguf_file is None:
-        _spec(AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments))
+        config = AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments)
+        _spec(config)
+        loader = loader_of(config)
     with _naming_pickled_weights(source, settings):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = loader.from_pretrained(
             source.location,
             dtype=_dtype(settings.dtype, device_of(settings)),
             use_safetensors=None if settings.pickled_weights else True,
@@ -153,6 +157,7 @@ def _model(source: ModelSource, adapter: AdapterSource | None, settings: LoadSet
         )
     model: PreTrainedModel = loaded[0]
     check_tensors(source, loaded[1])
+    keep_language_model(model)
     if getattr(model, "is_quantized", False) and source.gguf_file is None:
         model = _dequantized(model, settings)
     if adapter is not None:

@@ -46,11 +46,35 @@ GRANITE_MOE = replace(
 
 GRANITE_MOE_SHARED = replace(GRANITE_MOE, family="granitemoeshared", shared_ffn=SHARED_GRANITE)
 
+LLAMA4 = replace(
+    LLAMA,
+    family="llama4_text",
+    ffn=FeedForward(
+        output="feed_forward.down_proj",
+        up=Rows("feed_forward.up_proj"),
+        gate=Rows("feed_forward.gate_proj"),
+        activation="feed_forward.activation_fn",
+    ),
+    shared_ffn=FeedForward(
+        output="feed_forward.shared_expert.down_proj",
+        up=Rows("feed_forward.shared_expert.up_proj"),
+        gate=Rows("feed_forward.shared_expert.gate_proj"),
+        activation="feed_forward.shared_expert.activation_fn",
+    ),
+    experts="feed_forward.experts",
+    experts_router="feed_forward.router",
+    expert_outputs=("feed_forward",),
+)
+
 EXPERT_FAMILIES = (
     MIXTRAL,
     GRANITE_MOE,
     GRANITE_MOE_SHARED,
-    *(replace(MIXTRAL, family=family) for family in ("qwen3_moe", "olmoe", "gpt_oss", "minimax_m2", "mellum")),
+    LLAMA4,
+    *(
+        replace(MIXTRAL, family=family)
+        for family in ("qwen3_moe", "qwen3_vl_moe_text", "olmoe", "gpt_oss", "minimax_m2", "mellum")
+    ),
     *(
         replace(WITH_SHARED_EXPERTS, family=family)
         for family in ("glm4_moe", "ernie4_5_moe", "dots1", "exaone_moe", "solar_open", "hy_v3", "aria_text")
