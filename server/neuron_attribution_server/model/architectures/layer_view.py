@@ -18,13 +18,19 @@ from neuron_attribution_server.model.architectures.feed_forward import (
     Routing,
     WeighedExperts,
 )
+from neuron_attribution_server.model.architectures.layer_modules import (
+    attends,
+    attribute,
+    factor_of,
+    submodule,
+    value_rows,
+)
 from neuron_attribution_server.model.architectures.norms import NormView, WriteView, no_norm, norm_view
 from neuron_attribution_server.model.architectures.parameters import required
 from neuron_attribution_server.model.architectures.projections import (
     HeadSizes,
     Projection,
     bias_of,
-    key_value_heads,
     select,
     weight_of,
 )
@@ -65,10 +71,10 @@ class LayerView:
         if self.recurrence_output is not None and spec.recurrence is not None:
             self._spec = spec = dataclasses.replace(spec, **spec.recurrence.changes)
         self.has_attention = spec.recurrence is None or attends(module, spec)
-        self._multiplier = _factor(spec.residual_multiplier, config, module)
-        self._expert_multiplier = _factor(spec.expert_multiplier, config, module)
-        self._value_multiplier = _factor(spec.value_multiplier, config, module)
-        self._clip = _attribute(config, spec.value_clip)
+        self._multiplier = factor_of(spec.residual_multiplier, config, module)
+        self._expert_multiplier = factor_of(spec.expert_multiplier, config, module)
+        self._value_multiplier = factor_of(spec.value_multiplier, config, module)
+        self._clip = attribute(config, spec.value_clip)
         self.ffn = self._read_ffn()
         if not self.has_attention and self.recurrence_output is None and not self.ffn.width:
             raise AttributeError(f"{type(module).__name__} has no attention, no recurrence and no feed-forward network")
@@ -138,7 +144,7 @@ class LayerView:
             module = self._submodule(self._spec.attention_write) or self.attention_output
             found.append((module, self.attention_write.multiplier))
         if self.recurrence_output is not None and self._spec.recurrence is not None:
-            factor = _factor(self._spec.recurrence.multiplier, self.module)
+            factor = factor_of(self._spec.recurrence.multiplier, self.module)
             found.append((self.recurrence_output, self.remaining * self._multiplier * factor))
         return found
 
@@ -169,14 +175,14 @@ class LayerView:
     def attention_write(self) -> WriteView:
         """What stands between attention's output projection and the residual stream."""
         norm = self._optional_norm(self._spec.attention_write) if self.has_attention else None
-        factor = _factor(self._spec.attention_multiplier, self.module)
+        factor = factor_of(self._spec.attention_multiplier, self.module)
         return WriteView(norm, self.remaining * self._multiplier * factor)
 
     @cached_property
     def ffn_write(self) -> WriteView:
         """What stands between the FFN's output projection and the residual stream."""
         norm = self._optional_norm(self._spec.ffn_write) if self.ffn.width else None
-        return WriteView(norm, self.remaining * self._multiplier * _factor(self._spec.ffn.multiplier, self.module))
+        return WriteView(norm, self.remaining * self._multiplier * factor_of(self._spec.ffn.multiplier, self.module))
 
     @cached_property
     def attention_subvalues(self) -> Subvalues:
@@ -205,7 +211,7 @@ class LayerView:
     def attention_norm(self) -> NormView:
         """The norm before attention, with the factor of what attention reads."""
         norm = self._optional_norm(self._spec.attention_norm) or no_norm()
-        return norm.times(_factor(self._spec.attention_input_multiplier, self.module))
+        return norm.times(factor_of(self._spec.attention_input_multiplier, self.module))
 
     @cached_property
     def ffn_norm(self) -> NormView:
@@ -364,51 +370,3 @@ class LayerView:
     def _submodule(self, path: str | None) -> nn.Module | None:
         """The module at a path, or None where this layer has none there."""
         return submodule(self.module, path)
-
-
-def attends(layer: nn.Module, spec: ArchitectureSpec) -> bool:
-    """Whether a layer has attention: its output projection, and what computes the values."""
-    return all(submodule(layer, path) is not None for path in (spec.attention_output, spec.value.module))
-
-
-def submodule(module: Any, path: str | None) -> nn.Module | None:  # noqa: ANN401 - read by attributes
-    """The module at a path, or None where there is none."""
-    for name in path.split(".") if path else []:
-        module = getattr(module, name, None)
-        if module is None:
-            return None
-    return module if path else None
-
-
-def value_rows(layer: nn.Module, spec: ArchitectureSpec) -> Rows | None:
-    """Where a layer's value projection is, or None where values may be shared and it has none."""
-    has_own = submodule(layer, spec.value.module) is not None
-    rows = spec.value if has_own or spec.value_else is None else spec.value_else
-    return None if spec.value_sharing and submodule(layer, rows.module) is None else rows
-
-
-def head_sizes(layer: nn.Module, made: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes | None:  # noqa: ANN401
-    """Those of a layer that mixes the values which `made` makes.
-
-    None where it has no attention, as layers may where others are recurrent.
-    """
-    if spec.recurrence is not None and not attends(layer, spec):
-        return None
-    value = value_rows(made, spec)
-    assert value is not None
-    heads = config.num_attention_heads
-    head_size = weight_of(layer.get_submodule(spec.attention_output)).shape[1] // heads
-    rows = weight_of(made.get_submodule(value.module)).shape[0]
-    return HeadSizes(heads, key_value_heads(rows, value.layout, heads, head_size), head_size)
-
-
-def _attribute(holder: object, path: str | None) -> Any:  # noqa: ANN401 - a number or nothing
-    for name in path.split(".") if path else []:
-        holder = getattr(holder, name, None)
-    return holder if path else None
-
-
-def _factor(path: str | None, *holders: object) -> float:
-    """The number at a path of the first holder that has one there; 1 where none has."""
-    found = (_attribute(holder, path) for holder in holders)
-    return float(next((number for number in found if number is not None), 1.0))

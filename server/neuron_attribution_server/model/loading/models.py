@@ -23,16 +23,16 @@ from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 from neuron_attribution_server.model.capture.capture import prepare_model
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.engine.generation import make_greedy
-from neuron_attribution_server.model.loading.adapter_source import AdapterSource, adapter_source
 from neuron_attribution_server.model.loading.adapters import merged
-from neuron_attribution_server.model.loading.demo import cache_folder
 from neuron_attribution_server.model.loading.invariants import measure
 from neuron_attribution_server.model.loading.load_failures import Reading, check_tensors, naming_files
 from neuron_attribution_server.model.loading.math_libraries import most_threads
 from neuron_attribution_server.model.loading.memory import memory_cost
-from neuron_attribution_server.model.loading.model_source import ModelSource, model_source
 from neuron_attribution_server.model.loading.placement import check_whole, device_of, loading_arguments, place
 from neuron_attribution_server.model.loading.ranges import VocabularyRanges
+from neuron_attribution_server.model.loading.sources.adapter_source import AdapterSource, adapter_source
+from neuron_attribution_server.model.loading.sources.demo import cache_folder
+from neuron_attribution_server.model.loading.sources.model_source import ModelSource, model_source
 from neuron_attribution_server.model.loading.text_only import keep_language_model, loader_of
 from neuron_attribution_server.model.loading.usual_contexts import usual_activity
 from neuron_attribution_server.model.loading.weights import weights_of
