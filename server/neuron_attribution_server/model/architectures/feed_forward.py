@@ -85,13 +85,14 @@ class DenseFfn:
 
     def _activated(self, normed: Tensor) -> Tensor:
         up = self._up(normed)
-        if self._gate is None:
+        gate = None if self._gate is None else self._gate(normed) * self._gate_multiplier
+        if gate is None:
             found: Tensor = self._activation(up)
-            return found
-        gate = self._gate(normed) * self._gate_multiplier
-        if self._join is None:
-            return self._activation(gate).to(normed.device) * up
-        return self._join(self._activation, gate, up)
+        elif self._join is None:
+            found = self._activation(gate).to(normed.device) * up
+        else:
+            found = self._join(self._activation, gate, up)
+        return found
 
     def bias(self, normed: Tensor) -> Tensor | None:
         """What is written beside the neurons, [d] or [..., d]."""

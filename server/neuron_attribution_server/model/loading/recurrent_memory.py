@@ -47,7 +47,7 @@ def _working_bytes(view: ModelView, mixer: nn.Module, positions: int) -> int:
     handles = [mixer.register_forward_pre_hook(memory.begin), mixer.register_forward_hook(memory.end)]
     try:
         with memory:
-            view.model.base_model(input_ids=_tokens(view, positions), use_cache=False)
+            view.body(input_ids=_tokens(view, positions), use_cache=False)
     except _MeasuredError:
         pass
     finally:
@@ -58,7 +58,7 @@ def _working_bytes(view: ModelView, mixer: nn.Module, positions: int) -> int:
 
 def _state_bytes(view: ModelView) -> int:
     """What is kept of one sequence between the tokens that are generated: states, and hardly any keys and values."""
-    output = view.model.base_model(input_ids=_tokens(view, 2), use_cache=True)
+    output = view.body(input_ids=_tokens(view, 2), use_cache=True)
     cache = getattr(output, "past_key_values", None)
     kept = [vars(layer) for layer in getattr(cache, "layers", ())]
     return sum(each.nbytes for each in tree_leaves(kept) if isinstance(each, Tensor))

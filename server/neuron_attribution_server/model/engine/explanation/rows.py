@@ -72,14 +72,10 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
 
 
 def _values(captured: CapturedStates, distinct: Sequence[int], longest: int) -> Tensor:
-    """Value vectors of sequences, [S, L, K, T, D]; layers of fewer key/value heads have each several times."""
+    """Value vectors of sequences, [S, L, K, T, D]."""
     every = list(distinct) == list(range(len(captured.lengths)))
     which = slice(None) if every else columns_on_device([np.array(distinct)], captured.rows.device)[0]
-    layers = [layer[which, :, :longest] for layer in captured.values]
-    most = max(layer.shape[1] for layer in layers)
-    return torch.stack(
-        [each if each.shape[1] == most else each.repeat_interleave(most // each.shape[1], 1) for each in layers], 1
-    )
+    return torch.stack([layer[which, :, :longest] for layer in captured.values], 1)
 
 
 def _gates(captured: CapturedStates, rows: Sequence[Row], which: Tensor, heads: int) -> Tensor | None:
