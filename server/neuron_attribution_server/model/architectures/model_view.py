@@ -227,14 +227,14 @@ def _value_layers(modules: Sequence[nn.Module], spec: ArchitectureSpec, config: 
     return found
 
 
-def _sizes(layers: list[LayerView], heads: list[HeadSizes], unembedding: Tensor) -> ModelSizes:
+def _sizes(layers: list[LayerView], heads: HeadSizes, unembedding: Tensor) -> ModelSizes:
     vocabulary, hidden_size = unembedding.shape
     experts = [layer.ffn.experts for layer in layers if layer.ffn.experts is not None]
     return ModelSizes(
         layers=len(layers),
-        heads=heads[0].heads,
-        key_value_heads=max(each.key_value_heads for each in heads),
-        head_size=heads[0].head_size,
+        heads=heads.heads,
+        key_value_heads=heads.key_value_heads,
+        head_size=heads.head_size,
         ffn_width=max((layer.ffn.dense.width for layer in layers if layer.ffn.dense is not None), default=0),
         hidden_size=hidden_size,
         vocabulary=vocabulary,
