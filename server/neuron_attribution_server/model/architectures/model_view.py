@@ -197,6 +197,8 @@ def _layer_views(
     sizes = [
         head_sizes(module, modules[made], spec, config) for module, made in zip(modules, value_layers, strict=True)
     ]
+    if not modules:
+        raise AttributeError("there are no layers")
     known = [each for each in sizes if each is not None]
     if not known:
         raise FailedPreconditionError(
