@@ -22,7 +22,7 @@ from neuron_attribution_server.model.capture.capture import prepare_model
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.engine.generation import make_greedy
 from neuron_attribution_server.model.loading.demo import cache_folder
-from neuron_attribution_server.model.loading.guesses import guessed_spec
+from neuron_attribution_server.model.loading.guessed.guesses import guessed_spec
 from neuron_attribution_server.model.loading.invariants import measure
 from neuron_attribution_server.model.loading.load_failures import Reading, check_tensors, naming_files
 from neuron_attribution_server.model.loading.math_libraries import most_threads

@@ -23,6 +23,7 @@ from neuron_attribution_server.model.architectures.guessing.trace import (
     trace,
     uses_interface,
 )
+from neuron_attribution_server.model.architectures.projections import bias_of, weight_of
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 
 _INNER = "model.language_model."
@@ -142,8 +143,8 @@ def _final_norm(model: PreTrainedModel, traced: Trace) -> tuple[Call, float]:
         unchanged = call.gave.shape != call.read.shape or same(call.read, call.gave)
         if unchanged or call.module is unembedding or not same(call.read, traced.last):
             continue
-        with_bias = unembedding(call.gave).double()
-        usable = logits.isfinite()
-        plain, wanted = with_bias[usable], logits[usable]
+        bias, usable = bias_of(unembedding), logits.isfinite()
+        plain = call.gave @ weight_of(unembedding).T + (0 if bias is None else bias)
+        plain, wanted = plain.double()[usable], logits[usable]
         return call, float((plain * wanted).sum() / plain.square().sum())
     raise NoGuessError("no norm outside its layers takes in what the last of them gives")

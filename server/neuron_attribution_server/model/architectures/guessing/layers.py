@@ -54,13 +54,13 @@ def layer_facts(layer: LayerTrace, heads: int, config: Any) -> list[LayerFacts]:
         output = next(call for call in layer.calls if call.path == attention.attention_output)
         for facts in feed_forward_facts(layer, attention.attention_output):
             for attention_write, first in _writes(layer, output.gave):
+                if same(layer.read + first, layer.read):
+                    raise NoGuessError("its attention writes nothing, so that what its FFN reads cannot be told")
                 for ffn_write, second in _writes(layer, facts.written):
                     factor = _factor(layer, first, second)
                     if factor is None:
                         continue
                     between = layer.read + factor * first
-                    if same(between, layer.read):
-                        raise NoGuessError("its attention writes nothing, so that what its FFN reads cannot be told")
                     problem = "something other than one norm is between the residual stream and the FFN"
                     found += [
                         LayerFacts(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.pytorch_utils import Conv1D
 
 TRACED_LENGTH = 17
@@ -177,7 +177,7 @@ def _traced_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    _mask: Tensor | None,
+    *_args: Any,  # noqa: ANN401
     **_kwargs: Any,  # noqa: ANN401
 ) -> tuple[Tensor, None]:
     mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
@@ -201,7 +201,7 @@ def _attention(model: PreTrainedModel, *, interface: bool) -> Iterator[list[tupl
             model.config._attn_implementation = before
         return
     AttentionInterface.register(_KEY, _traced_attention)
-    AttentionMaskInterface.register(_KEY, lambda *_args, **_kwargs: None)
+    AttentionMaskInterface.register(_KEY, eager_mask)
     token = _MIXED.set(found)
     model.set_attn_implementation(_KEY)
     try:
@@ -248,7 +248,8 @@ def _rows(value: Any) -> Tensor | None:  # noqa: ANN401 - whatever modules take 
         value = value[0]
     if value.dim() < 2 or value.shape[0] != TRACED_LENGTH:
         return None
-    return value.detach().flatten(1).clone()
+    rows: Tensor = value.detach().flatten(1).clone()
+    return rows
 
 
 def _is_pattern(value: Any) -> bool:  # noqa: ANN401

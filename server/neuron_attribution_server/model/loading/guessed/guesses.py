@@ -16,7 +16,7 @@ from neuron_attribution_server.model.architectures.guessing.trace import NoGuess
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 from neuron_attribution_server.model.capture.capture import prepare_model
-from neuron_attribution_server.model.loading.guess_proof import prove
+from neuron_attribution_server.model.loading.guessed.proof import prove
 
 GUESSED = "guessed:"
 """What the family of a guessed architecture begins with; its model type follows."""
