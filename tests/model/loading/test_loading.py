@@ -1,44 +1,19 @@
 """Models are proven at load: right ones are served with their measured errors, wrong ones are refused by name."""
 
-import dataclasses
-
 import pytest
 import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution_server.model.architectures.families import FAMILIES
-from neuron_attribution_server.model.architectures.groups.llama import LLAMA
-from neuron_attribution_server.model.architectures.spec import Layout, NormKind, Rows
 from neuron_attribution_server.model.capture.capture import ATTENTION_KEY
 from neuron_attribution_server.model.loading.invariants import INVARIANTS
 from neuron_attribution_server.model.loading.models import engine_from, load_engine
 from neuron_attribution_server.settings.config import LoadSettings
 from reference.tiny_families import tiny_family
 from reference.tiny_models import tiny_gpt2, tiny_llama
+from reference.wrong_specs import WRONG_SPECS, wrong_spec
 from transformers import MambaConfig, MambaForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-SWAPPED = dataclasses.replace(LLAMA.ffn, up=LLAMA.ffn.gate, gate=LLAMA.ffn.up)
-WRONG = {
-    "forward_parity": ("llama", {"norm": NormKind.LAYER}),
-    "forward_parity by the factor of logits": ("cohere", {"logit_multiplier": None}),
-    "residual_additivity": ("granite", {"residual_multiplier": None}),
-    "residual_additivity by the write": ("gemma3_text", {"attention_write": None}),
-    "residual_additivity by what else is written": ("granitemoeshared", {"expert_outputs": ("block_sparse_moe",)}),
-    "attention_identity": ("gptj", {"value": Rows("attn.k_proj")}),
-    "attention_identity of a fused projection": ("codegen", {"value": Rows("attn.qkv_proj", Layout.PER_HEAD)}),
-    "attention_neurons": ("gemma3_text", {"norm_offset": 0.0}),
-    "ffn_neurons": ("mixtral", {"ffn_norm": "input_layernorm"}),
-    "ffn_neurons of a shared expert": (
-        "qwen2_moe",
-        {"shared_ffn": dataclasses.replace(FAMILIES["qwen2_moe"].shared_ffn, weight=None)},
-    ),
-    "value_keys": ("llama", {"value": Rows("self_attn.k_proj")}),
-    "value_keys of a fused projection": ("phi3", {"value": Rows("self_attn.qkv_proj", Layout.PER_GROUP)}),
-    "value_keys by the norm": ("gpt2", {"attention_norm": "ln_2"}),
-    "ffn_keys": ("llama", {"ffn": SWAPPED}),
-    "ffn_keys by the norm": ("llama", {"ffn_norm": "input_layernorm"}),
-    "ffn_keys by what it reads": ("gpt_neox", {"variants": ()}),
-}
 MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
 
 
@@ -51,17 +26,17 @@ def test_every_invariant_is_measured_and_holds(name):
         assert invariant.description.endswith(".")
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", WRONG_SPECS)
 def test_a_wrong_spec_is_refused_naming_the_invariant(monkeypatch, case):
-    family, wrong = WRONG[case]
-    monkeypatch.setitem(FAMILIES, family, dataclasses.replace(FAMILIES[family], **wrong))
+    family = WRONG_SPECS[case][0]
+    monkeypatch.setitem(FAMILIES, family, wrong_spec(case))
     with pytest.raises(FailedPreconditionError, match=f"{case.split()[0]} is off by") as refused:
         engine_from(tiny_family(family))
     assert refused.value.reason == "INVARIANT_FAILED"
 
 
 def test_every_invariant_refuses_a_wrong_spec():
-    assert {case.split()[0] for case in WRONG} == set(INVARIANTS)
+    assert {case.split()[0] for case in WRONG_SPECS} == set(INVARIANTS)
 
 
 def test_a_lost_mask_is_refused(monkeypatch):
