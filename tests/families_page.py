@@ -60,6 +60,10 @@ REFUSED = """
 Everything else is refused by name before its weights are read. A type that is a family's under another name, or holds
 a language model beside other things, goes by that family and is served if its invariants hold:
 {several}.
+A type that nobody has described may be guessed from its modules and proven, with
+[`--guess-architecture true`](deploying.md#models-that-nobody-has-described): every family above is, when its
+description is taken away.
+
 Of the other causal language models that transformers knows:
 
 | `model_type` | why |

@@ -437,6 +437,7 @@ class ModelInfo(Displayed):
 
     model: ModelIdentity
     family: str
+    """The architecture's; `guessed:` and the model's type where nobody has described it and a guess was proven."""
     device: str
     sizes: ModelSizes
     limits: Limits

@@ -32,6 +32,7 @@ class LoadSettings:
     device_map: str | None = None
     device_memory: str | None = None
     adapter: str | None = None
+    guess_architecture: bool = False
 
 
 def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
@@ -121,6 +122,12 @@ class ServerConfig:
     trust_remote_code: bool = _setting(_switch, "whether code that comes with the model may run here", False)
     pickled_weights: bool = _setting(
         _switch, "whether weights may be pickles, which can run code, where there are no safetensors", False
+    )
+    guess_architecture: bool = _setting(
+        _switch,
+        "whether a model of a type that nobody has described is served where a description of it can be found and "
+        "proven when it is loaded, which takes longer and, of weights in half precision, twice their memory",
+        False,
     )
     listen: str = _setting(_listen_address, "HOST:PORT to listen on; port 0 takes any free one", "localhost:50051")
     maximum_tokens: int = _setting(_count, "tokens per request, at most the model's own maximum", 4096)
@@ -270,6 +277,10 @@ class ServerConfig:
             )
         if self.device_memory is not None and self.device_map is None:
             raise ConfigurationError("device_memory without device_map: it limits how device_map auto spreads a model")
+        if self.guess_architecture and self.device_map is not None:
+            raise ConfigurationError(
+                "guess_architecture with device_map: a guess is proven on one device; leave one of them out"
+            )
         if (self.tls_certificate is None) != (self.tls_key is None):
             given, missing = ("tls_certificate", "tls_key") if self.tls_certificate else ("tls_key", "tls_certificate")
             raise ConfigurationError(f"{given} without {missing}: give both for TLS, or neither")
@@ -300,6 +311,7 @@ class ServerConfig:
                 self.device_map,
                 self.device_memory,
                 self.adapter,
+                self.guess_architecture,
             )
             for each in devices
         )
@@ -342,7 +354,7 @@ class ServerConfig:
 GROUPS = {
     "the model": (
         *("model", "revision", "adapter", "dtype", "device", "device_map", "device_memory", "threads"),
-        *("trust_remote_code", "pickled_weights"),
+        *("trust_remote_code", "pickled_weights", "guess_architecture"),
     ),
     "the network": ("listen", "health_listen", "metrics_listen", "web", "web_connections"),
     "security": (

@@ -118,22 +118,25 @@ async def _first_expired_cancelled_answered(address, calls, batches, gate):
         while not batches.exists():
             await asyncio.sleep(0.01)
         expiring = [stub.Attribute(attribution(), timeout=5) for _ in range(calls)]
-        await _until_full(stub)
+        await _until_full(stub, expiring)
         expired = {await call.code() for call in expiring}
         waiting = [stub.Attribute(attribution(), timeout=PATIENCE) for _ in range(calls)]
-        await _until_full(stub)
+        await _until_full(stub, waiting)
         for call in waiting:
             call.cancel()
         cancelled = {await call.code() for call in waiting}
         answered = [asyncio.create_task(_code_once_taken(stub)) for _ in range(calls)]
-        await _until_full(stub)
+        await _until_full(stub, answered)
         gate.touch()
         return [{await first}, expired, cancelled, set(await asyncio.gather(*answered))]
 
 
-async def _until_full(stub):
-    while await stub.Attribute(attribution(), timeout=0.1).code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-        pass
+async def _until_full(stub, calls):
+    """Wait until the queue is full, or until the calls have ended that were to fill it: on a slow machine the first of
+    them may have expired by then."""
+    while not all(call.done() for call in calls):
+        if await stub.Attribute(attribution(), timeout=0.1).code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return
 
 
 async def _code_once_taken(stub):

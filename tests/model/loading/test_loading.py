@@ -1,78 +1,20 @@
 """Models are proven at load: right ones are served with their measured errors, wrong ones are refused by name."""
 
-import dataclasses
-
 import pytest
 import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution_server.model.architectures.families import FAMILIES
-from neuron_attribution_server.model.architectures.groups.llama import LLAMA
 from neuron_attribution_server.model.architectures.layer_modules import attends
-from neuron_attribution_server.model.architectures.spec import Layout, NormKind, Rows
 from neuron_attribution_server.model.capture.capture import ATTENTION_KEY
 from neuron_attribution_server.model.loading.invariants import INVARIANTS
 from neuron_attribution_server.model.loading.models import engine_from, load_engine
 from neuron_attribution_server.settings.config import LoadSettings
 from reference.tiny_families import TINY_FAMILIES, tiny_family
 from reference.tiny_models import tiny_gpt2, tiny_llama
+from reference.wrong_specs import WRONG_SPECS, wrong_spec
 from transformers import AutoConfig, AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-SWAPPED = dataclasses.replace(LLAMA.ffn, up=LLAMA.ffn.gate, gate=LLAMA.ffn.up)
-WRONG = {
-    "forward_parity": ("llama", {"norm": NormKind.LAYER}),
-    "forward_parity by the factor of logits": ("cohere", {"logit_multiplier": None}),
-    "residual_additivity": ("granite", {"residual_multiplier": None}),
-    "residual_additivity by the write": ("gemma3_text", {"attention_write": None}),
-    "residual_additivity by what else is written": ("granitemoeshared", {"expert_outputs": ("block_sparse_moe",)}),
-    "residual_additivity by a mixer's factor": (
-        "falcon_h1",
-        {"recurrence": dataclasses.replace(FAMILIES["falcon_h1"].recurrence, multiplier=None)},
-    ),
-    "residual_additivity without a mixer": (
-        "bamba",
-        {"recurrence": dataclasses.replace(FAMILIES["bamba"].recurrence, output="mamba.another")},
-    ),
-    "residual_additivity by a layer's factor": ("gemma4_text", {"stream_scalar": None}),
-    "residual_additivity by what no neuron writes": ("gemma4_text", {"ffn_also_writes": None}),
-    "attention_identity": ("gptj", {"value": Rows("attn.k_proj")}),
-    "attention_identity of a fused projection": ("codegen", {"value": Rows("attn.qkv_proj", Layout.PER_HEAD)}),
-    "attention_identity without its gate": ("afmoe", {"attention_gate": None}),
-    "attention_identity without the norm of mixed heads": ("bitnet", {"mixed_norm": None}),
-    "attention_identity by the gate's function": (
-        "laguna",
-        {"attention_gate": dataclasses.replace(FAMILIES["laguna"].attention_gate, activation=torch.sigmoid)},
-    ),
-    "ffn_neurons by a norm inside the FFN": ("axk1", {"ffn_write": None}),
-    "attention_neurons": ("gemma3_text", {"norm_offset": 0.0}),
-    "ffn_neurons": ("mixtral", {"ffn_norm": "input_layernorm"}),
-    "ffn_neurons of a shared expert": (
-        "qwen2_moe",
-        {"shared_ffn": dataclasses.replace(FAMILIES["qwen2_moe"].shared_ffn, weight=None)},
-    ),
-    "ffn_neurons by the experts' factor": ("laguna", {"expert_multiplier": None}),
-    "ffn_neurons of experts that are weighed first": ("llama4_text", {"shared_ffn": None}),
-    "ffn_neurons of parts with norms of their own": ("gemma4_text, experts", {"part_writes": None}),
-    "ffn_neurons of experts that read another norm": ("gemma4_text, experts", {"experts_norm": None}),
-    "value_keys": ("llama", {"value": Rows("self_attn.k_proj")}),
-    "value_keys of a fused projection": ("phi3", {"value": Rows("self_attn.qkv_proj", Layout.PER_GROUP)}),
-    "value_keys by the values' factor": ("mimo_v2_flash", {"value_multiplier": None}),
-    "value_keys by the norm": ("gpt2", {"attention_norm": "ln_2"}),
-    "value_keys by the norm of values": ("gemma4_text", {"value_norm": None}),
-    "ffn_keys": ("llama", {"ffn": SWAPPED}),
-    "ffn_keys without the norm of the neurons": ("bitnet", {"ffn": LLAMA.ffn}),
-    "ffn_keys by the norm": ("llama", {"ffn_norm": "input_layernorm"}),
-    "ffn_keys by what it reads": ("gpt_neox", {"variants": ()}),
-    "ffn_keys by the norms of layers with a mixer": (
-        "olmo_hybrid",
-        {"recurrence": dataclasses.replace(FAMILIES["olmo_hybrid"].recurrence, changes={})},
-    ),
-    "ffn_keys by the gate's factor": (
-        "falcon_h1",
-        {"ffn": dataclasses.replace(FAMILIES["falcon_h1"].ffn, gate_multiplier=None)},
-    ),
-    "value_keys by the factor of what attention reads": ("falcon_h1", {"attention_input_multiplier": None}),
-}
 MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
 
 
@@ -85,11 +27,10 @@ def test_every_invariant_is_measured_and_holds(name):
         assert invariant.description.endswith(".")
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", WRONG_SPECS)
 def test_a_wrong_spec_is_refused_naming_the_invariant(monkeypatch, case):
-    name, wrong = WRONG[case]
-    family = TINY_FAMILIES[name][0]
-    monkeypatch.setitem(FAMILIES, family, dataclasses.replace(FAMILIES[family], **wrong))
+    name = WRONG_SPECS[case][0]
+    monkeypatch.setitem(FAMILIES, TINY_FAMILIES[name][0], wrong_spec(case))
     with pytest.raises(FailedPreconditionError, match=f"{case.split()[0]} is off by") as refused:
         engine_from(tiny_family(name))
     assert refused.value.reason == "INVARIANT_FAILED"
@@ -119,7 +60,7 @@ def test_a_model_without_attention_is_refused():
 
 
 def test_every_invariant_refuses_a_wrong_spec():
-    assert {case.split()[0] for case in WRONG} == set(INVARIANTS)
+    assert {case.split()[0] for case in WRONG_SPECS} == set(INVARIANTS)
 
 
 @pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])

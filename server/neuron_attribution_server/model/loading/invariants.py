@@ -68,11 +68,14 @@ def _also_written(view: ModelView) -> Iterator[dict[int, Tensor]]:
             handle.remove()
 
 
-def measure(view: ModelView, unembedding: Unembedding) -> tuple[Invariant, ...]:
-    """Measure every invariant. Raises FailedPreconditionError naming those that fail."""
+def measure(view: ModelView, unembedding: Unembedding, room: float = 1) -> tuple[Invariant, ...]:
+    """Measure every invariant, of whose tolerances a `room`th is allowed.
+
+    Raises FailedPreconditionError naming those that fail.
+    """
     with torch.inference_mode():
         probe = Probe(view, unembedding)
-        tolerance = TOLERANCES[view.dtype]
+        tolerance = TOLERANCES[view.dtype] / room
         found = tuple(
             Invariant(name, (check.__doc__ or "").split("\n")[0], check(probe), tolerance)
             for name, check in INVARIANTS.items()

@@ -18,12 +18,13 @@ from transformers.utils import logging
 
 from neuron_attribution_server.model.architectures.families import FAMILIES
 from neuron_attribution_server.model.architectures.model_view import ModelView
-from neuron_attribution_server.model.architectures.refusals import refusal
+from neuron_attribution_server.model.architectures.refusals import REFUSED, refusal
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 from neuron_attribution_server.model.capture.capture import prepare_model
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.engine.generation import make_greedy
 from neuron_attribution_server.model.loading.adapters import merged
+from neuron_attribution_server.model.loading.guessed.guesses import guessed_spec
 from neuron_attribution_server.model.loading.invariants import measure
 from neuron_attribution_server.model.loading.load_failures import Reading, check_tensors, naming_files
 from neuron_attribution_server.model.loading.math_libraries import most_threads
@@ -79,7 +80,7 @@ def load_engine(settings: LoadSettings) -> Engine:
         name, revision = f"{name}+{adapter.name}", f"{revision}+{adapter.revision()}"
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}"
     identity = ModelIdentity(name, revision, _name(model.dtype))
-    return _engine(model, identity, serialized, tokenizer, ranges)
+    return _engine(model, identity, serialized, tokenizer, ranges, guess=settings.guess_architecture)
 
 
 def _begun(function: Callable[[], Value]) -> Future[Value]:
@@ -96,11 +97,13 @@ def _begun(function: Callable[[], Value]) -> Future[Value]:
     return future
 
 
-def engine_from(model: PreTrainedModel, tokenizer_json: str | None = None, name: str = "test") -> Engine:
+def engine_from(
+    model: PreTrainedModel, tokenizer_json: str | None = None, name: str = "test", *, guess: bool = False
+) -> Engine:
     """The engine around a model in memory. Without a tokenizer, tokens show as their ids."""
     identity = ModelIdentity(name, "in-memory", _name(model.dtype))
     tokenizer = ExactTokenizer(tokenizer_json) if tokenizer_json else None
-    return _engine(model, identity, tokenizer_json or "", tokenizer, None)
+    return _engine(model, identity, tokenizer_json or "", tokenizer, None, guess=guess)
 
 
 def _engine(
@@ -109,11 +112,13 @@ def _engine(
     serialized: str,
     tokenizer: ExactTokenizer | None,
     ranges: Path | None,
+    *,
+    guess: bool,
 ) -> Engine:
     check_whole(model)
     model.eval().requires_grad_(False)
     make_greedy(model)
-    view = _view(model)
+    view = _view(model, _spec(model.config, guess=guess))
     prepare_model(view)
     weights = weights_of(view)
     invariants = measure(view, weights.unembedding)
@@ -142,7 +147,7 @@ def _model(source: ModelSource, adapter: AdapterSource | None, settings: LoadSet
     loader: Any = AutoModelForCausalLM
     if source.gguf_file is None:
         config = AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments)
-        _spec(config)
+        _spec(config, guess=settings.guess_architecture)
         loader = loader_of(config)
     with _naming_pickled_weights(source, settings):
         loaded: Any = loader.from_pretrained(
@@ -185,8 +190,9 @@ def _own_code(settings: LoadSettings) -> dict[str, bool]:
     return {"trust_remote_code": settings.trust_remote_code}
 
 
-def _view(model: PreTrainedModel) -> ModelView:
-    spec = _spec(model.config)
+def _view(model: PreTrainedModel, spec: ArchitectureSpec | None) -> ModelView:
+    if spec is None:
+        spec = guessed_spec(model, _model_type(model.config))
     try:
         return ModelView(model, spec)
     except (AttributeError, IndexError) as error:
@@ -196,19 +202,29 @@ def _view(model: PreTrainedModel) -> ModelView:
         ) from error
 
 
-def _spec(config: PreTrainedConfig) -> ArchitectureSpec:
-    """The architecture's spec, by the configuration alone: a model is refused before its weights are read."""
+def _spec(config: PreTrainedConfig, *, guess: bool) -> ArchitectureSpec | None:
+    """The architecture's spec, by the configuration alone: a model is refused before its weights are read.
+
+    None for one that nobody has described and that may be guessed. What is known not to fit is refused all the same.
+    """
+    family = _model_type(config)
+    if family in FAMILIES:
+        return FAMILIES[family]
+    if guess and family not in REFUSED:
+        return None
+    remedy = "" if family in REFUSED else "; --guess-architecture true tries to find them"
+    raise FailedPreconditionError(
+        f"model refused: the {family} architecture is not supported: {refusal(family)}{remedy}; "
+        f"supported: {', '.join(sorted(FAMILIES))}",
+        reason="UNSUPPORTED_ARCHITECTURE",
+    )
+
+
+def _model_type(config: PreTrainedConfig) -> str:
     try:
-        family = config.get_text_config().model_type
+        return str(config.get_text_config().model_type)
     except ValueError:  # it holds several language models
-        family = config.model_type
-    if family not in FAMILIES:
-        raise FailedPreconditionError(
-            f"model refused: the {family} architecture is not supported: {refusal(family)}; "
-            f"supported: {', '.join(sorted(FAMILIES))}",
-            reason="UNSUPPORTED_ARCHITECTURE",
-        )
-    return FAMILIES[family]
+        return str(config.model_type)
 
 
 def _dequantized(model: PreTrainedModel, settings: LoadSettings) -> PreTrainedModel:
