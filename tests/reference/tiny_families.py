@@ -389,23 +389,13 @@ TINY_FAMILIES: dict[str, tuple[str, Facts]] = {
 }
 """By what tests call it: the family, and its configuration."""
 
-UNDESCRIBED_FAMILIES: dict[str, tuple[str, Facts]] = {
-    "flint": ("flint", _llama(**HEADS)),
-    "kolibri1": ("kolibri1", _llama(**HEADS)),
-    "hy_v3": ("hy_v3", _moe(**ROUTED, **HEADS, num_local_experts=4, num_experts=4)),
-    "youtu": ("youtu", _llama() | LATENT),
-    "glm4_moe_lite": ("glm4_moe_lite", _moe(**ROUTED, n_group=1, topk_group=1) | LATENT),
-    "deepseek_v32": ("deepseek_v32", _moe(**ROUTED, n_group=1, topk_group=1) | LATENT),
-}
-"""Families without a description that can be guessed."""
-
 
 def tiny_family(name: str, seed: int = 0) -> PreTrainedModel:
     """A model with random weights, of queries and keys large enough that attention is uneven.
 
     Norms and biases are what they are in a new model, and noise.
     """
-    family, facts = (TINY_FAMILIES | UNDESCRIBED_FAMILIES)[name]
+    family, facts = TINY_FAMILIES[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # some new models have random biases
         model = _new(family, facts)
