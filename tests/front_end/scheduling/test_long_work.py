@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 from neuron_attribution.errors import DeadlineExceededError, UnavailableError
-from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS, current_tenant
 from neuron_attribution_server.front_end.observability.metrics import Metrics
 from neuron_attribution_server.front_end.scheduling.batch_observer import BatchObserver
 from neuron_attribution_server.front_end.scheduling.scheduler import Scheduler
@@ -72,9 +71,8 @@ def scheduling(scenario, memory=1000, price=0.05, **settings):
         scheduler = Scheduler(worker, config, cost, predictor, BatchObserver(Metrics()))
         running = asyncio.create_task(scheduler.run())
 
-        async def submit(tokens, deadline=None, tenant=ANONYMOUS):
+        async def submit(tokens, deadline=None):
             task = AttributeTask(token_ids=tuple(range(tokens)))
-            current_tenant.set(tenant)
             submission = asyncio.create_task(scheduler.submit(task, deadline))
             await asyncio.sleep(0)
             return submission
@@ -162,26 +160,6 @@ def test_a_batch_of_short_ones_may_take_as_long_as_all_of_them_should():
         assert worker.inside == [[SHORT]]
         worker.ended.set()
         await asyncio.gather(*pair)
-
-    scheduling(scenario, price=0.01)
-
-
-@pytest.mark.usefixtures("quick")
-def test_who_has_nothing_in_a_batch_of_short_ones_waits_for_no_more_of_it_than_for_a_short_one():
-    """Eight are predicted to take 1.4 seconds: their own tenant's next one waits, another tenant's goes inside."""
-
-    async def scenario(_, worker, submit):
-        flood = await together(worker, submit, [SHORT] * 8)
-        own = await submit(SHORT)
-        other = await submit(2, tenant="another")
-        await asyncio.sleep(0.2)
-        assert not other.done()
-        await other
-        await asyncio.sleep(0.3)
-        assert (worker.batches[1], worker.inside) == ([SHORT] * 8, [[2]])
-        assert not own.done()
-        worker.ended.set()
-        await asyncio.gather(own, *flood)
 
     scheduling(scenario, price=0.01)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from neuron_attribution.errors import ResourceExhaustedError
@@ -206,15 +206,13 @@ class RequestQueue:
         self._drop_unwanted(now)
         return self._taken(self._next_batch(now))
 
-    def pop_shorter(
-        self, now: float, limits: BatchLimits, *, short: bool = True, but: Set[str] = frozenset()
-    ) -> list[QueuedTask]:
+    def pop_shorter(self, now: float, limits: BatchLimits, *, short: bool = True) -> list[QueuedTask]:
         """Take out the next batch of tasks that are `short`, or are not, in the same order between tenants.
 
-        None takes longer than the batch may, and none is of the tenants `but`.
+        None takes longer than the batch may.
         """
         self._drop_unwanted(now)
-        return self._taken(self._next_batch(now, limits, short=short, but=but))
+        return self._taken(self._next_batch(now, limits, short=short))
 
     def charge(self, batch: Sequence[QueuedTask], seconds: float) -> None:
         """Charge its tenants with what a batch took, in place of what they were charged with for it before."""
@@ -252,21 +250,15 @@ class RequestQueue:
         return batch
 
     def _next_batch(
-        self,
-        now: float,
-        limits: BatchLimits | None = None,
-        *,
-        short: bool | None = None,
-        but: Set[str] = frozenset(),
+        self, now: float, limits: BatchLimits | None = None, *, short: bool | None = None
     ) -> list[QueuedTask]:
         """The oldest task of the tenant whose turn it is, and what fits beside it, tenants taking turns.
 
-        With `limits` only tasks that fit into them, and are `short` or are not. None of the tenants `but`.
+        With `limits` only tasks that fit into them, and are `short` or are not.
         """
         lines = {
             tenant: [each for each in line.items if limits is None or (each.is_short == short and _fits(each, limits))]
             for tenant, line in self._lines.items()
-            if tenant not in but
         }
         lines = {tenant: items for tenant, items in lines.items() if items}
         if not lines:

@@ -81,7 +81,6 @@ class Scheduler:
         self._news = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._long: list[list[QueuedTask]] = []
-        self._shared: list[list[QueuedTask]] = []  # which give way to tenants that have no part in them
         self._short_inside: list[QueuedTask] = []
         self._shorter_inside: list[QueuedTask] = []
         self._expected = 0
@@ -147,16 +146,12 @@ class Scheduler:
                     running -= done
 
     async def _run_next(self, batch: list[QueuedTask]) -> None:
-        """Run a batch; a long one may be interrupted, and so may a short one that takes twice what it should.
-
-        Whoever has nothing in a batch of short ones waits for no more of it than for a short one.
-        """
+        """Run a batch; a long one may be interrupted, and so may a short one that takes twice what it should."""
         loop, timers = asyncio.get_running_loop(), ExitStack()
 
         def begun() -> None:
             if seconds := self._undisturbed(batch):
                 timers.callback(loop.call_later(seconds, self._is_long, batch).cancel)
-                timers.callback(loop.call_later(2 * self._short_seconds, self._is_shared, batch).cancel)
             else:
                 self._is_long(batch)
 
@@ -165,20 +160,15 @@ class Scheduler:
                 await self._run_batch(batch, self._worker.run, begun)
         finally:
             self._long = [each for each in self._long if each is not batch]
-            self._shared = [each for each in self._shared if each is not batch]
 
     def _undisturbed(self, batch: Sequence[QueuedTask]) -> float:
-        """Seconds that a batch which a device has got runs before whatever is short may run inside it."""
+        """Seconds that a batch which a device has got runs before others may run inside it."""
         if not all(item.is_short for item in batch):
             return 0.0
         return 2 * max(self._short_seconds, self._predictor.seconds([item.task for item in batch]))
 
     def _is_long(self, batch: list[QueuedTask]) -> None:
         self._long.append(batch)
-        self._tell()
-
-    def _is_shared(self, batch: list[QueuedTask]) -> None:
-        self._shared.append(batch)
         self._tell()
 
     async def _let_short_ones_first(self) -> None:
@@ -206,8 +196,7 @@ class Scheduler:
         Where there is none, wait until there is news.
         """
         clock = asyncio.get_running_loop().time
-        have_part = frozenset() if self._long else frozenset(item.tenant for each in self._shared for item in each)
-        batch = [] if limits is None else self._queue.pop_shorter(clock(), limits, short=short, but=have_part)
+        batch = [] if limits is None else self._queue.pop_shorter(clock(), limits, short=short)
         if not batch:
             news = self._news
             await news.wait()
@@ -223,11 +212,10 @@ class Scheduler:
 
     def _inside(self, seconds: float) -> BatchLimits | None:
         """What may run inside a long batch, in the memory that is left; None where nothing waits for one."""
-        running = [*self._long, *self._shared]
-        if not running or len(self._running) < self._worker.capacity:
+        if not self._long or len(self._running) < self._worker.capacity:
             return None
         memory = self._limits.memory
-        held = max(memory.batch([item.task for item in batch]) for batch in running)
+        held = max(memory.batch([item.task for item in batch]) for batch in self._long)
         for others in (self._short_inside, self._shorter_inside):
             held += memory.batch([item.task for item in others]) if others else 0
         memory = replace(memory, available=memory.available - held)
