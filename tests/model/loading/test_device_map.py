@@ -29,19 +29,27 @@ PART = 0.85
 """What main memory may hold of a model: less than all, and more than accelerate keeps free for what it fetches."""
 LONG, SHORT = (45, 73, 93, 18, 59, 56, 90, 10), (17, 4, 33)
 OPTIONS = AttributeOptions(direction=Direction.BOTH, query_sources=8, position_projection_top_k=2)
-TASKS = [
-    AttributeTask(token_ids=LONG, explained=(ExplainedToken(7, 5), ExplainedToken(3)), options=OPTIONS),
-    AttributeTask(token_ids=SHORT, generate=2, options=OPTIONS),
-]
-INTERVENTION = InterveneTask(
-    token_ids=LONG,
-    sets=((Intervention(Scale(2), heads=(Head(1, 0),), layers=(LayerPart(0, LayerPartKind.FFN),)),),),
-    generate=2,
-)
+GENERATES_ONLY_WHOLE = ("recurrent_gemma",)
+"""transformers reads weights of these beside the modules that have them, step by step, and they are not fetched."""
+
+
+def tasks(engine):
+    """Attributions, and an intervention in the last layer that has heads and the first that has an FFN."""
+    layers = engine.facts.layers
+    head = next(number for number, layer in reversed(list(enumerate(layers))) if layer.heads)
+    ffn = next(number for number, layer in enumerate(layers) if layer.ffn_width or layer.experts)
+    generate = 0 if engine.facts.family in GENERATES_ONLY_WHOLE else 2
+    changed = Intervention(Scale(2), heads=(Head(head, 0),), layers=(LayerPart(ffn, LayerPartKind.FFN),))
+    explained = () if generate else (ExplainedToken(2),)
+    return [
+        AttributeTask(token_ids=LONG, explained=(ExplainedToken(7, 5), ExplainedToken(3)), options=OPTIONS),
+        AttributeTask(token_ids=SHORT, explained=explained, generate=generate, options=OPTIONS),
+        InterveneTask(token_ids=LONG, sets=((changed,),), generate=generate),
+    ]
 
 
 def answers(engine):
-    *attributions, intervened = engine.run([*TASKS, INTERVENTION])
+    *attributions, intervened = engine.run(tasks(engine))
     return [explanation for outcome in attributions for explanation in outcome.explanations], intervened
 
 
