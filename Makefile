@@ -30,7 +30,7 @@ check: $(VENV)/test-installed
 # Everything that must hold; the types are checked beside the first tests, which take more time than the types do
 test: $(VENV)/test-installed
 	$(CHECKS)
-	$(BIN)/mypy & types=$$!; $(TEST); tests=$$?; wait $$types && exit $$tests
+	$(BIN)/mypy & types=$$!; $(TEST); tests=$$?; wait $$types || { echo 'mypy found errors, printed above'; exit 1; }; exit $$tests
 
 # BENCHMARK takes options: make benchmark BENCHMARK='--quick --output quick.md'
 benchmark: $(VENV)/benchmark-installed
