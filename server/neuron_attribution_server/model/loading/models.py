@@ -238,7 +238,13 @@ def _dequantized(model: PreTrainedModel, settings: LoadSettings) -> PreTrainedMo
             "where its packed ones do; leave --device-map out, or serve the checkpoint it was made from",
             reason="QUANTIZED_AND_SPREAD",
         )
-    plain: PreTrainedModel = model.dequantize()
+    try:
+        plain: PreTrainedModel = model.dequantize()
+    except NotImplementedError as error:
+        raise FailedPreconditionError(
+            "model refused: transformers does not unpack weights of this format; serve the checkpoint it was made from",
+            reason="CANNOT_DEQUANTIZE",
+        ) from error
     return plain
 
 
