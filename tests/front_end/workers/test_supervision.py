@@ -267,6 +267,10 @@ def test_nothing_is_kept_of_workers_that_died(monkeypatch):
             multiprocessing.active_children()[0].kill()
             assert is_right(call.result(), caller)
         eventually(lambda: len(known) == 1)
+        deaths = pool.devices()[0].restarts
+        multiprocessing.active_children()[0].kill()  # it has nothing to do
+        eventually(lambda: pool.devices()[0].restarts > deaths and pool.is_live)
+        eventually(lambda: len(known) == 1)
 
 
 def allow_descriptors(process, *limits):

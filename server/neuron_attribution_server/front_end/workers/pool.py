@@ -133,7 +133,8 @@ class WorkerPool:
             self._busy.discard(worker)
         # After a death or a cancellation it is not idle again: the one has ended, the other one still computes.
         supervised.restarts.worked()
-        self._idle.put((supervised, worker))
+        if worker.is_live:
+            self._idle.put((supervised, worker))
         return answers
 
     async def _attempt_inside(self, worker: ProcessWorker, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
@@ -196,8 +197,11 @@ class WorkerPool:
         self._announce()
 
     def _on_change(self, supervised: SupervisedWorker) -> None:
+        idle = (supervised, supervised.worker)
         if supervised.worker.is_live:
-            self._idle.put((supervised, supervised.worker))
+            self._idle.put(idle)
+        else:
+            self._idle.discard(idle)
         self._announce()
 
     def _announce(self) -> None:
