@@ -41,6 +41,7 @@ from neuron_attribution.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from neuron_attribution.generation import FinishReason, Generation, Sampling
 from neuron_attribution.neurons import (
     AttentionNeuron,
     FfnNeuron,
@@ -138,6 +139,8 @@ __all__ = [
     "FailedPreconditionError",
     "FfnNeuron",
     "FieldViolation",
+    "FinishReason",
+    "Generation",
     "Head",
     "HeadEffects",
     "HeadPosition",
@@ -181,6 +184,7 @@ __all__ = [
     "QueryLayers",
     "QuerySource",
     "ResourceExhaustedError",
+    "Sampling",
     "Scale",
     "ScoringMethod",
     "SetTo",

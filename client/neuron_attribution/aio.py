@@ -46,7 +46,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
     ) -> AttributeResult:
         """Explain next-token predictions of a prompt: text, or token ids used exactly as given.
 
-        Keyword arguments are the fields of AttributeRequest (target, completion, generate, contrast,
+        Keyword arguments are the fields of AttributeRequest (target, completion, generate, sampling, contrast,
         add_special_tokens, model) and of AttributeOptions (parts, top_k, direction, ...). Enums are also accepted by
         their values ("increase"), neurons as they are written ("24.1005").
         """
@@ -143,7 +143,7 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
 
         For one set, instead of `sets`: `zero=["24.1005", "23.h4"]`, `scale={"24.1005": 2}`, `set={"7.ffn": 0}`, made in
         this order, and `explained_position_only`. Further keyword arguments are the fields of InterveneRequest: target,
-        generate, add_special_tokens, freeze_scale, model.
+        generate, sampling, add_special_tokens, freeze_scale, model.
         """
         return await self._run(calls.intervene(prompt, sets, **arguments), timeout)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 
+from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import Head, Neuron, QuerySource
 
 
@@ -183,7 +184,9 @@ class AttributeRequest:
     completion: str | tuple[int, ...] | None = None
     """A continuation, text or token ids, every token of which is explained."""
     generate: int | None = None
-    """How many greedily generated tokens to explain."""
+    """How many generated tokens to explain."""
+    sampling: Sampling | None = None
+    """How they are generated. None: the most probable one each time."""
     contrast: str | int | None = None
     """Explain the difference of the log probabilities to this token's: its exact text or its id."""
     add_special_tokens: bool | None = None
@@ -223,7 +226,9 @@ class InterveneRequest:
     target: str | int | None = None
     """The next token to watch: its exact text or its id. None: the model's own before any intervention."""
     generate: int = 0
-    """How many tokens to generate greedily before and after."""
+    """How many tokens to generate before and after."""
+    sampling: Sampling | None = None
+    """How they are generated. None: the most probable one each time."""
     add_special_tokens: bool | None = None
     """Whether the tokenizer's special tokens are added to a text. None: its own default."""
     freeze_scale: bool = False

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from neuron_attribution.generation import Generation
 from neuron_attribution.neurons import Head, Neuron
 from neuron_attribution.rendering import Displayed, page
 from neuron_attribution.requests import Part
@@ -260,6 +261,8 @@ class AttributeResult(Displayed):
     tokens: tuple[Token, ...]
     explanations: tuple[Explanation, ...]
     timings: Timings
+    generation: Generation | None = None
+    """How the generation ended, where tokens were generated."""
 
     def to_html(self) -> str:
         """The attribution as one self-contained HTML page with charts and tables."""
@@ -268,11 +271,13 @@ class AttributeResult(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class PredictionState:
-    """A next-token prediction: the watched token, the most probable ones, and the greedy continuation if asked for."""
+    """A next-token prediction: the watched token, the most probable ones, and the continuation if asked for."""
 
     target: TokenPrediction
     predictions: tuple[TokenPrediction, ...]
     continuation: tuple[Token, ...] = ()
+    generation: Generation | None = None
+    """How the continuation ended."""
 
 
 @dataclass(frozen=True, slots=True)

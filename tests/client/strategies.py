@@ -9,6 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import Head
 from neuron_attribution.requests import (
     AttributeOptions,
@@ -61,14 +62,22 @@ def attribute_requests() -> st.SearchStrategy:
     )
     token = st.none() | TEXTS | SCALARS[int]
     common = {"contrast": token, "options": options, "target": st.none(), "completion": st.none()}
-    common |= {"generate": st.none()}
-    explained: list[Mapping[str, Any]] = [{"target": token}, {"completion": TEXTS | IDS}, {"generate": COUNTS}]
+    common |= {"generate": st.none(), "sampling": st.none()}
+    explained: list[Mapping[str, Any]] = [{"target": token}, {"completion": TEXTS | IDS}]
+    explained += [{"generate": COUNTS, "sampling": st.none() | samplings()}]
     prompts = [{"prompt": TEXTS}, {"prompt": IDS, "add_special_tokens": st.none()}]
     return st.one_of(
         instances(AttributeRequest, **{**common, **explanation, **prompt})
         for explanation in explained
         for prompt in prompts
     )
+
+
+def samplings() -> st.SearchStrategy:
+    """Ways to draw tokens that the service accepts."""
+    temperatures, probabilities = st.floats(0.01, 100), st.floats(0, 1, exclude_min=True)
+    seeds = st.none() | st.integers(0, 2**64 - 1)
+    return instances(Sampling, temperature=temperatures, top_p=probabilities, seed=seeds)
 
 
 def interventions() -> st.SearchStrategy:
@@ -81,8 +90,11 @@ def intervene_requests() -> st.SearchStrategy:
     """Requests the service accepts: special tokens with text only."""
     common = {"sets": st.lists(interventions(), min_size=1, max_size=2).map(tuple)}
     common |= {"target": st.none() | TEXTS | SCALARS[int]}
-    return instances(InterveneRequest, prompt=TEXTS, **common) | instances(
-        InterveneRequest, prompt=IDS, add_special_tokens=st.none(), **common
+    plain, drawn = ({"sampling": st.none()}, {"generate": COUNTS, "sampling": samplings()})
+    return st.one_of(
+        instances(InterveneRequest, **common, **prompt, **generation)
+        for prompt in ({"prompt": TEXTS}, {"prompt": IDS, "add_special_tokens": st.none()})
+        for generation in (plain, drawn)
     )
 
 

@@ -16,6 +16,7 @@ from neuron_attribution.cli import output
 from neuron_attribution.cli.commands import serve
 from neuron_attribution.cli.main import COMMANDS, full_parser, main
 from neuron_attribution.errors import InternalError, UnauthenticatedError
+from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import (
     AttributeOptions,
@@ -170,6 +171,10 @@ def test_every_option_of_attribute_is_sent(run, service) -> None:
         (["--target-id", "7", "--contrast-id", "0"], {"target": 7, "contrast": 0}),
         (["--completion", " blue and"], {"completion": " blue and"}),
         (["--generate", "2"], {"generate": 2}),
+        (
+            ["--generate", "2", "--temperature", "0.5", "--top-p", "0.9", "--sample-top-k", "40", "--seed", "7"],
+            {"generate": 2, "sampling": Sampling(temperature=0.5, top_p=0.9, top_k=40, seed=7)},
+        ),
     ],
 )
 def test_what_is_explained(run, service, words, fields) -> None:
@@ -334,7 +339,7 @@ def test_intervene_takes_every_option(run, service) -> None:
         "intervene",
         "The sky is",
         *CHANGES.split(),
-        *["--target", "red", "--generate", "3", "--explained-position-only"],
+        *["--target", "red", "--generate", "3", "--seed", "5", "--explained-position-only"],
     )
     sets = (
         Intervention(
@@ -344,7 +349,9 @@ def test_intervene_takes_every_option(run, service) -> None:
         Intervention(SetTo(2.0), neurons=(FfnNeuron(1, 5),), layers=(LayerPart(0, "attention"),)),
     )
     sets = (tuple(replace(each, explained_position_only=True) for each in sets),)
-    assert service.requests == [InterveneRequest(prompt="The sky is", sets=sets, target="red", generate=3)]
+    assert service.requests == [
+        InterveneRequest(prompt="The sky is", sets=sets, target="red", generate=3, sampling=Sampling(seed=5))
+    ]
 
 
 @pytest.mark.parametrize("command", ["attribute", "intervene --zero 1.2"])

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from neuron_attribution import convert
 from neuron_attribution.convert import enums
 from neuron_attribution.errors import InternalError, InvalidArgumentError
+from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import (
     ALL_PARTS,
@@ -241,6 +242,12 @@ def attribute(**fields: object) -> messages.AttributeRequest:
         ("completion.text", attribute(completion=messages.Completion(text=""))),
         ("completion.token_ids", attribute(completion=messages.Completion(token_ids=messages.TokenIds()))),
         ("generate", attribute(generate=0)),
+        ("sampling", attribute(sampling=messages.Sampling())),
+        ("sampling.temperature", attribute(generate=1, sampling=messages.Sampling(temperature=0))),
+        ("sampling.temperature", attribute(generate=1, sampling=messages.Sampling(temperature=100.1))),
+        ("sampling.temperature", attribute(generate=1, sampling=messages.Sampling(temperature=float("nan")))),
+        ("sampling.top_p", attribute(generate=1, sampling=messages.Sampling(top_p=0))),
+        ("sampling.top_p", attribute(generate=1, sampling=messages.Sampling(top_p=1.1))),
         ("parts[1]", attribute(parts=[messages.PART_LAYERS, messages.PART_UNSPECIFIED])),
         ("parts[0]", attribute(parts=[99])),
         ("top_k", attribute(top_k=0)),
@@ -276,6 +283,12 @@ def test_projection_requests_are_refused_by_field(field: str, fields: dict[str, 
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
+def test_interventions_that_generate_nothing_draw_nothing() -> None:
+    request = InterveneRequest(prompt="a", sets=((Intervention(heads=(Head(0, 0),)),),), sampling=Sampling())
+    with pytest.raises(InvalidArgumentError, match="sampling: only generated tokens are sampled; set generate"):
+        convert.intervene_request_from_proto(convert.intervene_request_to_proto(request))
+
+
 def test_an_empty_text_is_not_tokenized() -> None:
     with pytest.raises(InvalidArgumentError, match="text: is empty"):
         convert.tokenize_request_from_proto(messages.TokenizeRequest())
@@ -287,6 +300,9 @@ def test_an_empty_text_is_not_tokenized() -> None:
         ("explain", AttributeRequest(prompt="a", target="b", completion="c")),
         ("explain", AttributeRequest(prompt="a", target=0, generate=0)),
         ("target.id", AttributeRequest(prompt="a", target=-1)),
+        ("sampling.temperature", AttributeRequest(prompt="a", generate=1, sampling=Sampling(temperature="hot"))),
+        ("sampling.top_k", AttributeRequest(prompt="a", generate=1, sampling=Sampling(top_k=-1))),
+        ("sampling.seed", AttributeRequest(prompt="a", generate=1, sampling=Sampling(seed=2**64))),
         ("prompt.token_ids.ids[1]", AttributeRequest(prompt=(1, 2**32))),
         ("prompt.text", AttributeRequest(prompt="\ud800")),
         ("top_k", AttributeRequest(prompt="a", options=AttributeOptions(top_k=1.5))),

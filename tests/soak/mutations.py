@@ -33,7 +33,13 @@ ATTRIBUTIONS = [
         scoring_method=messages.SCORING_METHOD_NORM,
         position_projection_top_k=2,
     ),
-    messages.AttributeRequest(prompt=messages.Prompt(text="é\u202e👩‍👩‍👧"), generate=2, head_top_k=1, query_sources=5),
+    messages.AttributeRequest(
+        prompt=messages.Prompt(text="é\u202e👩‍👩‍👧"),
+        generate=2,
+        sampling=messages.Sampling(temperature=0.7, top_p=0.9, top_k=40, seed=1),
+        head_top_k=1,
+        query_sources=5,
+    ),
 ]
 VALID = {
     "Attribute": ATTRIBUTIONS,
@@ -48,6 +54,7 @@ VALID = {
             target=messages.TokenChoice(text=" Paris"),
             sets=[messages.InterventionSet(interventions=each) for each in (INTERVENTIONS[:1], INTERVENTIONS)],
             generate=2,
+            sampling=messages.Sampling(seed=2**63),
         )
     ],
     "Tokenize": [messages.TokenizeRequest(text=PROMPT, add_special_tokens=True)],

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 
+from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, Neuron
 from neuron_attribution.requests import (
     AttributeOptions,
@@ -45,10 +46,12 @@ class RandomRequests:
         method = self._rarely(0.3, usual, lambda: self._random.choice([*ScoringMethod]))
         explained = self._random.random()
         prompt = self._ids(self._count(1, self._longest))
+        generate = self._count(1, 16) if 0.25 <= explained < 0.4 else None
         return AttributeRequest(
             prompt=prompt,
             completion=self._ids(self._count(1, 32)) if explained < 0.25 else None,
-            generate=self._count(1, 16) if 0.25 <= explained < 0.4 else None,
+            generate=generate,
+            sampling=Sampling(top_p=0.9, seed=generate) if explained < 0.32 and generate else None,
             contrast=self._id() if method is usual and self._random.random() < 0.15 else None,
             options=self._options(method, len(prompt)),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from neuron_attribution.cli.output import Lines, facts, model_text, text_tables, visible
+from neuron_attribution.cli.sampling import generation_text
 from neuron_attribution.display.attributions import explanation_tables, token_table
 from neuron_attribution.display.common import without_common
 from neuron_attribution.display.words import coverage_text, timings_text
@@ -24,6 +25,8 @@ def attribution_lines(result: AttributeResult, *, hide_common: bool = False) -> 
         notes.append(
             ("note", f"{hidden} neurons are hidden that are as strong in a quarter of the server's contexts, or more")
         )
+    if result.generation is not None:
+        notes.append(("generated", generation_text(result.generation)))
     foot = [*notes, ("model", model_text(result.model)), ("time", timings_text(result.timings))]
     return [*lines, "", *facts(foot)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from neuron_attribution.convert.generations import generation_from_proto, generation_to_proto
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.convert.layers import (
     head_score_from_proto,
@@ -30,7 +31,8 @@ from neuron_attribution.convert.tokens import (
     token_to_proto,
     tokens_from_proto,
 )
-from neuron_attribution.convert.values import duration, present, seconds
+from neuron_attribution.convert.values import duration, present, seconds, unless_none
+from neuron_attribution.generation import Generation
 from neuron_attribution.results import AttributeResult, Explanation, ModelIdentity, Timings, Token
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
@@ -52,17 +54,22 @@ _QUERY_LAYERS = ("ffn_query_layers", "attention_query_layers")
 
 def attribute_result_to_proto(result: AttributeResult) -> messages.AttributeResponse:
     """Write an attribution."""
-    message = explanations_to_proto(result.model, result.explanations)
+    message = explanations_to_proto(result.model, result.explanations, generation=result.generation)
     message.tokens.extend(map(token_to_proto, result.tokens))
     message.timings.CopyFrom(timings_to_proto(result.timings))
     return message
 
 
 def explanations_to_proto(
-    model: ModelIdentity, explanations: Sequence[Explanation], walk: Walk = iter
+    model: ModelIdentity,
+    explanations: Sequence[Explanation],
+    walk: Walk = iter,
+    generation: Generation | None = None,
 ) -> messages.AttributeResponse:
     """Write an attribution without tokens and times; `walk` goes through the neurons of its rankings."""
-    message = messages.AttributeResponse(model=model_identity_to_proto(model))
+    message = messages.AttributeResponse(
+        model=model_identity_to_proto(model), generation=unless_none(generation, generation_to_proto)
+    )
     for explanation in explanations:
         _write_explanation(explanation, message.explanations.add(), walk)
     return message
@@ -115,6 +122,7 @@ def attribute_result_from_proto(message: messages.AttributeResponse) -> Attribut
         tokens=tokens_from_proto(message.tokens),
         explanations=tuple(explanation_from_proto(explanation) for explanation in message.explanations),
         timings=timings_from_proto(message.timings),
+        generation=present(message, "generation", generation_from_proto),
     )
 
 

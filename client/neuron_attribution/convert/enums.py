@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from neuron_attribution.errors import InternalError, InvalidArgumentError
+from neuron_attribution.generation import FinishReason
 from neuron_attribution.requests import Direction, LayerPartKind, Part, ScoringMethod, Side, Subkey
 from neuron_attribution.results import ComponentKind, Mixer, PromotedSide
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
@@ -64,3 +65,4 @@ PROMOTED_SIDES = EnumTable(PromotedSide, _values(messages.PromotedSide), "PROMOT
 COMPONENT_KINDS = EnumTable(ComponentKind, _values(messages.ComponentKind), "COMPONENT_KIND", None)
 MIXERS = EnumTable(Mixer, _values(messages.Mixer), "MIXER", Mixer.UNKNOWN)
 LAYER_PART_KINDS = EnumTable(LayerPartKind, _values(messages.LayerPartKind), "LAYER_PART_KIND", None)
+FINISH_REASONS = EnumTable(FinishReason, _values(messages.FinishReason), "FINISH_REASON", None)

@@ -8,6 +8,12 @@ import numpy as np
 
 from neuron_attribution.convert.attributions import timings_from_proto, timings_to_proto
 from neuron_attribution.convert.enums import LAYER_PART_KINDS
+from neuron_attribution.convert.generations import (
+    generation_from_proto,
+    generation_to_proto,
+    sampling_from_proto,
+    sampling_to_proto,
+)
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.convert.neurons import head_from_proto, head_to_proto, neurons_from_proto, neurons_to_proto
 from neuron_attribution.convert.prompts import (
@@ -22,7 +28,7 @@ from neuron_attribution.convert.tokens import (
     token_to_proto,
     tokens_from_proto,
 )
-from neuron_attribution.convert.values import unicode_text, unsigned
+from neuron_attribution.convert.values import present, unicode_text, unless_none, unsigned
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.requests import (
     InterveneRequest,
@@ -54,6 +60,8 @@ def intervene_request_to_proto(request: InterveneRequest) -> messages.InterveneR
     )
     if request.target is not None:
         message.target.CopyFrom(token_choice_to_proto(request.target, "target"))
+    if request.sampling is not None:
+        message.sampling.CopyFrom(sampling_to_proto(request.sampling))
     return message
 
 
@@ -67,6 +75,7 @@ def intervene_request_from_proto(message: messages.InterveneRequest) -> Interven
         sets=tuple(_set_from_proto(each, f"sets[{index}]") for index, each in enumerate(message.sets)),
         target=token_choice_from_proto(message.target, "target") if message.HasField("target") else None,
         generate=message.generate,
+        sampling=present(message, "sampling", lambda sampling: sampling_from_proto(sampling, message.generate)),
         add_special_tokens=add_special_tokens,
         freeze_scale=message.freeze_scale,
         model=message.model,
@@ -179,6 +188,7 @@ def _state_to_proto(state: PredictionState) -> messages.PredictionState:
         target=prediction_to_proto(state.target),
         predictions=[prediction_to_proto(prediction) for prediction in state.predictions],
         continuation=[token_to_proto(token) for token in state.continuation],
+        generation=unless_none(state.generation, generation_to_proto),
     )
 
 
@@ -187,4 +197,5 @@ def _state_from_proto(message: messages.PredictionState) -> PredictionState:
         target=prediction_from_proto(message.target),
         predictions=tuple(prediction_from_proto(prediction) for prediction in message.predictions),
         continuation=tokens_from_proto(message.continuation),
+        generation=present(message, "generation", generation_from_proto),
     )

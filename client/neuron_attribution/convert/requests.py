@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from neuron_attribution.convert.enums import DIRECTIONS, PARTS, SCORING_METHODS, SIDES, SUBKEYS
+from neuron_attribution.convert.generations import sampling_from_proto, sampling_to_proto
 from neuron_attribution.convert.interventions import interventions_from_proto, interventions_to_proto
 from neuron_attribution.convert.neurons import (
     head_from_proto,
@@ -23,7 +24,15 @@ from neuron_attribution.convert.prompts import (
     token_choice_from_proto,
     token_choice_to_proto,
 )
-from neuron_attribution.convert.values import at_least_one, not_empty, unicode_text, unless_none, unsigned, value_or
+from neuron_attribution.convert.values import (
+    at_least_one,
+    not_empty,
+    present,
+    unicode_text,
+    unless_none,
+    unsigned,
+    value_or,
+)
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import AttentionNeuron
 from neuron_attribution.requests import (
@@ -51,6 +60,8 @@ def attribute_request_to_proto(request: AttributeRequest) -> messages.AttributeR
     _write_explained(request, message)
     if request.contrast is not None:
         message.contrast.CopyFrom(token_choice_to_proto(request.contrast, "contrast"))
+    if request.sampling is not None:
+        message.sampling.CopyFrom(sampling_to_proto(request.sampling))
     return message
 
 
@@ -63,6 +74,7 @@ def attribute_request_from_proto(message: messages.AttributeRequest) -> Attribut
         target=target,
         completion=completion,
         generate=generate,
+        sampling=present(message, "sampling", lambda sampling: sampling_from_proto(sampling, generate)),
         contrast=token_choice_from_proto(message.contrast, "contrast") if message.HasField("contrast") else None,
         add_special_tokens=add_special_tokens,
         options=_options_from_proto(message),

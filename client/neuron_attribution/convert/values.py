@@ -20,14 +20,14 @@ Value = TypeVar("Value")
 Converted = TypeVar("Converted")
 
 
-def unsigned(value: int, field: str) -> int:
-    """The value as a plain int that fits a uint32 field."""
+def unsigned(value: int, field: str, largest: int = LARGEST_UNSIGNED) -> int:
+    """The value as a plain int that fits a uint32 field, or one of up to `largest`."""
     try:
         number = operator.index(value)
     except TypeError:
         number = -1
-    if isinstance(value, bool) or not 0 <= number <= LARGEST_UNSIGNED:
-        raise InvalidArgumentError.of(field, f"{value!r} is not a whole number from 0 to {LARGEST_UNSIGNED}")
+    if isinstance(value, bool) or not 0 <= number <= largest:
+        raise InvalidArgumentError.of(field, f"{value!r} is not a whole number from 0 to {largest}")
     return number
 
 

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from neuron_attribution import convert
 from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import (
     AttentionNeuron,
     FfnNeuron,
@@ -71,6 +72,7 @@ class AttributeArguments(TypedDict, total=False):
     target: str | int | None
     completion: TextOrIds | None
     generate: int | None
+    sampling: Sampling | None
     contrast: str | int | None
     add_special_tokens: bool | None
     model: str
@@ -104,6 +106,7 @@ class InterveneArguments(TypedDict, total=False):
     explained_position_only: bool
     target: str | int | None
     generate: int
+    sampling: Sampling | None
     add_special_tokens: bool | None
     freeze_scale: bool
     model: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neuron_attribution.errors import NeuronAttributionError
+from neuron_attribution.generation import Generation
 from neuron_attribution.results import Explanation, InterventionResult, NeuronProjection, PredictionState, Timings
 
 
@@ -24,6 +25,8 @@ class AttributeOutcome:
     """The part of `scoring` in which value neurons were bounded."""
     exact: float = 0.0
     """The part of `scoring` in which value neurons were scored exactly."""
+    generation: Generation | None = None
+    """How the generation ended, of a task that generates."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import ceil
 
+from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import AttentionNeuron, Head, Neuron
 from neuron_attribution.requests import (
     AttributeOptions,
@@ -105,6 +106,8 @@ class AttributeTask(Shaped):
     token_ids: tuple[int, ...]
     explained: tuple[ExplainedToken, ...] = ()
     generate: int = 0
+    sampling: Sampling | None = None
+    """How they are generated, with a seed; the most probable ones by itself."""
     contrast: int | None = None
     options: AttributeOptions = field(default_factory=AttributeOptions)
     reproducible: bool = False
@@ -190,6 +193,7 @@ class InterveneTask(Shaped):
     sets: tuple[InterventionSet, ...]
     target: int | None = None
     generate: int = 0
+    sampling: Sampling | None = None
     freeze_scale: bool = False
     """Whether predictions after interventions are read with the final norm's scale of the plain pass."""
 

@@ -86,6 +86,15 @@ def test_generation_is_greedy_and_kept_as_well(server, engine):
     assert len(engine.batches) == 1
 
 
+def test_what_is_drawn_is_kept_by_its_seed(server, engine):
+    """Without one the server draws another each time."""
+    for sampling in (messages.Sampling(), messages.Sampling(), messages.Sampling(seed=1)):
+        assert not server.attribute(attribution(generate=2, sampling=sampling)).timings.cached
+    assert server.attribute(attribution(generate=2, sampling=messages.Sampling(seed=1))).timings.cached
+    seeds = [task.sampling.seed for [task] in engine.batches]
+    assert len(seeds) == len(set(seeds)) == 3
+
+
 def test_failures_are_not_kept(server, engine):
     for text in (" refuse", " crash"):
         for _ in range(2):

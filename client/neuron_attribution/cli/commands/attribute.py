@@ -20,6 +20,7 @@ from neuron_attribution.cli.options import (
 from neuron_attribution.cli.output import add_output_arguments, print_result
 from neuron_attribution.cli.prompts import add_prompt_arguments, prompt_of
 from neuron_attribution.cli.report import add_report_argument, write_report
+from neuron_attribution.cli.sampling import add_sampling_arguments, sampling_of
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import attribute_result_to_proto
 from neuron_attribution.display.records import records
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_prompt_arguments(parser)
     _add_explained_arguments(parser.add_argument_group("what is explained (default: the model's own next token)"))
+    add_sampling_arguments(parser)
     _add_choice_arguments(parser.add_argument_group("how it is explained"))
     _add_number_arguments(parser.add_argument_group("how much is returned"))
     add_intervention_arguments(parser)
@@ -59,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             target=arguments.target if arguments.target_id is None else arguments.target_id,
             completion=arguments.completion,
             generate=arguments.generate,
+            sampling=sampling_of(arguments),
             contrast=arguments.contrast if arguments.contrast_id is None else arguments.contrast_id,
             add_special_tokens=arguments.special_tokens,
             parts=arguments.parts,
@@ -92,7 +95,7 @@ def _add_explained_arguments(group: argparse._ArgumentGroup) -> None:
     add_option(group, "--target", metavar="TEXT", help="the explained token's exact text, leading space and all")
     add_option(group, "--target-id", kind=whole_number, metavar="ID", help="the explained token's id")
     add_option(group, "--completion", metavar="TEXT", help="explain every token of this continuation")
-    add_option(group, "--generate", kind=positive_number, metavar="N", help="explain N greedily generated tokens")
+    add_option(group, "--generate", kind=positive_number, metavar="N", help="explain N generated tokens")
     add_option(group, "--contrast", metavar="TEXT", help="explain the difference to this token")
     add_option(group, "--contrast-id", kind=whole_number, metavar="ID", help="explain the difference to this token")
     add_switch(group, "--special-tokens", help="add the tokenizer's special tokens, or not (default: its own way)")

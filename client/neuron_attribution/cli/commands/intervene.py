@@ -24,6 +24,7 @@ from neuron_attribution.cli.output import (
     text_tables,
 )
 from neuron_attribution.cli.prompts import add_prompt_arguments, prompt_of
+from neuron_attribution.cli.sampling import add_sampling_arguments, sampling_of
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import intervene_result_to_proto
 from neuron_attribution.display.interventions import intervention_tables
@@ -41,9 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "--separately", help="rerun once for each NAME, instead of once with all of them changed")
     add_option(parser, "--target", metavar="TEXT", help="the next token to watch (default: the model's own)")
     add_option(parser, "--target-id", kind=whole_number, metavar="ID", help="the same by its id")
-    add_option(
-        parser, "--generate", kind=whole_number, default=0, metavar="N", help="greedily generated tokens to compare"
-    )
+    add_option(parser, "--generate", kind=whole_number, default=0, metavar="N", help="generated tokens to compare")
+    add_sampling_arguments(parser)
     add_flag(parser, "--freeze-scale", help="read what comes after with the final norm's scale of the unchanged pass")
     add_switch(parser, "--special-tokens", help="add the tokenizer's special tokens, or not (default: its own way)")
     add_output_arguments(parser)
@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             sets,
             target=arguments.target if arguments.target_id is None else arguments.target_id,
             generate=arguments.generate,
+            sampling=sampling_of(arguments),
             add_special_tokens=arguments.special_tokens,
             freeze_scale=arguments.freeze_scale,
         )
@@ -73,6 +74,8 @@ def intervention_lines(result: InterveneResult, sets: Sequence[Sequence[Interven
     names = ["before", *(" ".join(map(intervention_text, each)) for each in sets)]
     lines = text_tables(intervention_tables(result, names))
     notes = [("note", text) for text in confusable_texts(sets)]
+    if (generation := result.before.generation) is not None and generation.seed is not None:
+        notes.append(("drawn", f"with the same luck each time, --seed {generation.seed}"))
     return [*lines, "", *facts([*notes, ("model", model_text(result.model)), ("time", timings_text(result.timings))])]
 
 

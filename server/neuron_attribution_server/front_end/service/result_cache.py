@@ -20,7 +20,7 @@ class ResultCache:
     """Attributions by model and task, up to `capacity` bytes. Use it from the event loop only.
 
     A task holds all that an answer depends on and nothing else: exact token ids, explained tokens, contrast, options.
-    Generation is greedy, so its answers repeat as well.
+    Generation repeats as well: it is greedy, or has a seed.
     """
 
     def __init__(self, capacity: int) -> None:

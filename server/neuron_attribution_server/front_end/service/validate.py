@@ -5,6 +5,7 @@ What can be checked without the model (empty, unset, contradictory fields) is re
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from neuron_attribution.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
+from neuron_attribution.generation import Sampling
 from neuron_attribution.requests import (
     ALL_PARTS,
     AttributeOptions,
@@ -46,6 +48,7 @@ from neuron_attribution_server.tasks.model_facts import ModelFacts
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
+_SEED_BITS = 32
 LEAST_TOKEN_BYTES = 12
 """A projected token takes so much of an answer, at least: its id, its text, its score, and their tags."""
 
@@ -99,6 +102,7 @@ class RequestValidator:
             token_ids=prompt + completion,
             explained=_explained(len(prompt), target, self.reader.spaced(request.target), completion, request.generate),
             generate=request.generate or 0,
+            sampling=_with_seed(request.sampling),
             contrast=contrast,
             options=options,
         )
@@ -121,6 +125,7 @@ class RequestValidator:
             sets=request.sets,
             target=self.reader.chosen(request.target, "target"),
             generate=request.generate,
+            sampling=_with_seed(request.sampling),
             freeze_scale=request.freeze_scale,
         )
         self._check_generated(task)
@@ -282,6 +287,13 @@ def _explained(
     if completion:
         return tuple(ExplainedToken(prompt - 1 + index, token) for index, token in enumerate(completion))
     return (ExplainedToken(prompt - 1, target, spaced),)
+
+
+def _with_seed(sampling: Sampling | None) -> Sampling | None:
+    """With one of the server's own where the caller gave none, short enough to be typed again."""
+    if sampling is None or sampling.seed is not None:
+        return sampling
+    return replace(sampling, seed=secrets.randbits(_SEED_BITS))
 
 
 def _check_scales(task: AttributeTask) -> None:

@@ -1,6 +1,6 @@
 """One batch: capture, score, answer.
 
-1. greedily generate where a task asks for it
+1. generate where a task asks for it
 2. a right-padded forward pass for the whole batch, everything recorded; several where one would hold up what is short
 3. the explained tokens become rows; rows that share their objective and method are scored together
 """
@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 from neuron_attribution.errors import NeuronAttributionError
+from neuron_attribution.generation import Generation
 from neuron_attribution.requests import Part
 from neuron_attribution.results import (
     Explanation,
@@ -39,7 +40,7 @@ from neuron_attribution_server.model.engine.explanation.intervening import befor
 from neuron_attribution_server.model.engine.explanation.keys import check_subkey
 from neuron_attribution_server.model.engine.explanation.projector import Projector
 from neuron_attribution_server.model.engine.explanation.rows import Row
-from neuron_attribution_server.model.engine.generation import generate, generate_several
+from neuron_attribution_server.model.engine.generation import Continuation, generate, generate_several
 from neuron_attribution_server.model.engine.passes import (
     Answer,
     PassSequence,
@@ -50,7 +51,7 @@ from neuron_attribution_server.model.engine.passes import (
     rows_of,
     sequences_of,
 )
-from neuron_attribution_server.tasks.answers import Outcome, ProjectOutcome
+from neuron_attribution_server.tasks.answers import AttributeOutcome, Outcome, ProjectOutcome
 from neuron_attribution_server.tasks.model_facts import NOTHING_TO_PREPARE, ModelFacts, Preparation
 from neuron_attribution_server.tasks.tasks import (
     AttributeTask,
@@ -112,18 +113,25 @@ class Engine:
         """Run one batch; a failed task's error stands in its place."""
         outcomes: dict[int, Outcome] = {}
         batch: dict[int, PassTask] = {}
+        generations: dict[int, Generation] = {}
         for index, task in enumerate(tasks):
             try:
                 self._check(task)
                 if isinstance(task, ProjectTask):
                     outcomes[index] = self._project(task)
+                elif isinstance(task, AttributeTask) and task.generate:
+                    batch[index], generations[index] = self._with_generation(task)
                 else:
-                    batch[index] = self._with_generation(task) if isinstance(task, AttributeTask) else task
+                    batch[index] = task
             except NeuronAttributionError as error:
                 outcomes[index] = error
         for together in checked(self._batches(batch)):
             found = self._run([batch[index] for index in together])
             outcomes |= dict(zip(together, found, strict=True))
+        for index, generation in generations.items():
+            outcome = outcomes[index]
+            if isinstance(outcome, AttributeOutcome):
+                outcomes[index] = replace(outcome, generation=generation)
         return [outcomes[index] for index in range(len(tasks))]
 
     def _batches(self, tasks: Mapping[int, PassTask]) -> list[list[int]]:
@@ -167,15 +175,14 @@ class Engine:
         found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)
         return ProjectOutcome(tuple(NeuronProjection(*pair) for pair in zip(task.neurons, found, strict=True)))
 
-    def _with_generation(self, task: AttributeTask) -> AttributeTask:
-        """The task with its generated tokens as the completion to explain."""
-        if not task.generate:
-            return task
+    def _with_generation(self, task: AttributeTask) -> tuple[AttributeTask, Generation]:
+        """The task with its generated tokens as the completion to explain, and how they ended."""
         first = len(task.token_ids) - 1
         placed = Placed(task.options.interventions, tuple(range(first, first + task.generate)))
-        generated = generate(self._view, task.token_ids, task.generate, placed)
-        explained = tuple(ExplainedToken(first + offset, token) for offset, token in enumerate(generated))
-        return replace(task, token_ids=(*task.token_ids, *generated), explained=explained, generate=0)
+        found = generate(self._view, task.token_ids, task.generate, placed, task.sampling)
+        explained = tuple(ExplainedToken(first + offset, token) for offset, token in enumerate(found.tokens))
+        whole = replace(task, token_ids=(*task.token_ids, *found.tokens), explained=explained, generate=0)
+        return whole, found.generation
 
     def _run(self, tasks: Sequence[PassTask]) -> list[Outcome]:
         """One forward pass, and what each task reads of it."""
@@ -215,12 +222,12 @@ class Engine:
         shared |= {"batch_requests": 1, "batch_tokens": sum(len(each.token_ids) for each in sequences)}
         return outcome_of(task, answer, shared, SearchSeconds())
 
-    def _continuations(self, task: InterveneTask) -> list[tuple[int, ...]]:
+    def _continuations(self, task: InterveneTask) -> list[Continuation]:
         """What the plain sequence and each set go on with, where that is asked for."""
         sequences = [sequence.placed for sequence in sequences_of(task)]
         if not task.generate:
-            return [() for _ in sequences]
-        return generate_several(self._view, task.token_ids, task.generate, sequences)
+            return [Continuation() for _ in sequences]
+        return generate_several(self._view, task.token_ids, task.generate, sequences, task.sampling)
 
     def _keeps_coefficients(self, tasks: Sequence[PassTask], sequences: Sequence[PassSequence]) -> bool:
         """Whether every FFN neuron's coefficients at every position are kept: query neurons ask for those of many.
@@ -242,7 +249,7 @@ class Engine:
         self,
         captured: CapturedStates,
         tasks: Sequence[PassTask],
-        continuations: Sequence[Sequence[tuple[int, ...]]],
+        continuations: Sequence[Sequence[Continuation]],
         seconds: SearchSeconds,
     ) -> list[Answer]:
         """Each task's part of the pass; the explained tokens of all attributions are scored together."""
@@ -272,7 +279,7 @@ class Engine:
         ]
 
     def _read(
-        self, task: PassTask, finals: Tensor, continuation: Sequence[tuple[int, ...]]
+        self, task: PassTask, finals: Tensor, continuation: Sequence[Continuation]
     ) -> tuple[PredictionState, tuple[InterventionResult, ...]] | None:
         """The predictions of interventions; an attribution's explanations come later, together."""
         if isinstance(task, InterveneTask):

@@ -1,10 +1,12 @@
-"""Greedy generation with the served model, as it is or with interventions."""
+"""Generation with the served model, as it is or with interventions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from neuron_attribution.generation import FinishReason, Generation, Sampling
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
@@ -12,7 +14,16 @@ from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.checkpoints import checkpoint
 from neuron_attribution_server.model.capture.edits import Edits, Placed
 from neuron_attribution_server.model.engine.kept_states import states_set_aside
+from neuron_attribution_server.model.engine.sampling import processors
 from neuron_attribution_server.tasks.tasks import generated_at_once
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Generated tokens, and how that ended; None where none were asked for."""
+
+    tokens: tuple[int, ...] = ()
+    generation: Generation | None = None
 
 
 def make_greedy(model: PreTrainedModel) -> None:
@@ -23,29 +34,44 @@ def make_greedy(model: PreTrainedModel) -> None:
     )
 
 
-def generate(view: ModelView, token_ids: Sequence[int], count: int, placed: Placed | None = None) -> tuple[int, ...]:
-    """The `count` most probable tokens one after another; fewer where the model ends its text."""
-    return _generate(view, token_ids, count, [placed or Placed()])[0]
+def generate(
+    view: ModelView,
+    token_ids: Sequence[int],
+    count: int,
+    placed: Placed | None = None,
+    sampling: Sampling | None = None,
+) -> Continuation:
+    """`count` tokens one after another, fewer where the model ends its text: the most probable ones, or drawn ones."""
+    return _generate(view, token_ids, count, [placed or Placed()], sampling)[0]
 
 
 def generate_several(
-    view: ModelView, token_ids: Sequence[int], count: int, sequences: Sequence[Placed]
-) -> list[tuple[int, ...]]:
+    view: ModelView,
+    token_ids: Sequence[int],
+    count: int,
+    sequences: Sequence[Placed],
+    sampling: Sampling | None = None,
+) -> list[Continuation]:
     """The same for several sequences of interventions, always so many at once that none depends on how many there are.
 
-    Matrix products of a handful of rows round otherwise than larger ones.
+    Matrix products of a handful of rows round otherwise than larger ones. All are drawn with the same luck.
     """
     together = generated_at_once(len(token_ids) + count)
     found = []
     for start in range(0, len(sequences), together):
         some = sequences[start : start + together]
-        found += _generate(view, token_ids, count, [*some, *[Placed()] * (together - len(some))])[: len(some)]
+        padding = [Placed()] * (together - len(some))
+        found += _generate(view, token_ids, count, [*some, *padding], sampling)[: len(some)]
     return found
 
 
 def _generate(
-    view: ModelView, token_ids: Sequence[int], count: int, sequences: Sequence[Placed]
-) -> list[tuple[int, ...]]:
+    view: ModelView,
+    token_ids: Sequence[int],
+    count: int,
+    sequences: Sequence[Placed],
+    sampling: Sampling | None,
+) -> list[Continuation]:
     prompts = torch.tensor([token_ids] * len(sequences), device=view.device)
     ends = view.model.generation_config.eos_token_id
     ending = ends if isinstance(ends, list) else [ends]
@@ -55,13 +81,15 @@ def _generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
             max_new_tokens=count,
-            do_sample=False,
+            do_sample=False,  # what is drawn is drawn by the processors, with the call's own seed
             num_beams=1,
             use_cache=True,  # else every step would begin at position 0 again
             pad_token_id=ending[0],
+            logits_processor=processors(sampling, len(token_ids)),
             stopping_criteria=StoppingCriteriaList([_Checkpoint(view, edits)]),
         )
-    return [_until_end(row, ending) for row in generated[:, len(token_ids) :].tolist()]
+    seed = sampling.seed if sampling is not None else None
+    return [_until_end(row, ending, seed) for row in generated[:, len(token_ids) :].tolist()]
 
 
 class _Checkpoint(StoppingCriteria):
@@ -78,7 +106,9 @@ class _Checkpoint(StoppingCriteria):
         return input_ids.new_zeros(len(input_ids), dtype=torch.bool)
 
 
-def _until_end(tokens: list[int], ends: Sequence[int | None]) -> tuple[int, ...]:
+def _until_end(tokens: list[int], ends: Sequence[int | None], seed: int | None) -> Continuation:
     """The tokens up to the first that ends a text: what follows it only fills the batch."""
-    last = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return tuple(tokens[: last + 1])
+    last = next((place for place, token in enumerate(tokens) if token in ends), None)
+    if last is None:
+        return Continuation(tuple(tokens), Generation(FinishReason.LENGTH, seed))
+    return Continuation(tuple(tokens[: last + 1]), Generation(FinishReason.STOP, seed))

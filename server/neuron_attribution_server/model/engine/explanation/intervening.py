@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from neuron_attribution.results import InterventionResult, PredictionState, Token
+from neuron_attribution.results import InterventionResult, PredictionState
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
@@ -15,6 +15,7 @@ from neuron_attribution_server.model.engine.explanation.predictions import (
     predictions,
 )
 from neuron_attribution_server.model.engine.explanation.projector import Projector
+from neuron_attribution_server.model.engine.generation import Continuation
 
 
 def before_and_after(
@@ -22,7 +23,7 @@ def before_and_after(
     unembedding: Unembedding,
     finals: Tensor,
     target: int | None,
-    continuations: Sequence[Sequence[int]],
+    continuations: Sequence[Continuation],
     *,
     freeze_scale: bool = False,
 ) -> tuple[PredictionState, tuple[InterventionResult, ...]]:
@@ -34,22 +35,23 @@ def before_and_after(
     """
     plain = own_log_probabilities(unembedding, finals[:1])
     watched = int(plain.argmax()) if target is None else target
-    texts = [tuple(map(projector.token, tokens)) for tokens in continuations]
-    before = _state(projector, plain, watched, texts[0])
+    before = _state(projector, plain, watched, continuations[0])
     scale = unembedding.scale(finals[:1]) if freeze_scale else None
     results = []
-    for number, text in enumerate(texts[1:], 1):
+    for number, continuation in enumerate(continuations[1:], 1):
         final = finals[number : number + 1]
         changed = own_log_probabilities(unembedding, final, scale)
-        results.append(InterventionResult(_state(projector, changed, watched, text), _divergence(plain, changed)))
+        after = _state(projector, changed, watched, continuation)
+        results.append(InterventionResult(after, _divergence(plain, changed)))
     return before, tuple(results)
 
 
-def _state(projector: Projector, log_probabilities: Tensor, target: int, text: tuple[Token, ...]) -> PredictionState:
+def _state(projector: Projector, log_probabilities: Tensor, target: int, continuation: Continuation) -> PredictionState:
     asked = torch.tensor([[target]], device=log_probabilities.device)
     tokens = torch.cat([asked, most_probable(log_probabilities)], 1)
     [[watched, *alternatives]] = predictions(projector, log_probabilities, tokens)
-    return PredictionState(watched, tuple(alternatives), text)
+    text = tuple(map(projector.token, continuation.tokens))
+    return PredictionState(watched, tuple(alternatives), text, continuation.generation)
 
 
 def _divergence(before: Tensor, after: Tensor) -> float:
