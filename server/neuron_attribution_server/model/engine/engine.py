@@ -113,7 +113,7 @@ class Engine:
         """Run one batch; a failed task's error stands in its place."""
         outcomes: dict[int, Outcome] = {}
         batch: dict[int, PassTask] = {}
-        generations: dict[int, Generation] = {}
+        generations: dict[int, Generation | None] = {}
         for index, task in enumerate(tasks):
             try:
                 self._check(task)
@@ -175,7 +175,7 @@ class Engine:
         found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)
         return ProjectOutcome(tuple(NeuronProjection(*pair) for pair in zip(task.neurons, found, strict=True)))
 
-    def _with_generation(self, task: AttributeTask) -> tuple[AttributeTask, Generation]:
+    def _with_generation(self, task: AttributeTask) -> tuple[AttributeTask, Generation | None]:
         """The task with its generated tokens as the completion to explain, and how they ended."""
         first = len(task.token_ids) - 1
         placed = Placed(task.options.interventions, tuple(range(first, first + task.generate)))
