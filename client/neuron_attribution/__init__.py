@@ -22,6 +22,7 @@ from neuron_attribution.comparisons import (
     NeuronComparison,
     NeuronDifference,
 )
+from neuron_attribution.conversations.messages import Conversation, Message, TokenOrigin
 from neuron_attribution.display.drawn import html_tables, rich_tables
 from neuron_attribution.display.frames import data_frame
 from neuron_attribution.display.summaries import summary
@@ -127,6 +128,7 @@ __all__ = [
     "ComparedSide",
     "Comparison",
     "ComponentKind",
+    "Conversation",
     "Coverage",
     "DeadlineExceededError",
     "DifferenceRanking",
@@ -152,6 +154,7 @@ __all__ = [
     "LayerPartKind",
     "LayerScores",
     "Limits",
+    "Message",
     "ModelIdentity",
     "ModelInfo",
     "ModelSizes",
@@ -185,6 +188,7 @@ __all__ = [
     "Subkey",
     "Timings",
     "Token",
+    "TokenOrigin",
     "TokenPrediction",
     "TokenizeRequest",
     "TokenizeResult",

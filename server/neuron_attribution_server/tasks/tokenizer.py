@@ -33,12 +33,17 @@ class ExactTokenizer:
 
         Tokens that share one character, as byte-level tokenizers make them, all have that character's offsets.
         """
-        encoding = self._encoding(text, add_special_tokens is not False)
+        return self.encoded(text, add_special_tokens is not False)[0]
+
+    def encoded(self, text: str, add_special_tokens: bool) -> tuple[list[TokenizedToken], list[tuple[int, int]]]:
+        """The tokens of a text as `encode` gives them, and where each starts and ends in characters."""
+        encoding = self._encoding(text, add_special_tokens)
         starts = range(len(text) + 1) if text.isascii() else _byte_starts(text)
-        return [
+        tokens = [
             TokenizedToken(self.token(id), starts[start], starts[end])
             for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
+        return tokens, encoding.offsets
 
     def ids(self, text: str, add_special_tokens: bool | None = None) -> tuple[int, ...]:
         """The token ids of a text."""
