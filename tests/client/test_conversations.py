@@ -1,6 +1,7 @@
 """Messages in place of a prompt: what callers write, on the command line and in files, and what is asked."""
 
 import json
+import re
 
 import pytest
 from client.strategies import conversations
@@ -131,6 +132,10 @@ def test_a_command_line_that_makes_no_sense_is_wrong_usage(words, capsys):
         main(words)
     assert caught.value.code == 2
     assert capsys.readouterr().err
+
+
+def test_the_model_command_tells_of_chat_templates(run):
+    assert re.search(r"chat template +none: prompts are texts or token ids", run("model"))
 
 
 def test_rows_of_a_corpus_hold_messages(tmp_path):
