@@ -72,6 +72,22 @@ def test_spaces_that_a_template_keeps_are_the_authors(family, written):
     assert next(text for text, message, author in parts(family, talk) if author) == written
 
 
+@pytest.mark.parametrize(("family", "written"), [("chatml", "\n\nhi\n"), ("llama3", "hi")])
+def test_a_template_that_writes_the_same_spaces_writes_its_own(family, written):
+    found = parts(family, Talk([user("\n\nhi\n"), assistant("ok"), user("?")]))
+    assert next(text for text, message, author in found if author) == written
+
+
+def test_what_is_written_before_the_loop_belongs_to_the_message_that_is_written_there():
+    assert next(parts("qwen3", TALK)) == ("<|im_start|>system\n", 0, False)
+
+
+@pytest.mark.parametrize("leaving", ["break", "continue"])
+def test_what_follows_a_loop_that_was_left_is_nobodys(leaving):
+    template = f"{{% for m in messages %}}{{% if m.role == 'user' %}}{{% {leaving} %}}{{% endif %}}{{% endfor %}}End"
+    assert render(job(template, asked(Talk([user("a"), user("b")], begin_answer=False))))["segments"] == [(3, -1, 0)]
+
+
 def test_reasoning_that_a_template_takes_out_of_a_content_stays_its_authors():
     talk = Talk([user("2?"), assistant("<think>\nTwo.\n</think>\n\n4")], begin_answer=False)
     mine = "".join(text for text, message, author in parts("qwen3", talk) if message == 1 and author)

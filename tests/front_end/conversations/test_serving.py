@@ -237,6 +237,14 @@ def test_a_hostile_one_is_refused_by_name_and_others_are_served_meanwhile(hostil
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("name", ["writes", "doubles"])
+def test_a_template_has_little_memory(hostile, name):
+    error, _ = failure(lambda: hostile.attribute(CONVERSATIONS[name]))
+    assert error.reason == "CHAT_TEMPLATE_FAILED"
+    assert "more memory than it may" in error.message
+
+
+@pytest.mark.process
 def test_many_hostile_ones_at_once_hold_nobody_up(hostile):
     def ask(request):
         begun = time.monotonic()
