@@ -20,7 +20,7 @@ from neuron_attribution import (
     NotFoundError,
 )
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
-from neuron_attribution_server.model.loading.demo import demo_folder
+from neuron_attribution_server.model.loading.sources.demo import demo_folder
 from service.demo_server import run, serving
 from transformers import AutoTokenizer
 

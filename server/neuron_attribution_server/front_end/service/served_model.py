@@ -75,6 +75,7 @@ class ServedModel:
             ),
             version=version("neuron-attribution"),
             activity_contexts=facts.activity_contexts,
+            layers=facts.layers,
         )
 
     def describe(self, message: messages.GetModelRequest) -> messages.GetModelResponse:
