@@ -106,7 +106,8 @@ def test_the_command_line_takes_messages(run, service, tmp_path):
     run("intervene", "--system", "S", "--user", "Hi", "--zero", "1.17")
     run("tokenize", "--messages", str(file), "--user", "Bye", "--template", "t", "--no-generation-prompt")
     run("attribute", "--messages", str(file), "--template-argument", "enable_thinking=false", "name=Bo")
-    first, second, third, fourth = service.requests
+    run("attribute", "--messages", str(file), "--continue-final-message")
+    first, second, third, fourth, fifth = service.requests
     assert first.prompt == ASKED
     assert second.prompt == Conversation((Message("system", "S"), Message("user", "Hi")))
     whole = (Message("user", "Hi"), Message("assistant", "Yes?"))
@@ -114,6 +115,7 @@ def test_the_command_line_takes_messages(run, service, tmp_path):
         (*whole, Message("user", "Bye")), add_generation_prompt=False, template="t", tools=({},)
     )
     assert fourth.prompt == Conversation(whole, arguments={"enable_thinking": False, "name": "Bo"}, tools=({},))
+    assert fifth.prompt == Conversation(whole, continue_final_message=True, tools=({},))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,8 @@ def test_the_command_line_takes_messages(run, service, tmp_path):
         ["attribute"],
         ["attribute", "Hi", "--user", "Hi"],
         ["tokenize", "--template", "t"],
+        ["tokenize", "--continue-final-message"],
+        ["attribute", "--user", "Hi", "--continue-final-message", "--generation-prompt"],
         ["attribute", "--messages", "/nowhere.json"],
         ["attribute", "--user", "Hi", "--template-argument", "x"],
         ["compare", "Hi", "--user", "Hi", "--other-user", "Ho"],

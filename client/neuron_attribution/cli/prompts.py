@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from neuron_attribution.cli.options import UsageError, add_option, add_switch, comma_separated, whole_number
+from neuron_attribution.cli.options import UsageError, add_flag, add_option, add_switch, comma_separated, whole_number
 from neuron_attribution.conversations.messages import Conversation
 from neuron_attribution.conversations.written import PromptLike, conversation
 from neuron_attribution.errors import InvalidArgumentError
@@ -41,6 +41,7 @@ def add_conversation_arguments(parser: argparse.ArgumentParser) -> None:
         group, "--template-argument", many=True, metavar="NAME=JSON", help="an argument of it: enable_thinking=false"
     )
     add_switch(group, "--generation-prompt", help="begin an answer behind the messages, or not (default: begin one)")
+    add_flag(group, "--continue-final-message", help="end amid the final message, which the model then goes on with")
 
 
 def prompt_of(arguments: argparse.Namespace) -> PromptLike:
@@ -60,9 +61,11 @@ def conversation_of(arguments: argparse.Namespace) -> Conversation | None:
     last = [] if arguments.user is None else [{"role": "user", "content": arguments.user}]
     messages = [*first, *read.pop("messages", []), *last]
     if not messages:
-        if arguments.template is not None or arguments.template_argument or arguments.generation_prompt is not None:
+        if _about_messages(arguments):
             raise UsageError("there are no messages for a chat template; give --user or --messages")
         return None
+    if arguments.generation_prompt and arguments.continue_final_message:
+        raise UsageError("--generation-prompt begins an answer, and --continue-final-message goes on with one")
     try:
         return conversation(
             messages,
@@ -70,9 +73,15 @@ def conversation_of(arguments: argparse.Namespace) -> Conversation | None:
             template_arguments=dict(map(_argument, arguments.template_argument or ())),
             chat_template=arguments.template or "",
             add_generation_prompt=arguments.generation_prompt,
+            continue_final_message=arguments.continue_final_message,
         )
     except InvalidArgumentError as error:
         raise UsageError(error.message) from None
+
+
+def _about_messages(arguments: argparse.Namespace) -> bool:
+    told = (arguments.template, arguments.template_argument or None, arguments.generation_prompt)
+    return arguments.continue_final_message or any(each is not None for each in told)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -130,6 +130,7 @@ def _add_explained_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    _prompt(arguments)
     others = [arguments.other_text, arguments.other_user, arguments.other_address, *interventions_of(arguments)]
     given = any(other is not None for other in others)
     if arguments.every_head and (given or _token(arguments, "contrast") is not None):
