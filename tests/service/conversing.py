@@ -22,7 +22,8 @@ HOSTILE = {
     "writes_code": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
     "is_broken": "{% for %}",
 }
-TEMPLATES = {"default": CHAT, "tool_use": f"tools{CHAT}", **HOSTILE}
+TOOLS = "{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
+TEMPLATES = {"default": CHAT, "tool_use": f"tools{CHAT}", "writes_tools": TOOLS, **HOSTILE}
 
 
 class ChattingEngine(FakeEngine):

@@ -1,22 +1,19 @@
 """Conversations as prompts of every call: what they become, whose words the tokens are, what is refused and how."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import grpc
 import pytest
 from neuron_attribution import AsyncClient, Client, Conversation, Message, TokenOrigin
 from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution_server.front_end.service import rendering_turns
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.browsing import ask
-from service.conversing import HOSTILE, ChattingEngine, chat, talk
+from service.conversing import ChattingEngine, chat, talk
 from service.fakes import PROMPT, TOKENIZER
-from service.servers import PATIENCE, attribution, failure, listening_address, running_server, server_process
+from service.servers import PATIENCE, attribution, failure, running_server
 
 SAYS = [{"role": "u", "content": "The capital of France is"}]
 TEXT = "<bos>u:The capital of France is;a:"
-SECONDS = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +130,15 @@ def test_items_of_a_stream_hold_conversations(server):
     assert answers["c"].response.explanations
 
 
+def test_items_of_a_stream_wait_until_there_is_room_for_them(server, monkeypatch):
+    monkeypatch.setattr(rendering_turns, "WAITING", 1)
+    monkeypatch.setattr(rendering_turns, "_RETRY_SECONDS", 0.02)
+    items = [messages.AttributeStreamRequest(key=str(each), request=chat("The")) for each in range(20)]
+    answers = {each.key: each for each in server.stub.AttributeStream(iter(items), timeout=PATIENCE)}
+    assert answers.keys() == {item.key for item in items}
+    assert all(each.response.origins for each in answers.values())
+
+
 def test_a_conversation_is_asked_over_http_too(server, client):
     asked = {"prompt": {"conversation": {"messages": [{"role": "u", "content": "The capital of France is"}]}}}
     status, _, answer = ask(server.web_address, message=asked)
@@ -188,75 +194,3 @@ def test_a_model_without_a_template_says_what_to_give(shared_server):
         with pytest.raises(FailedPreconditionError, match="as text or as token ids") as caught:
             client.attribute(messages=SAYS)
     assert caught.value.reason == "NO_CHAT_TEMPLATE"
-
-
-@pytest.fixture(scope="module")
-def process():
-    with server_process("make_chatting_engine", module="conversing") as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def hostile(process):
-    address = listening_address(process)
-    with grpc.insecure_channel(address) as channel, Client(address) as client:
-        from service.servers import RunningServer
-
-        assert process.stdout.readline().startswith("ready")
-        client.tokenize(messages=SAYS)
-        yield RunningServer(address, channel, None)
-
-
-CONVERSATIONS = {
-    **{name: chat("x", conversation={"template": name}) for name in HOSTILE},
-    "a hundred thousand messages": chat(*["x"] * 100_000),
-    "a million characters": chat("x" * 1_000_000),
-    "many fields": messages.AttributeRequest(
-        prompt={"conversation": {"messages": [{"role": "u", "content": "x", "fields": "[" * 100_000}]}}
-    ),
-}
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("name", CONVERSATIONS)
-def test_a_hostile_one_is_refused_by_name_and_others_are_served_meanwhile(hostile, name):
-    begun = time.monotonic()
-    call = hostile.stub.Attribute.future(CONVERSATIONS[name], timeout=PATIENCE)
-    slowest = 0.0
-    while not call.done():
-        asked = time.monotonic()
-        assert hostile.attribute().explanations
-        slowest = max(slowest, time.monotonic() - asked)
-    taken = time.monotonic() - begun
-    error, status = failure(call.result)
-    assert status.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
-    assert error.reason in ("INVALID_ARGUMENT", "CHAT_TEMPLATE_FAILED", "CHAT_TEMPLATE_TAKES_TOO_LONG")
-    assert taken < SECONDS
-    assert slowest < 0.5
-    assert hostile.attribute(chat("The")).origins
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("name", ["writes", "doubles"])
-def test_a_template_has_little_memory(hostile, name):
-    error, _ = failure(lambda: hostile.attribute(CONVERSATIONS[name]))
-    assert error.reason == "CHAT_TEMPLATE_FAILED"
-    assert "more memory than it may" in error.message
-
-
-@pytest.mark.process
-def test_many_hostile_ones_at_once_hold_nobody_up(hostile):
-    def ask(request):
-        begun = time.monotonic()
-        error, _ = failure(lambda: hostile.attribute(request))
-        return error.reason, time.monotonic() - begun
-
-    with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(ask, CONVERSATIONS["loops"]) for _ in range(8)]
-        while not all(each.done() for each in asked):
-            begun = time.monotonic()
-            assert hostile.attribute().explanations
-            assert time.monotonic() - begun < 0.5
-        found = [each.result() for each in asked]
-    assert {reason for reason, _ in found} <= {"CHAT_TEMPLATE_TAKES_TOO_LONG", "QUEUE_FULL"}
-    assert max(seconds for _, seconds in found) < SECONDS

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from neuron_attribution.conversations.messages import Conversation, Message
 from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError
+from neuron_attribution.v1 import neuron_attribution_pb2 as proto
 
 from neuron_attribution_server.front_end.conversations.renderer import Renderer
 from neuron_attribution_server.tasks.checks import check_at_most, quotable
@@ -30,10 +31,20 @@ class Chat:
         """Those of its templates, where it has several."""
         return tuple(self.templates.templates) if len(self.templates.templates) > 1 else ()
 
+    def check_sizes(self, conversation: proto.Conversation, field: str) -> None:
+        """Refuse what cannot be short enough before time and memory are spent on it. Raises InvalidArgumentError."""
+        check_at_most(len(conversation.messages), self.messages, f"{field}.messages", "messages")
+        check_at_most(len(conversation.tools), self.messages, f"{field}.tools", "tools")
+        texts = sum(len(each.content) + len(each.fields) for each in conversation.messages)
+        given = texts + len(conversation.arguments) + sum(map(len, conversation.tools))
+        if given > self.characters:
+            raise InvalidArgumentError.of(
+                field, f"has {given} characters, more than the limit of {self.messages} tokens can hold"
+            )
+
     def job(self, conversation: Conversation, field: str) -> Job:
         """What is to be rendered. Raises FailedPreconditionError and InvalidArgumentError."""
         template = self._template(conversation, field)
-        check_at_most(len(conversation.messages), self.messages, f"{field}.messages", "messages")
         goes_on = conversation.continue_final_message
         begins = conversation.add_generation_prompt
         return {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import socket
 from pathlib import Path
 
@@ -31,6 +32,8 @@ _SAID = 500
 
 def main() -> None:
     """Render what is asked through the standard input, which is a socket, until it is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # one to the whole group is the parent's: it drains
+        signal.signal(number, signal.SIG_IGN)
     _bound()
     asking = socket.socket(fileno=0)
     send(asking, b"ready")

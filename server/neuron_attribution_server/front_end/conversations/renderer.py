@@ -8,13 +8,14 @@ import queue
 import socket
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
+from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentError
 
 from neuron_attribution_server.front_end.conversations.frames import receive, send
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:  # jinja2 is imported in the child alone
 PROCESSES = 2
 RENDER_SECONDS = 1.0
 """How long a conversation may take to become text."""
-_WAIT_SECONDS = 0.75
-"""How long one may wait for a process."""
 _START_SECONDS = 20.0
 _CHILD = "neuron_attribution_server.front_end.conversations.child"
 
@@ -42,7 +41,7 @@ Render = Callable[["Job", str], Rendered]
 
 
 class Renderer:
-    """Renders conversations, so many at a time. Any thread may use it; it waits."""
+    """Renders conversations, so many at a time. Any thread may use it; it waits, for as long as others take."""
 
     def __init__(self, processes: int = PROCESSES) -> None:
         self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
@@ -52,25 +51,17 @@ class Renderer:
 
     @contextmanager
     def turn(self) -> Iterator[Render]:
-        """What renders while this is entered. Raises ResourceExhaustedError where others take too long.
-
-        What it gives raises InvalidArgumentError and FailedPreconditionError.
-        """
-        try:
-            child = self._idle.get(timeout=_WAIT_SECONDS)
-        except queue.Empty:
-            raise ResourceExhaustedError(
-                "other conversations are being rendered; try again in a second", reason="QUEUE_FULL", retry_after=1.0
-            ) from None
+        """What renders while this is entered. It raises InvalidArgumentError and FailedPreconditionError."""
+        child = self._idle.get()
         try:
             yield child.render
         finally:
             self._idle.put(child)
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes: what is rendered then fails."""
         for child in self._children:
-            child.end()
+            child.close()
 
 
 class _Child:
@@ -80,50 +71,71 @@ class _Child:
         self._socket: socket.socket | None = None
         self._end: Callable[[], object] = lambda: None
         self._is_ready = False
+        self._is_closed = False
 
     def render(self, job: Job, field: str) -> Rendered:
         """The text of a conversation, which errors name so. Raises InvalidArgumentError and FailedPreconditionError."""
         try:
-            answer = self._ask(json.dumps(job).encode())
-        except TimeoutError:
-            self._restart()
-            raise _too_long() from None
-        except OSError:
-            answer = None
-        if answer is None:
-            self._restart()
-            raise _broken("its process ended")
-        found: dict[str, Any] = json.loads(answer)
+            asked = json.dumps(job).encode()
+        except RecursionError:
+            raise InvalidArgumentError.of(f"{field}.messages", "are nested too deeply; give flatter values") from None
+        found: dict[str, Any] = json.loads(self._answer(asked))
         if "error" in found:
             if found["error"] == "memory":
                 self._restart()
             raise _failure(found["error"], found["message"], job, field)
         return Rendered(found["text"], [tuple(segment) for segment in found["segments"]])
 
-    def end(self) -> None:
-        """End the process, if there is one."""
+    def close(self) -> None:
+        """End the process, and start none any more."""
+        self._is_closed = True
         self._end()
-        self._socket, self._is_ready = None, False
 
-    def _ask(self, job: bytes) -> bytes | None:
-        if self._socket is None:
-            self._start()
-        assert self._socket is not None
+    def _answer(self, job: bytes) -> bytes:
+        """What the process says to a job. One that others ended, or that ends at this job, is asked in another one.
+
+        Raises FailedPreconditionError.
+        """
+        taken = 0.0
+        for _ in range(2):
+            begun = time.monotonic()
+            try:
+                process = self._started()
+                begun = time.monotonic()
+                send(process, job, begun + RENDER_SECONDS - taken)
+                answer = receive(process, begun + RENDER_SECONDS - taken)
+            except TimeoutError:
+                self._restart()
+                raise _too_long() from None
+            except OSError:
+                answer = None
+            except BaseException:  # nobody else may get what comes then
+                self._restart()
+                raise
+            if answer is not None:
+                return answer
+            taken += time.monotonic() - begun
+            self._restart()
+        raise _broken("its process ended")
+
+    def _started(self) -> socket.socket:
+        """A process that is ready. Raises OSError."""
+        process = self._socket or self._start()
         if not self._is_ready:
-            self._socket.settimeout(_START_SECONDS)
-            self._is_ready = receive(self._socket) is not None
-        self._socket.settimeout(RENDER_SECONDS)
-        send(self._socket, job)
-        return receive(self._socket)
+            self._is_ready = receive(process, time.monotonic() + _START_SECONDS) is not None
+        return process
 
     def _restart(self) -> None:
         """Have another process ready for the next conversation."""
-        self.end()
+        self._end()
+        self._socket, self._is_ready = None, False
         with suppress(OSError):
             self._start()
 
-    def _start(self) -> None:
+    def _start(self) -> socket.socket:
         """Raises OSError."""
+        if self._is_closed:
+            raise ConnectionError
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
@@ -136,6 +148,7 @@ class _Child:
             )
         self._socket = ours
         self._end = weakref.finalize(self, _ended, process, ours)
+        return ours
 
 
 def _environment() -> dict[str, str]:

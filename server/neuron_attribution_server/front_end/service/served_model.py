@@ -85,6 +85,7 @@ class ServedModel:
 
     def tokenize(self, message: messages.TokenizeRequest) -> messages.TokenizeResponse:
         """Answer what tokens a text or a conversation becomes."""
+        self._validator.check_sizes(message)
         return convert.tokenize_result_to_proto(self._validator.tokenize(convert.tokenize_request_from_proto(message)))
 
     def prepare_attribution(

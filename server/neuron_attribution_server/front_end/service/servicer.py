@@ -25,7 +25,8 @@ from neuron_attribution_server.front_end.conversations.origins import Origins
 from neuron_attribution_server.front_end.scheduling.request_queue import Delivery
 from neuron_attribution_server.front_end.scheduling.scheduler import Scheduler
 from neuron_attribution_server.front_end.service.early_headers import EarlyHeaders
-from neuron_attribution_server.front_end.service.reading_limit import READERS, ReadingLimit
+from neuron_attribution_server.front_end.service.reading_limit import ReadingLimit
+from neuron_attribution_server.front_end.service.rendering_turns import RenderingTurns
 from neuron_attribution_server.front_end.service.result_cache import ResultCache
 from neuron_attribution_server.front_end.service.served_model import PreparedAttribution, ServedModel
 from neuron_attribution_server.front_end.service.stream_items import (
@@ -74,8 +75,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         self._refusal = UnavailableError("the model is still loading; try again soon", reason="MODEL_LOADING")
         self._reading = ReadingLimit(tenant_share)
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="messages")
-        self._conversing = ReadingLimit(tenant_share)
-        self._conversations = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="conversations")
+        self._conversations = RenderingTurns(tenant_share)
 
     def open(self, backend: Backend) -> None:
         """Begin to answer."""
@@ -109,7 +109,10 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
 
         async def answers(item: Item) -> AsyncGenerator[Answer, None]:
             with self._expecting():
-                read = await retry(partial(self._read, item, self._read_item), deadline)
+                message, read = await retry(partial(self._read_first, item, self._read_item), deadline)
+                if read is None:
+                    read = await retry(partial(self._rendered, message, self._read_item), deadline)
+                del message
             try:
                 async with aclosing(self._item_answers(read, item, exchange, deadline)) as found:
                     async for answer in found:
@@ -243,9 +246,16 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         return self._backend
 
     async def _read(self, request: Received[Request], work: Callable[[Request], Value]) -> Value:
-        """What reads a request: a short one at once, a long one off the event loop, where there is a place for it.
+        """What reads a request: one with a conversation apart from all others."""
+        message, value = await self._read_first(request, work)
+        return await self._rendered(message, work) if value is None else value
 
-        One with a conversation waits for what renders it, apart from all others.
+    async def _read_first(
+        self, request: Received[Request], work: Callable[[Request], Value]
+    ) -> tuple[Request, Value | None]:
+        """A message, and what reads it: a short one at once, a long one off the event loop, where there is a place.
+
+        A conversation is read when it is rendered.
         """
 
         def read() -> tuple[Request, Value | None]:
@@ -253,14 +263,13 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
             return message, None if has_conversation(message) else work(message)
 
         if request.size <= _SHORT_REQUEST:
-            message, value = read()
-        else:
-            with self._reading.place():
-                message, value = await self._apart(read)
-        if value is not None:
-            return value
-        with self._conversing.place():
-            return await asyncio.get_running_loop().run_in_executor(self._conversations, work, message)
+            return read()
+        with self._reading.place():
+            return await self._apart(read)
+
+    async def _rendered(self, message: Request, work: Callable[[Request], Value]) -> Value:
+        """What reads a conversation, when it is its turn."""
+        return await self._conversations.run(partial(work, message))
 
     async def _apart(self, work: Callable[[], Value]) -> Value:
         """Off the event loop."""

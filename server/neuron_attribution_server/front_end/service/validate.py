@@ -71,6 +71,7 @@ class RequestValidator:
         """Refuse what is too long before time is spent on reading it."""
         check_at_most(len(message.neurons), self.limits.neurons, "neurons", "neurons")
         if isinstance(message, messages.AttributeRequest):
+            self.reader.chat.check_sizes(message.prompt.conversation, "prompt.conversation")
             check_at_most(len(message.parts), len(Part), "parts", "parts")
             check_at_most(len(message.query_from), self.limits.top_k, "query_from", "sources")
             check_at_most(len(message.final_norm_scales), self.limits.explained_tokens, "final_norm_scales", "scales")
@@ -78,11 +79,16 @@ class RequestValidator:
 
     def check_set_counts(self, message: messages.InterveneRequest) -> None:
         """The same for interventions."""
+        self.reader.chat.check_sizes(message.prompt.conversation, "prompt.conversation")
         check_at_most(len(message.sets), self.limits.intervention_sets, "sets", "sets")
         together = sum(len(each.interventions) for each in message.sets)
         for index, each in enumerate(message.sets):
             self._check_set_size(each.interventions, f"sets[{index}].interventions")
         check_at_most(together, self.limits.neurons, "sets", "interventions in all sets together")
+
+    def check_sizes(self, message: messages.TokenizeRequest) -> None:
+        """The same for what becomes tokens."""
+        self.reader.chat.check_sizes(message.conversation, "conversation")
 
     def attribute(self, request: AttributeRequest) -> tuple[AttributeTask, Origins | None]:
         """Make an attribution a task, and say where the tokens of a conversation come from."""
