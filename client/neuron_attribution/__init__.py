@@ -22,6 +22,7 @@ from neuron_attribution.comparisons import (
     NeuronComparison,
     NeuronDifference,
 )
+from neuron_attribution.conversations.messages import Conversation, Message, TokenOrigin
 from neuron_attribution.display.drawn import html_tables, rich_tables
 from neuron_attribution.display.frames import data_frame
 from neuron_attribution.display.summaries import summary
@@ -130,6 +131,7 @@ __all__ = [
     "ComparedSide",
     "Comparison",
     "ComponentKind",
+    "Conversation",
     "Coverage",
     "DeadlineExceededError",
     "DifferenceRanking",
@@ -158,6 +160,7 @@ __all__ = [
     "LayerParts",
     "LayerScores",
     "Limits",
+    "Message",
     "Mixer",
     "ModelIdentity",
     "ModelInfo",
@@ -193,6 +196,7 @@ __all__ = [
     "Subkey",
     "Timings",
     "Token",
+    "TokenOrigin",
     "TokenPrediction",
     "TokenizeRequest",
     "TokenizeResult",

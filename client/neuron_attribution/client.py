@@ -14,6 +14,8 @@ from neuron_attribution.comparing import head_effects, predictions
 from neuron_attribution.comparing.head_effects import HeadEffectArguments
 from neuron_attribution.comparing.predictions import CompareArguments, Question, Steps
 from neuron_attribution.comparisons import Comparison, HeadEffects
+from neuron_attribution.conversations.messages import Conversation
+from neuron_attribution.conversations.written import ConversationArguments, PromptLike
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
@@ -24,7 +26,6 @@ from neuron_attribution.transport.calls import (
     InterveneArguments,
     NeuronLike,
     ProjectArguments,
-    TextOrIds,
 )
 from neuron_attribution.transport.streams import RequestStream, StreamItem, StreamResult, read_response
 
@@ -42,10 +43,13 @@ class Client(BaseClient[grpc.Channel]):
         return self._connection.open()
 
     def attribute(
-        self, prompt: TextOrIds, *, timeout: float | None = None, **arguments: Unpack[AttributeArguments]
+        self, prompt: PromptLike | None = None, *, timeout: float | None = None, **arguments: Unpack[AttributeArguments]
     ) -> AttributeResult:
-        """Explain next-token predictions of a prompt: text, or token ids used exactly as given.
+        """Explain next-token predictions of a prompt: text, token ids used exactly as given, or a conversation.
 
+        A conversation is `messages=[{"role": "user", "content": "Hi"}]` in place of the prompt, which the model's chat
+        template makes a text; with it go tools, template_arguments, chat_template, add_generation_prompt and
+        continue_final_message. Every method that takes a prompt takes them.
         Keyword arguments are the fields of AttributeRequest (target, completion, generate, sampling, contrast,
         add_special_tokens, model) and of AttributeOptions (parts, top_k, direction, ...). Enums are also accepted by
         their values ("increase"), neurons as they are written ("24.1005").
@@ -90,8 +94,8 @@ class Client(BaseClient[grpc.Channel]):
 
     def compare(
         self,
-        prompt: TextOrIds,
-        other_prompt: TextOrIds | None = None,
+        prompt: PromptLike | None = None,
+        other_prompt: PromptLike | None = None,
         *,
         other: Client | None = None,
         timeout: float | None = None,
@@ -102,14 +106,18 @@ class Client(BaseClient[grpc.Channel]):
         The predictions are those of two prompts, of one prompt here and on an `other` client's server, or of one prompt
         with and without `interventions`, which are made on the second side. Each side explains its own next token
         unless a `target` is given; a prompt compared with itself has one. Keyword arguments: target, contrast,
-        add_special_tokens, model, top_k (neurons of each kind and direction), projection_top_k,
+        other_messages, add_special_tokens, model, top_k (neurons of each kind and direction), projection_top_k,
         include_final_norm_bias, interventions, freeze_scale. `timeout` is that of each of the requests this takes.
         """
         steps = predictions.compare(prompt, other_prompt, one_server=other is None, **arguments)
         return self._follow(steps, (self, other or self), timeout)
 
     def head_effects(
-        self, prompt: TextOrIds, *, timeout: float | None = None, **arguments: Unpack[HeadEffectArguments]
+        self,
+        prompt: PromptLike | None = None,
+        *,
+        timeout: float | None = None,
+        **arguments: Unpack[HeadEffectArguments],
     ) -> HeadEffects:
         """Zero every head of the model in turn and report what becomes of the prediction.
 
@@ -132,7 +140,7 @@ class Client(BaseClient[grpc.Channel]):
 
     def intervene(
         self,
-        prompt: TextOrIds,
+        prompt: PromptLike | None = None,
         sets: Iterable[Iterable[Intervention]] | None = None,
         *,
         timeout: float | None = None,
@@ -147,10 +155,16 @@ class Client(BaseClient[grpc.Channel]):
         return self._run(calls.intervene(prompt, sets, **arguments), timeout)
 
     def tokenize(
-        self, text: str, *, add_special_tokens: bool | None = None, model: str = "", timeout: float | None = None
+        self,
+        text: str | Conversation | None = None,
+        *,
+        add_special_tokens: bool | None = None,
+        model: str = "",
+        timeout: float | None = None,
+        **arguments: Unpack[ConversationArguments],
     ) -> TokenizeResult:
-        """Show the exact tokens a text becomes."""
-        return self._run(calls.tokenize(text, add_special_tokens, model), timeout)
+        """Show the exact tokens a text becomes, or messages do, which may stand in its place as in `attribute`."""
+        return self._run(calls.tokenize(text, add_special_tokens, model, **arguments), timeout)
 
     def get_model(self, *, model: str = "", timeout: float | None = None) -> ModelInfo:
         """Describe the served model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 
+from neuron_attribution.conversations.messages import Conversation, Prompt
 from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import Head, Neuron, QuerySource
 
@@ -176,8 +177,8 @@ class AttributeOptions:
 class AttributeRequest:
     """A request for an attribution. At most one of `target`, `completion` and `generate` is given."""
 
-    prompt: str | tuple[int, ...]
-    """Text, or token ids used exactly as given."""
+    prompt: Prompt
+    """Text, token ids used exactly as given, or a conversation."""
     _: KW_ONLY
     target: str | int | None = None
     """The next token to explain: its exact text, leading space and all, or its id. None: the model's own."""
@@ -219,8 +220,8 @@ class ProjectNeuronRequest:
 class InterveneRequest:
     """A request for reruns of a prompt with neurons changed, one rerun for each set."""
 
-    prompt: str | tuple[int, ...]
-    """Text, or token ids used exactly as given; what is watched is the prediction after its last token."""
+    prompt: Prompt
+    """Text, token ids used exactly as given, or a conversation; what is watched is the prediction after it."""
     sets: tuple[InterventionSet, ...]
     """At least one."""
     target: str | int | None = None
@@ -239,9 +240,9 @@ class InterveneRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizeRequest:
-    """A request for the tokens of a text."""
+    """A request for the tokens of a text or a conversation."""
 
-    text: str
+    text: str | Conversation
     """What becomes tokens."""
     add_special_tokens: bool | None = None
     """Whether the tokenizer's special tokens are added. None: its own default."""

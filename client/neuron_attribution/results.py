@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from neuron_attribution.conversations.messages import TokenOrigin
 from neuron_attribution.generation import Generation
 from neuron_attribution.neurons import Head, Neuron
 from neuron_attribution.rendering import Displayed, page
@@ -263,6 +264,8 @@ class AttributeResult(Displayed):
     timings: Timings
     generation: Generation | None = None
     """How the generation ended, where tokens were generated."""
+    origins: tuple[TokenOrigin, ...] = ()
+    """Where each of `tokens` comes from; empty where the prompt is no conversation."""
 
     def to_html(self) -> str:
         """The attribution as one self-contained HTML page with charts and tables."""
@@ -297,6 +300,8 @@ class InterveneResult(Displayed):
     before: PredictionState
     results: tuple[InterventionResult, ...]
     timings: Timings
+    origins: tuple[TokenOrigin, ...] = ()
+    """Where each of `tokens` comes from; empty where the prompt is no conversation."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -326,10 +331,14 @@ class TokenizedToken:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TokenizeResult(Displayed):
-    """The exact tokens of a text."""
+    """The exact tokens of a text, or of a conversation, whose `text` and `origins` are given with them."""
 
     model: ModelIdentity
     tokens: tuple[TokenizedToken, ...]
+    origins: tuple[TokenOrigin, ...] = ()
+    """Where each of `tokens` comes from; empty where a text was given."""
+    text: str = ""
+    """What the chat template made of a conversation; empty where a text was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +425,10 @@ class TokenizerFacts:
     adds_special_tokens: bool
     prefix: tuple[Token, ...] = ()
     suffix: tuple[Token, ...] = ()
+    chat_template: bool = False
+    """Whether the model has a chat template, which a conversation needs."""
+    chat_templates: tuple[str, ...] = ()
+    """Their names, where it has several: what Conversation.template may be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,8 @@ class Application:
         await side_by_side(
             grace + _CUT_SECONDS, {"the calls": ports.stop_calls(grace), "the web page": ports.stop_web()}
         )
-        await side_by_side(_SWITCH_SECONDS, {"health": ports.stop_health(), "the batches": self._end_batches()})
+        ending = {"the batches": self._end_batches(), "what renders conversations": self._servicer.end_rendering()}
+        await side_by_side(_SWITCH_SECONDS, {"health": ports.stop_health(), **ending})
         tracing = self._tracing
         await side_by_side(
             _WORKER_SECONDS,

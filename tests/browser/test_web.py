@@ -100,6 +100,20 @@ def test_a_neuron_is_zeroed_from_its_row(page):
     assert told.locator("tbody tr").count() == 10
 
 
+def test_messages_make_a_conversation_whose_speakers_are_shown(page, visit):
+    page.locator("#prompt-text").fill("The capital of France is")
+    page.get_by_role("button", name="Add message").click()
+    assert page.locator("#prompt-text").is_hidden()
+    page.get_by_role("button", name="Explain").click()
+    page.locator("#prompt .speaker").first.wait_for()
+    assert page.locator("#prompt .speaker").all_inner_texts() == ["user", "assistant"]
+    with visit(page.url) as other:
+        other.locator("#prompt .speaker").first.wait_for()
+        assert other.get_by_label("Message", exact=True).input_value() == "The capital of France is"
+    page.get_by_role("button", name="Remove message").click()
+    assert page.locator("#prompt-text").is_visible()
+
+
 def test_neurons_that_are_strong_whatever_is_asked_can_be_hidden(page):
     explain(page, "The capital of France is")
     usual = page.locator("#neurons").get_by_role("button", name="28.1078", exact=True)

@@ -9,6 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from neuron_attribution.conversations.messages import Conversation, Message
 from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import Head
 from neuron_attribution.requests import (
@@ -25,6 +26,13 @@ COUNTS = st.integers(1, 2**32 - 1)
 TEXTS = st.text(min_size=1, max_size=8)
 IDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4).map(tuple)
 SECONDS = st.integers(0, 10**13).map(lambda nanoseconds: nanoseconds / 1e9)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=6,
+)
+OBJECTS = st.dictionaries(st.text(max_size=4), JSON, max_size=3)
 
 SCALARS = {
     bool: st.booleans(),
@@ -65,7 +73,7 @@ def attribute_requests() -> st.SearchStrategy:
     common |= {"generate": st.none(), "sampling": st.none()}
     explained: list[Mapping[str, Any]] = [{"target": token}, {"completion": TEXTS | IDS}]
     explained += [{"generate": COUNTS, "sampling": st.none() | samplings()}]
-    prompts = [{"prompt": TEXTS}, {"prompt": IDS, "add_special_tokens": st.none()}]
+    prompts = [{"prompt": TEXTS}, {"prompt": IDS | conversations(), "add_special_tokens": st.none()}]
     return st.one_of(
         instances(AttributeRequest, **{**common, **explanation, **prompt})
         for explanation in explained
@@ -78,6 +86,19 @@ def samplings() -> st.SearchStrategy:
     temperatures, probabilities = st.floats(0.01, 100), st.floats(0, 1, exclude_min=True)
     seeds = st.none() | st.integers(0, 2**64 - 1)
     return instances(Sampling, temperature=temperatures, top_p=probabilities, seed=seeds)
+
+
+def conversations() -> st.SearchStrategy:
+    """Conversations the service accepts."""
+    message = st.builds(Message, role=TEXTS, content=st.none() | st.text(max_size=8), fields=OBJECTS)
+    return st.builds(
+        Conversation,
+        messages=st.lists(message, min_size=1, max_size=3).map(tuple),
+        add_generation_prompt=st.none() | st.booleans(),
+        arguments=OBJECTS,
+        template=st.text(max_size=4),
+        tools=st.lists(OBJECTS, max_size=2).map(tuple),
+    )
 
 
 def interventions() -> st.SearchStrategy:
@@ -93,7 +114,7 @@ def intervene_requests() -> st.SearchStrategy:
     plain, drawn = ({"sampling": st.none()}, {"generate": COUNTS, "sampling": samplings()})
     return st.one_of(
         instances(InterveneRequest, **common, **prompt, **generation)
-        for prompt in ({"prompt": TEXTS}, {"prompt": IDS, "add_special_tokens": st.none()})
+        for prompt in ({"prompt": TEXTS}, {"prompt": IDS | conversations(), "add_special_tokens": st.none()})
         for generation in (plain, drawn)
     )
 

@@ -223,9 +223,9 @@ def test_a_bad_value_from_the_environment_is_named(refused, monkeypatch, name, v
     [
         ("", "the following arguments are required: COMMAND"),
         ("explain", "invalid choice: 'explain'"),
-        ("attribute", "give a TEXT or --token-ids, one of them"),
-        ("attribute a --token-ids 1", "give a TEXT or --token-ids, one of them"),
-        ("intervene --zero 1.2", "give a TEXT or --token-ids, one of them"),
+        ("attribute", "give a TEXT, --token-ids or messages"),
+        ("attribute a --token-ids 1", "give a TEXT, --token-ids or messages"),
+        ("intervene --zero 1.2", "give a TEXT, --token-ids or messages"),
         ("attribute --token-ids 1,x", "'x' is not a whole number from 0"),
         ("attribute a --top-k 0", "argument --top-k: '0' is not a whole number from 1"),
         ("attribute a --direction up", "'up' is none of increase, decrease, both"),

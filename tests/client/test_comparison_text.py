@@ -119,7 +119,7 @@ def test_json_has_every_field_and_what_follows_from_them():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("compare", "the following arguments are required: TEXT"),
+        ("compare", "give a TEXT or messages (--user, --messages), one of them"),
         ("compare a", "nothing to compare with: give a second text, --other-address or an intervention"),
         ("compare a b --every-head", "--every-head takes one text"),
         ("compare a --every-head --zero 0.h1", "--every-head takes one text"),

@@ -12,7 +12,7 @@ ARGUMENTS = {"attribute": ["The sky is"], "project": ["1.17"], "tokenize": ["The
 CSV = {
     "attribute": (18, "explanation,target,ranking,direction,rank,component,kind,layer,head,expert,index,position,"),
     "project": (4, "component,end,rank,token_id,token,score"),
-    "tokenize": (3, "position,token_id,token,first_byte,end_byte"),
+    "tokenize": (3, "position,token_id,token,first_byte,end_byte,message,role,template"),
     "model": (38, "section,name,value"),
 }
 

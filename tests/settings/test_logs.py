@@ -19,6 +19,7 @@ from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from neuron_attribution_server.services import SERVICE
 from neuron_attribution_server.settings.logs import JsonFormatter, TextFormatter
 from service.collector import collecting
+from service.conversing import chat, talk
 from service.demo_server import serving
 from service.fakes import FakeEngine
 from service.raw_http2 import RawPeer
@@ -147,7 +148,9 @@ def test_no_prompt_and_no_token_is_ever_logged(tmp_path, log_format):
     """At the level that tells most, whatever goes wrong; length and hash are there instead."""
     log = tmp_path / "log"
     right, wrong = ((("authorization", f"Bearer {token}"),) for token in (TOKEN, f"{TOKEN}-wrong"))
-    with logged(log, tokens=tmp_path / "tokens", log_format=log_format, log_level="debug", restarts=9) as server:
+    chatting = {"factory": "make_chatting_engine", "module": "conversing"}
+    settings = {"log_format": log_format, "log_level": "debug", "restarts": 9, **chatting}
+    with logged(log, tokens=tmp_path / "tokens", **settings) as server:
         ids = [token.id for token in server.attribute(attribution(PROMPT), metadata=right).tokens]
         for request in bad_requests():
             failure(lambda request=request: server.attribute(request, metadata=right))
@@ -156,6 +159,7 @@ def test_no_prompt_and_no_token_is_ever_logged(tmp_path, log_format):
         items = [messages.AttributeStreamRequest(key=PROMPT, request=request) for request in bad_requests()]
         list(server.stub.AttributeStream(iter(items), timeout=PATIENCE, metadata=right))
         server.stub.Tokenize(messages.TokenizeRequest(text=PROMPT), timeout=PATIENCE, metadata=right)
+        server.stub.Tokenize(messages.TokenizeRequest(conversation=talk(PROMPT)), timeout=PATIENCE, metadata=right)
         raw = server.channel.unary_unary(f"/{SERVICE}/Attribute")
         failure(lambda: raw(PROMPT.encode(), timeout=PATIENCE, metadata=right))
         failure(lambda: server.channel.unary_unary(f"/{SERVICE}/{PROMPT[:12]}")(b"", timeout=PATIENCE, metadata=right))
@@ -179,6 +183,12 @@ def bad_requests():
     yield attribution(40 * PROMPT)
     yield attribution(PROMPT, top_k=10**6)
     yield attribution(PROMPT, neurons=[{"ffn": {"layer": 99, "index": 1}}])
+    yield chat(f"{PROMPT} crash")
+    yield chat(PROMPT, role=PROMPT[:60], conversation={"continue_final_message": True, "template": "is_broken"})
+    yield chat(PROMPT, conversation={"template": PROMPT})
+    yield chat(PROMPT, conversation={"template": "loops"})
+    yield chat(PROMPT, conversation={"arguments": PROMPT})
+    yield chat(40 * PROMPT)
 
 
 def test_the_real_model_logs_no_prompt_either(tmp_path):

@@ -20,7 +20,9 @@ from neuron_attribution import (
     NotFoundError,
 )
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
+from neuron_attribution_server.model.loading.sources.demo import demo_folder
 from service.demo_server import run, serving
+from transformers import AutoTokenizer
 
 PROMPT = "The capital of France is"
 PROMPTS = (
@@ -60,6 +62,21 @@ def answer(address, *arguments):
     finished = run(*arguments, "--json", address=address)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
+
+
+def test_a_conversation_is_asked_by_the_demo_models_own_template(client, address):
+    """Its ids are those of transformers, and each token says whose it is."""
+    asked = [{"role": "user", "content": PROMPT}]
+    result = client.attribute(messages=asked, parts=["layers"])
+    reference = AutoTokenizer.from_pretrained(demo_folder())
+    expected = reference.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    assert [token.id for token in result.tokens] == expected
+    said = [token.text for token, origin in zip(result.tokens, result.origins, strict=True) if not origin.template]
+    assert said == ["The", " capital", " of", " France", " is"]
+    assert {(origin.message, origin.role) for origin in result.origins if not origin.template} == {(0, "user")}
+    assert client.get_model().tokenizer.chat_template
+    finished = run("tokenize", "--user", PROMPT, "--csv", address=address)
+    assert finished.stdout.count(",0,user,False") == 5
 
 
 def test_attribute_prints_the_contract_as_canonical_json(address):

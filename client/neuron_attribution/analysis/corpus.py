@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuron_attribution.conversations.messages import Prompt
+from neuron_attribution.conversations.written import conversation
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.requests import AttributeOptions, AttributeRequest
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt", "text"),
     "token_ids": ("token_ids",),
+    "messages": ("messages",),
     "id": ("id", "known_id"),
     "type": ("type", "relation_id"),
     "target": ("target",),
@@ -142,15 +145,27 @@ def _field(row: Row, name: str, *kinds: type) -> Any:  # noqa: ANN401 - of one o
     return None
 
 
-def _prompt(text: str | None, row: Row) -> str | tuple[int, ...]:
-    ids = _field(row, "token_ids", list)
-    if (text is None) == (ids is None):
-        raise ValueError("give either prompt or token_ids")
+def _prompt(text: str | None, row: Row) -> Prompt:
+    ids, messages = _field(row, "token_ids", list), _field(row, "messages", list)
+    if sum(each is not None for each in (text, ids, messages)) != 1:
+        raise ValueError("give one of prompt, token_ids and messages")
+    if messages is not None:
+        return _conversation(messages)
     return text if text is not None else tuple(_id(each) for each in ids)
 
 
+def _conversation(messages: list[Any]) -> Prompt:
+    try:
+        return conversation(messages)
+    except InvalidArgumentError as error:
+        raise ValueError(error.message) from None
+
+
 def _explained(row: Row) -> dict[str, Any]:
-    """A target is one token's exact text or id, a completion text or ids; an answer follows the prompt and a space."""
+    """A target is one token's exact text or id, a completion text or ids; an answer follows the prompt and a space.
+
+    Behind messages it follows none: an answer begins there.
+    """
     given = [name for name in _EXPLAINED if any(row.get(key) is not None for key in FIELDS[name])]
     if given[:2] == ["target", "completion"]:
         raise ValueError("target and completion exclude each other; give one of them")
@@ -161,7 +176,8 @@ def _explained(row: Row) -> dict[str, Any]:
             completion = _field(row, "completion", str, list)
             return {"completion": completion if isinstance(completion, str) else tuple(map(_id, completion))}
         case ["answer"]:
-            return {"completion": " " + _field(row, "answer", str).lstrip()}
+            space = "" if row.get("messages") else " "
+            return {"completion": space + _field(row, "answer", str).lstrip()}
     return {}
 
 

@@ -7,18 +7,18 @@ size, are sent a few at a time. Where the server has less memory than that takes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 
 from neuron_attribution.comparing.predictions import Steps
 from neuron_attribution.comparisons import HeadEffects
+from neuron_attribution.conversations.written import ConversationArguments, PromptLike, read_prompt
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError, ResourceExhaustedError
 from neuron_attribution.neurons import Head
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import InterveneResult, InterventionResult, Limits
 from neuron_attribution.transport import calls
-from neuron_attribution.transport.calls import TextOrIds
 
 TOKENS_AT_ONCE = 2048
 """Tokens of all reruns in one request, where the server's own limits are not lower."""
@@ -27,28 +27,29 @@ TOO_LARGE = ("NEEDS_TOO_MUCH_MEMORY", "OUT_OF_MEMORY")
 """Why a server refuses what a smaller request may get."""
 
 
-class HeadEffectArguments(TypedDict, total=False):
-    """What `head_effects` takes besides the prompt: fields of InterveneRequest."""
+class HeadEffectArguments(ConversationArguments, total=False):
+    """What `head_effects` takes besides the prompt: fields of InterveneRequest, or messages in its place."""
 
     target: str | int | None
     add_special_tokens: bool | None
     model: str
 
 
-def head_effects(prompt: TextOrIds, **arguments: Unpack[HeadEffectArguments]) -> Steps[HeadEffects]:
+def head_effects(prompt: PromptLike | None, **arguments: Unpack[HeadEffectArguments]) -> Steps[HeadEffects]:
     """The steps that zero every head of the model in turn."""
+    asked = read_prompt(prompt, cast(dict[str, Any], arguments))
     (info,) = yield [(0, calls.get_model(arguments.get("model", "")))]
     shape = (info.sizes.layers, info.sizes.heads)
     without = {number for number, layer in enumerate(info.layers) if not layer.heads}
     heads = [Head(*place) for place in np.ndindex(shape) if place[0] not in without]
-    (first,) = yield [(0, calls.intervene(prompt, _zeroed(heads[:1]), **arguments))]
+    (first,) = yield [(0, calls.intervene(asked, _zeroed(heads[:1]), **arguments))]
     arguments["target"] = first.before.target.token.id
     count = reruns_at_once(info.limits, len(first.tokens))
     results = list(first.results)
     while missing := heads[len(results) :]:
         together = _in_requests(missing[: REQUESTS_AT_ONCE * count], count)
         try:
-            answers = yield [(0, calls.intervene(prompt, _zeroed(some), **arguments)) for some in together]
+            answers = yield [(0, calls.intervene(asked, _zeroed(some), **arguments)) for some in together]
         except (InvalidArgumentError, ResourceExhaustedError) as error:
             if len(together[0]) == 1 or not _asks_for_fewer(error):
                 raise

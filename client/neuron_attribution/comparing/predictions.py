@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, TypeVar, Unpack, cast
+from typing import Any, TypeVar, Unpack, cast
 
 import numpy as np
 
 from neuron_attribution.comparing.answers import explanation_of, given, left_out
 from neuron_attribution.comparing.difference_search import DifferenceSearch
 from neuron_attribution.comparisons import ComparedSide, Comparison, DifferenceRanking, NeuronComparison
+from neuron_attribution.conversations.messages import Prompt
+from neuron_attribution.conversations.written import ConversationArguments, MessageLike, PromptLike, read_prompt
 from neuron_attribution.convert.values import at_least_one, unsigned
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron, Neuron
@@ -32,7 +34,7 @@ from neuron_attribution.results import (
     ProjectNeuronResult,
 )
 from neuron_attribution.transport import calls
-from neuron_attribution.transport.calls import AttributeArguments, Call, TextOrIds
+from neuron_attribution.transport.calls import AttributeArguments, Call
 
 FIRST_DEPTH = 64
 """How many neurons of each end the sides rank at first, or twice as many as are wanted."""
@@ -59,13 +61,15 @@ Steps = Generator[Sequence[Question], Any, Outcome]
 """Yields questions that may be asked together, is sent their answers in order, and returns what they come to."""
 
 
-class CompareArguments(TypedDict, total=False):
+class CompareArguments(ConversationArguments, total=False):
     """What `compare` takes besides the prompts: fields of AttributeRequest and AttributeOptions, for both sides.
 
+    `messages` may stand in place of the first prompt and `other_messages` in place of the second.
     `top_k` is how many neurons are returned for each direction and kind. `interventions` are made on the second side,
     whose scores are read with the first side's scale of the final norm where `freeze_scale` says so.
     """
 
+    other_messages: Iterable[MessageLike]
     target: str | int | None
     contrast: str | int | None
     add_special_tokens: bool | None
@@ -81,7 +85,7 @@ class CompareArguments(TypedDict, total=False):
 class _Side:
     """One side: what all its requests share, and its first answer."""
 
-    prompt: TextOrIds
+    prompt: Prompt
     fields: dict[str, Any]
     limits: Limits | None = None
     answer: AttributeResult | None = None
@@ -96,21 +100,29 @@ class _Side:
 
 
 def compare(
-    prompt: TextOrIds, other_prompt: TextOrIds | None, *, one_server: bool, **arguments: Unpack[CompareArguments]
+    prompt: PromptLike | None,
+    other_prompt: PromptLike | None,
+    *,
+    one_server: bool,
+    **arguments: Unpack[CompareArguments],
 ) -> Steps[Comparison]:
     """The steps that compare two prompts, one prompt on two servers, or one prompt with and without interventions."""
-    second = prompt if other_prompt is None else other_prompt
-    if one_server and second == prompt and not arguments.get("interventions"):
+    fields = cast(dict[str, Any], arguments)
+    shared = {name: fields[name] for name in ConversationArguments.__annotations__ if name in fields}
+    others = {**shared, "messages": fields.pop("other_messages")} if "other_messages" in fields else {}
+    first = read_prompt(prompt, fields)
+    second = first if other_prompt is None and not others else read_prompt(other_prompt, others, "other_prompt")
+    if one_server and second == first and not arguments.get("interventions"):
         raise InvalidArgumentError.of(
             "other_prompt", "nothing differs; give another prompt, another server or interventions"
         )
-    return _Comparing((prompt, second), one_server, dict(arguments)).steps()
+    return _Comparing((first, second), one_server, dict(fields)).steps()
 
 
 class _Comparing:
     """The state of one comparison."""
 
-    def __init__(self, prompts: tuple[TextOrIds, TextOrIds], one_server: bool, arguments: dict[str, Any]) -> None:
+    def __init__(self, prompts: tuple[Prompt, Prompt], one_server: bool, arguments: dict[str, Any]) -> None:
         self._k = at_least_one(unsigned(arguments.pop("top_k", 10), "top_k"), "top_k")
         self._projection_top_k = unsigned(arguments.pop("projection_top_k", 10), "projection_top_k")
         self._model = arguments.get("model", "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from neuron_attribution.conversations.messages import TokenOrigin
+from neuron_attribution.convert.conversations import origins_from_proto, origins_to_proto
 from neuron_attribution.convert.generations import generation_from_proto, generation_to_proto
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.convert.layers import (
@@ -57,6 +59,7 @@ def attribute_result_to_proto(result: AttributeResult) -> messages.AttributeResp
     message = explanations_to_proto(result.model, result.explanations, generation=result.generation)
     message.tokens.extend(map(token_to_proto, result.tokens))
     message.timings.CopyFrom(timings_to_proto(result.timings))
+    message.origins.extend(origins_to_proto(result.origins))
     return message
 
 
@@ -80,13 +83,15 @@ def serialized_token(token: Token) -> bytes:
     return messages.AttributeResponse(tokens=(token_to_proto(token),)).SerializeToString()
 
 
-def completed_attribution(response: bytes, tokens: Iterable[bytes], timings: Timings) -> tuple[bytes, bytes]:
+def completed_attribution(
+    response: bytes, tokens: Iterable[bytes], timings: Timings, origins: Iterable[TokenOrigin] = ()
+) -> tuple[bytes, bytes]:
     """A serialized response without tokens and times, and what completes it, with tokens that are serialized already.
 
     Nothing is parsed or copied: serialized messages that follow one another are one message, merged.
     """
-    times = messages.AttributeResponse(timings=timings_to_proto(timings)).SerializeToString()
-    return response, b"".join((*tokens, times))
+    rest = messages.AttributeResponse(timings=timings_to_proto(timings), origins=origins_to_proto(origins))
+    return response, b"".join((*tokens, rest.SerializeToString()))
 
 
 def stream_answer(key: str, response: Sequence[Bytes], remaining: int = 0) -> bytes:
@@ -123,6 +128,7 @@ def attribute_result_from_proto(message: messages.AttributeResponse) -> Attribut
         explanations=tuple(explanation_from_proto(explanation) for explanation in message.explanations),
         timings=timings_from_proto(message.timings),
         generation=present(message, "generation", generation_from_proto),
+        origins=origins_from_proto(message.origins),
     )
 
 

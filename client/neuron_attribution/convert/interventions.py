@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from neuron_attribution.convert.attributions import timings_from_proto, timings_to_proto
+from neuron_attribution.convert.conversations import origins_from_proto, origins_to_proto
 from neuron_attribution.convert.enums import LAYER_PART_KINDS
 from neuron_attribution.convert.generations import (
     generation_from_proto,
@@ -103,6 +104,7 @@ def intervene_result_to_proto(result: InterveneResult) -> messages.InterveneResp
             for each in result.results
         ],
         timings=timings_to_proto(result.timings),
+        origins=origins_to_proto(result.origins),
     )
 
 
@@ -116,6 +118,7 @@ def intervene_result_from_proto(message: messages.InterveneResponse) -> Interven
             InterventionResult(_state_from_proto(each.after), each.kl_divergence) for each in message.results
         ),
         timings=timings_from_proto(message.timings),
+        origins=origins_from_proto(message.origins),
     )
 
 

@@ -95,6 +95,8 @@ def _tokenizer_to_proto(tokenizer: TokenizerFacts) -> messages.TokenizerFacts:
         adds_special_tokens=tokenizer.adds_special_tokens,
         prefix=[token_to_proto(token) for token in tokenizer.prefix],
         suffix=[token_to_proto(token) for token in tokenizer.suffix],
+        chat_template=tokenizer.chat_template,
+        chat_templates=tokenizer.chat_templates,
     )
 
 
@@ -103,4 +105,6 @@ def _tokenizer_from_proto(message: messages.TokenizerFacts) -> TokenizerFacts:
         adds_special_tokens=message.adds_special_tokens,
         prefix=tokens_from_proto(message.prefix),
         suffix=tokens_from_proto(message.suffix),
+        chat_template=message.chat_template,
+        chat_templates=tuple(message.chat_templates),
     )

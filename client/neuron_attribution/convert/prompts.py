@@ -1,19 +1,27 @@
-"""Prompts, completions and chosen tokens: text or token ids."""
+"""Prompts, completions and chosen tokens: text or token ids, and of prompts conversations."""
 
 from __future__ import annotations
 
+from neuron_attribution.conversations.messages import Conversation, Prompt
+from neuron_attribution.convert.conversations import conversation_from_proto, conversation_to_proto
 from neuron_attribution.convert.values import not_empty, unicode_text, unsigned
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 TextOrIds = str | tuple[int, ...]
+_USED_AS_GIVEN = {
+    "token_ids": "token ids, which are used exactly as given",
+    "conversation": "a conversation, whose template writes them",
+}
 
 
-def prompt_to_proto(prompt: TextOrIds, add_special_tokens: bool | None) -> messages.Prompt:
+def prompt_to_proto(prompt: Prompt, add_special_tokens: bool | None) -> messages.Prompt:
     """Write a prompt."""
     message = messages.Prompt()
     if isinstance(prompt, str):
         message.text = unicode_text(prompt, "prompt.text")
+    elif isinstance(prompt, Conversation):
+        message.conversation.CopyFrom(conversation_to_proto(prompt, "prompt.conversation"))
     else:
         message.token_ids.CopyFrom(_ids_to_proto(prompt, "prompt"))
     if add_special_tokens is not None:
@@ -21,13 +29,19 @@ def prompt_to_proto(prompt: TextOrIds, add_special_tokens: bool | None) -> messa
     return message
 
 
-def prompt_from_proto(message: messages.Prompt) -> tuple[TextOrIds, bool | None]:
+def prompt_from_proto(message: messages.Prompt) -> tuple[Prompt, bool | None]:
     """Read a prompt and whether special tokens are added to it."""
-    prompt = _source_from_proto(message, "prompt")
+    source = message.WhichOneof("source")
+    if source is None:
+        raise InvalidArgumentError.of("prompt.source", "is not set; set text, token_ids or conversation")
+    if source == "conversation":
+        prompt: Prompt = conversation_from_proto(message.conversation, "prompt.conversation")
+    else:
+        prompt = _source_from_proto(message, "prompt")
     add_special_tokens = message.add_special_tokens if message.HasField("add_special_tokens") else None
-    if add_special_tokens is not None and not isinstance(prompt, str):
+    if add_special_tokens is not None and source in _USED_AS_GIVEN:
         raise InvalidArgumentError.of(
-            "prompt.add_special_tokens", "is not allowed with token ids, which are used exactly as given; leave it out"
+            "prompt.add_special_tokens", f"is not allowed with {_USED_AS_GIVEN[source]}; leave it out"
         )
     return prompt, add_special_tokens
 

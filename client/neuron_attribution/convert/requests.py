@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from neuron_attribution.conversations.messages import Conversation
+from neuron_attribution.convert.conversations import conversation_from_proto, conversation_to_proto
 from neuron_attribution.convert.enums import DIRECTIONS, PARTS, SCORING_METHODS, SIDES, SUBKEYS
 from neuron_attribution.convert.generations import sampling_from_proto, sampling_to_proto
 from neuron_attribution.convert.interventions import interventions_from_proto, interventions_to_proto
@@ -110,9 +112,11 @@ def project_neuron_request_from_proto(message: messages.ProjectNeuronRequest) ->
 
 def tokenize_request_to_proto(request: TokenizeRequest) -> messages.TokenizeRequest:
     """Write a request for tokens."""
-    message = messages.TokenizeRequest(
-        model=unicode_text(request.model, "model"), text=unicode_text(request.text, "text")
-    )
+    message = messages.TokenizeRequest(model=unicode_text(request.model, "model"))
+    if isinstance(request.text, Conversation):
+        message.conversation.CopyFrom(conversation_to_proto(request.text, "conversation"))
+    else:
+        message.text = unicode_text(request.text, "text")
     if request.add_special_tokens is not None:
         message.add_special_tokens = request.add_special_tokens
     return message
@@ -120,11 +124,15 @@ def tokenize_request_to_proto(request: TokenizeRequest) -> messages.TokenizeRequ
 
 def tokenize_request_from_proto(message: messages.TokenizeRequest) -> TokenizeRequest:
     """Read and check a request for tokens."""
-    return TokenizeRequest(
-        text=not_empty(message.text, "text"),
-        add_special_tokens=message.add_special_tokens if message.HasField("add_special_tokens") else None,
-        model=message.model,
-    )
+    add_special_tokens = message.add_special_tokens if message.HasField("add_special_tokens") else None
+    if not message.HasField("conversation"):
+        return TokenizeRequest(
+            text=not_empty(message.text, "text"), add_special_tokens=add_special_tokens, model=message.model
+        )
+    for field, given in (("text", bool(message.text)), ("add_special_tokens", add_special_tokens is not None)):
+        if given:
+            raise InvalidArgumentError.of(field, "is not allowed with a conversation; leave one of them out")
+    return TokenizeRequest(text=conversation_from_proto(message.conversation, "conversation"), model=message.model)
 
 
 def _write_explained(request: AttributeRequest, message: messages.AttributeRequest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from neuron_attribution.convert.conversations import origins_from_proto
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.results import Token, TokenizedToken, TokenizeResult, TokenPrediction
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
@@ -50,6 +51,9 @@ def tokenize_result_to_proto(result: TokenizeResult) -> messages.TokenizeRespons
     for item in result.tokens:
         written = message.tokens.add(start=item.start, end=item.end)
         written.token.id, written.token.text = item.token.id, item.token.text
+    for origin in result.origins:
+        message.origins.add(message=origin.message, role=origin.role, template=origin.template)
+    message.text = result.text
     return message
 
 
@@ -58,4 +62,6 @@ def tokenize_result_from_proto(message: messages.TokenizeResponse) -> TokenizeRe
     return TokenizeResult(
         model=model_identity_from_proto(message.model),
         tokens=tuple(TokenizedToken(token_from_proto(item.token), item.start, item.end) for item in message.tokens),
+        origins=origins_from_proto(message.origins),
+        text=message.text,
     )

@@ -55,7 +55,7 @@ PROJECTION = ("component", "end", "rank", "token_id", "token", "score")
 INTEGERS = frozenset(
     (
         *("explanation", "rank", "layer", "head", "expert", "index", "position", "token_id", "first_byte", "end_byte"),
-        *("set", "target_rank", "contrast_rank"),
+        *("message", "set", "target_rank", "contrast_rank"),
     )
 )
 """The columns of whole numbers, in whatever result."""
@@ -172,10 +172,14 @@ def _(effects: HeadEffects) -> Records:
 
 @records.register
 def _(result: TokenizeResult) -> Records:
+    said: Sequence[Row] = [(each.message, each.role, each.template) for each in result.origins]
     rows = [
-        (position, item.token.id, item.token.text, item.start, item.end) for position, item in enumerate(result.tokens)
+        (position, item.token.id, item.token.text, item.start, item.end, *origin)
+        for position, (item, origin) in enumerate(
+            zip(result.tokens, said or [(None,) * 3] * len(result.tokens), strict=True)
+        )
     ]
-    return Records(("position", "token_id", "token", "first_byte", "end_byte"), rows)
+    return Records(("position", "token_id", "token", "first_byte", "end_byte", "message", "role", "template"), rows)
 
 
 @records.register

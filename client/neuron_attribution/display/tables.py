@@ -116,7 +116,15 @@ def _(result: TokenizeResult) -> Sequence[TextTable]:
         (str(position), str(item.token.id), token_text(item.token), str(item.start), str(item.end))
         for position, item in enumerate(result.tokens)
     ]
-    return [TextTable("tokens", (">position", ">id", "token", ">first byte", ">end byte"), rows)]
+    columns = (">position", ">id", "token", ">first byte", ">end byte")
+    if not result.origins:
+        return [TextTable("tokens", columns, rows)]
+    said = [
+        ("" if each.message is None else str(each.message), each.role, "template" if each.template else "author")
+        for each in result.origins
+    ]
+    together = [(*row, *more) for row, more in zip(rows, said, strict=True)]
+    return [TextTable("tokens", (*columns, ">message", "role", "written by"), together)]
 
 
 @tables.register

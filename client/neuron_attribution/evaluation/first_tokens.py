@@ -23,11 +23,12 @@ class FirstTokens:
         self._service = service
         self._known: dict[str, int] = {}
 
-    def of(self, word: str) -> int:
-        """The id of a word's first token where the word follows a text and a space."""
-        if word not in self._known:
-            self._known[word] = self._continuation(f" {word}")[0].id
-        return self._known[word]
+    def of(self, word: str, *, begins: bool = False) -> int:
+        """The id of a word's first token where the word follows a text and a space, or begins an answer."""
+        text = word if begins else f" {word}"
+        if text not in self._known:
+            self._known[text] = self._continuation(text)[0].id
+        return self._known[text]
 
     def _continuation(self, text: str) -> list[Token]:
         """SentencePiece tokenizers put a space before a text; behind a line break they do not."""

@@ -55,7 +55,7 @@ class Protocol:
             return _row(fact, "failed", f"{error.reason}: {error.message}")
 
     def _evaluate(self, fact: Fact) -> Row:
-        target = self._first_tokens.of(fact.answer)
+        target = self._first_tokens.of(fact.answer, begins=bool(fact.messages))
         reason = self._ineligible(fact, self._explained(fact, target, [Part.LAYERS]))
         if reason:
             return _row(fact, "ineligible", reason)
@@ -80,7 +80,9 @@ class Protocol:
         rank = explanation.target.rank
         if rank > HIGHEST_RANK:
             return f"the right token has rank {rank}"
-        others = {self._first_tokens.of(word) for word in self.words[fact.type]} - {explanation.target.token.id}
+        begins = bool(fact.messages)
+        words = {self._first_tokens.of(word, begins=begins) for word in self.words[fact.type]}
+        others = words - {explanation.target.token.id}
         above = [item.token for item in explanation.predictions if item.rank < rank and item.token.id in others]
         return f"{above[0].text!r} of its type is above the right token" if above else ""
 
@@ -101,7 +103,7 @@ class Protocol:
         method: ScoringMethod = ScoringMethod.LOG_PROBABILITY_INCREASE,
     ) -> Explanation:
         answer = self.client.attribute(
-            fact.prompt,
+            fact.asked,
             target=target,
             parts=parts,
             top_k=top_k,
@@ -129,7 +131,7 @@ class Protocol:
             taken = {**drawn, **ranked}
             sets = [[Intervention(neurons=neurons)] for neurons in taken.values()]
             try:
-                return taken, self.client.intervene(fact.prompt, sets, target=target)
+                return taken, self.client.intervene(fact.asked, sets, target=target)
             except InvalidArgumentError as error:
                 refused = _refused(error, list(drawn.values()))
                 if refused is None or attempt == ATTEMPTS - 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, cast
@@ -13,6 +13,14 @@ import grpc
 from google.protobuf.message import Message
 
 from neuron_attribution import convert
+from neuron_attribution.conversations.messages import Conversation
+from neuron_attribution.conversations.written import (
+    ConversationArguments,
+    PromptLike,
+    TextOrIds,
+    read_prompt,
+    text_or_ids,
+)
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import (
@@ -51,7 +59,6 @@ Result = TypeVar("Result")
 Kind = TypeVar("Kind", bound=Enum)
 NeuronLike = Neuron | str
 QuerySourceLike = QuerySource | Neuron | str
-TextOrIds = str | Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +70,11 @@ class Call(Generic[Result]):
     read: Callable[[Any], Result]
 
 
-class AttributeArguments(TypedDict, total=False):
+class AttributeArguments(ConversationArguments, total=False):
     """What `attribute` takes besides the prompt: the fields of AttributeRequest and AttributeOptions.
 
-    Enums are also accepted by their values ("increase"), neurons as they are written ("24.1005").
+    Messages may stand in place of a prompt. Enums are also accepted by their values ("increase"), neurons as they are
+    written ("24.1005").
     """
 
     target: str | int | None
@@ -94,10 +102,11 @@ class AttributeArguments(TypedDict, total=False):
     final_norm_scales: Iterable[float]
 
 
-class InterveneArguments(TypedDict, total=False):
+class InterveneArguments(ConversationArguments, total=False):
     """What `intervene` takes besides the prompt and the sets: the fields of InterveneRequest, or one set in short.
 
-    `zero` names neurons, heads ("23.h4") and parts of layers ("7.ffn"); `scale` and `set` give each name its number.
+    Messages may stand in place of a prompt. `zero` names neurons, heads ("23.h4") and parts of layers ("7.ffn");
+    `scale` and `set` give each name its number.
     """
 
     zero: NamedLike | Iterable[NamedLike]
@@ -122,18 +131,19 @@ class ProjectArguments(TypedDict, total=False):
     model: str
 
 
-def attribute(prompt: TextOrIds, **arguments: Unpack[AttributeArguments]) -> Call[AttributeResult]:
+def attribute(prompt: PromptLike | None = None, **arguments: Unpack[AttributeArguments]) -> Call[AttributeResult]:
     """The call for an attribution."""
     request = attribute_request(prompt, **arguments)
     return Call("Attribute", convert.attribute_request_to_proto(request), convert.attribute_result_from_proto)
 
 
-def attribute_request(prompt: TextOrIds, **arguments: Unpack[AttributeArguments]) -> AttributeRequest:
+def attribute_request(prompt: PromptLike | None = None, **arguments: Unpack[AttributeArguments]) -> AttributeRequest:
     """The request that keyword arguments make."""
     fields = _read_fields(cast(dict[str, Any], arguments))
+    asked = read_prompt(prompt, fields)
     options = {name: fields.pop(name) for name in AttributeOptions.__dataclass_fields__ if name in fields}
     _check_names(fields, AttributeRequest)
-    return AttributeRequest(prompt=_text_or_ids(prompt), options=AttributeOptions(**options), **fields)
+    return AttributeRequest(prompt=asked, options=AttributeOptions(**options), **fields)
 
 
 def project_neuron(
@@ -147,7 +157,9 @@ def project_neuron(
 
 
 def intervene(
-    prompt: TextOrIds, sets: Iterable[Iterable[Intervention]] | None = None, **arguments: Unpack[InterveneArguments]
+    prompt: PromptLike | None = None,
+    sets: Iterable[Iterable[Intervention]] | None = None,
+    **arguments: Unpack[InterveneArguments],
 ) -> Call[InterveneResult]:
     """The call for reruns of a prompt with neurons changed."""
     fields = cast(dict[str, Any], arguments)
@@ -155,13 +167,21 @@ def intervene(
     if sets is not None and short:
         raise InvalidArgumentError.of("sets", f"and {', '.join(short)} exclude each other; give one of them")
     read = (_one_set(**short),) if sets is None else _read_sets(sets)
-    request = InterveneRequest(prompt=_text_or_ids(prompt), sets=read, **fields)
+    request = InterveneRequest(prompt=read_prompt(prompt, fields), sets=read, **fields)
     return Call("Intervene", convert.intervene_request_to_proto(request), convert.intervene_result_from_proto)
 
 
-def tokenize(text: str, add_special_tokens: bool | None, model: str) -> Call[TokenizeResult]:
-    """The call for the tokens of a text."""
-    request = TokenizeRequest(text=text, add_special_tokens=add_special_tokens, model=model)
+def tokenize(
+    text: str | Conversation | None,
+    add_special_tokens: bool | None,
+    model: str,
+    **arguments: Unpack[ConversationArguments],
+) -> Call[TokenizeResult]:
+    """The call for the tokens of a text or a conversation."""
+    asked = read_prompt(text, cast(dict[str, Any], arguments), "text")
+    if isinstance(asked, tuple):
+        raise InvalidArgumentError.of("text", f"{text!r} is no text; give one, or messages=[…]")
+    request = TokenizeRequest(text=asked, add_special_tokens=add_special_tokens, model=model)
     return Call("Tokenize", convert.tokenize_request_to_proto(request), convert.tokenize_result_from_proto)
 
 
@@ -276,19 +296,8 @@ def _parsed(parse: Callable[[str], Result], text: str, field: str) -> Result:
         raise InvalidArgumentError.of(field, str(error)) from None
 
 
-def _text_or_ids(value: TextOrIds, field: str = "prompt") -> str | tuple[int, ...]:
-    if isinstance(value, str):
-        return value
-    ids = tuple(value) if isinstance(value, Iterable) and not isinstance(value, bytes) else None
-    if ids is None or any(isinstance(each, str) for each in ids):
-        raise InvalidArgumentError.of(
-            field, f"{value!r} is neither a text nor token ids; give one text or a list of ids"
-        )
-    return ids
-
-
 def _read_completion(value: TextOrIds | None, field: str) -> str | tuple[int, ...] | None:
-    return None if value is None else _text_or_ids(value, field)
+    return None if value is None else text_or_ids(value, field)
 
 
 _READERS: dict[str, Callable[[Any, str], Any]] = {

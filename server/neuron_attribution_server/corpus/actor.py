@@ -86,5 +86,5 @@ class CorpusActor:
         if isinstance(answer, NeuronAttributionError):
             return failed_rows(item, from_status(to_status(answer)))  # what a caller of the service may read
         timings = replace(answer.timings, tokenization=ready.tokenization)
-        response = b"".join(self._model.finish_attribution(answer, timings))
+        response = b"".join(self._model.finish_attribution(answer, timings, ready.origins))
         return result_rows(item, convert.attribute_result_from_proto(messages.AttributeResponse.FromString(response)))

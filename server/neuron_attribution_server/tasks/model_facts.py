@@ -21,6 +21,18 @@ class WorkPrices:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+DEFAULT_TEMPLATE, TOOL_TEMPLATE = "default", "tool_use"
+"""The names of a model's chat templates that are taken where none is named: the second where tools are given."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplates:
+    """A model's chat templates by their names, and the special tokens that they may write by theirs."""
+
+    templates: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What the front end knows of the loaded model. `tokenizer` is the tokenizers library's JSON."""
@@ -36,6 +48,7 @@ class ModelFacts:
     tokenizer: str
     memory: MemoryCost
     work: WorkPrices = WorkPrices()
+    chat: ChatTemplates = ChatTemplates()
     activity_contexts: int = 0
     """In how many contexts the activity of FFN neurons was looked at."""
     layers: tuple[LayerParts, ...] = ()

@@ -108,6 +108,8 @@ class AttributeTask(Shaped):
     generate: int = 0
     sampling: Sampling | None = None
     """How they are generated, with a seed; the most probable ones by itself."""
+    stops: tuple[int, ...] = ()
+    """What ends the generated text, beside what ends the model's texts anyway."""
     contrast: int | None = None
     options: AttributeOptions = field(default_factory=AttributeOptions)
     reproducible: bool = False
@@ -194,6 +196,7 @@ class InterveneTask(Shaped):
     target: int | None = None
     generate: int = 0
     sampling: Sampling | None = None
+    stops: tuple[int, ...] = ()
     freeze_scale: bool = False
     """Whether predictions after interventions are read with the final norm's scale of the plain pass."""
 

@@ -24,7 +24,9 @@ class ExactTokenizer:
         self._tokenizer = Tokenizer.from_str(_with_whole_offsets(serialized))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._texts = {id: token.content for id, token in self._tokenizer.get_added_tokens_decoder().items()}
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._texts = {id: token.content for id, token in added.items()}
+        self._special = frozenset(id for id, token in added.items() if token.special)
         self._anchor = self._ids("a")[-1:]
         self._anchor_text = self._decode([])
 
@@ -33,12 +35,17 @@ class ExactTokenizer:
 
         Tokens that share one character, as byte-level tokenizers make them, all have that character's offsets.
         """
-        encoding = self._encoding(text, add_special_tokens is not False)
+        return self.encoded(text, add_special_tokens is not False)[0]
+
+    def encoded(self, text: str, add_special_tokens: bool) -> tuple[list[TokenizedToken], list[tuple[int, int]]]:
+        """The tokens of a text as `encode` gives them, and where each starts and ends in characters."""
+        encoding = self._encoding(text, add_special_tokens)
         starts = range(len(text) + 1) if text.isascii() else _byte_starts(text)
-        return [
+        tokens = [
             TokenizedToken(self.token(id), starts[start], starts[end])
             for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
+        return tokens, encoding.offsets
 
     def ids(self, text: str, add_special_tokens: bool | None = None) -> tuple[int, ...]:
         """The token ids of a text."""
@@ -66,6 +73,10 @@ class ExactTokenizer:
     def token(self, id: int) -> Token:
         """A token's id and exact text."""
         return Token(id, self.text(id))
+
+    def is_special(self, id: int) -> bool:
+        """Whether a token is none of a text's own, as those that end one."""
+        return id in self._special
 
     def token_named(self, text: str, field: str) -> int:
         """The one token whose exact text is `text`; `field` is the path an error names.

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
-from service.fakes import PROMPT, HarmlessEngine
+from service.conversing import HarmlessChattingEngine, chat
+from service.fakes import PROMPT
 from service.servers import PATIENCE, attribution, failure, running_server
 from soak.mutations import SERVICE, VALID, call_with, mutated
 
@@ -37,6 +38,8 @@ FIELDS = {
     "completion": lambda text: attribution(completion=messages.Completion(text=text)),
     "contrast": lambda text: attribution(contrast=messages.TokenChoice(text=text)),
     "model": lambda text: attribution(model=text),
+    "content": chat,
+    "role": lambda text: chat("x", role=text),
 }
 INVALID_UTF8 = [b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"]
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -45,7 +48,7 @@ CLEAN = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"}
 
 @pytest.fixture(scope="module")
 def harmless_server():
-    with running_server(ThreadWorker(HarmlessEngine()), maximum_explained_tokens=50) as server:
+    with running_server(ThreadWorker(HarmlessChattingEngine()), maximum_explained_tokens=50) as server:
         assert server.loaded.wait(PATIENCE)
         yield server
 
@@ -180,6 +183,7 @@ def secret_requests():
     yield "Attribute", attribution(SECRET, contrast=choice)
     yield "Attribute", attribution(SECRET, completion=messages.Completion(text=SECRET * 9))
     yield "Attribute", attribution(model=SECRET)
+    yield "Attribute", chat(SECRET, role=SECRET)
     yield "Tokenize", messages.TokenizeRequest(text=SECRET)
     yield "AttributeStream", messages.AttributeStreamRequest(key=SECRET, request=good)
     yield "AttributeStream", messages.AttributeStreamRequest(key=SECRET, request=attribution(f"{SECRET} crash"))

@@ -22,8 +22,9 @@ NOTHING = (Intervention(Scale(1.0), neurons=(FfnNeuron(0, 0),)),)
 MUCH = (Intervention(layers=(LayerPart(1, "ffn"), LayerPart(2, "ffn"))),)
 
 
-def drawn(tiny: Compared, sampling: Sampling | None, count: int = 6) -> tuple[tuple[int, ...], Generation]:
-    [outcome] = tiny.engine.run([AttributeTask(token_ids=PROMPT, generate=count, sampling=sampling, options=FEW)])
+def drawn(tiny: Compared, sampling: Sampling | None, stops: tuple[int, ...] = ()) -> tuple[tuple[int, ...], Generation]:
+    task = AttributeTask(token_ids=PROMPT, generate=6, sampling=sampling, stops=stops, options=FEW)
+    [outcome] = tiny.engine.run([task])
     return outcome.token_ids[len(PROMPT) :], outcome.generation
 
 
@@ -104,7 +105,11 @@ def test_what_is_beside_a_generation_changes_nothing(tiny: Compared) -> None:
 def test_a_text_that_the_model_ends_is_told_apart(tiny: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
     [first, second, *_], _ = drawn(tiny, SAMPLING)
     assert first != second
+    ended = (first, second), Generation(FinishReason.STOP, 3)
+    assert drawn(tiny, SAMPLING, stops=(second,)) == ended
+    set_ = InterveneTask(token_ids=PROMPT, sets=(NOTHING,), generate=6, sampling=SAMPLING, stops=(second,))
+    [outcome] = tiny.engine.run([set_])
+    for state in (outcome.before, outcome.results[0].after):
+        assert (tuple(token.id for token in state.continuation), state.generation) == ended
     monkeypatch.setattr(tiny.model.generation_config, "eos_token_id", second)
-    tokens, generation = drawn(tiny, SAMPLING)
-    assert tokens == (first, second)
-    assert generation == Generation(FinishReason.STOP, 3)
+    assert drawn(tiny, SAMPLING) == ended

@@ -16,9 +16,11 @@ from neuron_attribution.cli.options import (
     positive_number,
     whole_number,
 )
+from neuron_attribution.cli.prompts import add_conversation_arguments, conversation_of
 from neuron_attribution.cli.report import add_report_argument, write_report
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.comparisons import Comparison, HeadEffects
+from neuron_attribution.conversations.messages import Conversation
 from neuron_attribution.display.plain_json import plain_json
 
 HELP = "find the neurons whose score differs most between two predictions"
@@ -27,8 +29,10 @@ EXAMPLE = 'compare "The capital of France is" "The capital of Italy is"'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("text", metavar="TEXT", help="the first prompt")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="the first prompt")
     parser.add_argument("other_text", metavar="OTHER_TEXT", nargs="?", help="the second prompt; without it the first")
+    add_conversation_arguments(parser)
+    add_option(parser, "--other-user", metavar="TEXT", help="the second side's: what its user says in place of --user")
     _add_explained_arguments(parser.add_argument_group("what is compared (default: each side's own next token)"))
     add_intervention_arguments(parser)
     add_flag(parser, "--freeze-scale", help="read the changed pass with the final norm's scale of the unchanged one")
@@ -74,8 +78,8 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
             elsewhere = argparse.Namespace(**{**vars(arguments), "address": arguments.other_address})
             other = stack.enter_context(connect(elsewhere))
         return client.compare(
-            arguments.text,
-            arguments.other_text,
+            _prompt(arguments),
+            _other_prompt(arguments),
             other=other,
             target=_token(arguments, "target"),
             contrast=_token(arguments, "contrast"),
@@ -91,8 +95,23 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
 def _effects(arguments: argparse.Namespace) -> HeadEffects:
     with waiting("zeroing every head in turn"), connect(arguments) as client:
         return client.head_effects(
-            arguments.text, target=_token(arguments, "target"), add_special_tokens=arguments.special_tokens
+            _prompt(arguments), target=_token(arguments, "target"), add_special_tokens=arguments.special_tokens
         )
+
+
+def _prompt(arguments: argparse.Namespace) -> str | Conversation:
+    talk = conversation_of(arguments)
+    if (arguments.text is None) == (talk is None):
+        raise UsageError("give a TEXT or messages (--user, --messages), one of them")
+    prompt: str | Conversation = arguments.text if talk is None else talk
+    return prompt
+
+
+def _other_prompt(arguments: argparse.Namespace) -> str | Conversation | None:
+    if arguments.other_user is None:
+        other: str | None = arguments.other_text
+        return other
+    return conversation_of(argparse.Namespace(**{**vars(arguments), "user": arguments.other_user}))
 
 
 def _token(arguments: argparse.Namespace, name: str) -> str | int | None:
@@ -111,7 +130,8 @@ def _add_explained_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    others = [arguments.other_text, arguments.other_address, *interventions_of(arguments)]
+    _prompt(arguments)
+    others = [arguments.other_text, arguments.other_user, arguments.other_address, *interventions_of(arguments)]
     given = any(other is not None for other in others)
     if arguments.every_head and (given or _token(arguments, "contrast") is not None):
         raise UsageError("--every-head takes one text, and no --other-address, intervention or contrast")

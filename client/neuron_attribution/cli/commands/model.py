@@ -79,6 +79,7 @@ def _identity(info: ModelInfo) -> list[tuple[str, str]]:
         ("rankings", f"{exactness}: {info.exactness.explanation}"),
         *ready,
         ("special tokens", _special_tokens(info)),
+        ("chat template", _chat_templates(info)),
         ("service", info.version),
     ]
 
@@ -86,6 +87,12 @@ def _identity(info: ModelInfo) -> list[tuple[str, str]]:
 def _special_tokens(info: ModelInfo) -> str:
     default = "added by default" if info.tokenizer.adds_special_tokens else "not added by default"
     return f"{default}; before: {_tokens(info.tokenizer.prefix)}; after: {_tokens(info.tokenizer.suffix)}"
+
+
+def _chat_templates(info: ModelInfo) -> str:
+    if not info.tokenizer.chat_template:
+        return "none: prompts are texts or token ids"
+    return ", ".join(info.tokenizer.chat_templates) or "one"
 
 
 def _tokens(tokens: Sequence[Token]) -> str:

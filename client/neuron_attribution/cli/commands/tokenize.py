@@ -1,12 +1,13 @@
-"""`neuron-attribution tokenize`: the exact tokens of a text."""
+"""`neuron-attribution tokenize`: the exact tokens of a text or a conversation."""
 
 from __future__ import annotations
 
 import argparse
 
 from neuron_attribution.cli.connection import add_connection_arguments, connect
-from neuron_attribution.cli.options import add_switch
+from neuron_attribution.cli.options import UsageError, add_switch
 from neuron_attribution.cli.output import Lines, add_output_arguments, facts, model_text, print_result, text_tables
+from neuron_attribution.cli.prompts import add_conversation_arguments, conversation_of
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import tokenize_result_to_proto
 from neuron_attribution.display.records import records
@@ -19,7 +20,8 @@ EXAMPLE = 'tokenize " Paris"'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("text", metavar="TEXT", help="the text")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="the text")
+    add_conversation_arguments(parser)
     add_switch(parser, "--special-tokens", help="add the tokenizer's special tokens, or not (default: its own way)")
     add_output_arguments(parser, csv=True)
     add_connection_arguments(parser)
@@ -27,8 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Tokenize and print."""
+    talk = conversation_of(arguments)
+    if (arguments.text is None) == (talk is None):
+        raise UsageError("give a TEXT or messages (--user, --messages), one of them")
+    text = arguments.text if talk is None else talk
     with waiting("tokenizing"), connect(arguments) as client:
-        result = client.tokenize(arguments.text, add_special_tokens=arguments.special_tokens)
+        result = client.tokenize(text, add_special_tokens=arguments.special_tokens)
     print_result(
         arguments,
         lambda: tokenize_result_to_proto(result),

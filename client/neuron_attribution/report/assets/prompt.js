@@ -11,25 +11,32 @@ function promptSection(view) {
   const { result, explanation } = view;
   const heads = [...explanation.heads, ...explanation.heads_decreasing];
   const taken = takenByHeads(heads, explanation.position + 1);
-  const text = make("p", { class: "prompt" }, promptTokens(result.tokens, explanation.position, taken, view.explainedPositions));
+  const text = make("p", { class: "prompt" }, promptTokens(result, explanation.position, taken, view.explainedPositions));
   const shading = heads.length
     ? note(`Shaded by what the ${heads.length} returned heads take from each token: `, shadeKey("positive", "raises the target"), " ", shadeKey("negative", "lowers it"), ".")
     : note("Not shaded: no head positions were asked for.");
   return section("prompt", "Prompt", scrolling("Prompt", text, "tall"), shading, folded(`Tokens as a table (${result.tokens.length})`, () => tokenTable(result.tokens, taken, view)));
 }
 
-function promptTokens(tokens, last, taken, explainedPositions) {
+function promptTokens({ tokens, origins = [] }, last, taken, explainedPositions) {
   const largest = d3.max(taken, Math.abs) || 1;
   return tokens.flatMap((token, position) => {
     const amount = taken[position] ?? 0;
     const part = Math.round((60 * Math.abs(amount)) / largest);
     const chip = tokenChip(token, {
-      class: `${amount < 0 ? "negative" : "positive"} ${position > last ? "later" : ""} ${explainedPositions.has(position) ? "explained" : ""}`,
+      class: `${amount < 0 ? "negative" : "positive"} ${origins[position]?.template ? "template" : ""} ${position > last ? "later" : ""} ${explainedPositions.has(position) ? "explained" : ""}`,
       title: `position ${position}, id ${token.id}${position > last ? ", after the explained position" : `, taken ${number(amount, true)}`}`,
       style: { "--shade": `${part}%` },
     });
-    return [chip, make(token.text.includes("\n") ? "br" : "wbr")];
+    return [speaker(origins, position), chip, make(token.text.includes("\n") ? "br" : "wbr")];
   });
+}
+
+/** Who speaks, where a message of a conversation begins, or the answer. */
+function speaker(origins, position) {
+  const [before, here] = [origins[position - 1], origins[position]];
+  if (!here?.role || (before && before.message === here.message && before.role === here.role)) return [];
+  return [position ? make("br") : [], make("span", { class: "speaker" }, here.role), " "];
 }
 
 function shadeKey(kind, text) {

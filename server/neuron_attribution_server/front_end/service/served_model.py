@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from neuron_attribution import convert
-from neuron_attribution.results import InterveneResult, Limits, ModelInfo, Timings, TokenizeResult
+from neuron_attribution.results import InterveneResult, Limits, ModelInfo, Timings
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
+from neuron_attribution_server.front_end.conversations.answer_ends import AnswerEnds
+from neuron_attribution_server.front_end.conversations.chat import Chat
+from neuron_attribution_server.front_end.conversations.origins import Origins
 from neuron_attribution_server.front_end.scheduling.request_queue import Delivery
 from neuron_attribution_server.front_end.service.task_sizes import answer_bytes
 from neuron_attribution_server.front_end.service.token_reader import TokenReader
@@ -28,6 +31,8 @@ class PreparedAttribution:
 
     task: AttributeTask
     tokenization: float
+    origins: Origins | None = None
+    """Where the prompt's tokens come from, if it is a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,8 @@ class PreparedIntervention:
 
     task: InterveneTask
     tokenization: float
+    origins: Origins | None = None
+    """Where the prompt's tokens come from, if it is a conversation."""
 
 
 class ServedModel:
@@ -49,7 +56,10 @@ class ServedModel:
         self._sizes = facts.sizes
         self._tokenizer = ExactTokenizer(facts.tokenizer)
         self._written_tokens: dict[int, bytes] = {}
-        reader = TokenReader(self._tokenizer, limits, facts.sizes.vocabulary)
+        characters = limits.tokens * self._tokenizer.longest_token
+        self._chat = Chat(facts.chat, messages=limits.tokens, characters=characters)
+        ends = AnswerEnds(self._chat, self._tokenizer)
+        reader = TokenReader(self._tokenizer, limits, facts.sizes.vocabulary, self._chat, ends)
         self._validator = RequestValidator(facts, limits, reader, self.predictor)
         self._info = ModelInfo(
             model=facts.identity,
@@ -60,7 +70,11 @@ class ServedModel:
             supported_parts=facts.supported_parts,
             exactness=facts.exactness,
             invariants=facts.invariants,
-            tokenizer=self._tokenizer.facts,
+            tokenizer=replace(
+                self._tokenizer.facts,
+                chat_template=bool(facts.chat.templates),
+                chat_templates=self._chat.names,
+            ),
             version=version("neuron-attribution"),
             activity_contexts=facts.activity_contexts,
             layers=facts.layers,
@@ -72,9 +86,9 @@ class ServedModel:
         return convert.model_info_to_proto(replace(self._info, ranges_ready=self._ranges_ready()))
 
     def tokenize(self, message: messages.TokenizeRequest) -> messages.TokenizeResponse:
-        """Answer what tokens a text becomes."""
-        tokens = self._validator.tokenize(convert.tokenize_request_from_proto(message))
-        return convert.tokenize_result_to_proto(TokenizeResult(self.identity, tokens))
+        """Answer what tokens a text or a conversation becomes."""
+        self._validator.check_sizes(message)
+        return convert.tokenize_result_to_proto(self._validator.tokenize(convert.tokenize_request_from_proto(message)))
 
     def prepare_attribution(
         self, message: messages.AttributeRequest, *, reproducible: bool = False
@@ -82,15 +96,15 @@ class ServedModel:
         """Read, check and tokenize a request for an attribution."""
         started = time.perf_counter()
         self._validator.check_counts(message)
-        task = self._validator.attribute(convert.attribute_request_from_proto(message))
-        return PreparedAttribution(replace(task, reproducible=reproducible), time.perf_counter() - started)
+        task, origins = self._validator.attribute(convert.attribute_request_from_proto(message))
+        return PreparedAttribution(replace(task, reproducible=reproducible), time.perf_counter() - started, origins)
 
     def prepare_intervention(self, message: messages.InterveneRequest) -> PreparedIntervention:
         """Read, check and tokenize a request for interventions."""
         started = time.perf_counter()
         self._validator.check_set_counts(message)
-        task = self._validator.intervene(convert.intervene_request_from_proto(message))
-        return PreparedIntervention(task, time.perf_counter() - started)
+        task, origins = self._validator.intervene(convert.intervene_request_from_proto(message))
+        return PreparedIntervention(task, time.perf_counter() - started, origins)
 
     def prepare_projection(self, message: messages.ProjectNeuronRequest) -> ProjectTask:
         """Read and check a request for projections."""
@@ -101,9 +115,20 @@ class ServedModel:
         """About how many bytes the answer to a task will have, from above."""
         return answer_bytes(task, self._sizes)
 
-    def finish_attribution(self, answer: PackedAttribution, timings: Timings) -> tuple[bytes, bytes]:
+    def finish_attribution(
+        self, answer: PackedAttribution, timings: Timings, origins: Origins | None = None
+    ) -> tuple[bytes, bytes]:
         """Write the answer to an attribution: as it left the worker, and what completes it, serialized."""
-        return convert.completed_attribution(answer.response, map(self._written_token, answer.token_ids), timings)
+        return convert.completed_attribution(
+            answer.response,
+            map(self._written_token, answer.token_ids),
+            timings,
+            () if origins is None else origins.of(len(answer.token_ids)),
+        )
+
+    def close(self) -> None:
+        """End the processes that render conversations."""
+        self._chat.renderer.close()
 
     def finish_intervention(self, prepared: PreparedIntervention, delivery: Delivery) -> messages.InterveneResponse:
         """Write the answer to interventions."""
@@ -119,8 +144,9 @@ class ServedModel:
             predicted=delivery.predicted,
         )
         tokens = tuple(map(self._tokenizer.token, prepared.task.token_ids))
+        origins = () if prepared.origins is None else prepared.origins.prompt
         return convert.intervene_result_to_proto(
-            InterveneResult(self.identity, tokens, outcome.before, outcome.results, timings)
+            InterveneResult(self.identity, tokens, outcome.before, outcome.results, timings, origins)
         )
 
     def _written_token(self, id: int) -> bytes:

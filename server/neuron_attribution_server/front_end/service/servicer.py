@@ -21,14 +21,17 @@ from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 
 from neuron_attribution_server.front_end.calls.calls import current_call
+from neuron_attribution_server.front_end.conversations.origins import Origins
 from neuron_attribution_server.front_end.scheduling.request_queue import Delivery
 from neuron_attribution_server.front_end.scheduling.scheduler import Scheduler
 from neuron_attribution_server.front_end.service.early_headers import EarlyHeaders
 from neuron_attribution_server.front_end.service.reading_limit import ReadingLimit
+from neuron_attribution_server.front_end.service.rendering_turns import RenderingTurns
 from neuron_attribution_server.front_end.service.result_cache import ResultCache
 from neuron_attribution_server.front_end.service.served_model import PreparedAttribution, ServedModel
 from neuron_attribution_server.front_end.service.stream_items import (
     ReadItem,
+    has_conversation,
     in_turn,
     item_error,
     largest_answer,
@@ -72,6 +75,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         self._refusal = UnavailableError("the model is still loading; try again soon", reason="MODEL_LOADING")
         self._reading = ReadingLimit(tenant_share)
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="messages")
+        self._conversations = RenderingTurns(tenant_share)
 
     def open(self, backend: Backend) -> None:
         """Begin to answer."""
@@ -82,13 +86,18 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         self._backend = None
         self._refusal = refusal
 
+    async def end_rendering(self) -> None:
+        """End the processes that render conversations: no call will need them."""
+        if self._backend is not None:
+            await asyncio.to_thread(self._backend.model.close)
+
     async def Attribute(self, request: Received[messages.AttributeRequest], exchange: Exchange) -> bytes:
         """Explain next-token predictions. The response is serialized already."""
         backend = self._ready()
         backend.scheduler.check_room()  # before work is done on a request that cannot be taken
         with backend.scheduler.expecting():
             prepared = await self._read(request, backend.model.prepare_attribution)
-        self._expect(backend, request, exchange, prepared.task)
+        self._expect(backend, request, exchange, prepared.task, prepared.origins)
         answer = await self._attribute(backend, prepared, partial(_submit, backend, exchange))
         self._check_size(sum(map(len, answer)))
         return b"".join(answer)
@@ -100,7 +109,10 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
 
         async def answers(item: Item) -> AsyncGenerator[Answer, None]:
             with self._expecting():
-                read = await retry(partial(self._read, item, self._read_item), deadline)
+                message, read = await retry(partial(self._read_first, item, self._read_item), deadline)
+                if read is None:
+                    read = await retry(partial(self._rendered, message, self._read_item), deadline)
+                del message
             try:
                 async with aclosing(self._item_answers(read, item, exchange, deadline)) as found:
                     async for answer in found:
@@ -133,20 +145,23 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         with backend.scheduler.expecting():
             prepared = await self._read(request, backend.model.prepare_intervention)
         current_call.get().prepared(prepared.task.token_ids, prepared.tokenization)
-        self._expect(backend, request, exchange, prepared.task)
+        self._expect(backend, request, exchange, prepared.task, prepared.origins)
         delivery = await _submit(backend, exchange, prepared.task)
         return self._within_size(await self._apart(partial(backend.model.finish_intervention, prepared, delivery)))
 
     async def Tokenize(
         self, request: Received[messages.TokenizeRequest], exchange: Exchange
     ) -> messages.TokenizeResponse:
-        """Show the exact tokens of a text."""
+        """Show the exact tokens of a text or a conversation."""
         model, call = self._ready().model, current_call.get()
         exchange.expect(min(_TOKENIZED * request.size, self._message_bytes))
 
         def tokenize(message: messages.TokenizeRequest) -> messages.TokenizeResponse:
             call.reads(message.text)
-            return model.tokenize(message)
+            response = model.tokenize(message)
+            if response.text:
+                call.reads(response.text)
+            return response
 
         return self._within_size(await self._read(request, tokenize))
 
@@ -167,7 +182,8 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
             raise read.prepared
         task = read.prepared.task
         item.takes(task_bytes(task))
-        room = ITEM_COPIES * self._expected_bytes(self._ready(), task, task.rows if read.each_token else 1)
+        answers = task.rows if read.each_token else 1
+        room = ITEM_COPIES * self._expected_bytes(self._ready(), task, read.prepared.origins, answers)
         with await retry(partial(exchange.answers.room, room), deadline) as held:
             # A server that gives up meanwhile says so to whoever waits.
             answer = await self._attribute(
@@ -201,17 +217,25 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
                 tokenization=prepared.tokenization,
                 predicted=delivery.predicted,
             )
-        return model.finish_attribution(answer, timings)
+        return model.finish_attribution(answer, timings, prepared.origins)
 
-    def _expect(self, backend: Backend, request: Received[Any], exchange: Exchange, task: Task) -> None:
+    def _expect(
+        self,
+        backend: Backend,
+        request: Received[Any],
+        exchange: Exchange,
+        task: Task,
+        origins: Origins | None = None,
+    ) -> None:
         """Count what a task takes and its answer will. Raises ResourceExhaustedError where there is no room for it."""
         request.takes(task_bytes(task))
-        exchange.expect(self._expected_bytes(backend, task))
+        exchange.expect(self._expected_bytes(backend, task, origins))
 
-    def _expected_bytes(self, backend: Backend, task: Task, messages: int = 1) -> int:
+    def _expected_bytes(self, backend: Backend, task: Task, origins: Origins | None, messages: int = 1) -> int:
         """What the answer will have, in so many messages: more than these may have is refused, and held no longer."""
         cached = backend.cache.size(backend.model.identity, task) if isinstance(task, AttributeTask) else None
-        return min(cached or backend.model.answer_bytes(task), messages * self._message_bytes)
+        said = 0 if origins is None else messages * origins.bytes(task.length)
+        return min((cached or backend.model.answer_bytes(task)) + said, messages * self._message_bytes)
 
     def _expecting(self) -> AbstractContextManager[None]:
         return nullcontext() if self._backend is None else self._backend.scheduler.expecting()
@@ -222,11 +246,30 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         return self._backend
 
     async def _read(self, request: Received[Request], work: Callable[[Request], Value]) -> Value:
-        """What reads a request: a short one at once, a long one off the event loop, where there is a place for it."""
+        """What reads a request: one with a conversation apart from all others."""
+        message, value = await self._read_first(request, work)
+        return await self._rendered(message, work) if value is None else value
+
+    async def _read_first(
+        self, request: Received[Request], work: Callable[[Request], Value]
+    ) -> tuple[Request, Value | None]:
+        """A message, and what reads it: a short one at once, a long one off the event loop, where there is a place.
+
+        A conversation is read when it is rendered.
+        """
+
+        def read() -> tuple[Request, Value | None]:
+            message = request.take()
+            return message, None if has_conversation(message) else work(message)
+
         if request.size <= _SHORT_REQUEST:
-            return work(request.take())
+            return read()
         with self._reading.place():
-            return await self._apart(lambda: work(request.take()))
+            return await self._apart(read)
+
+    async def _rendered(self, message: Request, work: Callable[[Request], Value]) -> Value:
+        """What reads a conversation, when it is its turn."""
+        return await self._conversations.run(partial(work, message))
 
     async def _apart(self, work: Callable[[], Value]) -> Value:
         """Off the event loop."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from google.protobuf.message import Message
 from neuron_attribution import convert
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError
 from neuron_attribution.transport.status import to_item_error
@@ -43,6 +44,18 @@ def read_item(message: messages.AttributeStreamRequest, key_bytes: int, model: C
     except Exception as error:
         prepared = error
     return ReadItem(key[:key_bytes].decode(errors="ignore"), message.each_token, prepared)
+
+
+def has_conversation(message: Message) -> bool:
+    """Whether the prompt of a request, or of the item that it is, must be rendered first."""
+    match message:
+        case messages.AttributeStreamRequest():
+            return has_conversation(message.request)
+        case messages.AttributeRequest() | messages.InterveneRequest():
+            return bool(message.prompt.WhichOneof("source") == "conversation")
+        case messages.TokenizeRequest():
+            return message.HasField("conversation")
+    return False
 
 
 def token_by_token(response: bytes, completion: bytes) -> list[Parts]:

@@ -5,13 +5,37 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
+from neuron_attribution.conversations.messages import Conversation
 from neuron_attribution.convert.values import unicode_text
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.requests import AttributeRequest, InterveneRequest
 from neuron_attribution.results import Limits, TokenizedToken
 
+from neuron_attribution_server.front_end.conversations.answer_ends import AnswerEnds
+from neuron_attribution_server.front_end.conversations.chat import Chat
+from neuron_attribution_server.front_end.conversations.origins import Origins, answer_origin, token_origins
 from neuron_attribution_server.tasks.checks import check_at_least_one, check_at_most
 from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPrompt:
+    """The token ids of a prompt, and of a conversation where they come from."""
+
+    ids: tuple[int, ...]
+    origins: Origins | None = None
+    stops: tuple[int, ...] = ()
+    """What ends an answer beside what ends the model's texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadConversation:
+    """The text of a conversation, its tokens, and where they come from."""
+
+    text: str
+    tokens: tuple[TokenizedToken, ...]
+    origins: Origins
+    stops: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -21,16 +45,38 @@ class TokenReader:
     tokenizer: ExactTokenizer
     limits: Limits
     vocabulary: int
+    chat: Chat
+    answer_ends: AnswerEnds
 
-    def prompt(self, request: AttributeRequest | InterveneRequest) -> tuple[int, ...]:
+    def prompt(self, request: AttributeRequest | InterveneRequest) -> ReadPrompt:
         """The ids of a prompt, at least one."""
+        if isinstance(request.prompt, Conversation):
+            read = self.conversation(request.prompt, "prompt.conversation", goes_on=bool(request.generate))
+            return ReadPrompt(tuple(item.token.id for item in read.tokens), read.origins, read.stops)
         if not isinstance(request.prompt, str):
-            return self._given_ids(request.prompt, "prompt")
+            return ReadPrompt(self._given_ids(request.prompt, "prompt"))
         self._check_text(request.prompt, "prompt.text")
         ids = self.tokenizer.ids(request.prompt, request.add_special_tokens)
         if not ids:
             raise InvalidArgumentError.of("prompt.text", "becomes no token; give at least one")
-        return ids
+        return ReadPrompt(ids)
+
+    def conversation(self, conversation: Conversation, field: str, *, goes_on: bool = False) -> ReadConversation:
+        """The text and the tokens that a conversation becomes, whose words they are, and where it ends if it goes on.
+
+        Raises FailedPreconditionError for a model without a chat template and one whose template fails.
+        """
+        job = self.chat.job(conversation, field)
+        with self.chat.renderer.turn() as render:  # so many are rendered, and tokenized, at a time
+            rendered = render(job, field)
+            self._check_text(rendered.text, field)
+            tokens, offsets = self.tokenizer.encoded(rendered.text, add_special_tokens=False)
+            if not tokens:
+                raise InvalidArgumentError.of(field, "becomes no token; give at least one")
+            roles = [message.role for message in conversation.messages]
+            origins = Origins(token_origins(rendered, offsets, roles), answer_origin(conversation))
+            stops = self.answer_ends.of(job["template"], render) if goes_on else ()
+        return ReadConversation(rendered.text, tuple(tokens), origins, stops)
 
     def completion(self, completion: str | tuple[int, ...] | None) -> tuple[int, ...]:
         """The ids of a completion; none where there is none."""

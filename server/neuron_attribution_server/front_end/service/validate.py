@@ -28,9 +28,10 @@ from neuron_attribution.requests import (
     Subkey,
     TokenizeRequest,
 )
-from neuron_attribution.results import Limits, TokenizedToken
+from neuron_attribution.results import Limits, TokenizeResult
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
+from neuron_attribution_server.front_end.conversations.origins import Origins
 from neuron_attribution_server.front_end.service.task_sizes import pattern_bytes
 from neuron_attribution_server.front_end.service.token_reader import TokenReader
 from neuron_attribution_server.front_end.service.too_long import check_seconds
@@ -73,6 +74,7 @@ class RequestValidator:
         """Refuse what is too long before time is spent on reading it."""
         check_at_most(len(message.neurons), self.limits.neurons, "neurons", "neurons")
         if isinstance(message, messages.AttributeRequest):
+            self.reader.chat.check_sizes(message.prompt.conversation, "prompt.conversation")
             check_at_most(len(message.parts), len(Part), "parts", "parts")
             check_at_most(len(message.query_from), self.limits.top_k, "query_from", "sources")
             check_at_most(len(message.final_norm_scales), self.limits.explained_tokens, "final_norm_scales", "scales")
@@ -80,17 +82,23 @@ class RequestValidator:
 
     def check_set_counts(self, message: messages.InterveneRequest) -> None:
         """The same for interventions."""
+        self.reader.chat.check_sizes(message.prompt.conversation, "prompt.conversation")
         check_at_most(len(message.sets), self.limits.intervention_sets, "sets", "sets")
         together = sum(len(each.interventions) for each in message.sets)
         for index, each in enumerate(message.sets):
             self._check_set_size(each.interventions, f"sets[{index}].interventions")
         check_at_most(together, self.limits.neurons, "sets", "interventions in all sets together")
 
-    def attribute(self, request: AttributeRequest) -> AttributeTask:
-        """Make an attribution a task."""
+    def check_sizes(self, message: messages.TokenizeRequest) -> None:
+        """The same for what becomes tokens."""
+        self.reader.chat.check_sizes(message.conversation, "conversation")
+
+    def attribute(self, request: AttributeRequest) -> tuple[AttributeTask, Origins | None]:
+        """Make an attribution a task, and say where the tokens of a conversation come from."""
         self.check_model(request.model)
         options = self._options(request.options)
-        prompt = self.reader.prompt(request)
+        read = self.reader.prompt(request)
+        prompt = read.ids
         completion = self.reader.completion(request.completion)
         self.reader.check_length(len(prompt), len(completion), request.generate)
         target, contrast = (
@@ -103,6 +111,7 @@ class RequestValidator:
             explained=_explained(len(prompt), target, self.reader.spaced(request.target), completion, request.generate),
             generate=request.generate or 0,
             sampling=_with_seed(request.sampling),
+            stops=read.stops,
             contrast=contrast,
             options=options,
         )
@@ -111,27 +120,28 @@ class RequestValidator:
         self._check_explanations(task)
         self._check_exhaustive(task)
         check_seconds(task, self.predictor, self.limits.request_seconds)
-        return task
+        return task, read.origins
 
-    def intervene(self, request: InterveneRequest) -> InterveneTask:
-        """Make interventions a task."""
+    def intervene(self, request: InterveneRequest) -> tuple[InterveneTask, Origins | None]:
+        """Make interventions a task, and say where the tokens of a conversation come from."""
         self.check_model(request.model)
         for index, each in enumerate(request.sets):
             check_interventions(each, self.facts.sizes, self.limits.neurons, f"sets[{index}].interventions")
-        prompt = self.reader.prompt(request)
-        self.reader.check_length(len(prompt), 0, request.generate or None)
+        read = self.reader.prompt(request)
+        self.reader.check_length(len(read.ids), 0, request.generate or None)
         task = InterveneTask(
-            token_ids=prompt,
+            token_ids=read.ids,
             sets=request.sets,
             target=self.reader.chosen(request.target, "target"),
             generate=request.generate,
             sampling=_with_seed(request.sampling),
+            stops=read.stops,
             freeze_scale=request.freeze_scale,
         )
         self._check_generated(task)
         self._check_batch(task)
         check_seconds(task, self.predictor, self.limits.request_seconds)
-        return task
+        return task, read.origins
 
     def project(self, request: ProjectNeuronRequest) -> ProjectTask:
         """Make a projection a task."""
@@ -155,10 +165,14 @@ class RequestValidator:
         check_seconds(task, self.predictor, self.limits.request_seconds)
         return task
 
-    def tokenize(self, request: TokenizeRequest) -> tuple[TokenizedToken, ...]:
-        """The tokens of a text."""
+    def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """The tokens of a text or a conversation."""
         self.check_model(request.model)
-        return self.reader.tokens(request.text, request.add_special_tokens)
+        identity = self.facts.identity
+        if isinstance(request.text, str):
+            return TokenizeResult(identity, self.reader.tokens(request.text, request.add_special_tokens))
+        read = self.reader.conversation(request.text, "conversation")
+        return TokenizeResult(identity, read.tokens, read.origins.prompt, read.text)
 
     def _options(self, options: AttributeOptions) -> AttributeOptions:
         for name in ("top_k", "query_sources"):

@@ -32,7 +32,7 @@ class PageFile:
 def page_files() -> dict[str, PageFile]:
     """The files by their paths."""
     libraries = {f"/{name}": text for name, text in zip(LIBRARIES, vendored(LIBRARIES), strict=True)}
-    scripts = {**libraries, "/page.js": script((*MODULES, "question.js", "live.js"))}
+    scripts = {**libraries, "/page.js": script((*MODULES, "question.js", "talk.js", "live.js"))}
     files = {path: PageFile(text.encode(), "text/javascript") for path, text in scripts.items()}
     files["/page.css"] = PageFile(asset("page.css").encode(), "text/css")
     files["/"] = PageFile(asset("live.html").encode(), "text/html")

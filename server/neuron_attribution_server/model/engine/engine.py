@@ -179,7 +179,7 @@ class Engine:
         """The task with its generated tokens as the completion to explain, and how they ended."""
         first = len(task.token_ids) - 1
         placed = Placed(task.options.interventions, tuple(range(first, first + task.generate)))
-        found = generate(self._view, task.token_ids, task.generate, placed, task.sampling)
+        found = generate(self._view, task.token_ids, task.generate, placed, task.sampling, task.stops)
         explained = tuple(ExplainedToken(first + offset, token) for offset, token in enumerate(found.tokens))
         whole = replace(task, token_ids=(*task.token_ids, *found.tokens), explained=explained, generate=0)
         return whole, found.generation
@@ -227,7 +227,7 @@ class Engine:
         sequences = [sequence.placed for sequence in sequences_of(task)]
         if not task.generate:
             return [Continuation() for _ in sequences]
-        return generate_several(self._view, task.token_ids, task.generate, sequences, task.sampling)
+        return generate_several(self._view, task.token_ids, task.generate, sequences, task.sampling, task.stops)
 
     def _keeps_coefficients(self, tasks: Sequence[PassTask], sequences: Sequence[PassSequence]) -> bool:
         """Whether every FFN neuron's coefficients at every position are kept: query neurons ask for those of many.

@@ -40,9 +40,13 @@ def generate(
     count: int,
     placed: Placed | None = None,
     sampling: Sampling | None = None,
+    stops: Sequence[int] = (),
 ) -> Continuation:
-    """`count` tokens one after another, fewer where the model ends its text: the most probable ones, or drawn ones."""
-    return _generate(view, token_ids, count, [placed or Placed()], sampling)[0]
+    """`count` tokens one after another, fewer where the text ends: the most probable ones, or drawn ones.
+
+    It ends where the model ends its texts, and behind any of `stops`.
+    """
+    return _generate(view, token_ids, count, [placed or Placed()], sampling, stops)[0]
 
 
 def generate_several(
@@ -51,6 +55,7 @@ def generate_several(
     count: int,
     sequences: Sequence[Placed],
     sampling: Sampling | None = None,
+    stops: Sequence[int] = (),
 ) -> list[Continuation]:
     """The same for several sequences of interventions, always so many at once that none depends on how many there are.
 
@@ -61,7 +66,7 @@ def generate_several(
     for start in range(0, len(sequences), together):
         some = sequences[start : start + together]
         padding = [Placed()] * (together - len(some))
-        found += _generate(view, token_ids, count, [*some, *padding], sampling)[: len(some)]
+        found += _generate(view, token_ids, count, [*some, *padding], sampling, stops)[: len(some)]
     return found
 
 
@@ -71,10 +76,11 @@ def _generate(
     count: int,
     sequences: Sequence[Placed],
     sampling: Sampling | None,
+    stops: Sequence[int],
 ) -> list[Continuation]:
     prompts = torch.tensor([token_ids] * len(sequences), device=view.device)
-    ends = view.model.generation_config.eos_token_id
-    ending = ends if isinstance(ends, list) else [ends]
+    own = view.model.generation_config.eos_token_id
+    ends = [end for end in (*(own if isinstance(own, list) else [own]), *stops) if end is not None]
     edits = Edits(view, sequences)
     with edits.made(), states_set_aside(view):
         generated = view.model.generate(  # type: ignore[operator]
@@ -84,12 +90,13 @@ def _generate(
             do_sample=False,  # what is drawn is drawn by the processors, with the call's own seed
             num_beams=1,
             use_cache=True,  # else every step would begin at position 0 again
-            pad_token_id=ending[0],
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else None,
             logits_processor=processors(sampling, len(token_ids)),
             stopping_criteria=StoppingCriteriaList([_Checkpoint(view, edits)]),
         )
     seed = sampling.seed if sampling is not None else None
-    return [_until_end(row, ending, seed) for row in generated[:, len(token_ids) :].tolist()]
+    return [_until_end(row, ends, seed) for row in generated[:, len(token_ids) :].tolist()]
 
 
 class _Checkpoint(StoppingCriteria):
@@ -106,7 +113,7 @@ class _Checkpoint(StoppingCriteria):
         return input_ids.new_zeros(len(input_ids), dtype=torch.bool)
 
 
-def _until_end(tokens: list[int], ends: Sequence[int | None], seed: int | None) -> Continuation:
+def _until_end(tokens: list[int], ends: Sequence[int], seed: int | None) -> Continuation:
     """The tokens up to the first that ends a text: what follows it only fills the batch."""
     last = next((place for place, token in enumerate(tokens) if token in ends), None)
     if last is None:

@@ -24,6 +24,7 @@ from neuron_attribution_server.model.capture.capture import prepare_model
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.engine.generation import make_greedy
 from neuron_attribution_server.model.loading.adapters import merged
+from neuron_attribution_server.model.loading.chat_templates import chat_templates
 from neuron_attribution_server.model.loading.guessed.guesses import guessed_spec
 from neuron_attribution_server.model.loading.invariants import measure
 from neuron_attribution_server.model.loading.load_failures import Reading, check_tensors, naming_files
@@ -38,7 +39,7 @@ from neuron_attribution_server.model.loading.text_only import keep_language_mode
 from neuron_attribution_server.model.loading.usual_contexts import usual_activity
 from neuron_attribution_server.model.loading.weights import weights_of
 from neuron_attribution_server.settings.config import LoadSettings
-from neuron_attribution_server.tasks.model_facts import ModelFacts
+from neuron_attribution_server.tasks.model_facts import ChatTemplates, ModelFacts
 from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 
 Value = TypeVar("Value")
@@ -70,9 +71,8 @@ def load_engine(settings: LoadSettings) -> Engine:
     with naming_files(source, Reading.MODEL if source.gguf_file is None else Reading.GGUF):
         model = _model(source, adapter, settings)
     with naming_files(source, Reading.TOKENIZER):
-        serialized = _serialized(
-            AutoTokenizer.from_pretrained(source.location, **_own_code(settings), **source.arguments)
-        )
+        found = AutoTokenizer.from_pretrained(source.location, **_own_code(settings), **source.arguments)
+        serialized, chat = _serialized(found), chat_templates(found)
         tokenizer = ExactTokenizer(serialized)
         tokenizer.ids("a")  # some break at their first text only
     name, revision = source.name, revision_later.result()
@@ -80,7 +80,7 @@ def load_engine(settings: LoadSettings) -> Engine:
         name, revision = f"{name}+{adapter.name}", f"{revision}+{adapter.revision()}"
     ranges = cache_folder() / "ranges" / f"{revision.replace(':', '-')}-{_name(model.dtype)}"
     identity = ModelIdentity(name, revision, _name(model.dtype))
-    return _engine(model, identity, serialized, tokenizer, ranges, guess=settings.guess_architecture)
+    return _engine(model, identity, serialized, tokenizer, ranges, chat, guess=settings.guess_architecture)
 
 
 def _begun(function: Callable[[], Value]) -> Future[Value]:
@@ -103,7 +103,7 @@ def engine_from(
     """The engine around a model in memory. Without a tokenizer, tokens show as their ids."""
     identity = ModelIdentity(name, "in-memory", _name(model.dtype))
     tokenizer = ExactTokenizer(tokenizer_json) if tokenizer_json else None
-    return _engine(model, identity, tokenizer_json or "", tokenizer, None, guess=guess)
+    return _engine(model, identity, tokenizer_json or "", tokenizer, None, ChatTemplates(), guess=guess)
 
 
 def _engine(
@@ -112,6 +112,7 @@ def _engine(
     serialized: str,
     tokenizer: ExactTokenizer | None,
     ranges: Path | None,
+    chat: ChatTemplates,
     *,
     guess: bool,
 ) -> Engine:
@@ -134,6 +135,7 @@ def _engine(
         invariants=invariants,
         tokenizer=serialized,
         memory=memory_cost(view),
+        chat=chat,
         activity_contexts=0 if activity is None else activity.contexts,
         layers=tuple(layer.parts for layer in view.layers),
     )
