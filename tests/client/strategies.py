@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from neuron_attribution.neurons import Head
 from neuron_attribution.requests import (
+    ALL_PARTS,
+    Aggregate,
     AttributeOptions,
     AttributeRequest,
     InterveneRequest,
     Intervention,
     Part,
     ProjectNeuronRequest,
+    ScoringMethod,
+    Span,
     Subkey,
 )
 
@@ -24,6 +28,8 @@ COUNTS = st.integers(1, 2**32 - 1)
 TEXTS = st.text(min_size=1, max_size=8)
 IDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4).map(tuple)
 SECONDS = st.integers(0, 10**13).map(lambda nanoseconds: nanoseconds / 1e9)
+
+SUMMED_PARTS = (Part.LAYERS, Part.HEADS, Part.HEAD_POSITIONS, Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS)
 
 SCALARS = {
     bool: st.booleans(),
@@ -58,17 +64,39 @@ def attribute_requests() -> st.SearchStrategy:
         head_top_k=COUNTS,
         parts=st.frozensets(st.sampled_from(Part), min_size=1),
         interventions=st.just(()) | interventions(),
+        aggregate=st.none(),
+        aggregate_only=st.just(False),
+    )
+    together = instances(
+        AttributeOptions,
+        top_k=COUNTS,
+        query_sources=COUNTS,
+        head_top_k=COUNTS,
+        parts=st.just(ALL_PARTS) | st.frozensets(st.sampled_from(SUMMED_PARTS), min_size=1),
+        interventions=st.just(()),
+        scoring_method=st.just(ScoringMethod.LOG_PROBABILITY_INCREASE),
+        exhaustive=st.just(False),
+        aggregate=st.sampled_from(Aggregate),
     )
     token = st.none() | TEXTS | SCALARS[int]
     common = {"contrast": token, "options": options, "target": st.none(), "completion": st.none()}
-    common |= {"generate": st.none()}
-    explained: list[Mapping[str, Any]] = [{"target": token}, {"completion": TEXTS | IDS}, {"generate": COUNTS}]
+    common |= {"generate": st.none(), "span": st.none(), "contrast_completion": st.none()}
+    explained: list[Mapping[str, Any]] = [
+        *({"target": token}, {"completion": TEXTS | IDS}, {"generate": COUNTS}, {"span": spans()}),
+        {"completion": TEXTS | IDS, "options": together},
+        {"completion": IDS, "contrast_completion": TEXTS | IDS, "contrast": st.none(), "options": together},
+    ]
     prompts = [{"prompt": TEXTS}, {"prompt": IDS, "add_special_tokens": st.none()}]
     return st.one_of(
         instances(AttributeRequest, **{**common, **explanation, **prompt})
         for explanation in explained
         for prompt in prompts
     )
+
+
+def spans() -> st.SearchStrategy:
+    """Positions of a prompt, without the first one."""
+    return st.builds(lambda start, count: Span(start, start + count), st.integers(1, 2**31), st.integers(1, 2**31 - 1))
 
 
 def interventions() -> st.SearchStrategy:

@@ -18,6 +18,7 @@ from neuron_attribution.cli.main import COMMANDS, full_parser, main
 from neuron_attribution.errors import InternalError, UnauthenticatedError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import (
+    Aggregate,
     AttributeOptions,
     AttributeRequest,
     Direction,
@@ -30,6 +31,7 @@ from neuron_attribution.requests import (
     ScoringMethod,
     SetTo,
     Side,
+    Span,
     Subkey,
     TokenizeRequest,
 )
@@ -170,6 +172,15 @@ def test_every_option_of_attribute_is_sent(run, service) -> None:
         (["--target-id", "7", "--contrast-id", "0"], {"target": 7, "contrast": 0}),
         (["--completion", " blue and"], {"completion": " blue and"}),
         (["--generate", "2"], {"generate": 2}),
+        (["--span", "2:5"], {"span": Span(2, 5)}),
+        (
+            ["--completion", "b", "--contrast-completion", "c", "--aggregate", "mean", "--aggregate-only"],
+            {
+                "completion": "b",
+                "contrast_completion": "c",
+                "options": AttributeOptions(aggregate=Aggregate.MEAN, aggregate_only=True),
+            },
+        ),
     ],
 )
 def test_what_is_explained(run, service, words, fields) -> None:
@@ -227,6 +238,9 @@ def test_a_bad_value_from_the_environment_is_named(refused, monkeypatch, name, v
         ("attribute a --parts heads,tails", "'tails' is none of layers, heads"),
         ("attribute a --target b --generate 2", "--target and --generate exclude each other"),
         ("attribute a --contrast b --contrast-id 2", "--contrast and --contrast-id exclude each other"),
+        ("attribute a --span 2", "argument --span: '2' is not two positions; write START:END"),
+        ("attribute a --span 2:3 --generate 2", "--generate and --span exclude each other"),
+        ("attribute a --aggregate all", "argument --aggregate: 'all' is none of sum, mean"),
         ("attribute a --timeout -1", "'-1' is not a time in seconds"),
         ("model --token a", "unrecognized arguments: --token"),
         (f"model --token-file {__file__}", "test_cli.py must hold the token and nothing else"),

@@ -6,7 +6,8 @@ import sys
 import neuron_attribution
 
 PUBLIC = """
-    AbortedError AsyncClient AttentionNeuron AttributeOptions AttributeRequest AttributeResult CancelledError Client
+    AbortedError Aggregate AggregateExplanation AsyncClient AttentionNeuron AttributeOptions AttributeRequest
+    AttributeResult CancelledError Client
     ComparedSide Comparison ComponentKind Coverage DeadlineExceededError DifferenceRanking Direction Exactness
     Explanation FailedPreconditionError FfnNeuron FieldViolation Head HeadEffects HeadPosition HeadScore
     InternalError InterveneRequest InterveneResult Intervention InterventionResult InterventionSet
@@ -14,7 +15,7 @@ PUBLIC = """
     Neuron NeuronAttributionError NeuronComparison NeuronDifference NeuronProjection NeuronRanking NeuronScore
     NotFoundError Operation Part PermissionDeniedError PredictionState ProjectNeuronRequest ProjectNeuronResult
     ProjectedRank ProjectedToken Projection PromotedSide QueryLayer QueryLayers QuerySource ResourceExhaustedError
-    Scale ScoringMethod SetTo Side StreamResult Subkey Timings Token TokenPrediction TokenizeRequest TokenizeResult
+    Scale ScoringMethod SetTo Side Span StreamResult Subkey Timings Token TokenPrediction TokenizeRequest TokenizeResult
     TokenizedToken TokenizerFacts UnauthenticatedError UnavailableError UnimplementedError Zero parse_head
     parse_neuron parse_query_source
 """

@@ -18,10 +18,10 @@ import pytest
 import torch
 from neuron_attribution.convert import explanations_to_proto
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
-from neuron_attribution.requests import AttributeOptions, Direction, Part, Side
+from neuron_attribution.requests import Aggregate, AttributeOptions, Direction, Part, Side
 from neuron_attribution.results import ModelIdentity
 from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, ProjectTask
+from neuron_attribution_server.tasks.tasks import SUMMED_PARTS, AttributeTask, ExplainedToken, ProjectTask
 from reference.compare import assert_close, assert_projection, assert_ranking
 from reference.compare_explanations import assert_explanation, assert_scores_absolutely
 from reference.compare_neurons import assert_named, ranking_key
@@ -40,6 +40,7 @@ pytestmark = pytest.mark.process
 
 LAYERS, FFN_WIDTH, HEADS, HEAD_SIZE = 30, 1536, 9, 64
 PROMPT = "The capital of France is"
+ANSWER = " Paris, one of the oldest and most beautiful cities in Europe"
 ANOTHER_PROMPT = "Monday, Tuesday, Wednesday,"
 TOLERANCE = 2e-5
 """The oracle runs the 30 layers in float64; how far the engine's float32 pass is from it depends on the processor's
@@ -102,13 +103,17 @@ def paris(demo: Compared, encode: Encode) -> Explained:
 def forced(encode: Encode, paris: Explained) -> list[tuple[States, dict[str, Scores]]]:
     """States and all neurons' scores by the brute force of `make verify`, with the model in float64.
 
-    The oracle's states of the first prompt; then, as a float32 pass recorded them, another prompt's, and those of both
-    prompts with attention neurons over all source positions.
+    The oracle's states of the first prompt; then, as a float32 pass recorded them, another prompt's, and with attention
+    neurons over all source positions those of both prompts and those of every token of an answer.
     """
     subject = SUBJECTS["demo"]
     model = subject.load(attn_implementation="eager").eval()
     recorded, another = (record(subject, model, encode(prompt)) for prompt in (PROMPT, ANOTHER_PROMPT))
-    states = [of_oracle(paris), another, *(over_positions(each) for each in (recorded, another))]
+    prompt, answer = encode(PROMPT), encode(ANSWER)
+    tokens = [
+        replace(record(subject, model, prompt + answer[:place]), target=token) for place, token in enumerate(answer)
+    ]
+    states = [of_oracle(paris), another, *(over_positions(each) for each in (recorded, another, *tokens))]
     scores = BruteForce(subject, model.double(), states, torch.get_num_threads()).run()
     return list(zip(states, scores, strict=True))
 
@@ -177,7 +182,7 @@ def test_value_neurons_of_another_prompt(
 
 def test_two_prompts_compared(demo: Compared, forced: list[tuple[States, dict[str, Scores]]]) -> None:
     """The hundred neurons of each kind that differ most, both ways, of all that differ."""
-    (first, first_scores), (second, second_scores) = forced[2:]
+    (first, first_scores), (second, second_scores) = forced[2:4]
     with served(demo) as client:
         got = client.compare(first.tokens, second.tokens, top_k=100, projection_top_k=0, timeout=300)
     for kind, found in (("ffn", got.ffn_neurons), ("attention", got.attention_neurons)):
@@ -193,6 +198,42 @@ def test_two_prompts_compared(demo: Compared, forced: list[tuple[States, dict[st
             assert ranking.exact
             keys = [grid_key(item.neuron) for item in ranking.neurons]
             assert_ranking(keys, [item.difference for item in ranking.neurons], every, 100, increasing=increasing)
+
+
+@pytest.mark.parametrize("top_k", [10, 100])
+def test_a_whole_answer(
+    demo: Compared, encode: Encode, forced: list[tuple[States, dict[str, Scores]]], top_k: int
+) -> None:
+    """The neurons of each kind that raise and lower the log probability of twelve tokens most, of all there are."""
+    prompt, answer = encode(PROMPT), encode(ANSWER)
+    assert len(answer) == len(forced[4:]) == 12
+    options = AttributeOptions(
+        direction=Direction.BOTH,
+        top_k=top_k,
+        projection_top_k=0,
+        attention_neurons_over_positions=True,
+        aggregate=Aggregate.SUM,
+        aggregate_only=True,
+    )
+    explained = tuple(ExplainedToken(len(prompt) - 1 + place, token) for place, token in enumerate(answer))
+    (outcome,) = demo.engine.run(
+        [AttributeTask(token_ids=prompt + answer, explained=explained, options=replace(options, parts=SUMMED_PARTS))]
+    )
+    whole = outcome.aggregate
+    for kind in ("ffn", "attention"):
+        sums = sum(scores[kind].increase[:, :, 0] for _, scores in forced[4:])
+        every = {(layer, unit): score for layer, row in enumerate(sums.tolist()) for unit, score in enumerate(row)}
+        for ending, increasing in (("", True), ("_decreasing", False)):
+            ranking = getattr(whole, f"{kind}_value_neurons{ending}")
+            keys = [grid_key(entry.neuron) for entry in ranking.neurons]
+            assert_ranking(keys, [entry.score for entry in ranking.neurons], every, top_k, increasing=increasing)
+            assert ranking.coverage.exact
+            assert ranking.coverage.neurons == ranking.coverage.bounded == len(every)
+            assert ranking.coverage.scored < len(every) / 20
+    layers = whole.layers
+    moved = float(layers.attention.sum() + layers.ffn.sum()) + layers.remainder
+    assert layers.embedding_log_probability + moved == pytest.approx(whole.log_probability, abs=1e-4)
+    assert whole.log_probability == pytest.approx(sum(each.log_probability for each in whole.targets), abs=1e-5)
 
 
 def grid_key(neuron: FfnNeuron | AttentionNeuron) -> tuple[int, int]:

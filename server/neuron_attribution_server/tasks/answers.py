@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.results import Explanation, InterventionResult, NeuronProjection, PredictionState, Timings
+from neuron_attribution.results import (
+    AggregateExplanation,
+    Explanation,
+    InterventionResult,
+    NeuronProjection,
+    PredictionState,
+    Timings,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,6 +31,8 @@ class AttributeOutcome:
     """The part of `scoring` in which value neurons were bounded."""
     exact: float = 0.0
     """The part of `scoring` in which value neurons were scored exactly."""
+    aggregate: AggregateExplanation | None = None
+    """What the explained tokens do together, where that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

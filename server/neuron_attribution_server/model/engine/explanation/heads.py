@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +63,11 @@ class HeadDetails:
         return self._increases().view(self.attention.shape)
 
     def positions(
-        self, rows: Sequence[Row], scores: Array, captured: CapturedStates, projector: Projector
+        self, rows: Sequence[Row], scores: Array, captured: CapturedStates, projector: Projector, own: Set[HeadOfRow]
     ) -> dict[HeadOfRow, tuple[HeadPosition, ...]]:
-        """The three projections at the strongest positions of every head whose row asks for them, by scores [C, T]."""
+        """The three projections at the strongest positions of a row's own heads where it asks, by scores [C, T]."""
         found: dict[HeadOfRow, tuple[HeadPosition, ...]] = {}
-        counts = [rows[each.row].options.position_projection_top_k for each in self.chosen]
+        counts = [rows[each.row].options.position_projection_top_k * (each in own) for each in self.chosen]
         for k in sorted(set(counts) - {0}):
             places = [place for place, count in enumerate(counts) if count == k]
             strongest = [_strongest(scores[place], rows[self.chosen[place].row]) for place in places]
