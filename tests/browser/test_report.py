@@ -160,19 +160,6 @@ def test_a_comparison_shows_both_sides_and_the_neurons_that_differ(visit, compar
         assert serious_faults(page) == []
 
 
-@pytest.mark.parametrize(
-    ("parts", "titles"),
-    [
-        ([], []),
-        (["layers"], ["Layers"]),
-        (["head_scores"], ["Heads"]),
-        (["heads"], ["Heads"]),
-        (["ffn_value_neurons"], ["Value neurons"]),
-        (["attention_query_layers"], ["What activates them"]),
-        (["query_ffn_neurons"], ["What activates them"]),
-    ],
-    ids=str,
-)
 def test_a_whole_answer_comes_first_and_each_token_is_a_click_away(visit, written):
     result = made_up(4, 2, 5)
     targets = (result.explanations[0].target, replace(result.explanations[0].target, token=HOSTILE_TOKEN))
@@ -201,6 +188,19 @@ def test_a_whole_answer_comes_first_and_each_token_is_a_click_away(visit, writte
         assert page.get_by_role("heading", level=2).all_inner_texts()[0] == "Answer"
 
 
+@pytest.mark.parametrize(
+    ("parts", "titles"),
+    [
+        ([], []),
+        (["layers"], ["Layers"]),
+        (["head_scores"], ["Heads"]),
+        (["heads"], ["Heads"]),
+        (["ffn_value_neurons"], ["Value neurons"]),
+        (["attention_query_layers"], ["What activates them"]),
+        (["query_ffn_neurons"], ["What activates them"]),
+    ],
+    ids=str,
+)
 def test_an_answer_of_some_parts_is_shown_without_the_others(visit, written, parts, titles):
     (whole,) = made_up(3, 4, 6).explanations
     some = Explanation(whole.position, whole.target, **{part: getattr(whole, part) for part in parts})
