@@ -247,18 +247,29 @@ def test_a_failure_is_recorded_and_tried_again(address, service, tmp_path, monke
             patched.setattr(client, "intervene", lambda *_, **__: _fail())
             report = evaluate(client, [ELIGIBLE], tmp_path)
         assert report["facts"] == {"all": 1, "failed": 1}
-        assert "0 eligible" in (tmp_path / "report.md").read_text()
+        assert report["failures"] == {"OUT_OF_MEMORY: too much": 1}
+        page = (tmp_path / "report.md").read_text()
+        assert "0 eligible" in page
+        assert "- 1 failed: OUT_OF_MEMORY: too much" in page
         assert rows(tmp_path)["The sky is"].reason == "OUT_OF_MEMORY: too much"
         assert evaluate(client, [ELIGIBLE], tmp_path)["facts"] == {"all": 1, "eligible": 1}
 
 
 class UnevenService(AnsweringService):
-    """Its first layer is half as wide as the other one. It refuses one neuron at a time, as the real one does."""
+    """Its first layer is half as wide as the other one, in its FFN and in each head.
+
+    It refuses one neuron at a time, as the real one does.
+    """
 
     def Intervene(self, request, context):
-        for number, each in enumerate(request.sets):
-            for place, neuron in enumerate(each.interventions[0].neurons):
-                if neuron.HasField("ffn") and neuron.ffn.layer == 0 and neuron.ffn.index >= INFO.sizes.ffn_width // 2:
+        for number, one in enumerate(request.sets):
+            for place, neuron in enumerate(one.interventions[0].neurons):
+                each, width = (
+                    (neuron.ffn, INFO.sizes.ffn_width)
+                    if neuron.HasField("ffn")
+                    else (neuron.attention, INFO.sizes.head_size)
+                )
+                if each.layer == 0 and each.index >= width // 2:
                     field = f"sets[{number}].interventions[0].neurons[{place}]"
                     error = InvalidArgumentError.of(field, "does not exist", reason="OUT_OF_RANGE")
                     context.set_trailing_metadata(status.trailing_metadata(error))

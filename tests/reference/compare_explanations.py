@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -110,7 +111,8 @@ def assert_layers(got: Explanation, want: Explained, tolerance: float) -> None:
 
 
 def _assert_heads(got: Explanation, want: Explained, options: AttributeOptions, tolerance: float) -> None:
-    scores = {(layer, head): s for layer, row in enumerate(want.head_scores().tolist()) for head, s in enumerate(row)}
+    every = {(layer, head): s for layer, row in enumerate(want.head_scores().tolist()) for head, s in enumerate(row)}
+    scores = {key: score for key, score in every.items() if not math.isnan(score)}
     for heads, increasing, asked in (
         (got.heads, True, options.direction in INCREASING),
         (got.heads_decreasing, False, options.direction in DECREASING),
@@ -139,8 +141,8 @@ def _assert_head(got: HeadScore, want: Explained, top_k: int, tolerance: float) 
     ranked = [float(got.position_scores[position.position]) for position in got.positions]
     by_position = {(position,): score for position, score in enumerate(scores.tolist())}
     assert_ranking(keys, ranked, by_position, len(keys), tolerance=tolerance)
-    for position in got.positions:
-        expected = projections.project_position(want, layer, head, position.position)
+    projected = projections.project_positions(want, layer, head, [position.position for position in got.positions])
+    for position, expected in zip(got.positions, projected, strict=True):
         for projection, values in zip(
             (position.layer_input, position.key, position.value_output), expected, strict=True
         ):

@@ -136,10 +136,12 @@ class Explained:
         )
 
     def attention_coefficients(self, layer: int, head: int) -> Tensor:
-        """α_l[h,p] · v_l[h,p,k] for every source position and dimension. [t + 1, D]"""
+        """α_l[h,p] · v_l[h,p,k], gated, for every source position and dimension. [t + 1, D]"""
         states, visible = self.layers[layer], self.position + 1
         pattern = states.attention_weights[head, self.position, :visible]
         coefficients = pattern[:, None] * states.values[head, :visible]
+        if states.gates is not None:
+            coefficients = coefficients * states.gates[head, self.position]
         return coefficients if states.attention_scale is None else coefficients / states.attention_scale[self.position]
 
     def position_vectors(self, layer: int, head: int) -> Tensor:
@@ -147,10 +149,12 @@ class Explained:
         return self.attention_coefficients(layer, head) @ self.weights.output_rows(layer, head)
 
     def head_scores(self) -> Tensor:
-        """[L, H]"""
+        """[L, H]; not a number in layers without heads."""
         layers = range(len(self.layers))
         writes = [torch.stack([self.position_vectors(layer, head).sum(0) for head in self._heads]) for layer in layers]
-        return self.score(self.attention_bases()[:, None], torch.stack(writes))
+        scores = self.score(self.attention_bases()[:, None], torch.stack(writes))
+        scores[[not len(layer.output) for layer in self.weights.layers]] = torch.nan
+        return scores
 
     def position_scores(self, layer: int, head: int) -> Tensor:
         """[t + 1]"""
@@ -175,6 +179,11 @@ class Explained:
         )
         return self._by_ffn_neuron(layer, scores[:, 0])
 
+    def ffn_scores_of(self, layer: int, units: Tensor) -> Tensor:
+        """Some FFN value neurons of one layer. [n] -> [n]"""
+        coefficients = self.layers[layer].coefficients[self.position, units]
+        return self.score(self.ffn_base(layer), coefficients[:, None] * self.weights.layers[layer].down[units])
+
     def _by_ffn_neuron(self, layer: int, scores: Tensor) -> dict[FfnKey, float]:
         name = self.weights.layers[layer].name
         return {(layer, name(neuron)): score for neuron, score in enumerate(scores.tolist())}
@@ -195,9 +204,15 @@ class Explained:
         coefficients = torch.cat([self.attention_coefficients(layer, head).T for head in self._heads])
         return self._by_attention_neuron(layer, self._score_attention(layer, coefficients, method))
 
+    def attention_scores_of(self, layer: int, units: Tensor, positions: Tensor) -> Tensor:
+        """Some attention value neurons of a layer, numbered through its heads, at source positions. [n], [n] -> [n]"""
+        coefficients = torch.cat([self.attention_coefficients(layer, head).T for head in self._heads])
+        rows = torch.cat([self.weights.output_rows(layer, head) for head in self._heads])
+        return self.score(self.attention_base(layer), coefficients[units, positions][:, None] * rows[units])
+
     def _by_attention_neuron(self, layer: int, scores: Tensor) -> dict[AttentionKey, float]:
         return {
-            (layer, *divmod(unit, self.weights.head_size), position): score
+            (layer, *divmod(unit, self.weights.size_of_heads(layer)), position): score
             for unit, of_neuron in enumerate(scores.tolist())
             for position, score in enumerate(of_neuron)
         }
@@ -229,7 +244,8 @@ class Explained:
         for layer in range(len(self.layers)):
             sums = torch.cat([self.attention_coefficients(layer, head).sum(0) for head in self._heads])
             scores = self._score_attention(layer, sums[:, None], method)[:, 0].tolist()
-            found |= {(layer, *divmod(unit, self.weights.head_size)): score for unit, score in enumerate(scores)}
+            size = self.weights.size_of_heads(layer)
+            found |= {(layer, *divmod(unit, size)): score for unit, score in enumerate(scores)}
         return found
 
     def ffn_coefficient(self, layer: int, neuron: int) -> float:

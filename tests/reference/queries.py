@@ -79,7 +79,7 @@ def attention_query_layers(
     """Components at each neuron's own position that activate attention value neurons, {x_0, A_0, F_0, …, F_{l-1}}."""
     result = QueryScores(dict.fromkeys(all_components(explained), 0.0))
     for layer, head, k, position in sources:
-        components = list(components_before(explained, layer, position))
+        components = list(components_before(explained, explained.weights.values_of(layer), position))
         _share(result, components, attention_key(explained, layer, head, k), scores[layer, head, k, position])
     return result
 
@@ -94,13 +94,13 @@ def query_ffn_neurons(
     result = QueryScores({})
     for layer, head, k, position in sources:
         key = attention_key(explained, layer, head, k)
-        divisor = states[layer].input[position] @ key
-        for lower in range(layer):
-            terms = states[lower].coefficients[position] * (weights[lower].down @ key)
+        made = explained.weights.values_of(layer)
+        divisor = states[made].input[position] @ key
+        for lower in range(made):
+            read_by_key = weights[lower].down @ key
+            terms = states[lower].coefficients[position] * read_by_key
             found[lower] += terms / divisor * scores[layer, head, k, position]
-            read[lower, position] = (
-                read[lower, position] + weights[lower].down @ key / divisor * scores[layer, head, k, position]
-            )
+            read[lower, position] = read[lower, position] + read_by_key / divisor * scores[layer, head, k, position]
             result.magnify(terms.abs().sum().item(), divisor.item(), scores[layer, head, k, position])
     written = [torch.zeros_like(layer) for layer in found]
     for (lower, position), given in read.items():

@@ -12,6 +12,7 @@ from neuron_attribution.display.attributions import (
     aggregate_tables,
     explanation_tables,
     head_tables,
+    layer_rows,
     layer_tables,
     neuron_table,
     query_layer_table,
@@ -134,6 +135,7 @@ def _(info: ModelInfo) -> Sequence[TextTable]:
     return [
         _named_numbers("sizes", asdict(info.sizes)),
         _named_numbers("limits", asdict(info.limits)),
+        *([TextTable("layers", ("layers", "made of"), layer_rows(info.layers))] if info.layers else []),
         TextTable("invariants measured at load", ("name", ">error", ">tolerance", "property"), invariants),
     ]
 

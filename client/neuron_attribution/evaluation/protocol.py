@@ -19,7 +19,7 @@ from neuron_attribution.evaluation.random_neurons import RandomNeurons
 from neuron_attribution.evaluation.rows import Measured, Row
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
 from neuron_attribution.requests import Intervention, Part, ScoringMethod
-from neuron_attribution.results import Explanation, InterveneResult, ModelSizes, NeuronRanking, TokenPrediction
+from neuron_attribution.results import Explanation, InterveneResult, ModelInfo, NeuronRanking, TokenPrediction
 
 HIGHEST_RANK = 10
 METHOD_NEURONS = 10
@@ -43,7 +43,7 @@ class Protocol:
     """Evaluates facts on one service. `words` holds the words of each type; random neurons come from the seed."""
 
     client: Client
-    sizes: ModelSizes
+    info: ModelInfo
     words: Mapping[str, frozenset[str]]
     seed: int = 0
 
@@ -90,7 +90,7 @@ class Protocol:
 
     @cached_property
     def _random_neurons(self) -> RandomNeurons:
-        return RandomNeurons(self.sizes)
+        return RandomNeurons(self.info.sizes, self.info.layers)
 
     def _explained(
         self,
@@ -153,13 +153,12 @@ class Protocol:
         return _best_of(values, "ffn_value_neurons", METHOD_NEURONS)
 
 
-def _refused(error: InvalidArgumentError, sets: Sequence[Sequence[Neuron]]) -> FfnNeuron | None:
-    """The FFN neuron of the first sets that an error is about."""
+def _refused(error: InvalidArgumentError, sets: Sequence[Sequence[Neuron]]) -> Neuron | None:
+    """The neuron of the first sets that an error is about."""
     for violation in error.violations:
         if found := _REFUSED.match(violation.field):
             number, place = map(int, found.groups())
-            neuron = sets[number][place] if number < len(sets) else None
-            return neuron if isinstance(neuron, FfnNeuron) else None
+            return sets[number][place] if number < len(sets) else None
     return None
 
 

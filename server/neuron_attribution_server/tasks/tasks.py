@@ -55,10 +55,10 @@ class Cost:
     """Heads that are scored, of all explained tokens together."""
     projected_tokens: int = 0
     """Vocabulary tokens in its answer, at most."""
-    changed_sequences: int = 0
-    """Sequences whose value vectors are changed, which each head then has its own of."""
     generating_tokens: int = 0
     """Tokens that are in memory at once while it generates."""
+    generating_sequences: int = 0
+    """Sequences that generate together."""
     searched_positions: int = 0
     """Source positions at which attention neurons are searched, of all explained tokens and ends together."""
     held_vectors: int = 0
@@ -205,7 +205,6 @@ class AttributeTask(Shaped):
             detailed_heads=self.rows * detailed,
             scored_heads=self.rows * heads * bool(options.parts & {Part.HEADS, Part.HEAD_POSITIONS}),
             projected_tokens=2 * (own * projected + self.summed_neurons * options.projection_top_k),
-            changed_sequences=self.sequences * any(map(changes_attention, options.interventions)),
             searched_positions=self.length * (own * self._position_searches + 2 * self.ends * summed_positions),
             held_vectors=2 * own * self.query_sources * bool(options.parts & QUERY_PARTS),
             pattern_positions=own * self.length * (Part.ATTENTION_PATTERNS in options.parts),
@@ -270,11 +269,13 @@ class InterveneTask(Shaped):
 
     def cost(self, _heads: int) -> Cost:
         """What it puts into a batch: of each sequence the prediction after its last token is read, none is scored."""
+        together = generated_at_once(self.length) if self.generate else 0
         return Cost(
             length=self.length,
             sequences=self.sequences,
             rows=self.rows,
-            generating_tokens=self.length * generated_at_once(self.length) if self.generate else 0,
+            generating_tokens=self.length * together,
+            generating_sequences=together,
         )
 
 

@@ -80,3 +80,14 @@ def test_packed_weights_are_not_spread(checkpoint) -> None:
     folder, _, _ = checkpoint
     with pytest.raises(FailedPreconditionError, match="a quantized checkpoint cannot be spread over devices"):
         load_engine(LoadSettings(str(folder), device_map="auto"))
+
+
+def test_weights_that_nobody_unpacks_are_refused(checkpoint, monkeypatch) -> None:
+    """As those of BitNet, whose format transformers only runs."""
+
+    def unpack(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("transformers.PreTrainedModel.dequantize", unpack)
+    with pytest.raises(FailedPreconditionError, match="does not unpack weights of this format; serve the checkpoint"):
+        load_engine(LoadSettings(str(checkpoint[0])))

@@ -223,7 +223,8 @@ class Scheduler:
 
     def _short_batch(self) -> BatchLimits:
         """A batch of short tasks: whoever comes meanwhile waits for all of it."""
-        return replace(self._limits, seconds=2 * self._short_seconds, together=self._predictor.seconds)
+        seconds = min(self._limits.seconds, 2 * self._short_seconds)
+        return replace(self._limits, seconds=seconds, together=self._predictor.seconds)
 
     @property
     def _short_seconds(self) -> float:

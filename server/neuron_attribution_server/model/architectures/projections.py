@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,43 @@ class HeadSizes:
     heads: int
     key_value_heads: int
     head_size: int
+
+    @classmethod
+    def common(cls, layers: Sequence[HeadSizes]) -> HeadSizes:
+        """What the heads of every layer fit in: the largest, and so many that each layer's are repeated into them."""
+        counts = [each.key_value_heads for each in layers]
+        return cls(layers[0].heads, math.lcm(*counts), max(each.head_size for each in layers))
+
+    def of_heads(self, states: Tensor) -> Tensor:
+        """Numbers of all heads of a layer, [..., heads * its head size], with zeros behind those of smaller heads."""
+        if states.shape[-1] == self.heads * self.head_size:
+            return states
+        return self._padded(states.unflatten(-1, (self.heads, -1))).flatten(-2)
+
+    def of_values(self, values: Tensor) -> Tensor:
+        """A layer's value vectors, [..., its key/value heads, T, its head size], as [..., K, T, D].
+
+        More heads than K, or larger ones than D, stay as they are: the description is wrong, and invariants tell.
+        """
+        repeats = self.key_value_heads // values.shape[-3]
+        return self._padded(values if repeats <= 1 else values.repeat_interleave(repeats, -3))
+
+    def missing(self, head_size: int) -> Tensor | None:
+        """Which places, [heads * D], heads of this size leave empty; None where they leave none."""
+        if head_size == self.head_size:
+            return None
+        return (torch.arange(self.head_size) >= head_size).repeat(self.heads)
+
+    def own_units(self, units: Tensor, head_size: int) -> Tensor:
+        """Units counted in heads of the common size, as a layer with heads of this size counts those that it has."""
+        if head_size == self.head_size:
+            return units
+        heads, inside = units // self.head_size, units % self.head_size
+        return (heads * head_size + inside)[inside < head_size]
+
+    def _padded(self, states: Tensor) -> Tensor:
+        missing = self.head_size - states.shape[-1]
+        return torch.nn.functional.pad(states, (0, missing)) if missing > 0 else states
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -44,6 +82,15 @@ def key_value_heads(rows: int, layout: Layout, heads: int, head_size: int) -> in
     return heads if layout is Layout.LATENT else (units - heads) // 2
 
 
+def holds_values(rows: int, layout: Layout, sizes: HeadSizes) -> bool:
+    """Whether so many output rows, laid out so, have the values of every key/value head, and of one at least."""
+    try:
+        found = select(torch.arange(rows), layout, sizes)
+    except RuntimeError:  # they cannot be divided so
+        return False
+    return 0 < len(found) == sizes.key_value_heads * sizes.head_size
+
+
 def select(outputs: Tensor, layout: Layout, sizes: HeadSizes) -> Tensor:
     """The values (or one half) among a fused projection's outputs, which are the first dimension."""
     return _SELECT[layout](outputs, sizes)
@@ -64,7 +111,7 @@ def _four_blocks(outputs: Tensor, _sizes: HeadSizes) -> Tensor:
     return parts[:, 1].flatten(0, 1)
 
 
-def _latent(outputs: Tensor, sizes: HeadSizes) -> Tensor:
+def _last_of_each_head(outputs: Tensor, sizes: HeadSizes) -> Tensor:
     parts: Tensor = outputs.unflatten(0, (sizes.heads, -1))
     return parts[:, -sizes.head_size :].flatten(0, 1)
 
@@ -77,7 +124,8 @@ _SELECT: dict[Layout, Callable[[Tensor, HeadSizes], Tensor]] = {
     Layout.PER_HEAD: _per_head,
     Layout.PER_GROUP: _per_group,
     Layout.FOUR_BLOCKS: _four_blocks,
-    Layout.LATENT: _latent,
+    Layout.LATENT: _last_of_each_head,
+    Layout.QUERY_GATE: _last_of_each_head,
 }
 
 

@@ -68,9 +68,11 @@ class RowStates:
     mixing: Tensor
     """What multiplies the value vectors, [E, L, H, T]: the attention weights, over the scale of a norm after it."""
     values: Tensor
-    """Value vectors of S sequences, [S, L, K, T, D], or [S, L, H, T, D]; in the model's own dtype."""
+    """Value vectors of S sequences, [S, L, K, T, D]; in the model's own dtype."""
     sequences: Tensor
     """Which of them each row is in, [E]."""
+    gates: Tensor | None
+    """What multiplies what each head mixes, [E, L, H, D], or None: the model's gates, and interventions."""
     lengths: Sequence[int]
     """Positions each row may look at."""
     apart: bool

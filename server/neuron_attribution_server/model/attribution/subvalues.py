@@ -31,6 +31,11 @@ class FrozenWrite:
         """What vectors [..., d] become."""
         return self.weight * _centre(vectors, self.centred)
 
+    def after(self, weight: Tensor) -> FrozenWrite:
+        """The same behind a multiplication by a weight [d]."""
+        assert not self.centred
+        return FrozenWrite(self.weight * weight, centred=False)
+
     def transpose(self, gradients: Tensor) -> Tensor:
         """<apply(v), g> = <v, transpose(g)>, for gradients [..., d]."""
         return _centre(self.weight * gradients, self.centred)
@@ -39,58 +44,87 @@ class FrozenWrite:
 class Subvalues:
     """A layer's subvalues: n rows of d, in blocks that may be views of larger weights, in the model's own dtype.
 
-    `blocks` reads them, each time they are needed: not every model has all its weights where scoring happens.
+    `blocks` reads them, each time they are needed: not every model has all its weights where scoring happens. What lies
+    between them and the residual stream is the same for all, or given for each. Units [n] that are `missing` only fill
+    up a layer: they are no neurons, have no row in the blocks, and zeros for one here.
     """
 
-    def __init__(self, blocks: Callable[[], Sequence[Tensor]], write: FrozenWrite | None = None) -> None:
+    def __init__(
+        self,
+        blocks: Callable[[], Sequence[Tensor]],
+        write: FrozenWrite | Sequence[FrozenWrite | None] | None = None,
+        missing: Tensor | None = None,
+    ) -> None:
+        found = blocks()
         self._blocks = blocks
-        self._write = write
-        self._ends = list(accumulate(map(len, blocks())))
+        self._writes = [write] * len(found) if write is None or isinstance(write, FrozenWrite) else list(write)
+        self._ends = list(accumulate(map(len, found)))
+        self.missing = missing
+        self.count = self._ends[-1]
+        """How many neurons there are."""
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self.count if self.missing is None else len(self.missing)
 
     def chunks(self) -> Iterator[Tensor]:
         """Every row, in float32, block by block, [n_i, d]."""
-        for block in self._blocks():
-            yield self._written(block.float())
+        for block, write in zip(self._blocks(), self._writes, strict=True):
+            yield self._spread(_written(block.float(), write).T).T
 
     def all(self) -> Tensor:
         """Every row, in float32, [n, d]."""
         return join(list(self.chunks()), 0)
 
     def rows(self, indices: Tensor) -> Tensor:
-        """Some rows, in float32, [C, d]."""
+        """Some rows, in float32, [C, d]; none that is missing."""
         blocks = self._blocks()
+        if self.missing is not None:
+            indices = self._numbers.to(indices.device)[indices]
         if len(blocks) == 1:
-            return self._written(blocks[0][indices].float())
+            return _written(blocks[0][indices].float(), self._writes[0])
         rows = torch.empty(len(indices), blocks[0].shape[1], device=blocks[0].device)
         numbers = torch.bucketize(indices, self._bounds(indices.device), right=True)
         for number in numbers.unique().tolist():
             mine = numbers == number
-            rows[mine] = blocks[number][indices[mine] - self._starts[number]].float()
-        return self._written(rows)
+            some = blocks[number][indices[mine] - self._starts[number]].float()
+            rows[mine] = _written(some, self._writes[number])
+        return rows
 
     def products(self, vectors: Tensor) -> Tensor:
         """<vector, row> of every row, [E, n], for vectors [E, d]."""
-        read = vectors if self._write is None else self._write.transpose(vectors)
-        return join([product(read, block) for block in self._blocks()], -1)
+        read = {write: vectors if write is None else write.transpose(vectors) for write in self._writes}
+        blocks = zip(self._blocks(), self._writes, strict=True)
+        return self._spread(join([product(read[write], block) for block, write in blocks], -1))
 
     @property
     def is_written(self) -> bool:
         """Whether anything stands between the rows and the residual stream."""
-        return self._write is not None
+        return any(write is not None for write in self._writes)
 
     def read_norms(self) -> Tensor:
         """Norms of the rows as `products` reads them, times the most that it lengthens a vector by, [n].
 
         A product is computed of the vector transposed, so that its rounding is that of these norms.
         """
-        lengths = join([block.float().norm(dim=-1) for block in self._blocks()], 0)
-        return lengths if self._write is None else lengths * self._write.weight.abs().max()
+        blocks = zip(self._blocks(), self._writes, strict=True)
+        lengths = [(block.float().norm(dim=-1), write) for block, write in blocks]
+        return self._spread(
+            join([each if write is None else each * write.weight.abs().max() for each, write in lengths], 0)
+        )
 
-    def _written(self, rows: Tensor) -> Tensor:
-        return rows if self._write is None else self._write.apply(rows)
+    def _spread(self, own: Tensor) -> Tensor:
+        """Numbers of the neurons, [..., count], with zeros where units are missing, [..., n]."""
+        if self.missing is None:
+            return own
+        found = own.new_zeros(*own.shape[:-1], len(self))
+        found[..., ~self.missing.to(own.device)] = own
+        return found
+
+    @cached_property
+    def _numbers(self) -> Tensor:
+        """The row of each unit that is not missing, [n]."""
+        assert self.missing is not None
+        return (~self.missing).long().cumsum(0) - 1
 
     def _bounds(self, device: torch.device) -> Tensor:
         return self._ends_tensor.to(device)
@@ -133,6 +167,10 @@ def join(parts: Sequence[Tensor], dim: int) -> Tensor:
 def _padded(layer: Tensor, width: int) -> Tensor:
     missing = width - layer.shape[-1]
     return torch.nn.functional.pad(layer, (0, missing)) if missing else layer
+
+
+def _written(rows: Tensor, write: FrozenWrite | None) -> Tensor:
+    return rows if write is None else write.apply(rows)
 
 
 def _centre(vectors: Tensor, centred: bool) -> Tensor:

@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import torch
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import Part
 from neuron_attribution.results import (
     AggregateExplanation,
@@ -61,7 +60,6 @@ from neuron_attribution_server.tasks.tasks import (
     InterveneTask,
     ProjectTask,
     Task,
-    changes_attention,
 )
 
 PASS_TOKENS = {"cpu": 1024}
@@ -133,17 +131,20 @@ class Engine:
     def _batches(self, tasks: Mapping[int, PassTask]) -> list[list[int]]:
         """What shares a forward pass: as much as one may take, those of like lengths.
 
-        Nothing does where a longer sequence would change what a shorter one means.
+        Nothing does where a longer sequence would change what a shorter one means, and nothing beside what is to be
+        the same to the last bit, where recurrent mixers round otherwise in a longer batch.
         """
         passes: list[list[int]] = []
-        sequences = 0
+        sequences, is_whole = 0, True
         for index in sorted(tasks, key=lambda index: tasks[index].length):
             task = tasks[index]
             sequences += task.sequences
-            if not passes or self._view.depends_on_length or sequences * task.length > self._pass_tokens:
+            alone = self._view.depends_on_length or (self._view.is_recurrent and _is_reproducible(task))
+            if is_whole or alone or sequences * task.length > self._pass_tokens:
                 passes.append([])
                 sequences = task.sequences
             passes[-1].append(index)
+            is_whole = alone
         return [sorted(together) for together in passes]
 
     def _check(self, task: Task) -> None:
@@ -160,8 +161,9 @@ class Engine:
             named |= {f"query_from[{place}].neuron": source.neuron for place, source in sources}
             check_units(self._view, task.options.interventions, "interventions")
         for field, neuron in named.items():
-            if isinstance(neuron, FfnNeuron):
-                self._view.ffn_unit(neuron, field)
+            self._view.unit(neuron, field)
+        if isinstance(task, ProjectTask) and task.through is not None:
+            self._view.check_heads(task.through.layer, "through")
 
     def _project(self, task: ProjectTask) -> ProjectOutcome:
         found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)
@@ -291,11 +293,10 @@ class Engine:
         groups: dict[object, list[Sequence[Row]]] = defaultdict(list)
         for rows in tasks:
             options = rows[0].options
-            changed = any(map(changes_attention, options.interventions))  # its values take more room
             method = options.scoring_method, options.include_final_norm_bias
             for unit in _units(rows):
                 alone = unit[0].index if unit[0].alone else None
-                groups[unit[0].contrast is None, *method, changed, alone].append(unit)
+                groups[unit[0].contrast is None, *method, alone].append(unit)
         explained: dict[int, Explanation] = {}
         aggregates: dict[int, AggregateExplanation] = {}
         for group in groups.values():
@@ -327,6 +328,10 @@ def _chunks(units: Sequence[Sequence[Row]], most: int) -> Iterator[list[Row]]:
             chunk = []
         chunk = [*chunk, *unit]
     yield chunk
+
+
+def _is_reproducible(task: PassTask) -> bool:
+    return isinstance(task, AttributeTask) and task.reproducible
 
 
 def _final_states(captured: CapturedStates) -> Tensor:

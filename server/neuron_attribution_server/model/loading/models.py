@@ -23,17 +23,18 @@ from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 from neuron_attribution_server.model.capture.capture import prepare_model
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.engine.generation import make_greedy
-from neuron_attribution_server.model.loading.adapter_source import AdapterSource, adapter_source
 from neuron_attribution_server.model.loading.adapters import merged
-from neuron_attribution_server.model.loading.demo import cache_folder
 from neuron_attribution_server.model.loading.guessed.guesses import guessed_spec
 from neuron_attribution_server.model.loading.invariants import measure
 from neuron_attribution_server.model.loading.load_failures import Reading, check_tensors, naming_files
 from neuron_attribution_server.model.loading.math_libraries import most_threads
 from neuron_attribution_server.model.loading.memory import memory_cost
-from neuron_attribution_server.model.loading.model_source import ModelSource, model_source
 from neuron_attribution_server.model.loading.placement import check_whole, device_of, loading_arguments, place
 from neuron_attribution_server.model.loading.ranges import VocabularyRanges
+from neuron_attribution_server.model.loading.sources.adapter_source import AdapterSource, adapter_source
+from neuron_attribution_server.model.loading.sources.demo import cache_folder
+from neuron_attribution_server.model.loading.sources.model_source import ModelSource, model_source
+from neuron_attribution_server.model.loading.text_only import keep_language_model, loader_of
 from neuron_attribution_server.model.loading.usual_contexts import usual_activity
 from neuron_attribution_server.model.loading.weights import weights_of
 from neuron_attribution_server.settings.config import LoadSettings
@@ -134,6 +135,7 @@ def _engine(
         tokenizer=serialized,
         memory=memory_cost(view),
         activity_contexts=0 if activity is None else activity.contexts,
+        layers=tuple(layer.parts for layer in view.layers),
     )
     token_text = str if tokenizer is None else tokenizer.text
     vocabulary_ranges = VocabularyRanges(weights, ranges)
@@ -142,11 +144,13 @@ def _engine(
 
 def _model(source: ModelSource, adapter: AdapterSource | None, settings: LoadSettings) -> PreTrainedModel:
     """The model with every tensor as its files have it, and the adapter's in them, where it runs."""
+    loader: Any = AutoModelForCausalLM
     if source.gguf_file is None:
         config = AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments)
         _spec(config, guess=settings.guess_architecture)
+        loader = loader_of(config)
     with _naming_pickled_weights(source, settings):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = loader.from_pretrained(
             source.location,
             dtype=_dtype(settings.dtype, device_of(settings)),
             use_safetensors=None if settings.pickled_weights else True,
@@ -158,6 +162,7 @@ def _model(source: ModelSource, adapter: AdapterSource | None, settings: LoadSet
         )
     model: PreTrainedModel = loaded[0]
     check_tensors(source, loaded[1])
+    keep_language_model(model)
     if getattr(model, "is_quantized", False) and source.gguf_file is None:
         model = _dequantized(model, settings)
     if adapter is not None:
@@ -216,6 +221,9 @@ def _spec(config: PreTrainedConfig, *, guess: bool) -> ArchitectureSpec | None:
 
 
 def _model_type(config: PreTrainedConfig) -> str:
+    """Of its language model, unless what holds that is known not to fit."""
+    if config.model_type in REFUSED:
+        return str(config.model_type)
     try:
         return str(config.get_text_config().model_type)
     except ValueError:  # it holds several language models
@@ -230,7 +238,13 @@ def _dequantized(model: PreTrainedModel, settings: LoadSettings) -> PreTrainedMo
             "where its packed ones do; leave --device-map out, or serve the checkpoint it was made from",
             reason="QUANTIZED_AND_SPREAD",
         )
-    plain: PreTrainedModel = model.dequantize()
+    try:
+        plain: PreTrainedModel = model.dequantize()
+    except NotImplementedError as error:
+        raise FailedPreconditionError(
+            "model refused: transformers does not unpack weights of this format; serve the checkpoint it was made from",
+            reason="CANNOT_DEQUANTIZE",
+        ) from error
     return plain
 
 

@@ -78,6 +78,8 @@ class VocabularyRanges:
 
     def _compute(self, kind: Kind, layer: int) -> Tensor:
         unembedding, subvalues = self._weights.unembedding, subvalues_of(self._weights, kind)[layer]
+        if not len(subvalues):
+            return torch.zeros(0, device=unembedding.gamma.device)
         if self._halves is None:
             _log.info("computing the vocabulary ranges of %d layers of neurons in idle time", len(self._missing))
             first = torch.zeros(1, dtype=torch.long, device=unembedding.gamma.device)

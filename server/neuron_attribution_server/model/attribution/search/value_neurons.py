@@ -52,7 +52,7 @@ class NeuronGrid:
 
     def total(self, row: int) -> int:
         """How many there are at a row."""
-        return sum(map(len, self.subvalues)) * self.lengths[row]
+        return sum(layer.count for layer in self.subvalues) * self.lengths[row]
 
     def locate(self, ids: Ids) -> tuple[Ids, Ids, Ids]:
         """The layers, units and positions of ids."""
@@ -101,7 +101,7 @@ class NeuronGrid:
         return [slice(start, min(start + step, self.layers)) for start in range(0, self.layers, step)]
 
     def _without_gaps(self, values: Tensor, rows: slice, layers: slice) -> Tensor:
-        if any(len(layer) < self.units for layer in self.subvalues):
+        if any(layer.count < self.units for layer in self.subvalues):
             values = values.masked_fill(self.laid_out(self._missing_units(layers)), -torch.inf)
         if min(self.lengths[rows]) < self.positions:
             lengths = on_device(np.array(self.lengths[rows]), self._device)
@@ -112,7 +112,11 @@ class NeuronGrid:
     def _missing_units(self, layers: slice) -> Tensor:
         """Which units layers do not have, [layers, units]."""
         widths = on_device(np.array([len(layer) for layer in self.subvalues[layers]]), self._device)
-        return torch.arange(self.units, device=self._device) >= widths[:, None]
+        found = torch.arange(self.units, device=self._device) >= widths[:, None]
+        for number, layer in enumerate(self.subvalues[layers]):
+            if layer.missing is not None:
+                found[number, : len(layer)] |= layer.missing.to(self._device)
+        return found
 
     def _as_ids(self, places: Ids) -> Ids:
         """Places in the layout as ids."""
@@ -199,23 +203,26 @@ class AttentionValueNeurons(ValueNeurons):
         self._group = heads // states.values.shape[2]
 
     def coefficients(self, rows: slice, layers: slice) -> Tensor:
-        """alpha * v, [rows, layers, H, T, D]."""
+        """alpha * v, gated, [rows, layers, H, T, D]."""
         mixing = self._states.mixing[rows, layers, :, : self.positions].unflatten(2, (-1, self._group))
         values = self._states.values_of(rows, layers, self.positions).float()
         found: Tensor = (mixing[..., None] * values[:, :, :, None]).flatten(2, 3)
-        return found
+        return found if self._states.gates is None else found.mul_(self._states.gates[rows, layers, :, None])
 
     def coefficients_at(self, rows: Tensor, layers: Tensor, units: Tensor, positions: Tensor) -> Tensor:
-        """alpha * v, [C]."""
+        """alpha * v, gated, [C]."""
         heads, dimensions = units // self._head_size, units % self._head_size
         mixing = self._states.mixing[rows, layers, heads, positions]
         values = self._states.values[self._states.sequences[rows], layers, heads // self._group, positions, dimensions]
-        return mixing * values.float()
+        found: Tensor = mixing * values.float()
+        return found if self._states.gates is None else found * self._states.gates[rows, layers, heads, dimensions]
 
     def sums(self, rows: slice, layers: slice, positions: int, of_units: Tensor, function: Function) -> Tensor:
         """[layers, H, T, D] of rows that are in one sequence: values are the same for all, and multiply their sums."""
         mixing = function(self._states.mixing[rows, layers, :, :positions])
         units = of_units.unflatten(2, (-1, self._head_size))
+        if self._states.gates is not None:
+            units = units * function(self._states.gates[rows, layers])
         found = torch.einsum("rlht,rlhd->lhtd", mixing, units).unflatten(1, (-1, self._group))
         values = self._states.values[self._states.sequences[rows.start], layers, :, :positions]
         summed: Tensor = found.mul_(function(values.float())[:, :, None]).flatten(1, 2)
