@@ -24,7 +24,7 @@ from neuron_attribution.results import ModelIdentity
 from neuron_attribution_server.model.loading.models import load_engine
 from neuron_attribution_server.model.loading.sources.demo import DemoUnavailableError, demo_folder
 from neuron_attribution_server.settings.config import LoadSettings
-from neuron_attribution_server.tasks.tasks import SUMMED_PARTS, AttributeTask, ExplainedToken, ProjectTask
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, ProjectTask
 from reference.compare import assert_close, assert_projection, assert_ranking
 from reference.compare_explanations import assert_explanation, assert_scores_absolutely
 from reference.compare_neurons import assert_named, ranking_key
@@ -55,6 +55,8 @@ ROUNDING = 2e-6
 """How far a score that brute force finds in float32 is from the one in float64."""
 STRONGEST = 400
 """Neurons of each kind, at either end, that the oracle scores again; no ranking here is longer than 300."""
+SUMMED = 1500
+"""Those of the highest and of the lowest bounds whose scores are summed: no other can be in a ranking of a hundred."""
 EXACT_LAYERS = (24, LAYERS - 1)
 IDENTITY = ModelIdentity("demo", "", "float32")
 FACTS = (
@@ -87,10 +89,16 @@ Encode = Callable[[str], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Forced:
-    """States with the scores of all neurons in float32, and those of some layers of the first in float64."""
+    """States with the scores of all neurons in float32, and those of some layers of the first in float64.
+
+    Then the sums at an answer's tokens, [L, n]: of the neurons that are the strongest by their bounds, in float32. Of
+    others what bounds them, from above for the highest and from below for the lowest.
+    """
 
     found: list[tuple[States, dict[str, Scores]]]
     exactly: dict[str, Scores]
+    highest: dict[str, Tensor]
+    lowest: dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +129,8 @@ def paris(demo: Compared, encode: Encode) -> Explained:
 def forced(encode: Encode, paris: Explained) -> Forced:
     """States and all neurons' scores by the brute force of `make verify`.
 
-    The oracle's states of the first prompt; then, as a float32 pass recorded them, another prompt's, and with attention
-    neurons over all source positions those of both prompts and those of every token of an answer.
+    The oracle's states of the first prompt; then, as a float32 pass recorded them, another prompt's, and those of both
+    prompts with attention neurons over all source positions. So are an answer's tokens.
     """
     subject = SUBJECTS["demo"]
     model = subject.load(attn_implementation="eager").eval()
@@ -133,15 +141,31 @@ def forced(encode: Encode, paris: Explained) -> Forced:
         ffn_probabilities=exact.ffn_probabilities.float(),
         attention_probabilities=exact.attention_probabilities.float(),
     )
+    states = [rounded, another, *(over_positions(each) for each in (recorded, another))]
+    force = BruteForce(subject, model, states, torch.get_num_threads())
+    scores = force.run()
     prompt, answer = encode(PROMPT), encode(ANSWER)
-    tokens = [
-        replace(record(subject, model, prompt + answer[:place]), target=token) for place, token in enumerate(answer)
-    ]
-    states = [rounded, another, *(over_positions(each) for each in (recorded, another, *tokens))]
-    scores = BruteForce(subject, model, states, torch.get_num_threads()).run()
+    tokens = [record(subject, model, prompt + answer[:place]) for place in range(len(answer))]
+    tokens = [replace(over_positions(each), target=token) for each, token in zip(tokens, answer, strict=True)]
+    ends = summed(BruteForce(subject, model, tokens, torch.get_num_threads()), force.largest)
     layers = [(kind, layer) for kind in KINDS for layer in EXACT_LAYERS]
     (exactly,) = BruteForce(subject, model.double(), [exact], torch.get_num_threads()).run(layers)
-    return Forced(list(zip(states, scores, strict=True)), exactly)
+    return Forced(list(zip(states, scores, strict=True)), exactly, *ends)
+
+
+def summed(force: BruteForce, largest: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Sums over prompts at both ends, the scores of neurons that may be there, and bounds of others."""
+    bounds = force.bounds(largest)
+    ends = [{kind: sum(each[kind][end] for each in bounds)[..., 0] for kind in KINDS} for end in (1, 0)]
+    units = {}
+    for kind in KINDS:
+        chosen = torch.zeros_like(ends[0][kind], dtype=torch.bool)
+        for end, bound in enumerate(ends):
+            chosen.view(-1)[bound[kind].flatten().topk(SUMMED, largest=end == 0).indices] = True
+        units |= {(kind, layer): row.nonzero()[:, 0] for layer, row in enumerate(chosen)}
+    scores = force.run_some(units)
+    sums = {kind: sum(each[kind].increase for each in scores)[..., 0] for kind in KINDS}
+    return [{kind: torch.where(sums[kind].isnan(), end[kind], sums[kind]) for kind in KINDS} for end in ends]
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +249,7 @@ def test_value_neurons_of_another_prompt(demo: Compared, forced: Forced, top_k: 
 
 def test_two_prompts_compared(demo: Compared, forced: Forced) -> None:
     """The hundred neurons of each kind that differ most, both ways, of all that differ."""
-    (first, first_scores), (second, second_scores) = forced.found[2:4]
+    (first, first_scores), (second, second_scores) = forced.found[2:]
     with served(demo) as client:
         got = client.compare(first.tokens, second.tokens, top_k=100, projection_top_k=0, timeout=300)
     for kind, found in (("ffn", got.ffn_neurons), ("attention", got.attention_neurons)):
@@ -247,8 +271,9 @@ def test_two_prompts_compared(demo: Compared, forced: Forced) -> None:
 def test_a_whole_answer(demo: Compared, encode: Encode, forced: Forced, top_k: int) -> None:
     """The neurons of each kind that raise and lower the log probability of twelve tokens most, of all there are."""
     prompt, answer = encode(PROMPT), encode(ANSWER)
-    assert len(answer) == len(forced.found[4:]) == 12
+    assert len(answer) == 12
     options = AttributeOptions(
+        parts=frozenset({Part.LAYERS, Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS}),
         direction=Direction.BOTH,
         top_k=top_k,
         projection_top_k=0,
@@ -257,14 +282,12 @@ def test_a_whole_answer(demo: Compared, encode: Encode, forced: Forced, top_k: i
         aggregate_only=True,
     )
     explained = tuple(ExplainedToken(len(prompt) - 1 + place, token) for place, token in enumerate(answer))
-    (outcome,) = demo.engine.run(
-        [AttributeTask(token_ids=prompt + answer, explained=explained, options=replace(options, parts=SUMMED_PARTS))]
-    )
+    (outcome,) = demo.engine.run([AttributeTask(token_ids=prompt + answer, explained=explained, options=options)])
     whole = outcome.aggregate
     for kind in ("ffn", "attention"):
-        sums = sum(scores[kind].increase[:, :, 0] for _, scores in forced.found[4:])
-        every = {(layer, unit): score for layer, row in enumerate(sums.tolist()) for unit, score in enumerate(row)}
-        for ending, increasing in (("", True), ("_decreasing", False)):
+        for ending, increasing, sums in (("", True, forced.highest), ("_decreasing", False, forced.lowest)):
+            rows = enumerate(sums[kind].tolist())
+            every = {(layer, unit): score for layer, row in rows for unit, score in enumerate(row)}
             ranking = getattr(whole, f"{kind}_value_neurons{ending}")
             keys = [grid_key(entry.neuron) for entry in ranking.neurons]
             scores = [entry.score for entry in ranking.neurons]

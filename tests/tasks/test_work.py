@@ -206,7 +206,9 @@ def test_tokens_together_are_priced_by_what_their_sums_take():
     counts = [work_of([task], DEMO) for task in (plain, beside, alone)]
     for kind in (Work.VECTOR, Work.POSITION, Work.BOUND):
         assert counts[0][kind] < counts[1][kind] > counts[2][kind]
-    assert counts[1][Work.VECTOR] - counts[0][Work.VECTOR] == 2 * 10 * (10 + SPARE_CANDIDATES)
+    scored = 2 * (10 + SPARE_CANDIDATES)
+    assert counts[1][Work.VECTOR] - counts[0][Work.VECTOR] == scored
+    assert counts[1][Work.MULTIPLE] == counts[2][Work.MULTIPLE] == 9 * scored + 9 * 10 * 50 // 2
     assert counts[2][Work.PROJECTION] == 2 * 10
     contrasted = replace(alone, contrast_answer=(1,) * 10)
     assert work_of([contrasted], DEMO)[Work.TOKEN] == 2 * 51  # those of the longer one, twice

@@ -183,7 +183,10 @@ def _scored_row(task: AttributeTask, sizes: ModelSizes) -> Counts:
 
 
 def _together(task: AttributeTask, sizes: ModelSizes) -> Counts:
-    """The work of explained tokens together: of each neuron that is scored, a vector for each token."""
+    """The work of explained tokens together: of each neuron that is scored, a multiple of a vector for each token.
+
+    So it is with what heads take from each position, about half of which are too weak to be scored.
+    """
     options, linear = task.options, task.contrast is not None
     counts: Counter[Work] = Counter({Work.NEURON: task.summed_neurons})
     for part, units in _value_parts(sizes).items():
@@ -193,10 +196,13 @@ def _together(task: AttributeTask, sizes: ModelSizes) -> Counts:
         total = units * (1 if over else task.length)
         for sign in _signs(options):
             counts[Work.BOUND] += total + units * task.rows
-            scored = _scored(sign, options.top_k, options, FALLING_TOGETHER)
-            counts[Work.VECTOR] += 0 if linear else task.rows * min(scored, total)
+            scored = 0 if linear else min(_scored(sign, options.top_k, options, FALLING_TOGETHER), total)
+            counts[Work.VECTOR] += scored
+            counts[Work.MULTIPLE] += (task.rows - 1) * scored
     if not linear:
-        counts[Work.POSITION] += task.rows * task.detailed_heads(sizes.layers * sizes.heads) * task.length
+        positions = task.detailed_heads(sizes.layers * sizes.heads) * task.length
+        counts[Work.POSITION] += positions
+        counts[Work.MULTIPLE] += (task.rows - 1) * positions // 2
     if options.projection_top_k:
         counts[Work.PROJECTION] += task.summed_neurons
         counts[Work.WRITTEN] += 2 * task.summed_neurons * options.projection_top_k

@@ -288,7 +288,8 @@ class _Group:
             chosen |= dict.fromkeys(HeadOfRow(row, head) for row in range(rows.start, rows.stop) for head in heads)
         if not chosen:
             return None
-        return HeadDetails(self._weights, self._states, self._scale, self._pooled, list(chosen))
+        sequences = np.array([row.sequence for row in self._rows])
+        return HeadDetails(self._weights, self._states, self._scale, self._pooled, list(chosen), sequences)
 
     @cached_property
     def _own_heads(self) -> frozenset[HeadOfRow]:
