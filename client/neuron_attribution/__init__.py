@@ -12,8 +12,8 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from neuron_attribution import rendering
-from neuron_attribution.aio import AsyncClient
-from neuron_attribution.client import Client
+from neuron_attribution.clients.aio import AsyncClient
+from neuron_attribution.clients.client import Client
 from neuron_attribution.comparisons import (
     ComparedSide,
     Comparison,
@@ -55,6 +55,7 @@ from neuron_attribution.neurons import (
 )
 from neuron_attribution.report import attribution_page, comparison_page
 from neuron_attribution.requests import (
+    Aggregate,
     AttributeOptions,
     AttributeRequest,
     Direction,
@@ -70,11 +71,13 @@ from neuron_attribution.requests import (
     ScoringMethod,
     SetTo,
     Side,
+    Span,
     Subkey,
     TokenizeRequest,
     Zero,
 )
 from neuron_attribution.results import (
+    AggregateExplanation,
     AttributeResult,
     ComponentKind,
     Coverage,
@@ -121,6 +124,8 @@ rendering.page.register(Comparison, comparison_page)
 
 __all__ = [
     "AbortedError",
+    "Aggregate",
+    "AggregateExplanation",
     "AsyncClient",
     "AttentionNeuron",
     "AttributeOptions",
@@ -192,6 +197,7 @@ __all__ = [
     "ScoringMethod",
     "SetTo",
     "Side",
+    "Span",
     "StreamResult",
     "Subkey",
     "Timings",

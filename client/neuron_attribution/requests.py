@@ -32,6 +32,15 @@ class Direction(Enum):
     BOTH = "both"
 
 
+class Aggregate(Enum):
+    """How the explained tokens of a request are taken together."""
+
+    SUM = "sum"
+    """Their log probabilities added: the log probability of the whole answer."""
+    MEAN = "mean"
+    """The same over the number of tokens; of two answers, each over its own."""
+
+
 class ScoringMethod(Enum):
     """The eight static scores of the paper's Table 2, a to h. m: coefficient, v: subvalue, w: target."""
 
@@ -171,11 +180,23 @@ class AttributeOptions:
     """The value neurons that the query parts start from, in place of the strongest."""
     final_norm_scales: tuple[float, ...] = ()
     """Read each explained token's scores with this scale of the final norm instead of its pass's own: all or none."""
+    aggregate: Aggregate | None = None
+    """Explain the explained tokens together as well, by the log probability increase."""
+    aggregate_only: bool = False
+    """Answer with that alone, without an explanation of each token; the query parts are left out then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions of a prompt, from `start`, at least 1, up to but without `end`."""
+
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeRequest:
-    """A request for an attribution. At most one of `target`, `completion` and `generate` is given."""
+    """A request for an attribution. At most one of `target`, `completion`, `generate` and `span` is given."""
 
     prompt: Prompt
     """Text, token ids used exactly as given, or a conversation."""
@@ -188,6 +209,10 @@ class AttributeRequest:
     """How many generated tokens to explain."""
     sampling: Sampling | None = None
     """How they are generated. None: the most probable one each time."""
+    span: Span | None = None
+    """The prompt's own tokens to explain, each by the prediction before it."""
+    contrast_completion: str | tuple[int, ...] | None = None
+    """Explain the difference of the log probabilities of two answers: that of the completion minus this one's."""
     contrast: str | int | None = None
     """Explain the difference of the log probabilities to this token's: its exact text or its id."""
     add_special_tokens: bool | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from neuron_attribution.conversations.messages import TokenOrigin
 from neuron_attribution.generation import Generation
 from neuron_attribution.neurons import Head, Neuron
 from neuron_attribution.rendering import Displayed, page
-from neuron_attribution.requests import Part
+from neuron_attribution.requests import Aggregate, Part
 
 Scores = NDArray[np.float32]
 RankingName = Literal[
@@ -105,6 +105,8 @@ class NeuronScore(Displayed):
     is what multiplies the subvalue (attention weight times value for an attention neuron), None for query FFN neurons.
     `target` and `contrast` are where these tokens stand in the subvalue's projection, None where none was asked for.
     `activity` is the part of the server's built-in contexts in which the FFN neuron is as strong, None for others.
+    Of several tokens together, `token_scores` and `token_coefficients` have what the neuron does at each of them, the
+    score is the sum or mean of those, and `coefficient`, `target`, `contrast` and `activity` are None.
     """
 
     neuron: Neuron
@@ -116,6 +118,8 @@ class NeuronScore(Displayed):
     target: ProjectedRank | None = None
     contrast: ProjectedRank | None = None
     activity: float | None = None
+    token_scores: tuple[float, ...] = ()
+    token_coefficients: tuple[float, ...] = ()
 
     @property
     def promoted(self) -> tuple[ProjectedToken, ...]:
@@ -161,13 +165,17 @@ class HeadPosition:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class HeadScore(Displayed):
-    """One of the strongest heads: `position_scores` [T] and `attention_weights` [T]."""
+    """One of the strongest heads: `position_scores` [T] and `attention_weights` [T].
+
+    Of several tokens together, `token_scores` has its score at each, and the attention weights are their means.
+    """
 
     head: Head
     score: float
     position_scores: Scores
     attention_weights: Scores
     positions: tuple[HeadPosition, ...] = ()
+    token_scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +227,57 @@ class Explanation(Displayed):
 
     def ranking(self, name: RankingName) -> NeuronRanking:
         """One of the rankings of neurons. Raises LookupError, with what to ask for, where it was not asked for."""
-        found: NeuronRanking | None = getattr(self, name)
-        if found is None:
-            part = name.removesuffix("_decreasing").replace("_", "-")
-            direction = "decrease" if name.endswith("_decreasing") else "increase"
-            raise LookupError(f"the answer has no {name}: ask with parts=[{part!r}], direction={direction!r} or 'both'")
-        return found
+        return _ranking(self, name)
+
+
+AGGREGATE_RANKINGS: tuple[RankingName, ...] = get_args(RankingName)[:4]
+"""The rankings of several tokens together: those of value neurons."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class AggregateExplanation(Displayed):
+    """The explanation of several tokens together: scores are sums, or means, of those of the tokens' explanations.
+
+    Parts that were not asked for are None or empty. Where two answers are contrasted, what the other one has is
+    subtracted, and its tokens follow those of the completion in `token_scores`.
+    """
+
+    aggregate: Aggregate
+    log_probability: float
+    """The sum, or mean, of the model's own log probabilities of the tokens: of the completion alone."""
+    positions: tuple[int, ...]
+    """What each of the targets is predicted from."""
+    targets: tuple[TokenPrediction, ...]
+    """The explained tokens."""
+    contrast_log_probability: float = 0.0
+    """That of the other answer, where one is contrasted."""
+    contrast_targets: tuple[TokenPrediction, ...] = ()
+    """Its tokens."""
+    contrasts: tuple[TokenPrediction, ...] = ()
+    """The contrast token at each position, where one was given."""
+    layers: LayerScores | None = None
+    head_scores: Scores | None = None
+    """[L, H]"""
+    heads: tuple[HeadScore, ...] = ()
+    heads_decreasing: tuple[HeadScore, ...] = ()
+    ffn_value_neurons: NeuronRanking | None = None
+    ffn_value_neurons_decreasing: NeuronRanking | None = None
+    attention_value_neurons: NeuronRanking | None = None
+    attention_value_neurons_decreasing: NeuronRanking | None = None
+    neurons: tuple[NeuronScore, ...] = ()
+
+    def ranking(self, name: RankingName) -> NeuronRanking:
+        """One of the rankings of value neurons. Raises LookupError where it was not asked for."""
+        return _ranking(self, name)
+
+
+def _ranking(explanation: object, name: RankingName) -> NeuronRanking:
+    found: NeuronRanking | None = getattr(explanation, name, None)
+    if found is None:
+        part = name.removesuffix("_decreasing").replace("_", "-")
+        direction = "decrease" if name.endswith("_decreasing") else "increase"
+        raise LookupError(f"the answer has no {name}: ask with parts=[{part!r}], direction={direction!r} or 'both'")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,11 +314,14 @@ class AttributeResult(Displayed):
     model: ModelIdentity
     tokens: tuple[Token, ...]
     explanations: tuple[Explanation, ...]
+    """None where the aggregate alone was asked for."""
     timings: Timings
     generation: Generation | None = None
     """How the generation ended, where tokens were generated."""
     origins: tuple[TokenOrigin, ...] = ()
     """Where each of `tokens` comes from; empty where the prompt is no conversation."""
+    aggregate: AggregateExplanation | None = None
+    """The explained tokens together, where that was asked for."""
 
     def to_html(self) -> str:
         """The attribution as one self-contained HTML page with charts and tables."""

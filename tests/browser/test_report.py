@@ -8,10 +8,12 @@ import pytest
 from browser.accessibility import serious_faults
 from browser.samples import HOSTILE, made_up
 from google.protobuf import json_format
-from neuron_attribution.results import Explanation
+from neuron_attribution.requests import Aggregate
+from neuron_attribution.results import AggregateExplanation, Explanation, Token
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from service.demo_server import run
 
+HOSTILE_TOKEN = Token(1, HOSTILE[0])
 READY = "html[data-ready]"
 LARGE = {"layers": 80, "heads": 64, "tokens": 1000}
 SECONDS_TO_INTERACTIVE = 10.0
@@ -173,6 +175,34 @@ def test_a_comparison_shows_both_sides_and_the_neurons_that_differ(visit, compar
         assert [float(row["score, second"]) for row in rows] == [neuron["second"]["score"] for neuron in fell]
         page.get_by_role("button", name=fell[0]["neuron"], exact=True).first.click()
         assert serious_faults(page) == []
+
+
+def test_a_whole_answer_comes_first_and_each_token_is_a_click_away(visit, written):
+    result = made_up(4, 2, 5)
+    targets = (result.explanations[0].target, replace(result.explanations[0].target, token=HOSTILE_TOKEN))
+    whole = AggregateExplanation(
+        Aggregate.SUM,
+        -1.5,
+        (3, 4),
+        targets,
+        layers=result.explanations[0].layers,
+        head_scores=result.explanations[0].head_scores,
+        heads=result.explanations[0].heads,
+        ffn_value_neurons=result.explanations[0].ffn_value_neurons,
+    )
+    with visit(written(replace(result, aggregate=whole))) as page:
+        page.wait_for_selector(READY)
+        assert page.get_by_role("heading", level=1).inner_text().startswith("Why ␣river")
+        assert page.get_by_text("log probability −1.5000; sums over 2 tokens").is_visible()
+        titles = page.get_by_role("heading", level=2).all_inner_texts()
+        assert titles == ["Answer", "Prompt", "Layers", "Heads", "Value neurons", "Conditions"]
+        page.get_by_text("Answer as a table (2)").click()
+        rows = saved_csv(page, "Answer, token by token")
+        assert [float(row["probability"]) for row in rows] == [0.5, 0.5]
+        page.get_by_role("button", name="␣river", exact=True).click()
+        assert page.get_by_role("heading", level=2).all_inner_texts()[1] == "Prediction"
+        page.get_by_role("button", name="their sum", exact=True).click()
+        assert page.get_by_role("heading", level=2).all_inner_texts()[0] == "Answer"
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import numpy as np
 from neuron_attribution import convert
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
-from neuron_attribution.requests import Part
+from neuron_attribution.requests import Aggregate, Part
 from neuron_attribution.results import (
+    AggregateExplanation,
     AttributeResult,
     ComponentKind,
     Coverage,
@@ -114,6 +115,30 @@ EXPLANATION = Explanation(
     attention_query_layers=QUERY_LAYERS,
     query_ffn_neurons=NeuronRanking((QUERY_SCORE,), COVERAGE),
     neurons=(FFN_SCORE,),
+)
+AGGREGATE = AggregateExplanation(
+    Aggregate.SUM,
+    log_probability=-2.25,
+    positions=(1, 2),
+    targets=(TokenPrediction(Token(5, " is\n"), 0.125, -2.0, 2), EXPLANATION.target),
+    contrast_log_probability=-4.0,
+    contrast_targets=(TokenPrediction(Token(10, " red"), 0.0625, -4.0, 3),),
+    layers=EXPLANATION.layers,
+    head_scores=EXPLANATION.head_scores,
+    heads=(replace(HEAD, positions=(), token_scores=(0.5, 0.5, 0.25)),),
+    ffn_value_neurons=NeuronRanking(
+        (
+            NeuronScore(
+                FfnNeuron(1, 17),
+                0.5,
+                projection=PROJECTION,
+                promoted_side=PromotedSide.BOTTOM,
+                token_scores=(0.5, 0.25, 0.25),
+                token_coefficients=(-1.0, -0.5, 2.0),
+            ),
+        ),
+        COVERAGE,
+    ),
 )
 ATTRIBUTION = AttributeResult(IDENTITY, TOKENS, (EXPLANATION,), Timings(0.001, 0.002, 0.003, 0.004, 2, 7))
 PROJECTIONS = ProjectNeuronResult(IDENTITY, (NeuronProjection(FfnNeuron(1, 17), PROJECTION),))

@@ -13,12 +13,16 @@ from neuron_attribution.conversations.messages import Conversation, Message
 from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import Head
 from neuron_attribution.requests import (
+    ALL_PARTS,
+    Aggregate,
     AttributeOptions,
     AttributeRequest,
     InterveneRequest,
     Intervention,
     Part,
     ProjectNeuronRequest,
+    ScoringMethod,
+    Span,
     Subkey,
 )
 
@@ -33,6 +37,7 @@ JSON = st.recursive(
     max_leaves=6,
 )
 OBJECTS = st.dictionaries(st.text(max_size=4), JSON, max_size=3)
+SUMMED_PARTS = (Part.LAYERS, Part.HEADS, Part.HEAD_POSITIONS, Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS)
 
 SCALARS = {
     bool: st.booleans(),
@@ -67,12 +72,29 @@ def attribute_requests() -> st.SearchStrategy:
         head_top_k=COUNTS,
         parts=st.frozensets(st.sampled_from(Part), min_size=1),
         interventions=st.just(()) | interventions(),
+        aggregate=st.none(),
+        aggregate_only=st.just(False),
+    )
+    together = instances(
+        AttributeOptions,
+        top_k=COUNTS,
+        query_sources=COUNTS,
+        head_top_k=COUNTS,
+        parts=st.just(ALL_PARTS) | st.frozensets(st.sampled_from(SUMMED_PARTS), min_size=1),
+        interventions=st.just(()),
+        scoring_method=st.just(ScoringMethod.LOG_PROBABILITY_INCREASE),
+        exhaustive=st.just(False),
+        aggregate=st.sampled_from(Aggregate),
     )
     token = st.none() | TEXTS | SCALARS[int]
     common = {"contrast": token, "options": options, "target": st.none(), "completion": st.none()}
-    common |= {"generate": st.none(), "sampling": st.none()}
-    explained: list[Mapping[str, Any]] = [{"target": token}, {"completion": TEXTS | IDS}]
-    explained += [{"generate": COUNTS, "sampling": st.none() | samplings()}]
+    common |= {"generate": st.none(), "sampling": st.none(), "span": st.none(), "contrast_completion": st.none()}
+    explained: list[Mapping[str, Any]] = [
+        *({"target": token}, {"completion": TEXTS | IDS}, {"span": spans()}),
+        {"generate": COUNTS, "sampling": st.none() | samplings()},
+        {"completion": TEXTS | IDS, "options": together},
+        {"completion": IDS, "contrast_completion": TEXTS | IDS, "contrast": st.none(), "options": together},
+    ]
     prompts = [{"prompt": TEXTS}, {"prompt": IDS | conversations(), "add_special_tokens": st.none()}]
     return st.one_of(
         instances(AttributeRequest, **{**common, **explanation, **prompt})
@@ -99,6 +121,11 @@ def conversations() -> st.SearchStrategy:
         template=st.text(max_size=4),
         tools=st.lists(OBJECTS, max_size=2).map(tuple),
     )
+
+
+def spans() -> st.SearchStrategy:
+    """Positions of a prompt, without the first one."""
+    return st.builds(lambda start, count: Span(start, start + count), st.integers(1, 2**31), st.integers(1, 2**31 - 1))
 
 
 def interventions() -> st.SearchStrategy:

@@ -19,6 +19,7 @@ from neuron_attribution.errors import InternalError, UnauthenticatedError
 from neuron_attribution.generation import Sampling
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import (
+    Aggregate,
     AttributeOptions,
     AttributeRequest,
     Direction,
@@ -31,6 +32,7 @@ from neuron_attribution.requests import (
     ScoringMethod,
     SetTo,
     Side,
+    Span,
     Subkey,
     TokenizeRequest,
 )
@@ -175,6 +177,15 @@ def test_every_option_of_attribute_is_sent(run, service) -> None:
             ["--generate", "2", "--temperature", "0.5", "--top-p", "0.9", "--sample-top-k", "40", "--seed", "7"],
             {"generate": 2, "sampling": Sampling(temperature=0.5, top_p=0.9, top_k=40, seed=7)},
         ),
+        (["--span", "2:5"], {"span": Span(2, 5)}),
+        (
+            ["--completion", "b", "--contrast-completion", "c", "--aggregate", "mean", "--aggregate-only"],
+            {
+                "completion": "b",
+                "contrast_completion": "c",
+                "options": AttributeOptions(aggregate=Aggregate.MEAN, aggregate_only=True),
+            },
+        ),
     ],
 )
 def test_what_is_explained(run, service, words, fields) -> None:
@@ -232,6 +243,9 @@ def test_a_bad_value_from_the_environment_is_named(refused, monkeypatch, name, v
         ("attribute a --parts heads,tails", "'tails' is none of layers, heads"),
         ("attribute a --target b --generate 2", "--target and --generate exclude each other"),
         ("attribute a --contrast b --contrast-id 2", "--contrast and --contrast-id exclude each other"),
+        ("attribute a --span 2", "argument --span: '2' is not two positions; write START:END"),
+        ("attribute a --span 2:3 --generate 2", "--generate and --span exclude each other"),
+        ("attribute a --aggregate all", "argument --aggregate: 'all' is none of sum, mean"),
         ("attribute a --timeout -1", "'-1' is not a time in seconds"),
         ("model --token a", "unrecognized arguments: --token"),
         (f"model --token-file {__file__}", "test_cli.py must hold the token and nothing else"),

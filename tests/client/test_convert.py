@@ -35,6 +35,7 @@ from neuron_attribution.requests import (
     ScoringMethod,
     SetTo,
     Side,
+    Span,
     Subkey,
     TokenizeRequest,
 )
@@ -217,6 +218,8 @@ def test_all_parts_travel_as_none() -> None:
 
 TEXT = messages.Prompt(text="a")
 FFN = messages.Neuron(ffn=messages.FfnNeuron(layer=1, index=2))
+ANSWER = messages.Completion(text="b")
+SUM = {"aggregate": messages.AGGREGATE_SUM}
 ATTENTION = messages.Neuron(attention=messages.AttentionNeuron(layer=1, head=1, index=2))
 
 
@@ -257,6 +260,21 @@ def attribute(**fields: object) -> messages.AttributeRequest:
         ("scoring_method", attribute(scoring_method=99)),
         ("subkey", attribute(subkey=99)),
         ("neurons[2]", attribute(neurons=[FFN, ATTENTION, messages.Neuron()])),
+        ("span.start", attribute(span=messages.Span(start=0, end=2))),
+        ("span.end", attribute(span=messages.Span(start=2, end=2))),
+        ("aggregate", attribute(aggregate=99)),
+        ("aggregate_only", attribute(aggregate_only=True)),
+        ("contrast_completion", attribute(completion=ANSWER, contrast_completion=ANSWER)),
+        ("contrast_completion", attribute(contrast_completion=ANSWER, **SUM)),
+        (
+            "contrast_completion",
+            attribute(completion=ANSWER, contrast_completion=ANSWER, contrast=messages.TokenChoice(id=1), **SUM),
+        ),
+        ("contrast_completion.source", attribute(completion=ANSWER, contrast_completion=messages.Completion(), **SUM)),
+        ("scoring_method", attribute(scoring_method=messages.SCORING_METHOD_NORM, **SUM)),
+        ("exhaustive", attribute(exhaustive=True, **SUM)),
+        ("parts[1]", attribute(parts=[messages.PART_LAYERS, messages.PART_QUERY_LAYERS], aggregate_only=True, **SUM)),
+        ("parts[0]", attribute(parts=[messages.PART_ATTENTION_PATTERNS], aggregate_only=True, **SUM)),
     ],
 )
 def test_attribute_requests_are_refused_by_field(field: str, message: messages.AttributeRequest) -> None:
@@ -299,6 +317,9 @@ def test_an_empty_text_is_not_tokenized() -> None:
     [
         ("explain", AttributeRequest(prompt="a", target="b", completion="c")),
         ("explain", AttributeRequest(prompt="a", target=0, generate=0)),
+        ("explain", AttributeRequest(prompt="a", generate=1, span=Span(1, 2))),
+        ("span.start", AttributeRequest(prompt="a", span=Span(-1, 2))),
+        ("contrast_completion.token_ids.ids[0]", AttributeRequest(prompt="a", contrast_completion=(-1,))),
         ("target.id", AttributeRequest(prompt="a", target=-1)),
         ("sampling.temperature", AttributeRequest(prompt="a", generate=1, sampling=Sampling(temperature="hot"))),
         ("sampling.top_k", AttributeRequest(prompt="a", generate=1, sampling=Sampling(top_k=-1))),
@@ -344,6 +365,19 @@ def test_explanations_are_parted_without_reading_the_response(length) -> None:
     for part, explanation in zip(apart, explanations, strict=True):
         expected = messages.AttributeResponse(model=response.model, explanations=[explanation])
         assert messages.AttributeResponse.FromString(b"".join((*shared, part))) == expected
+
+
+def test_an_aggregate_goes_with_the_last_explanation() -> None:
+    """Alone where there is no other."""
+    aggregate = messages.AggregateExplanation(log_probability=-3.0)
+    for count in (2, 0):
+        explanations = [messages.Explanation(position=n) for n in range(count)]
+        response = messages.AttributeResponse(explanations=explanations, aggregate=aggregate)
+        shared, apart = convert.explanations_apart(response.SerializeToString())
+        parted = [messages.AttributeResponse.FromString(b"".join((*shared, part))) for part in apart]
+        assert [each.HasField("aggregate") for each in parted] == [False] * (count - 1) + [True]
+        assert [each for part in parted for each in part.explanations] == explanations
+        assert parted[-1].aggregate == aggregate
 
 
 def test_nothing_is_parted_where_nothing_is_explained() -> None:

@@ -24,6 +24,7 @@ from client import fake_service as samples
 RESULTS = (
     samples.ATTRIBUTION,
     samples.EXPLANATION,
+    samples.AGGREGATE,
     samples.EXPLANATION.ffn_value_neurons,
     samples.EXPLANATION.layers,
     samples.FFN_SCORE,
@@ -234,6 +235,26 @@ def test_without_pandas_the_extra_is_named(monkeypatch):
     message = r"to_dataframe needs pandas, which is not installed: pip install 'neuron-attribution\[pandas\]'"
     with pytest.raises(ModuleNotFoundError, match=message):
         samples.EXPLANATION.to_dataframe()
+
+
+def test_tokens_together_come_before_each_by_itself():
+    """As tables, as rows and in a line; what they do together has no number among the explanations."""
+    whole = replace(samples.ATTRIBUTION, aggregate=samples.AGGREGATE)
+    titles = [table.title for table in tables(whole)]
+    first = ["tokens", "the explained tokens together, their sum", "the other answer"]
+    assert titles[:3] == first
+    assert titles[3] == "log probability of the answer minus that of the other answer"
+    assert titles[4:6] == ["strongest layers", "heads"]
+    assert titles[-1] == tables(samples.EXPLANATION)[-1].title
+    assert tables(whole)[1].rows[-1][0] == "together"
+    frame = whole.to_dataframe()
+    together = frame[frame["explanation"].isna()]
+    assert set(together["target"]) == {" is\n blue"}
+    assert set(together["ranking"]) == {"layers", "heads", "ffn_value_neurons"}
+    assert frame["explanation"].iloc[-1] == 0
+    alone = replace(whole, explanations=())
+    assert "' is\\n blue' against ' red', sum of 2 tokens -2.2500" in repr(alone)
+    assert "<table" in alone.to_html()
 
 
 def test_a_ranking_that_was_not_asked_for_is_told_how_to_ask():

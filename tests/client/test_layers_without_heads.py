@@ -59,6 +59,15 @@ def test_cells_without_heads_are_empty(client: Client) -> None:
     assert "NaN" not in result.to_html().split("<script", 1)[0]
 
 
+def test_cells_of_a_whole_answer_are_empty(client: Client) -> None:
+    result = client.attribute(PROMPT, span=(3, 6), aggregate="sum", aggregate_only=True, parts=["layers", "heads"])
+    assert np.isnan(result.aggregate.head_scores).all(1).tolist() == [True, False, True]
+    assert np.isfinite(result.aggregate.head_scores[1]).all()
+    assert result.aggregate.layers.attention.all()
+    assert heads_in(shown(result.aggregate)) == WITH_HEADS
+    assert "NaN" not in result.to_html().split("<script", 1)[0]
+
+
 def test_no_head_that_is_not_there_is_zeroed(client: Client) -> None:
     effects = client.head_effects(PROMPT)
     assert np.isnan(effects.changes).all(1).tolist() == [True, False, True]

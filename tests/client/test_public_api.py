@@ -6,17 +6,18 @@ import sys
 import neuron_attribution
 
 PUBLIC = """
-    AbortedError AsyncClient AttentionNeuron AttributeOptions AttributeRequest AttributeResult CancelledError Client
-    ComparedSide Comparison ComponentKind Conversation Coverage DeadlineExceededError DifferenceRanking Direction
-    Exactness Explanation FailedPreconditionError FfnNeuron FieldViolation FinishReason Generation Head HeadEffects
-    HeadPosition HeadScore InternalError InterveneRequest InterveneResult Intervention InterventionResult
-    InterventionSet InvalidArgumentError Invariant LayerPart LayerPartKind LayerParts LayerScores Limits Message
-    Mixer ModelIdentity ModelInfo ModelSizes Neuron NeuronAttributionError NeuronComparison NeuronDifference
-    NeuronProjection NeuronRanking NeuronScore NotFoundError Operation Part PermissionDeniedError PredictionState
-    ProjectNeuronRequest ProjectNeuronResult ProjectedRank ProjectedToken Projection PromotedSide QueryLayer
-    QueryLayers QuerySource ResourceExhaustedError Sampling Scale ScoringMethod SetTo Side StreamResult Subkey
-    Timings Token TokenOrigin TokenPrediction TokenizeRequest TokenizeResult TokenizedToken TokenizerFacts
-    UnauthenticatedError UnavailableError UnimplementedError Zero parse_head parse_neuron parse_query_source
+    AbortedError Aggregate AggregateExplanation AsyncClient AttentionNeuron AttributeOptions AttributeRequest
+    AttributeResult CancelledError Client ComparedSide Comparison ComponentKind Conversation Coverage
+    DeadlineExceededError DifferenceRanking Direction Exactness Explanation FailedPreconditionError FfnNeuron
+    FieldViolation FinishReason Generation Head HeadEffects HeadPosition HeadScore InternalError InterveneRequest
+    InterveneResult Intervention InterventionResult InterventionSet InvalidArgumentError Invariant LayerPart
+    LayerPartKind LayerParts LayerScores Limits Message Mixer ModelIdentity ModelInfo ModelSizes Neuron
+    NeuronAttributionError NeuronComparison NeuronDifference NeuronProjection NeuronRanking NeuronScore
+    NotFoundError Operation Part PermissionDeniedError PredictionState ProjectNeuronRequest ProjectNeuronResult
+    ProjectedRank ProjectedToken Projection PromotedSide QueryLayer QueryLayers QuerySource ResourceExhaustedError
+    Sampling Scale ScoringMethod SetTo Side Span StreamResult Subkey Timings Token TokenOrigin TokenPrediction
+    TokenizeRequest TokenizeResult TokenizedToken TokenizerFacts UnauthenticatedError UnavailableError
+    UnimplementedError Zero parse_head parse_neuron parse_query_source
 """
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from neuron_attribution.convert import explanations_to_proto
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
-from neuron_attribution.requests import AttributeOptions, Direction, Part, Side
+from neuron_attribution.requests import Aggregate, AttributeOptions, Direction, Part, Side
 from neuron_attribution.results import ModelIdentity
 from neuron_attribution_server.model.loading.models import load_engine
 from neuron_attribution_server.model.loading.sources.demo import DemoUnavailableError, demo_folder
@@ -45,6 +45,7 @@ pytestmark = pytest.mark.process
 
 LAYERS, FFN_WIDTH, HEADS, HEAD_SIZE = 30, 1536, 9, 64
 PROMPT = "The capital of France is"
+ANSWER = " Paris, one of the oldest and most beautiful cities in Europe"
 ANOTHER_PROMPT = "Monday, Tuesday, Wednesday,"
 TOLERANCE = 2e-5
 """The oracle runs the 30 layers in float64; how far the engine's float32 pass is from it depends on the processor's
@@ -54,6 +55,8 @@ ROUNDING = 2e-6
 """How far a score that brute force finds in float32 is from the one in float64."""
 STRONGEST = 400
 """Neurons of each kind, at either end, that the oracle scores again; no ranking here is longer than 300."""
+SUMMED = 1500
+"""Those of the highest and of the lowest bounds whose scores are summed: no other can be in a ranking of a hundred."""
 EXACT_LAYERS = (24, LAYERS - 1)
 IDENTITY = ModelIdentity("demo", "", "float32")
 FACTS = (
@@ -86,10 +89,16 @@ Encode = Callable[[str], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Forced:
-    """States with the scores of all neurons in float32, and those of some layers of the first in float64."""
+    """States with the scores of all neurons in float32, and those of some layers of the first in float64.
+
+    Then the sums at an answer's tokens, [L, n]: of the neurons that are the strongest by their bounds, in float32. Of
+    others what bounds them, from above for the highest and from below for the lowest.
+    """
 
     found: list[tuple[States, dict[str, Scores]]]
     exactly: dict[str, Scores]
+    highest: dict[str, Tensor]
+    lowest: dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +130,7 @@ def forced(encode: Encode, paris: Explained) -> Forced:
     """States and all neurons' scores by the brute force of `make verify`.
 
     The oracle's states of the first prompt; then, as a float32 pass recorded them, another prompt's, and those of both
-    prompts with attention neurons over all source positions.
+    prompts with attention neurons over all source positions. So are an answer's tokens.
     """
     subject = SUBJECTS["demo"]
     model = subject.load(attn_implementation="eager").eval()
@@ -133,10 +142,30 @@ def forced(encode: Encode, paris: Explained) -> Forced:
         attention_probabilities=exact.attention_probabilities.float(),
     )
     states = [rounded, another, *(over_positions(each) for each in (recorded, another))]
-    scores = BruteForce(subject, model, states, torch.get_num_threads()).run()
+    force = BruteForce(subject, model, states, torch.get_num_threads())
+    scores = force.run()
+    prompt, answer = encode(PROMPT), encode(ANSWER)
+    tokens = [record(subject, model, prompt + answer[:place]) for place in range(len(answer))]
+    tokens = [replace(over_positions(each), target=token) for each, token in zip(tokens, answer, strict=True)]
+    ends = summed(BruteForce(subject, model, tokens, torch.get_num_threads()), force.largest)
     layers = [(kind, layer) for kind in KINDS for layer in EXACT_LAYERS]
     (exactly,) = BruteForce(subject, model.double(), [exact], torch.get_num_threads()).run(layers)
-    return Forced(list(zip(states, scores, strict=True)), exactly)
+    return Forced(list(zip(states, scores, strict=True)), exactly, *ends)
+
+
+def summed(force: BruteForce, largest: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Sums over prompts at both ends, the scores of neurons that may be there, and bounds of others."""
+    bounds = force.bounds(largest)
+    ends = [{kind: sum(each[kind][end] for each in bounds)[..., 0] for kind in KINDS} for end in (1, 0)]
+    units = {}
+    for kind in KINDS:
+        chosen = torch.zeros_like(ends[0][kind], dtype=torch.bool)
+        for end, bound in enumerate(ends):
+            chosen.view(-1)[bound[kind].flatten().topk(SUMMED, largest=end == 0).indices] = True
+        units |= {(kind, layer): row.nonzero()[:, 0] for layer, row in enumerate(chosen)}
+    scores = force.run_some(units)
+    sums = {kind: sum(each[kind].increase for each in scores)[..., 0] for kind in KINDS}
+    return [{kind: torch.where(sums[kind].isnan(), end[kind], sums[kind]) for kind in KINDS} for end in ends]
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +265,40 @@ def test_two_prompts_compared(demo: Compared, forced: Forced) -> None:
             assert ranking.exact
             keys = [grid_key(item.neuron) for item in ranking.neurons]
             assert_ranking(keys, [item.difference for item in ranking.neurons], every, 100, increasing=increasing)
+
+
+@pytest.mark.parametrize("top_k", [10, 100])
+def test_a_whole_answer(demo: Compared, encode: Encode, forced: Forced, top_k: int) -> None:
+    """The neurons of each kind that raise and lower the log probability of twelve tokens most, of all there are."""
+    prompt, answer = encode(PROMPT), encode(ANSWER)
+    assert len(answer) == 12
+    options = AttributeOptions(
+        parts=frozenset({Part.LAYERS, Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS}),
+        direction=Direction.BOTH,
+        top_k=top_k,
+        projection_top_k=0,
+        attention_neurons_over_positions=True,
+        aggregate=Aggregate.SUM,
+        aggregate_only=True,
+    )
+    explained = tuple(ExplainedToken(len(prompt) - 1 + place, token) for place, token in enumerate(answer))
+    (outcome,) = demo.engine.run([AttributeTask(token_ids=prompt + answer, explained=explained, options=options)])
+    whole = outcome.aggregate
+    for kind in ("ffn", "attention"):
+        for ending, increasing, sums in (("", True, forced.highest), ("_decreasing", False, forced.lowest)):
+            rows = enumerate(sums[kind].tolist())
+            every = {(layer, unit): score for layer, row in rows for unit, score in enumerate(row)}
+            ranking = getattr(whole, f"{kind}_value_neurons{ending}")
+            keys = [grid_key(entry.neuron) for entry in ranking.neurons]
+            scores = [entry.score for entry in ranking.neurons]
+            assert_ranking(keys, scores, every, top_k, increasing=increasing, tolerance=2 * TOLERANCE)
+            assert ranking.coverage.exact
+            assert ranking.coverage.neurons == ranking.coverage.bounded == len(every)
+            assert ranking.coverage.scored < len(every) / 20
+    layers = whole.layers
+    moved = float(layers.attention.sum() + layers.ffn.sum()) + layers.remainder
+    assert layers.embedding_log_probability + moved == pytest.approx(whole.log_probability, abs=1e-4)
+    assert whole.log_probability == pytest.approx(sum(each.log_probability for each in whole.targets), abs=1e-5)
 
 
 def grid_key(neuron: FfnNeuron | AttentionNeuron) -> tuple[int, int]:

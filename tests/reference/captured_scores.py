@@ -7,13 +7,14 @@ the thousands make it larger than any tolerance. What a ranking promises is abou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from neuron_attribution.requests import ScoringMethod
 from neuron_attribution_server.model.architectures.families import FAMILIES
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.capture.capture import capture
-from neuron_attribution_server.model.capture.captured import ExplainedRows
+from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
 from torch import Tensor
 
 from reference.compared import Compared
@@ -32,26 +33,51 @@ ROUNDING = 4 * 2.0**-24
 """Four roundings: of the base's logits, of the neuron's, of their sum and of the target's."""
 
 
+@torch.no_grad()
+def captured(compared: Compared, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> list[Row]:
+    """The predictions after positions of sequences that share a pass."""
+    view = ModelView(compared.model, FAMILIES[compared.model.config.model_type])
+    states = capture(view, sequences, ExplainedRows.from_counts(positions, torch.device("cpu")))
+    places = [(sequence, position) for sequence, mine in enumerate(positions) for position in mine]
+    return [Row(states, number, *place) for number, place in enumerate(places)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prediction of a pass: its number, its sequence, and its position there."""
+
+    states: CapturedStates
+    number: int
+    sequence: int
+    position: int
+
+
 class CapturedPrediction:
-    """The prediction after the last of `token_ids`, from the states that the engine's capture records."""
+    """The prediction after the last of `token_ids`, or after a `row` of a pass, from the states that are captured."""
 
     def __init__(
-        self, compared: Compared, token_ids: Sequence[int], target: int, contrast: int | None, include_bias: bool
+        self,
+        compared: Compared,
+        token_ids: Sequence[int],
+        target: int,
+        contrast: int | None,
+        include_bias: bool,
+        row: Row | None = None,
     ) -> None:
         self.target, self.contrast = target, contrast
         self.weights = compared.weights
-        device = torch.device("cpu")
-        last = len(token_ids) - 1
-        view = ModelView(compared.model, FAMILIES[compared.model.config.model_type])
-        states = capture(view, [token_ids], ExplainedRows.from_counts([[last]], device))
-        self._inputs = [state[0, last].float() for state in states.inputs]
+        if row is None:
+            [row] = captured(compared, [token_ids], [[len(token_ids) - 1]])
+        states, number, here = row.states, row.number, (row.sequence, row.position)
+        length = row.position + 1
+        self._inputs = [state[here].float() for state in states.inputs]
         self._middles = [
-            state + write[0, last].float() for state, write in zip(self._inputs, states.attention_writes, strict=False)
+            state + write[here].float() for state, write in zip(self._inputs, states.attention_writes, strict=False)
         ]
-        self._coefficients = [state.flatten(0, -2)[-1].double() for state in states.coefficients]
-        self._patterns = [state[0, :, : last + 1].double() for state in states.attention_rows]
-        self._values = [state[0, :, : last + 1].double() for state in states.values]
-        self._outputs = [state.flatten(0, -2)[-1].double() for state in states.head_outputs]
+        self._coefficients = [state.flatten(0, -2)[number].double() for state in states.coefficients]
+        self._patterns = [state[number, :, :length].double() for state in states.attention_rows]
+        self._values = [state[row.sequence, :, :length].double() for state in states.values]
+        self._outputs = [state.flatten(0, -2)[number].double() for state in states.head_outputs]
         self.unembedding = FrozenUnembedding(self.weights, self._inputs[-1].double(), include_bias)
 
     def ffn(self, method: ScoringMethod) -> NeuronScores:

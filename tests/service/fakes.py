@@ -8,6 +8,7 @@ from dataclasses import replace
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import ALL_PARTS, Part
 from neuron_attribution.results import (
+    AggregateExplanation,
     Exactness,
     Explanation,
     InterventionResult,
@@ -124,11 +125,24 @@ def _outcome(task, tasks):
         return InterveneOutcome(state, tuple(InterventionResult(state, 0.25) for _ in task.sets), **shared)
     return AttributeOutcome(
         token_ids=task.token_ids,
-        explanations=tuple(_explanation(explained.position, explained.target or 0) for explained in task.explained),
+        explanations=() if task.options.aggregate_only else _explanations(task),
+        aggregate=_aggregate(task) if task.options.aggregate else None,
         bound=0.125,
         exact=0.0625,
         **shared,
     )
+
+
+def _explanations(task):
+    return tuple(_explanation(explained.position, explained.target or 0) for explained in task.explained)
+
+
+def _aggregate(task):
+    every = _explanations(task)
+    others = tuple(_explanation(0, token).target for token in task.contrast_answer)
+    positions = tuple(each.position for each in every)
+    targets = tuple(each.target for each in every)
+    return AggregateExplanation(task.options.aggregate, -0.6931472, positions, targets, contrast_targets=others)
 
 
 def _explanation(position, target):

@@ -8,11 +8,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron
-from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Part, ScoringMethod
+from neuron_attribution.requests import Aggregate, AttributeOptions, Direction, Intervention, Part, ScoringMethod
 from neuron_attribution.results import ModelSizes
 from neuron_attribution_server.front_end.service.too_long import check_seconds
 from neuron_attribution_server.model.process import calibration
 from neuron_attribution_server.model.process.calibration import measured_work
+from neuron_attribution_server.tasks.costs import MemoryCost
 from neuron_attribution_server.tasks.model_facts import WorkPrices
 from neuron_attribution_server.tasks.tasks import (
     AttributeTask,
@@ -21,7 +22,7 @@ from neuron_attribution_server.tasks.tasks import (
     ProjectTask,
     generated_at_once,
 )
-from neuron_attribution_server.tasks.work import Work, work_of
+from neuron_attribution_server.tasks.work import SPARE_CANDIDATES, Work, work_of
 from neuron_attribution_server.tasks.work_prices import Sample, WorkPredictor, measured_prices
 from service.fakes import FACTS, SIZES, FakeEngine
 
@@ -53,7 +54,19 @@ OPTIONS = st.fixed_dictionaries(
         "head_top_k": st.integers(0, 1000),
     }
 )
+TOGETHER = st.fixed_dictionaries({"aggregate": st.sampled_from(Aggregate), "aggregate_only": st.booleans()})
 ATTRIBUTIONS = st.one_of(
+    st.builds(
+        lambda more, rows, other, options, together: replace(
+            attribution(rows + more, rows, **{**options, **together, "exhaustive": False}),
+            contrast_answer=(1,) * other,
+        ),
+        st.integers(0, 300),
+        st.integers(1, 100),
+        st.integers(0, 100),
+        OPTIONS,
+        TOGETHER,
+    ),
     st.builds(
         lambda more, rows, options: attribution(rows + more, rows, **options),
         st.integers(0, 300),
@@ -185,6 +198,30 @@ def test_decreases_by_given_scales_are_dearer():
     assert vectors(Direction.INCREASE, 2.0) == vectors(Direction.INCREASE)
 
 
+def test_tokens_together_are_priced_by_what_their_sums_take():
+    """Of each neuron that is scored, and of each head, something for every token; alone, nothing but that."""
+    plain = attribution(50, 10)
+    beside = attribution(50, 10, aggregate=Aggregate.SUM)
+    alone = attribution(50, 10, aggregate=Aggregate.SUM, aggregate_only=True)
+    counts = [work_of([task], DEMO) for task in (plain, beside, alone)]
+    for kind in (Work.VECTOR, Work.POSITION, Work.BOUND):
+        assert counts[0][kind] < counts[1][kind] > counts[2][kind]
+    scored = 2 * (10 + SPARE_CANDIDATES)
+    assert counts[1][Work.VECTOR] - counts[0][Work.VECTOR] == scored
+    assert counts[1][Work.MULTIPLE] == counts[2][Work.MULTIPLE] == 9 * scored + 9 * 10 * 50 // 2
+    assert counts[2][Work.PROJECTION] == 2 * 10
+    contrasted = replace(alone, contrast_answer=(1,) * 10)
+    assert work_of([contrasted], DEMO)[Work.TOKEN] == 2 * 51  # those of the longer one, twice
+    assert work_of([contrasted], DEMO)[Work.VECTOR] > 1.9 * counts[2][Work.VECTOR]
+
+
+def test_tokens_together_are_in_memory_together():
+    """However few are scored at once elsewhere."""
+    cost = MemoryCost(available=0, per_row=1000, rows_at_once=4)
+    plain, together = attribution(50, 30), attribution(50, 30, aggregate=Aggregate.SUM)
+    assert [cost.batch(tasks) for tasks in ([plain], [together], [plain, together])] == [4000, 30_000, 30_000]
+
+
 def test_no_more_heads_are_charged_than_there_are():
     many, all_of_them = (attribution(50, head_top_k=count, position_projection_top_k=3) for count in (1000, 270))
     assert work_of([many], DEMO) == work_of([all_of_them], DEMO)
@@ -217,6 +254,7 @@ def heeding(task, field, value):
                 task,
                 explained=task.explained[:value],
                 token_ids=task.token_ids[: len(task.token_ids) - start],
+                contrast_answer=task.contrast_answer[:value],
             )
         case "generate":
             return replace(task, generate=value)

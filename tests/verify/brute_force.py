@@ -13,7 +13,7 @@ float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,7 @@ class Scores:
 class _Block:
     kind: str
     layer: int
-    units: slice
+    units: Tensor
 
 
 class BruteForce:
@@ -61,22 +61,51 @@ class BruteForce:
                 _written(layer.self_attn.o_proj, subject, subject.attention_norm(layer)) for layer in model.model.layers
             ],
         }
+        self.largest = {kind: torch.empty_like(getattr(prompts[0], f"{kind}_coefficients")[..., 0]) for kind in KINDS}
+        """The largest |P_j| of every neuron that has been scored, [L, n]."""
         self._scores = [{kind: _empty(getattr(each, f"{kind}_coefficients")) for kind in KINDS} for each in prompts]
 
     def run(self, layers: Sequence[tuple[str, int]] | None = None) -> list[dict[str, Scores]]:
         """The scores of each prompt, by kind; only those of some kinds' `layers` are filled in where they are given."""
         if layers is None:
             layers = [(kind, layer) for kind in KINDS for layer in range(len(self._subvalues[kind]))]
+        every = {(kind, layer): torch.arange(len(self._subvalues[kind][layer])) for kind, layer in layers}
+        return self.run_some(every)
+
+    def run_some(self, units: Mapping[tuple[str, int], Tensor]) -> list[dict[str, Scores]]:
+        """The same of some units of a kind's layers; not a number elsewhere."""
         blocks = [
-            _Block(kind, layer, slice(start, start + NEURONS_AT_ONCE))
-            for kind, layer in layers
-            for start in range(0, len(self._subvalues[kind][layer]), NEURONS_AT_ONCE)
+            _Block(kind, layer, some) for (kind, layer), every in units.items() for some in every.split(NEURONS_AT_ONCE)
         ]
         progress = tqdm(total=len(blocks), desc="brute force", unit="block", smoothing=0.05)
         with progress, ThreadPoolExecutor(self._threads, initializer=_one_thread) as pool:
             for _ in pool.map(self._score, blocks):
                 progress.update()
         return self._scores
+
+    @torch.no_grad()
+    def bounds(self, largest: Mapping[str, Tensor]) -> list[dict[str, tuple[Tensor, Tensor]]]:
+        """What the increase of every neuron is at least and at most in each prompt, by kind, [L, n, positions] each.
+
+        By Jensen's inequality and Hoeffding's lemma, log sum_j p_j exp(a P_j) is between a times the mean of P_j and
+        (a max |P_j|)^2 / 2 more.
+        """
+        found = []
+        for prompt in self._prompts:
+            kinds = {}
+            for kind in KINDS:
+                factors = getattr(prompt, f"{kind}_coefficients")
+                probabilities = getattr(prompt, f"{kind}_probabilities")
+                slopes = self._unembedding[prompt.target].double() - (probabilities @ self._unembedding).double()
+                rows = [each @ slope for each, slope in zip(self._folded(kind), slopes, strict=True)]
+                most = torch.stack(rows)[..., None] * factors
+                kinds[kind] = most - (factors * largest[kind][..., None]).square() / 2, most
+            found.append(kinds)
+        return found
+
+    def _folded(self, kind: str) -> Iterator[Tensor]:
+        """The subvalues of each layer as the unembedding reads them."""
+        return ((layer * self._gamma).double() for layer in self._subvalues[kind])
 
     @torch.no_grad()
     def _score(self, block: _Block) -> None:
@@ -96,6 +125,7 @@ class BruteForce:
         factors = [_factors(prompt, block) for prompt in self._prompts]
         probabilities = [getattr(prompt, f"{block.kind}_probabilities")[block.layer] for prompt in self._prompts]
         sums, largest = self._sums_of_exponentials(folded, factors, probabilities)
+        self.largest[block.kind][block.layer, block.units] = largest.to(self.largest[block.kind])
         for total, factor, chances in zip(sums, factors, probabilities, strict=True):
             total.log_()
             for row, column in (factor.abs() * largest[:, None] > LARGEST_EXPONENT).nonzero().tolist():
@@ -136,7 +166,7 @@ def _factors(prompt: States, block: _Block) -> Tensor:
 
 
 def _empty(coefficients: Tensor) -> Scores:
-    return Scores(torch.empty_like(coefficients), torch.empty_like(coefficients))
+    return Scores(torch.full_like(coefficients, torch.nan), torch.full_like(coefficients, torch.nan))
 
 
 def _one_thread() -> None:

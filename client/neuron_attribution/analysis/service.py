@@ -11,7 +11,7 @@ from itertools import chain
 
 from neuron_attribution.analysis.corpus import CorpusItem
 from neuron_attribution.analysis.rows import ItemRows, failed_rows, result_rows, unreadable
-from neuron_attribution.client import Client
+from neuron_attribution.clients.client import Client
 from neuron_attribution.errors import AbortedError, UnavailableError
 from neuron_attribution.requests import AttributeRequest
 from neuron_attribution.results import ModelInfo

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from neuron_attribution.cli.output import Lines, facts, model_text, text_tables, visible
 from neuron_attribution.cli.sampling import generation_text
-from neuron_attribution.display.attributions import explanation_tables, token_table
+from neuron_attribution.display.attributions import aggregate_tables, explanation_tables, token_table
 from neuron_attribution.display.common import without_common
 from neuron_attribution.display.words import coverage_text, timings_text
 from neuron_attribution.results import AttributeResult, Explanation, Token
@@ -18,6 +18,8 @@ def attribution_lines(result: AttributeResult, *, hide_common: bool = False) -> 
     """The whole attribution; on demand without neurons that are as strong whatever is asked."""
     result, hidden = without_common(result) if hide_common else (result, 0)
     lines = text_tables([token_table(result.tokens)])
+    if result.aggregate is not None:
+        lines += ["", *text_tables(aggregate_tables(result.aggregate, result.tokens))]
     for explanation in result.explanations:
         lines += ["", *explanation_lines(explanation, result.tokens)]
     notes = [("note", text) for text in map(space_text, result.explanations) if text]

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from neuron_attribution.aio import AsyncClient
 from neuron_attribution.cli.options import UsageError, add_flag, add_option, positive_seconds, variable
-from neuron_attribution.client import Client
+from neuron_attribution.clients.aio import AsyncClient
+from neuron_attribution.clients.client import Client
 from neuron_attribution.transport.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT
 
 TOKEN_VARIABLE = variable("--token")

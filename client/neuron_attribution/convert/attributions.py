@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from neuron_attribution.conversations.messages import TokenOrigin
+from neuron_attribution.convert.aggregates import aggregate_explanation_from_proto, write_aggregate
 from neuron_attribution.convert.conversations import origins_from_proto, origins_to_proto
 from neuron_attribution.convert.generations import generation_from_proto, generation_to_proto
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
@@ -35,13 +36,14 @@ from neuron_attribution.convert.tokens import (
 )
 from neuron_attribution.convert.values import duration, present, seconds, unless_none
 from neuron_attribution.generation import Generation
-from neuron_attribution.results import AttributeResult, Explanation, ModelIdentity, Timings, Token
+from neuron_attribution.results import AggregateExplanation, AttributeResult, Explanation, ModelIdentity, Timings, Token
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 Bytes = bytes | memoryview
 
 _RESPONSE_FIELD = messages.AttributeStreamResponse.DESCRIPTOR.fields_by_name["response"].number
 _EXPLANATIONS_FIELD = messages.AttributeResponse.DESCRIPTOR.fields_by_name["explanations"].number
+_AGGREGATE_FIELD = messages.AttributeResponse.DESCRIPTOR.fields_by_name["aggregate"].number
 _EMBEDDED = 2
 _RANKINGS = (
     "ffn_value_neurons",
@@ -56,7 +58,7 @@ _QUERY_LAYERS = ("ffn_query_layers", "attention_query_layers")
 
 def attribute_result_to_proto(result: AttributeResult) -> messages.AttributeResponse:
     """Write an attribution."""
-    message = explanations_to_proto(result.model, result.explanations, generation=result.generation)
+    message = explanations_to_proto(result.model, result.explanations, result.aggregate, generation=result.generation)
     message.tokens.extend(map(token_to_proto, result.tokens))
     message.timings.CopyFrom(timings_to_proto(result.timings))
     message.origins.extend(origins_to_proto(result.origins))
@@ -66,6 +68,7 @@ def attribute_result_to_proto(result: AttributeResult) -> messages.AttributeResp
 def explanations_to_proto(
     model: ModelIdentity,
     explanations: Sequence[Explanation],
+    aggregate: AggregateExplanation | None = None,
     walk: Walk = iter,
     generation: Generation | None = None,
 ) -> messages.AttributeResponse:
@@ -75,6 +78,8 @@ def explanations_to_proto(
     )
     for explanation in explanations:
         _write_explanation(explanation, message.explanations.add(), walk)
+    if aggregate is not None:
+        write_aggregate(aggregate, message.aggregate, walk)
     return message
 
 
@@ -105,18 +110,23 @@ def stream_answer(key: str, response: Sequence[Bytes], remaining: int = 0) -> by
 
 
 def explanations_apart(response: bytes) -> tuple[list[Bytes], list[Bytes]]:
-    """Parts of a serialized response: those that all explanations share, and each explanation. Nothing is copied.
+    """Parts of a serialized response: those that all explanations share, and each explanation, the last of which has
+    the aggregate with it, if there is one. Nothing but that is copied.
 
     A serialized AttributeResponse has embedded messages only.
     """
     shared: list[Bytes] = []
     explanations: list[Bytes] = []
+    aggregate: list[Bytes] = []
+    parts = {_EXPLANATIONS_FIELD: explanations, _AGGREGATE_FIELD: aggregate}
     whole, start = memoryview(response), 0
     while start < len(response):
         tag, place = _read_varint(response, start)
         length, place = _read_varint(response, place)
-        (explanations if tag >> 3 == _EXPLANATIONS_FIELD else shared).append(whole[start : place + length])
+        parts.get(tag >> 3, shared).append(whole[start : place + length])
         start = place + length
+    if aggregate:
+        explanations[-1:] = [b"".join((*explanations[-1:], *aggregate))]
     return shared, explanations
 
 
@@ -129,6 +139,7 @@ def attribute_result_from_proto(message: messages.AttributeResponse) -> Attribut
         timings=timings_from_proto(message.timings),
         generation=present(message, "generation", generation_from_proto),
         origins=origins_from_proto(message.origins),
+        aggregate=present(message, "aggregate", aggregate_explanation_from_proto),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from neuron_attribution.errors import InternalError, InvalidArgumentError
 from neuron_attribution.generation import FinishReason
-from neuron_attribution.requests import Direction, LayerPartKind, Part, ScoringMethod, Side, Subkey
+from neuron_attribution.requests import Aggregate, Direction, LayerPartKind, Part, ScoringMethod, Side, Subkey
 from neuron_attribution.results import ComponentKind, Mixer, PromotedSide
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
@@ -55,6 +55,7 @@ def _values(enum: type[int]) -> dict[str, int]:
 
 
 PARTS = EnumTable(Part, _values(messages.Part), "PART", None)
+AGGREGATES = EnumTable(Aggregate, _values(messages.Aggregate), "AGGREGATE", None)
 DIRECTIONS = EnumTable(Direction, _values(messages.Direction), "DIRECTION", Direction.INCREASE)
 SCORING_METHODS = EnumTable(
     ScoringMethod, _values(messages.ScoringMethod), "SCORING_METHOD", ScoringMethod.LOG_PROBABILITY_INCREASE

@@ -65,6 +65,7 @@ def write_head_score(head: HeadScore, message: messages.HeadScore) -> None:
     message.position_scores.extend(numbers(head.position_scores))
     message.attention_weights.extend(numbers(head.attention_weights))
     message.positions.extend(map(_head_position_to_proto, head.positions))
+    message.token_scores.extend(head.token_scores)
 
 
 def head_score_from_proto(message: messages.HeadScore) -> HeadScore:
@@ -75,6 +76,7 @@ def head_score_from_proto(message: messages.HeadScore) -> HeadScore:
         position_scores=scores(message.position_scores),
         attention_weights=scores(message.attention_weights),
         positions=tuple(_head_position_from_proto(position) for position in message.positions),
+        token_scores=tuple(message.token_scores),
     )
 
 

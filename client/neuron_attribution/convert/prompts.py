@@ -6,6 +6,7 @@ from neuron_attribution.conversations.messages import Conversation, Prompt
 from neuron_attribution.convert.conversations import conversation_from_proto, conversation_to_proto
 from neuron_attribution.convert.values import not_empty, unicode_text, unsigned
 from neuron_attribution.errors import InvalidArgumentError
+from neuron_attribution.requests import Span
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 TextOrIds = str | tuple[int, ...]
@@ -46,16 +47,34 @@ def prompt_from_proto(message: messages.Prompt) -> tuple[Prompt, bool | None]:
     return prompt, add_special_tokens
 
 
-def completion_to_proto(completion: TextOrIds) -> messages.Completion:
+def completion_to_proto(completion: TextOrIds, field: str = "completion") -> messages.Completion:
     """Write a completion."""
     if isinstance(completion, str):
-        return messages.Completion(text=unicode_text(completion, "completion.text"))
-    return messages.Completion(token_ids=_ids_to_proto(completion, "completion"))
+        return messages.Completion(text=unicode_text(completion, f"{field}.text"))
+    return messages.Completion(token_ids=_ids_to_proto(completion, field))
 
 
-def completion_from_proto(message: messages.Completion) -> TextOrIds:
+def completion_from_proto(message: messages.Completion, field: str = "completion") -> TextOrIds:
     """Read a completion."""
-    return _source_from_proto(message, "completion")
+    return _source_from_proto(message, field)
+
+
+def span_to_proto(span: Span) -> messages.Span:
+    """Write positions of a prompt."""
+    return messages.Span(start=unsigned(span.start, "span.start"), end=unsigned(span.end, "span.end"))
+
+
+def span_from_proto(message: messages.Span) -> Span:
+    """Read positions of a prompt, at least one, without the first, which nothing predicts."""
+    if message.start < 1:
+        raise InvalidArgumentError.of(
+            "span.start", "is 0, but nothing predicts the first token of a prompt; give at least 1"
+        )
+    if message.end <= message.start:
+        raise InvalidArgumentError.of(
+            "span.end", f"{message.end} is not behind span.start, {message.start}; it is the position after the last"
+        )
+    return Span(message.start, message.end)
 
 
 def token_choice_to_proto(token: str | int, field: str) -> messages.TokenChoice:

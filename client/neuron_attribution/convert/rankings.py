@@ -75,6 +75,8 @@ def write_neuron_score(score: NeuronScore, message: messages.NeuronScore) -> Non
             destination.score, destination.rank = stands.score, stands.rank
     if score.activity is not None:
         message.activity = score.activity
+    message.token_scores.extend(score.token_scores)
+    message.token_coefficients.extend(score.token_coefficients)
 
 
 def neuron_score_from_proto(message: messages.NeuronScore) -> NeuronScore:
@@ -90,6 +92,8 @@ def neuron_score_from_proto(message: messages.NeuronScore) -> NeuronScore:
         target=_rank_from_proto(message.target) if message.HasField("target") else None,
         contrast=_rank_from_proto(message.contrast) if message.HasField("contrast") else None,
         activity=message.activity if message.HasField("activity") else None,
+        token_scores=tuple(message.token_scores),
+        token_coefficients=tuple(message.token_coefficients),
     )
 
 

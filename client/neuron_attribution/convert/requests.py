@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from neuron_attribution.conversations.messages import Conversation
+from neuron_attribution.convert.aggregates import (
+    aggregate_from_proto,
+    aggregate_to_proto,
+    check_aggregate,
+)
 from neuron_attribution.convert.conversations import conversation_from_proto, conversation_to_proto
 from neuron_attribution.convert.enums import DIRECTIONS, PARTS, SCORING_METHODS, SIDES, SUBKEYS
 from neuron_attribution.convert.generations import sampling_from_proto, sampling_to_proto
@@ -23,6 +28,8 @@ from neuron_attribution.convert.prompts import (
     completion_to_proto,
     prompt_from_proto,
     prompt_to_proto,
+    span_from_proto,
+    span_to_proto,
     token_choice_from_proto,
     token_choice_to_proto,
 )
@@ -43,6 +50,7 @@ from neuron_attribution.requests import (
     AttributeRequest,
     Part,
     ProjectNeuronRequest,
+    Span,
     Subkey,
     TokenizeRequest,
 )
@@ -64,19 +72,28 @@ def attribute_request_to_proto(request: AttributeRequest) -> messages.AttributeR
         message.contrast.CopyFrom(token_choice_to_proto(request.contrast, "contrast"))
     if request.sampling is not None:
         message.sampling.CopyFrom(sampling_to_proto(request.sampling))
+    if request.contrast_completion is not None:
+        message.contrast_completion.CopyFrom(completion_to_proto(request.contrast_completion, "contrast_completion"))
     return message
 
 
 def attribute_request_from_proto(message: messages.AttributeRequest) -> AttributeRequest:
     """Read and check a request for an attribution."""
     prompt, add_special_tokens = prompt_from_proto(message.prompt)
-    target, completion, generate = _explained_from_proto(message)
+    target, completion, generate, span = _explained_from_proto(message)
+    check_aggregate(message)
     return AttributeRequest(
         prompt=prompt,
         target=target,
         completion=completion,
         generate=generate,
         sampling=present(message, "sampling", lambda sampling: sampling_from_proto(sampling, generate)),
+        span=span,
+        contrast_completion=(
+            completion_from_proto(message.contrast_completion, "contrast_completion")
+            if message.HasField("contrast_completion")
+            else None
+        ),
         contrast=token_choice_from_proto(message.contrast, "contrast") if message.HasField("contrast") else None,
         add_special_tokens=add_special_tokens,
         options=_options_from_proto(message),
@@ -136,7 +153,7 @@ def tokenize_request_from_proto(message: messages.TokenizeRequest) -> TokenizeRe
 
 
 def _write_explained(request: AttributeRequest, message: messages.AttributeRequest) -> None:
-    given = [name for name in ("target", "completion", "generate") if getattr(request, name) is not None]
+    given = [name for name in ("target", "completion", "generate", "span") if getattr(request, name) is not None]
     if len(given) > 1:
         raise InvalidArgumentError.of("explain", f"{' and '.join(given)} exclude each other; give one of them")
     if request.target is not None:
@@ -145,19 +162,23 @@ def _write_explained(request: AttributeRequest, message: messages.AttributeReque
         message.completion.CopyFrom(completion_to_proto(request.completion))
     if request.generate is not None:
         message.generate = unsigned(request.generate, "generate")
+    if request.span is not None:
+        message.span.CopyFrom(span_to_proto(request.span))
 
 
 def _explained_from_proto(
     message: messages.AttributeRequest,
-) -> tuple[str | int | None, TextOrIds | None, int | None]:
+) -> tuple[str | int | None, TextOrIds | None, int | None, Span | None]:
     match message.WhichOneof("explain"):
         case "target":
-            return token_choice_from_proto(message.target, "target"), None, None
+            return token_choice_from_proto(message.target, "target"), None, None, None
         case "completion":
-            return None, completion_from_proto(message.completion), None
+            return None, completion_from_proto(message.completion), None, None
         case "generate":
-            return None, None, at_least_one(message.generate, "generate")
-    return None, None, None
+            return None, None, at_least_one(message.generate, "generate"), None
+        case "span":
+            return None, None, None, span_from_proto(message.span)
+    return None, None, None, None
 
 
 def _options_to_proto(options: AttributeOptions) -> messages.AttributeRequest:
@@ -178,6 +199,8 @@ def _options_to_proto(options: AttributeOptions) -> messages.AttributeRequest:
         interventions=interventions_to_proto(options.interventions, "interventions"),
         query_from=query_sources_to_proto(options.query_from, "query_from"),
         final_norm_scales=options.final_norm_scales,
+        aggregate=aggregate_to_proto(options.aggregate),
+        aggregate_only=options.aggregate_only,
     )
 
 
@@ -201,6 +224,8 @@ def _options_from_proto(message: messages.AttributeRequest) -> AttributeOptions:
         interventions=interventions_from_proto(message.interventions, "interventions"),
         query_from=query_sources_from_proto(message.query_from, "query_from"),
         final_norm_scales=tuple(message.final_norm_scales),
+        aggregate=aggregate_from_proto(message.aggregate),
+        aggregate_only=message.aggregate_only,
     )
 
 

@@ -12,7 +12,9 @@ from neuron_attribution.display.common import is_common
 from neuron_attribution.display.table import TextTable
 from neuron_attribution.display.words import coverage_text, number, place, token_list, token_text
 from neuron_attribution.neurons import Head
+from neuron_attribution.requests import Aggregate
 from neuron_attribution.results import (
+    AggregateExplanation,
     ComponentKind,
     Explanation,
     HeadScore,
@@ -29,6 +31,11 @@ from neuron_attribution.results import (
 
 SHOWN_LAYERS = 10
 SHOWN_HEADS = 10
+_WHAT = {
+    Aggregate.SUM: "log probability of the answer",
+    Aggregate.MEAN: "mean log probability of the answer's tokens",
+}
+_ADDED = {Aggregate.SUM: "their sum", Aggregate.MEAN: "their mean"}
 _NO_SCORES = np.zeros(0, np.float32)
 HEAD_COLUMNS = ("head", ">score", "strongest source position", ">position score", ">attention weight")
 
@@ -37,25 +44,33 @@ Tokens = Sequence[Token]
 
 def explanation_tables(explanation: Explanation, tokens: Tokens) -> list[TextTable]:
     """The explanation of one prediction: every part that was asked for."""
-    contrasted = explanation.contrast is not None
+    what = "log probability of the target" + (" minus that of the contrast" if explanation.contrast else "")
     return [
         _prediction_table(explanation, tokens),
-        *(layer_tables(explanation.layers, contrasted=contrasted) if explanation.layers else ()),
+        *(layer_tables(explanation.layers, what=what) if explanation.layers else ()),
         *head_tables("heads", heads_of(explanation)[: max(SHOWN_HEADS, len(explanation.heads))], tokens),
         *head_tables("heads, decreasing", explanation.heads_decreasing, tokens),
-        *_ranking_tables("FFN value neurons", explanation.ffn_value_neurons, tokens),
-        *_ranking_tables(
-            "FFN value neurons, decreasing", explanation.ffn_value_neurons_decreasing, tokens, falling=True
-        ),
-        *_ranking_tables("attention value neurons", explanation.attention_value_neurons, tokens),
-        *_ranking_tables(
-            "attention value neurons, decreasing", explanation.attention_value_neurons_decreasing, tokens, falling=True
-        ),
+        *_value_ranking_tables(explanation, tokens),
         *_query_layer_tables("query layers of the FFN value neurons", explanation.ffn_query_layers),
         *_query_layer_tables("query layers of the attention value neurons", explanation.attention_query_layers),
         *_ranking_tables("query FFN neurons", explanation.query_ffn_neurons, tokens),
         *_ranking_tables("query FFN neurons, decreasing", explanation.query_ffn_neurons_decreasing, tokens),
         *([neuron_table("neurons asked for", explanation.neurons, tokens)] if explanation.neurons else ()),
+    ]
+
+
+def aggregate_tables(aggregate: AggregateExplanation, tokens: Tokens) -> list[TextTable]:
+    """The explanation of several tokens together: every part that was asked for."""
+    contrasted = bool(aggregate.contrasts or aggregate.contrast_targets)
+    of = "the other answer" if aggregate.contrast_targets else "the contrast"
+    what = _WHAT[aggregate.aggregate] + (f" minus that of {of}" if contrasted else "")
+    return [
+        *_answer_tables(aggregate),
+        *(layer_tables(aggregate.layers, what=what) if aggregate.layers else ()),
+        *head_tables("heads", heads_of(aggregate)[: max(SHOWN_HEADS, len(aggregate.heads))], tokens),
+        *head_tables("heads, decreasing", aggregate.heads_decreasing, tokens),
+        *_value_ranking_tables(aggregate, tokens),
+        *([neuron_table("neurons asked for", aggregate.neurons, tokens)] if aggregate.neurons else ()),
     ]
 
 
@@ -65,9 +80,8 @@ def token_table(tokens: Tokens) -> TextTable:
     return TextTable("tokens", (">position", ">id", "token"), rows)
 
 
-def layer_tables(layers: LayerScores, *, contrasted: bool = False) -> list[TextTable]:
+def layer_tables(layers: LayerScores, *, what: str = "log probability of the target") -> list[TextTable]:
     """What the layers add up to, and the strongest of them."""
-    title = "log probability of the target" + (" minus that of the contrast" if contrasted else "")
     sums = [
         ("at the bare embedding", number(layers.embedding_log_probability)),
         ("added by attention layers", number(float(layers.attention.sum()))),
@@ -78,7 +92,7 @@ def layer_tables(layers: LayerScores, *, contrasted: bool = False) -> list[TextT
     names = [f"{kind} {layer}" for kind in ("attention", "FFN") for layer in range(len(layers.ffn))]
     scores = np.concatenate([layers.attention, layers.ffn])
     rows = [(names[item], number(scores[item])) for item in np.argsort(-scores, kind="stable")[:SHOWN_LAYERS]]
-    return [TextTable(title, ("", ">nats"), sums), TextTable("strongest layers", ("layer", ">score"), rows)]
+    return [TextTable(what, ("", ">nats"), sums), TextTable("strongest layers", ("layer", ">score"), rows)]
 
 
 def head_tables(title: str, heads: Sequence[HeadScore], tokens: Tokens) -> list[TextTable]:
@@ -91,7 +105,7 @@ def head_tables(title: str, heads: Sequence[HeadScore], tokens: Tokens) -> list[
     return [table, *(_head_position_table(head, tokens) for head in heads if head.positions)]
 
 
-def heads_of(explanation: Explanation) -> Sequence[HeadScore]:
+def heads_of(explanation: Explanation | AggregateExplanation) -> Sequence[HeadScore]:
     """The heads that came with their positions; else all whose scores came, without, highest first.
 
     Layers without heads have scores that are not numbers.
@@ -191,6 +205,41 @@ def _ranking_tables(
     title: str, ranking: NeuronRanking | None, tokens: Tokens, *, falling: bool = False
 ) -> list[TextTable]:
     return [] if ranking is None else [ranking_table(title, ranking, tokens, falling=falling)]
+
+
+def _value_ranking_tables(explanation: Explanation | AggregateExplanation, tokens: Tokens) -> list[TextTable]:
+    return [
+        table
+        for kind in ("FFN", "attention")
+        for ending, falling in (("", False), ("_decreasing", True))
+        for table in _ranking_tables(
+            f"{kind} value neurons" + ", decreasing" * falling,
+            getattr(explanation, f"{kind.lower()}_value_neurons{ending}"),
+            tokens,
+            falling=falling,
+        )
+    ]
+
+
+def _answer_tables(aggregate: AggregateExplanation) -> list[TextTable]:
+    """The tokens of the answer, and of the other one, with their sum or mean."""
+    title = f"the explained tokens together, {_ADDED[aggregate.aggregate]}"
+    tables = [_answer_table(title, aggregate.targets, aggregate.log_probability, aggregate.contrasts)]
+    if aggregate.contrast_targets:
+        tables.append(_answer_table("the other answer", aggregate.contrast_targets, aggregate.contrast_log_probability))
+    return tables
+
+
+def _answer_table(
+    title: str, targets: Sequence[TokenPrediction], total: float, contrasts: Sequence[TokenPrediction] = ()
+) -> TextTable:
+    rows = [list(_prediction_cells(prediction)) for prediction in targets]
+    columns = ["token", ">id", ">probability", ">log probability", ">rank"]
+    if contrasts:
+        columns.append(">of the contrast")
+        rows = [[*row, number(other.log_probability)] for row, other in zip(rows, contrasts, strict=True)]
+    rows.append(["together", "", "", number(total), *[""] * (len(columns) - 4)])
+    return TextTable(title, columns, rows)
 
 
 def _query_layer_tables(title: str, layers: QueryLayers | None) -> list[TextTable]:

@@ -15,6 +15,7 @@ from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.display.attributions import component_name, heads_of, layer_text
 from neuron_attribution.neurons import FfnNeuron, Head, Neuron
 from neuron_attribution.results import (
+    AggregateExplanation,
     AttributeResult,
     Explanation,
     HeadScore,
@@ -77,12 +78,18 @@ def records(result: object) -> Records:
 
 @records.register
 def _(result: AttributeResult) -> Records:
-    rows = [
-        (number, explanation.target.token.text, *row)
-        for number, explanation in enumerate(result.explanations)
-        for row in _ranked(explanation, result.tokens)
+    explained: list[tuple[int | None, str, Explanation | AggregateExplanation]] = [
+        (number, each.target.token.text, each) for number, each in enumerate(result.explanations)
     ]
+    if result.aggregate is not None:
+        explained.insert(0, (None, "".join(each.token.text for each in result.aggregate.targets), result.aggregate))
+    rows = [(number, text, *row) for number, text, each in explained for row in _ranked(each, result.tokens)]
     return Records(("explanation", "target", *RANKING), rows)
+
+
+@records.register
+def _(aggregate: AggregateExplanation) -> Records:
+    return Records(RANKING, list(_ranked(aggregate, ())))
 
 
 @records.register
@@ -192,14 +199,14 @@ def _(info: ModelInfo) -> Records:
     return Records(("section", "name", "value"), rows)
 
 
-def _ranked(explanation: Explanation, tokens: Sequence[Token]) -> Iterator[Row]:
+def _ranked(explanation: Explanation | AggregateExplanation, tokens: Sequence[Token]) -> Iterator[Row]:
     rankings: Iterable[tuple[str, str, Sequence[Row]]] = (
         ("layers", "increase", _layers(explanation.layers)),
         ("heads", "increase", _heads(heads_of(explanation))),
         ("heads", "decrease", _heads(explanation.heads_decreasing)),
         *_neuron_rankings(explanation),
-        ("ffn_query_layers", "increase", _query_layers(explanation.ffn_query_layers)),
-        ("attention_query_layers", "increase", _query_layers(explanation.attention_query_layers)),
+        ("ffn_query_layers", "increase", _query_layers(getattr(explanation, "ffn_query_layers", None))),
+        ("attention_query_layers", "increase", _query_layers(getattr(explanation, "attention_query_layers", None))),
         ("neurons", "", _neurons(explanation.neurons)),
     )
     where = COMPONENT.index("position")
@@ -209,10 +216,10 @@ def _ranked(explanation: Explanation, tokens: Sequence[Token]) -> Iterator[Row]:
             yield (ranking, direction or None, *row[: len(COMPONENT)], token, *row[len(COMPONENT) :])
 
 
-def _neuron_rankings(explanation: Explanation) -> Iterator[tuple[str, str, Sequence[Row]]]:
+def _neuron_rankings(explanation: Explanation | AggregateExplanation) -> Iterator[tuple[str, str, Sequence[Row]]]:
     for name in ("ffn_value_neurons", "attention_value_neurons", "query_ffn_neurons"):
         for direction, ending in (("increase", ""), ("decrease", "_decreasing")):
-            ranking: NeuronRanking | None = getattr(explanation, name + ending)
+            ranking: NeuronRanking | None = getattr(explanation, name + ending, None)
             yield name, direction, _neurons(ranking.neurons if ranking else ())
 
 

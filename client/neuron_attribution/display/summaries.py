@@ -11,6 +11,7 @@ from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.display.words import number, token_text, visible
 from neuron_attribution.neurons import Head
 from neuron_attribution.results import (
+    AggregateExplanation,
     AttributeResult,
     Explanation,
     HeadScore,
@@ -54,8 +55,21 @@ def inside(result: object) -> str:
 @inside.register
 def _(result: AttributeResult) -> str:
     prompt = visible("".join(token.text for token in result.tokens))
-    targets = ", ".join(_prediction(item.target) for item in result.explanations)
-    return f"{prompt} → {targets}; {result.model.name}"
+    targets = [_prediction(item.target) for item in result.explanations]
+    targets += [inside(result.aggregate)] if result.aggregate else []
+    return f"{prompt} → {', '.join(targets)}; {result.model.name}"
+
+
+@inside.register
+def _(aggregate: AggregateExplanation) -> str:
+    answer, other = (
+        visible("".join(item.token.text for item in targets))
+        for targets in (aggregate.targets, aggregate.contrast_targets)
+    )
+    against = f" against {other}" if aggregate.contrast_targets else ""
+    parts = [name for name in _PARTS if getattr(aggregate, name, None)]
+    together = f"{aggregate.aggregate.value} of {len(aggregate.targets)} tokens"
+    return f"{answer}{against}, {together} {number(aggregate.log_probability)}: {', '.join(parts)}"
 
 
 @inside.register

@@ -9,6 +9,7 @@ from itertools import zip_longest
 
 from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.display.attributions import (
+    aggregate_tables,
     explanation_tables,
     head_tables,
     layer_rows,
@@ -23,6 +24,7 @@ from neuron_attribution.display.interventions import intervention_tables
 from neuron_attribution.display.table import TextTable
 from neuron_attribution.display.words import number, token_text
 from neuron_attribution.results import (
+    AggregateExplanation,
     AttributeResult,
     Explanation,
     HeadScore,
@@ -50,7 +52,13 @@ def tables(result: object) -> Sequence[TextTable]:
 @tables.register
 def _(result: AttributeResult) -> Sequence[TextTable]:
     explained = [table for item in result.explanations for table in explanation_tables(item, result.tokens)]
-    return [token_table(result.tokens), *explained]
+    together = aggregate_tables(result.aggregate, result.tokens) if result.aggregate else []
+    return [token_table(result.tokens), *together, *explained]
+
+
+@tables.register
+def _(aggregate: AggregateExplanation) -> Sequence[TextTable]:
+    return aggregate_tables(aggregate, ())
 
 
 @tables.register

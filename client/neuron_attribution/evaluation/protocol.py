@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from neuron_attribution.client import Client
+from neuron_attribution.clients.client import Client
 from neuron_attribution.comparing.answers import explanation_of, given
 from neuron_attribution.errors import InvalidArgumentError, NeuronAttributionError
 from neuron_attribution.evaluation.facts import Fact

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_attribution.analysis.atomic_files import held, read_object, write_text
-from neuron_attribution.client import Client
+from neuron_attribution.clients.client import Client
 from neuron_attribution.evaluation.facts import Fact, FactsError
 from neuron_attribution.evaluation.protocol import Protocol
 from neuron_attribution.evaluation.report import Report, markdown, report_of

@@ -25,6 +25,7 @@ MODULES = (
     "neurons.js",
     "queries.js",
     "conditions.js",
+    "answer.js",
     "attribution.js",
     "comparison.js",
     "page.js",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from neuron_attribution.results import AttributeResult, Explanation, NeuronRanking, Token
+from neuron_attribution.results import AggregateExplanation, AttributeResult, Explanation, NeuronRanking, Token
 
 RANKINGS = {
     "FFN value neurons": "ffn_value_neurons",
@@ -16,12 +16,15 @@ RANKINGS = {
     "query FFN neurons, decreasing": "query_ffn_neurons_decreasing",
 }
 
+PREDICTED = ("token", "probability", "log probability", "rank")
+
 
 def attribution_tables(result: AttributeResult) -> str:
     """An attribution as tables."""
     tokens = " ".join(repr(token.text) for token in result.tokens)
     head = f"<h1>{html.escape(tokens)}</h1><p>With scripts this page has charts, and saves its tables as CSV.</p>"
-    return head + "".join(_explanation(explanation, result.tokens) for explanation in result.explanations)
+    whole = _aggregate(result.aggregate, result.tokens) if result.aggregate else ""
+    return head + whole + "".join(_explanation(explanation, result.tokens) for explanation in result.explanations)
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -41,14 +44,30 @@ def _explanation(explanation: Explanation, tokens: Sequence[Token]) -> str:
     predictions = [
         (repr(item.token.text), item.probability, item.log_probability, item.rank) for item in explanation.predictions
     ]
-    parts = [table(f"Before {target}", ("token", "probability", "log probability", "rank"), predictions)]
+    before = table(f"Before {target}", PREDICTED, predictions)
+    return before + _parts(explanation, tokens)
+
+
+def _aggregate(aggregate: AggregateExplanation, tokens: Sequence[Token]) -> str:
+    answers = {"The answer": aggregate.targets, "The other answer": aggregate.contrast_targets}
+    predicted = [
+        table(name, PREDICTED, ((repr(i.token.text), i.probability, i.log_probability, i.rank) for i in targets))
+        for name, targets in answers.items()
+        if targets
+    ]
+    total = table(f"The {aggregate.aggregate.value}", ("log probability",), [(aggregate.log_probability,)])
+    return total + "".join(predicted) + _parts(aggregate, tokens)
+
+
+def _parts(explanation: Explanation | AggregateExplanation, tokens: Sequence[Token]) -> str:
+    parts = []
     if explanation.layers is not None:
         scores = zip(explanation.layers.attention.tolist(), explanation.layers.ffn.tolist(), strict=True)
         parts.append(table("layers", ("layer", "attention", "FFN"), ((n, *pair) for n, pair in enumerate(scores))))
     heads = (*explanation.heads, *explanation.heads_decreasing)
     if heads:
         parts.append(table("heads", ("head", "score"), ((head.head, head.score) for head in heads)))
-    rankings = {title: getattr(explanation, name) for title, name in RANKINGS.items()}
+    rankings = {title: getattr(explanation, name, None) for title, name in RANKINGS.items()}
     parts += [_ranking(title, ranking, tokens) for title, ranking in rankings.items() if ranking is not None]
     return "".join(parts)
 

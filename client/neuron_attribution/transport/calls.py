@@ -34,6 +34,7 @@ from neuron_attribution.neurons import (
     parse_query_source,
 )
 from neuron_attribution.requests import (
+    Aggregate,
     AttributeOptions,
     AttributeRequest,
     Direction,
@@ -44,6 +45,7 @@ from neuron_attribution.requests import (
     ProjectNeuronRequest,
     ScoringMethod,
     Side,
+    Span,
     Subkey,
     TokenizeRequest,
 )
@@ -81,6 +83,8 @@ class AttributeArguments(ConversationArguments, total=False):
     completion: TextOrIds | None
     generate: int | None
     sampling: Sampling | None
+    span: Span | tuple[int, int] | None
+    contrast_completion: TextOrIds | None
     contrast: str | int | None
     add_special_tokens: bool | None
     model: str
@@ -100,6 +104,8 @@ class AttributeArguments(ConversationArguments, total=False):
     interventions: Iterable[Intervention]
     query_from: Iterable[QuerySourceLike]
     final_norm_scales: Iterable[float]
+    aggregate: Aggregate | str | None
+    aggregate_only: bool
 
 
 class InterveneArguments(ConversationArguments, total=False):
@@ -300,8 +306,21 @@ def _read_completion(value: TextOrIds | None, field: str) -> str | tuple[int, ..
     return None if value is None else text_or_ids(value, field)
 
 
+def _read_span(value: Span | tuple[int, int] | None, field: str) -> Span | None:
+    if value is None or isinstance(value, Span):
+        return value
+    try:
+        start, end = value
+    except (TypeError, ValueError):
+        raise InvalidArgumentError.of(field, f"{value!r} is no pair of positions; write (start, end)") from None
+    return Span(start, end)
+
+
 _READERS: dict[str, Callable[[Any, str], Any]] = {
     "completion": _read_completion,
+    "contrast_completion": _read_completion,
+    "span": _read_span,
+    "aggregate": lambda value, field: None if value is None else _enum_reader(Aggregate)(value, field),
     "parts": _read_parts,
     "neurons": _read_neurons,
     "direction": _enum_reader(Direction),

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.generation import Generation
-from neuron_attribution.results import Explanation, InterventionResult, NeuronProjection, PredictionState, Timings
+from neuron_attribution.results import (
+    AggregateExplanation,
+    Explanation,
+    InterventionResult,
+    NeuronProjection,
+    PredictionState,
+    Timings,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +34,8 @@ class AttributeOutcome:
     """The part of `scoring` in which value neurons were scored exactly."""
     generation: Generation | None = None
     """How the generation ended, of a task that generates."""
+    aggregate: AggregateExplanation | None = None
+    """What the explained tokens do together, where that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

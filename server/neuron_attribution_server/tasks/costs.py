@@ -50,7 +50,7 @@ class MemoryCost:
             self.fixed
             + self.per_token * max(longest * sequences, *(cost.generating_tokens for cost in costs))
             + self.per_sequence * max(sequences, *(cost.generating_sequences for cost in costs))
-            + self.per_row * min(scored, self.rows_at_once)
+            + self.per_row * min(scored, max(self.rows_at_once, *(cost.rows_together for cost in costs)))
             + self.per_row_token * longest * sum(cost.rows for cost in costs)
             + self.per_scored_head * sum(cost.scored_heads for cost in costs)
             + self.per_head_position * longest * sum(cost.detailed_heads for cost in costs)

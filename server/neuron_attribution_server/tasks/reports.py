@@ -81,8 +81,12 @@ class BatchReport:
         for first in attributions[:1] or passed[:1]:  # its times are those of the whole pass
             bound, exact = (first.bound, first.exact) if isinstance(first, AttributeOutcome) else (0.0, 0.0)
             self.passes.append(PassReport(first.started, first.forward, first.scoring, bound, exact))
-        for explanation in (each for outcome in attributions for each in outcome.explanations):
-            self.explained_tokens += 1
+        for outcome in attributions:
+            whole = outcome.aggregate
+            self.explained_tokens += len(outcome.explanations) or (0 if whole is None else len(whole.targets))
+        for explanation in (each for outcome in attributions for each in (*outcome.explanations, outcome.aggregate)):
+            if explanation is None:
+                continue
             self.ffn.add(explanation.ffn_value_neurons)
             self.ffn.add(explanation.ffn_value_neurons_decreasing)
             self.attention.add(explanation.attention_value_neurons)

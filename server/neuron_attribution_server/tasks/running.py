@@ -95,5 +95,7 @@ def _packed(facts: ModelFacts, outcome: Outcome, walk: Walk) -> Answer:
         batch_requests=outcome.batch_requests,
         batch_tokens=outcome.batch_tokens,
     )
-    message = convert.explanations_to_proto(facts.identity, outcome.explanations, walk, outcome.generation)
+    message = convert.explanations_to_proto(
+        facts.identity, outcome.explanations, outcome.aggregate, walk, outcome.generation
+    )
     return PackedAttribution(outcome.token_ids, message.SerializeToString(), timings)

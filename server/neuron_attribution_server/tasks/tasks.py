@@ -31,6 +31,11 @@ def changes_attention(intervention: Intervention) -> bool:
     )
 
 
+SUMMED_PARTS = frozenset(
+    {Part.LAYERS, Part.HEADS, Part.HEAD_POSITIONS, Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS}
+)
+"""The parts of which explained tokens taken together have sums."""
+
 QUERY_PARTS = frozenset({Part.QUERY_LAYERS, Part.QUERY_FFN_NEURONS})
 
 
@@ -61,6 +66,8 @@ class Cost:
     """Vectors of query sources, of either kind, that are there at once."""
     pattern_positions: int = 0
     """Source positions of which every head's attention weight is in the answer, of all explained tokens together."""
+    rows_together: int = 0
+    """Positions whose base states are scored at once, however many others are: those of tokens taken together."""
 
 
 class Shaped:
@@ -113,17 +120,60 @@ class AttributeTask(Shaped):
     contrast: int | None = None
     options: AttributeOptions = field(default_factory=AttributeOptions)
     reproducible: bool = False
-    """Whether each explained token is scored by itself: products of several rows round otherwise than those of one."""
+    """Whether each explained token is scored by itself, or with those alone that it is taken together with: products of
+    several rows round otherwise than those of one."""
+    contrast_answer: tuple[int, ...] = ()
+    """What follows the prompt in a second sequence, whose log probability is subtracted from that of the first."""
+    in_prompt: bool = False
+    """Whether the explained tokens are the prompt's own, which stays as it is where fewer of them are explained."""
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens before the first one that is explained."""
+        return self.token_ids[: self.explained[0].position + 1] if self.explained else self.token_ids
 
     @property
     def length(self) -> int:
-        """Those of the prompt and the generated ones."""
-        return len(self.token_ids) + self.generate
+        """Those of the longest sequence: of the prompt and what follows it, generated or not."""
+        contrasted = len(self.prompt) + len(self.contrast_answer) if self.contrast_answer else 0
+        return max(len(self.token_ids) + self.generate, contrasted)
+
+    @property
+    def sequences(self) -> int:
+        """One, and one for another answer."""
+        return 2 if self.contrast_answer else 1
 
     @property
     def rows(self) -> int:
-        """The explained tokens."""
-        return len(self.explained) + self.generate
+        """The explained tokens, those of another answer among them."""
+        return len(self.explained) + self.generate + len(self.contrast_answer)
+
+    @property
+    def last_explained(self) -> int:
+        """The last position at which a prediction has an explanation of its own."""
+        return self.explained[-1].position if self.explained else len(self.token_ids) + self.generate - 2
+
+    @property
+    def explanations(self) -> int:
+        """How many tokens have an explanation of their own in the answer."""
+        return 0 if self.options.aggregate_only else len(self.explained) + self.generate
+
+    @property
+    def summed_parts(self) -> frozenset[Part]:
+        """The parts of what the explained tokens do together."""
+        return self.options.parts & SUMMED_PARTS if self.options.aggregate else frozenset()
+
+    @property
+    def sums_over_positions(self) -> bool:
+        """Whether attention neurons are summed over source positions, too: two answers share none but the prompt."""
+        return self.options.attention_neurons_over_positions or bool(self.contrast_answer)
+
+    @property
+    def summed_neurons(self) -> int:
+        """The neurons of the explained tokens together."""
+        return self.ends * len(RANKED_PARTS & self.summed_parts) * self.options.top_k + (
+            len(self.options.neurons) if self.options.aggregate else 0
+        )
 
     @property
     def ends(self) -> int:
@@ -147,19 +197,23 @@ class AttributeTask(Shaped):
 
     def cost(self, heads: int) -> Cost:
         """What it puts into a batch of a model that has so many heads."""
-        options = self.options
+        options, own = self.options, self.explanations
         positions = 3 * self.listed_heads(heads) * min(options.top_k, self.length)
         projected = self.named_neurons * options.projection_top_k + positions * options.position_projection_top_k
+        summed_positions = Part.ATTENTION_VALUE_NEURONS in self.summed_parts and not self.sums_over_positions
+        detailed = min(heads, 2 * self.detailed_heads(heads)) if options.aggregate else self.detailed_heads(heads)
         return Cost(
             length=self.length,
+            sequences=self.sequences,
             rows=self.rows,
             scored_rows=self.rows,
-            detailed_heads=self.rows * self.detailed_heads(heads),
+            detailed_heads=self.rows * detailed,
             scored_heads=self.rows * heads * bool(options.parts & {Part.HEADS, Part.HEAD_POSITIONS}),
-            projected_tokens=2 * self.rows * projected,
-            searched_positions=self.rows * self.length * self._position_searches,
-            held_vectors=2 * self.rows * self.query_sources * bool(options.parts & QUERY_PARTS),
-            pattern_positions=self.rows * self.length * (Part.ATTENTION_PATTERNS in options.parts),
+            projected_tokens=2 * (own * projected + self.summed_neurons * options.projection_top_k),
+            searched_positions=self.length * (own * self._position_searches + 2 * self.ends * summed_positions),
+            held_vectors=2 * own * self.query_sources * bool(options.parts & QUERY_PARTS),
+            pattern_positions=own * self.length * (Part.ATTENTION_PATTERNS in options.parts),
+            rows_together=self.rows if options.aggregate else 0,
         )
 
     @property

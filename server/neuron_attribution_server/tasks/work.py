@@ -31,6 +31,9 @@ FALLING = 2
 FALLING_BY_GIVEN_SCALES = 3 * FALLING
 """The same where the final norm's scales are given: with a quarter of its own they are two to four times as many."""
 
+FALLING_TOGETHER = 4 * FALLING
+"""The same of tokens together, whose bounds add up: of the demo model 3 to 11 times as many as for increases."""
+
 VALUE_PARTS = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
 
 
@@ -74,7 +77,7 @@ def work_of(tasks: Sequence[Task], sizes: ModelSizes) -> Counts:
     counts[Work.TOKEN] += longest * sequences
     counts[Work.PAIR] += sum(task.sequences * task.length**2 for task in passes)
     for group, task in {_group(task): task for task in attributions}.items():
-        count = task.rows if group is task else 1
+        count = task.rows if group is task and not task.options.aggregate else 1
         counts[Work.GROUP] += count
         counts[Work.SEARCH] += count * _searches(task)
     for each in tasks:
@@ -136,19 +139,24 @@ def _attribution(task: AttributeTask, sizes: ModelSizes) -> Counts:
     options, rows = task.options, task.rows
     counts: Counter[Work] = Counter({Work.ROW: rows, Work.STEP: task.generate})
     counts[Work.TOKEN] += len(task.token_ids) if task.generate else 0
-    for kind, count in _row(task, sizes).items():
-        counts[kind] += rows * count
+    if rows > task.explanations:
+        for kind, count in _scored_row(task, sizes).items():
+            counts[kind] += (rows - task.explanations) * count
+    if task.explanations:
+        for kind, count in _row(task, sizes).items():
+            counts[kind] += task.explanations * count
+    if options.aggregate:
+        counts.update(_together(task, sizes))
     counts[Work.CHANGE] += _named(options.interventions)
     return counts
 
 
 def _row(task: AttributeTask, sizes: ModelSizes) -> Counts:
     """The work of one explained token."""
-    options, linear = task.options, task.contrast is not None
+    options = task.options
     detailed, named = task.detailed_heads(sizes.layers * sizes.heads), task.named_neurons
-    counts: Counter[Work] = Counter()
-    if not linear:
-        counts[Work.VECTOR] += _bases(options) * (2 * sizes.layers + 1) + _heads(options, sizes) + len(options.neurons)
+    counts: Counter[Work] = Counter(_scored_row(task, sizes))
+    if task.contrast is None:
         counts[Work.POSITION] += detailed * task.length
     counts.update(_rankings(task, sizes))
     counts.update(_queries(task))
@@ -163,6 +171,54 @@ def _row(task: AttributeTask, sizes: ModelSizes) -> Counts:
         counts[Work.PROJECTION] += shown
         counts[Work.WRITTEN] += 2 * shown * options.position_projection_top_k
     return counts
+
+
+def _scored_row(task: AttributeTask, sizes: ModelSizes) -> Counts:
+    """The part of it that a token needs without an explanation of its own: its base states, heads and named neurons."""
+    if task.contrast is not None:
+        return {}
+    options = task.options
+    bases = _bases(options) * (2 * sizes.layers + 1)
+    return {Work.VECTOR: bases + _heads(options, sizes) + len(options.neurons)}
+
+
+def _together(task: AttributeTask, sizes: ModelSizes) -> Counts:
+    """The work of explained tokens together: of each neuron that is scored, a multiple of a vector for each token.
+
+    So it is with what heads take from each position, about half of which are too weak to be scored.
+    """
+    options, linear = task.options, task.contrast is not None
+    counts: Counter[Work] = Counter({Work.NEURON: task.summed_neurons})
+    for part, units in _value_parts(sizes).items():
+        if part not in task.summed_parts:
+            continue
+        over = part is Part.FFN_VALUE_NEURONS or task.sums_over_positions
+        total = units * (1 if over else task.length)
+        for sign in _signs(options):
+            counts[Work.BOUND] += total + units * task.rows
+            scored = 0 if linear else min(_scored(sign, options.top_k, options, FALLING_TOGETHER), total)
+            counts[Work.VECTOR] += scored
+            counts[Work.MULTIPLE] += (task.rows - 1) * scored
+    if not linear:
+        positions = task.detailed_heads(sizes.layers * sizes.heads) * task.length
+        counts[Work.POSITION] += positions
+        counts[Work.MULTIPLE] += (task.rows - 1) * positions // 2
+    if options.projection_top_k:
+        counts[Work.PROJECTION] += task.summed_neurons
+        counts[Work.WRITTEN] += 2 * task.summed_neurons * options.projection_top_k
+    return counts
+
+
+def _signs(options: AttributeOptions) -> tuple[int, ...]:
+    """The ends of rankings that are asked for."""
+    return {Direction.INCREASE: (1,), Direction.DECREASE: (-1,), Direction.BOTH: (1, -1)}[options.direction]
+
+
+def _scored(sign: int, k: int, options: AttributeOptions, falling: int = FALLING) -> int:
+    """How many neurons are mostly scored for the k best."""
+    if options.final_norm_scales:
+        falling = max(falling, FALLING_BY_GIVEN_SCALES)
+    return (k + SPARE_CANDIDATES) * (1 if sign > 0 else falling)
 
 
 def _bases(options: AttributeOptions) -> int:
@@ -192,8 +248,7 @@ def _rankings(task: AttributeTask, sizes: ModelSizes) -> Counts:
     for part, units in _value_parts(sizes).items():
         positions = _positions(part, task)
         asked = part in options.parts
-        signs = {Direction.INCREASE: (1,), Direction.DECREASE: (-1,), Direction.BOTH: (1, -1)}[options.direction]
-        ends = dict.fromkeys(signs if asked else (), options.top_k)
+        ends = dict.fromkeys(_signs(options) if asked else (), options.top_k)
         own = options.scoring_method is ScoringMethod.LOG_PROBABILITY_INCREASE
         if _is_source(part, options):
             if own:
@@ -211,9 +266,7 @@ def _rankings(task: AttributeTask, sizes: ModelSizes) -> Counts:
 def _search(sign: int, k: int, units: int, positions: int, task: AttributeTask) -> Counts:
     if task.options.exhaustive and task.contrast is None:
         return {Work.VECTOR: units, Work.MULTIPLE: units * (positions - 1)}
-    total = units * positions
-    falling = FALLING_BY_GIVEN_SCALES if task.options.final_norm_scales else FALLING
-    scored = (k + SPARE_CANDIDATES) * (1 if sign > 0 else falling)
+    total, scored = units * positions, _scored(sign, k, task.options)
     return {Work.BOUND: total, Work.VECTOR: 0 if task.contrast is not None else min(scored, total)}
 
 

@@ -82,6 +82,19 @@ INVALID_ATTRIBUTIONS = {
     "query_from[0].position": attribution(query_from=[source(attention(0, 0, 0), 6)]),
     "query_from[1].position": attribution(query_from=[source(ffn(0, 0)), source(ffn(0, 0), 1)]),
     "final_norm_scales": attribution(final_norm_scales=[1.0, 1.0]),
+    "span.end": attribution(span=messages.Span(start=5, end=7)),
+    "span": attribution(LONG[:20], span=messages.Span(start=1, end=6)),
+    "aggregate_only": attribution(aggregate_only=True),
+    "contrast_completion": attribution(
+        completion=messages.Completion(text=" is"),
+        contrast_completion=messages.Completion(text=" is"),
+        aggregate=messages.AGGREGATE_SUM,
+    ),
+    "contrast_completion.token_ids.ids[0]": attribution(
+        completion=messages.Completion(text=" is"),
+        contrast_completion=messages.Completion(token_ids=ids(9999)),
+        aggregate=messages.AGGREGATE_SUM,
+    ),
 }
 INVALID_PROJECTIONS = {
     "neurons": projection(),

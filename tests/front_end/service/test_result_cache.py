@@ -6,6 +6,7 @@ import tracemalloc
 import pytest
 from neuron_attribution.neurons import FfnNeuron, Head, QuerySource
 from neuron_attribution.requests import (
+    Aggregate,
     AttributeOptions,
     Direction,
     Intervention,
@@ -135,6 +136,8 @@ OTHERS = {
     "interventions": (Intervention(heads=(Head(0, 0),)),),
     "query_from": (QuerySource(FfnNeuron(0, 0)),),
     "final_norm_scales": (1.5,),
+    "aggregate": Aggregate.SUM,
+    "aggregate_only": True,
 }
 
 

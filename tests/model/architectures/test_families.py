@@ -8,23 +8,40 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from examples import few
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
-from neuron_attribution.requests import AttributeOptions, Direction, Intervention, Scale, ScoringMethod, Side, Subkey
+from neuron_attribution.requests import (
+    Aggregate,
+    AttributeOptions,
+    Direction,
+    Intervention,
+    Scale,
+    ScoringMethod,
+    Side,
+    Subkey,
+)
 from neuron_attribution_server.model.architectures.families import FAMILIES
 from neuron_attribution_server.model.architectures.feed_forward import LayerFfn
 from neuron_attribution_server.model.architectures.projections import weight_of
 from neuron_attribution_server.model.capture.capture import set_plain, set_recordable
 from neuron_attribution_server.model.loading.models import engine_from
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
+from neuron_attribution_server.tasks.tasks import (
+    SUMMED_PARTS,
+    AttributeTask,
+    ExplainedToken,
+    InterveneTask,
+    ProjectTask,
+)
 from reference.compare import assert_no_gate, assert_projection
 from reference.compare_answers import assert_same
 from reference.compare_explanations import assert_explanation
 from reference.compare_neurons import assert_named
+from reference.compare_sums import assert_sums
 from reference.compared import Compared, compare_dissected
 from reference.experts import EXPERT
 from reference.projections import project_neuron, project_through
@@ -36,6 +53,7 @@ LONGER = (90, 10, 90, 95, 1, 34, 54, 89, 19)
 TARGET, CONTRAST = 5, 60
 SOURCES = 8
 """Few enough that neurons which a ReLU leaves at zero are not among them."""
+ANSWERED = 3
 OPTIONS = AttributeOptions(direction=Direction.BOTH, query_sources=SOURCES)
 CAPPED = ("gemma2", "vaultgemma", "nanochat", "recurrent_gemma", "gemma4_text")
 LEFT_PADDING_IS_SEEN = ("granitemoehybrid, biased", "recurrent_gemma", "minimax_m3_vl_text")
@@ -73,6 +91,17 @@ def test_every_part(name: str) -> None:
 def test_contrast_with_every_bias(name: str) -> None:
     options = AttributeOptions(direction=Direction.BOTH, query_sources=SOURCES, include_final_norm_bias=True)
     dissected(name).check(LONGER, TARGET, CONTRAST, options)
+
+
+@families
+def test_a_whole_answer(name: str) -> None:
+    """What the last tokens of a text do together: their sums by the oracle, empty where a layer has no heads."""
+    compared, first = dissected(name), len(LONGER) - ANSWERED
+    explained = tuple(ExplainedToken(place - 1, LONGER[place]) for place in range(first, len(LONGER)))
+    options = replace(OPTIONS, parts=SUMMED_PARTS, aggregate=Aggregate.SUM, aggregate_only=True)
+    (outcome,) = compared.engine.run([AttributeTask(token_ids=LONGER, explained=explained, options=options)])
+    oracle = compared.oracle(LONGER)
+    assert_sums(outcome.aggregate, [oracle.explain(token.position, token.target) for token in explained], options)
 
 
 @families

@@ -6,11 +6,11 @@ Counted on a CPU that is taken for a device, so that it goes the device's ways.
 from __future__ import annotations
 
 import pytest
-from neuron_attribution.requests import AttributeOptions, Direction
+from neuron_attribution.requests import Aggregate, AttributeOptions, Direction
 from neuron_attribution_server.model.attribution import host
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.loading.models import engine_from
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.tasks.tasks import SUMMED_PARTS, AttributeTask, ExplainedToken
 from reference.adversaries import Recipe, cook
 from reference.compare_answers import assert_same
 from reference.counted_operations import CountedOperations
@@ -63,6 +63,25 @@ def test_launches_do_not_grow_with_the_requests_nor_waits_with_anything(
         alone, together = (counted(engine, tasks(count, options)) for count in (1, 16))
         assert together.operations <= 1.5 * alone.operations
         assert max(alone.waits, together.waits) <= most, together.by_wait
+
+
+@pytest.mark.parametrize("other", [(), (1, 2, 3)], ids=["an answer", "two answers"])
+def test_launches_do_not_grow_with_the_tokens_of_an_answer(engines: dict[int, Engine], other: tuple[int, ...]) -> None:
+    """Explained together alone; their sums add a few waits."""
+    options = AttributeOptions(
+        parts=SUMMED_PARTS, direction=Direction.BOTH, aggregate=Aggregate.SUM, aggregate_only=True
+    )
+
+    def answer(count: int) -> AttributeTask:
+        explained = tuple(ExplainedToken(3 + place, (5 * place) % 60) for place in range(count))
+        ids = tuple((7 * place) % 60 for place in range(4 + count))
+        return AttributeTask(token_ids=ids, explained=explained, contrast_answer=other, options=options)
+
+    for engine in engines.values():
+        counted(engine, [answer(1)])  # what is made once
+        short, long = (counted(engine, [answer(count)]) for count in (2, 16))
+        assert long.operations <= 1.2 * short.operations
+        assert max(short.waits, long.waits) <= MOST_WAITS + 4, long.by_wait
 
 
 @pytest.mark.parametrize("options", [EVERYTHING, BOTH_ENDS], ids=["everything", "both ends"])

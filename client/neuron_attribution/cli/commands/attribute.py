@@ -25,12 +25,12 @@ from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import attribute_result_to_proto
 from neuron_attribution.display.records import records
 from neuron_attribution.neurons import parse_neuron, parse_query_source
-from neuron_attribution.requests import AttributeOptions, Direction, Part, ScoringMethod, Subkey
+from neuron_attribution.requests import Aggregate, AttributeOptions, Direction, Part, ScoringMethod, Span, Subkey
 
 HELP = "explain next-token predictions of a text by layers, heads and neurons"
 EXAMPLE = 'attribute "The capital of France is"'
 DEFAULTS = AttributeOptions()
-EXPLAINED = ("target", "target_id", "completion", "generate")
+EXPLAINED = ("target", "target_id", "completion", "generate", "span")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
             completion=arguments.completion,
             generate=arguments.generate,
             sampling=sampling_of(arguments),
+            span=arguments.span,
+            contrast_completion=arguments.contrast_completion,
             contrast=arguments.contrast if arguments.contrast_id is None else arguments.contrast_id,
             add_special_tokens=arguments.special_tokens,
             parts=arguments.parts,
@@ -79,6 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
             attention_neurons_over_positions=arguments.attention_neurons_over_positions,
             interventions=interventions_of(arguments),
             query_from=arguments.query_from,
+            aggregate=arguments.aggregate,
+            aggregate_only=arguments.aggregate_only,
         )
     if arguments.report is not None:
         write_report(arguments.report, result.to_html())
@@ -96,8 +100,26 @@ def _add_explained_arguments(group: argparse._ArgumentGroup) -> None:
     add_option(group, "--target-id", kind=whole_number, metavar="ID", help="the explained token's id")
     add_option(group, "--completion", metavar="TEXT", help="explain every token of this continuation")
     add_option(group, "--generate", kind=positive_number, metavar="N", help="explain N generated tokens")
+    add_option(
+        group,
+        "--span",
+        kind=_span,
+        metavar="START:END",
+        help="explain the prompt's tokens from START up to END, without it",
+    )
     add_option(group, "--contrast", metavar="TEXT", help="explain the difference to this token")
     add_option(group, "--contrast-id", kind=whole_number, metavar="ID", help="explain the difference to this token")
+    add_option(
+        group, "--contrast-completion", metavar="TEXT", help="explain the difference to this answer; with --aggregate"
+    )
+    add_option(
+        group,
+        "--aggregate",
+        kind=enum_value(Aggregate),
+        metavar="{sum,mean}",
+        help="explain the explained tokens together as well: the sum of their log probabilities, or its mean",
+    )
+    add_flag(group, "--aggregate-only", help="print that alone, without an explanation of each token")
     add_switch(group, "--special-tokens", help="add the tokenizer's special tokens, or not (default: its own way)")
 
 
@@ -165,6 +187,14 @@ def _add_number_arguments(group: argparse._ArgumentGroup) -> None:
         DEFAULTS.position_projection_top_k,
         "vocabulary tokens for each position of the returned heads",
     )
+
+
+def _span(text: str) -> Span:
+    """Read two positions."""
+    start, colon, end = text.partition(":")
+    if not colon:
+        raise ValueError(f"{text!r} is not two positions; write START:END")
+    return Span(whole_number(start), whole_number(end))
 
 
 def _add_enum_option(group: argparse._ArgumentGroup, flag: str, default: Direction | Subkey, help: str) -> None:

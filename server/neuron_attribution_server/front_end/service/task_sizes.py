@@ -23,6 +23,8 @@ _STANDING = 28
 _PREDICTIONS = 13 * _TOKEN
 """The target, the same behind a space, the contrast and the most probable tokens of a prediction."""
 _FLOAT = 4
+_TOKEN_SCORES = 2 * _FLOAT
+"""What a neuron of several tokens together has of each."""
 
 
 def task_bytes(task: Task) -> int:
@@ -31,7 +33,7 @@ def task_bytes(task: Task) -> int:
         return _NAME * len(task.neurons)
     if isinstance(task, InterveneTask):
         return _TOKEN_ID * len(task.token_ids) + sum(map(_interventions_bytes, task.sets))
-    names = len(task.explained) + len(task.options.neurons) + len(task.options.query_from)
+    names = len(task.explained) + len(task.contrast_answer) + len(task.options.neurons) + len(task.options.query_from)
     return _TOKEN_ID * len(task.token_ids) + _NAME * names + _interventions_bytes(task.options.interventions)
 
 
@@ -50,9 +52,19 @@ def answer_bytes(task: Task, sizes: ModelSizes) -> int:
     tokens = _NAMED + _TOKEN * task.length
     if isinstance(task, InterveneTask):
         return tokens + task.sequences * (_NAMED + _PREDICTIONS + _TOKEN * task.generate)
-    detailed = task.rows * task.listed_heads(every_head)
-    heads = detailed * (_NAMED + 2 * _FLOAT * task.length)
-    return tokens + task.rows * _explanation(task, sizes) + pattern_bytes(task, sizes) + heads + projected
+    heads = task.listed_heads(every_head) * (_NAMED + 2 * _FLOAT * task.length)
+    own = task.explanations * (_explanation(task, sizes) + heads)
+    return tokens + own + _together(task, sizes, heads) + pattern_bytes(task, sizes) + projected
+
+
+def _together(task: AttributeTask, sizes: ModelSizes, heads: int) -> int:
+    """Of the explained tokens together, without projections."""
+    if not task.options.aggregate:
+        return 0
+    scores = _FLOAT * sizes.layers * (2 + sizes.heads)
+    by_token = _TOKEN_SCORES * (task.summed_neurons + task.listed_heads(sizes.layers * sizes.heads))
+    neurons = _NAMED * task.summed_neurons
+    return _NAMED + scores + neurons + heads + task.rows * (by_token + 2 * _TOKEN + _FLOAT)
 
 
 def pattern_bytes(task: AttributeTask, sizes: ModelSizes) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from neuron_attribution.conversations.messages import Conversation
 from neuron_attribution.convert.values import unicode_text
 from neuron_attribution.errors import InvalidArgumentError
-from neuron_attribution.requests import AttributeRequest, InterveneRequest
+from neuron_attribution.requests import AttributeRequest, InterveneRequest, Span
 from neuron_attribution.results import Limits, TokenizedToken
 
 from neuron_attribution_server.front_end.conversations.answer_ends import AnswerEnds
@@ -78,19 +78,30 @@ class TokenReader:
             stops = self.answer_ends.of(job["template"], render) if goes_on else ()
         return ReadConversation(rendered.text, tuple(tokens), origins, stops)
 
-    def completion(self, completion: str | tuple[int, ...] | None) -> tuple[int, ...]:
-        """The ids of a completion; none where there is none."""
+    def completion(
+        self, completion: str | tuple[int, ...] | None, field: str = "completion", others: int = 0
+    ) -> tuple[int, ...]:
+        """The ids of a completion; none where there is none. `others` are explained beside it."""
         if completion is None:
             return ()
         if not isinstance(completion, str):
-            ids = self._given_ids(completion, "completion")
+            ids = self._given_ids(completion, field)
         else:
-            self._check_text(completion, "completion.text")
+            self._check_text(completion, f"{field}.text")
             ids = self.tokenizer.continuation(completion)
         if not ids:
-            raise InvalidArgumentError.of("completion.text", "becomes no token; give at least one")
-        check_at_most(len(ids), self.limits.explained_tokens, "completion", "tokens")
+            raise InvalidArgumentError.of(f"{field}.text", "becomes no token; give at least one")
+        beside = f"tokens beside {others} of the other answer" if others else "tokens"
+        check_at_most(len(ids), self.limits.explained_tokens - others, field, beside)
         return ids
+
+    def span(self, span: Span | None, prompt: int) -> range:
+        """The positions of a prompt of so many tokens that a request names; none where there is no span."""
+        if span is None:
+            return range(0)
+        check_at_most(span.end, prompt, "span.end", "of the prompt's tokens")
+        check_at_most(span.end - span.start, self.limits.explained_tokens, "span", "tokens")
+        return range(span.start, span.end)
 
     def chosen(self, choice: str | int | None, field: str) -> int | None:
         """The id of one token."""

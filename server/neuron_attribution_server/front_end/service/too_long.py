@@ -84,8 +84,8 @@ def _attribution(task: AttributeTask) -> Iterator[_Remedy]:
     if task.generate:
         yield _Remedy("generate", task.generate, "generate at most {} tokens at a time", _set(task, "generate"))
     else:
-        advice = "explain at most {} tokens at a time"
-        yield _Remedy("completion", len(task.explained), advice, lambda count: _explaining(task, count))
+        field, advice = "span" if task.in_prompt else "completion", "explain at most {} tokens at a time"
+        yield _Remedy(field, len(task.explained), advice, lambda count: _explaining(task, count))
     parts = int(Part.HEAD_POSITIONS in options.parts)
     yield _Remedy("parts", parts, "leave out the head positions", lambda _: _without_positions(task))
     for field in ("top_k", "projection_top_k", "query_sources"):
@@ -119,8 +119,10 @@ def _fewer_neurons(task: ProjectTask) -> Shorter:
 
 
 def _explaining(task: AttributeTask, count: int) -> AttributeTask:
-    dropped = len(task.explained) - count
-    return replace(task, explained=task.explained[:count], token_ids=task.token_ids[: len(task.token_ids) - dropped])
+    """With so many explained tokens, and of another answer no more."""
+    dropped = 0 if task.in_prompt else len(task.explained) - count
+    ids = task.token_ids[: len(task.token_ids) - dropped]
+    return replace(task, explained=task.explained[:count], token_ids=ids, contrast_answer=task.contrast_answer[:count])
 
 
 def _without_positions(task: AttributeTask) -> AttributeTask:

@@ -46,7 +46,14 @@ from neuron_attribution_server.tasks.checks import (
     quotable,
 )
 from neuron_attribution_server.tasks.model_facts import ModelFacts
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.tasks.tasks import (
+    SUMMED_PARTS,
+    AttributeTask,
+    ExplainedToken,
+    InterveneTask,
+    ProjectTask,
+    Task,
+)
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
 _SEED_BITS = 32
@@ -100,7 +107,9 @@ class RequestValidator:
         read = self.reader.prompt(request)
         prompt = read.ids
         completion = self.reader.completion(request.completion)
-        self.reader.check_length(len(prompt), len(completion), request.generate)
+        contrasted = self.reader.completion(request.contrast_completion, "contrast_completion", len(completion))
+        self.reader.check_length(len(prompt), max(len(completion), len(contrasted)), request.generate)
+        _check_answers(completion, contrasted)
         target, contrast = (
             self.reader.chosen(request.target, "target"),
             self.reader.chosen(request.contrast, "contrast"),
@@ -108,15 +117,17 @@ class RequestValidator:
         _check_contrast(target, contrast, options)
         task = AttributeTask(
             token_ids=prompt + completion,
-            explained=_explained(len(prompt), target, self.reader.spaced(request.target), completion, request.generate),
+            explained=self._explained(request, prompt, target, completion),
             generate=request.generate or 0,
             sampling=_with_seed(request.sampling),
             stops=read.stops,
             contrast=contrast,
             options=options,
+            contrast_answer=contrasted,
+            in_prompt=request.span is not None,
         )
         _check_scales(task)
-        self._check_query_sources(task, last=len(prompt) + task.rows - 2)
+        self._check_query_sources(task, last=task.last_explained)
         self._check_explanations(task)
         self._check_exhaustive(task)
         check_seconds(task, self.predictor, self.limits.request_seconds)
@@ -182,7 +193,8 @@ class RequestValidator:
         check_neurons(options.neurons, self.facts.sizes, self.limits.neurons)
         check_interventions(options.interventions, self.facts.sizes, self.limits.neurons, "interventions")
         check_attributable(options.interventions, "interventions")
-        return replace(options, parts=self._parts(options.parts))
+        parts = self._parts(options.parts)
+        return replace(options, parts=parts & SUMMED_PARTS if options.aggregate_only else parts)
 
     def _parts(self, parts: frozenset[Part]) -> frozenset[Part]:
         supported = frozenset(self.facts.supported_parts)
@@ -196,6 +208,19 @@ class RequestValidator:
                 f"({self.facts.exactness.explanation}); it gives {offered}"
             )
         return parts
+
+    def _explained(
+        self, request: AttributeRequest, prompt: tuple[int, ...], target: int | None, completion: tuple[int, ...]
+    ) -> tuple[ExplainedToken, ...]:
+        """What is explained: each prediction is made at the position before its token."""
+        if request.generate:
+            return ()
+        last = len(prompt) - 1
+        if completion:
+            return tuple(ExplainedToken(last + index, token) for index, token in enumerate(completion))
+        if span := self.reader.span(request.span, len(prompt)):
+            return tuple(ExplainedToken(position - 1, prompt[position]) for position in span)
+        return (ExplainedToken(last, target, self.reader.spaced(request.target)),)
 
     def _check_count(self, value: int, field: str) -> None:
         check_at_most(value, self.limits.top_k, field)
@@ -292,17 +317,6 @@ class RequestValidator:
             )
 
 
-def _explained(
-    prompt: int, target: int | None, spaced: int | None, completion: tuple[int, ...], generate: int | None
-) -> tuple[ExplainedToken, ...]:
-    """What is explained: each prediction is made at the position before its token."""
-    if generate:
-        return ()
-    if completion:
-        return tuple(ExplainedToken(prompt - 1 + index, token) for index, token in enumerate(completion))
-    return (ExplainedToken(prompt - 1, target, spaced),)
-
-
 def _with_seed(sampling: Sampling | None) -> Sampling | None:
     """With one of the server's own where the caller gave none, short enough to be typed again."""
     if sampling is None or sampling.seed is not None:
@@ -316,6 +330,11 @@ def _check_scales(task: AttributeTask) -> None:
         raise InvalidArgumentError.of(
             "final_norm_scales", f"{count} scales for {task.rows} explained tokens; give one for each, or none"
         )
+
+
+def _check_answers(answer: tuple[int, ...], contrasted: tuple[int, ...]) -> None:
+    if contrasted and answer == contrasted:
+        raise InvalidArgumentError.of("contrast_completion", "is the completion itself; give another answer")
 
 
 def _check_contrast(target: int | None, contrast: int | None, options: AttributeOptions) -> None:

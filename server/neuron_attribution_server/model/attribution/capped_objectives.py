@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
 from neuron_attribution_server.model.attribution.exact_products import weighted_rows
+from neuron_attribution_server.model.attribution.objectives import Vectors, each_of
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
 CAPPED_AT_ONCE = 64
@@ -74,11 +75,11 @@ class CappedObjective:
         gradients = flat.view(len(self._targets), self._states, -1)
         return self._unembedding.fold_gradient(gradients) / self._scale[:, None, None]
 
-    def increases(self, vectors: Tensor, bases: Tensor, *, weak: bool = False) -> Tensor:
+    def increases(self, vectors: Vectors, bases: Tensor, *, weak: bool = False) -> Tensor:
         """f(base + v) - f(base), [C], of folded, scaled vectors [C, d] and flat base indices [C]."""
         del weak  # all are scored alike
         parts = checked(zip(vectors.split(CAPPED_AT_ONCE), bases.split(CAPPED_AT_ONCE), strict=True))
-        values = [self._value(self._logits[at].add_(self._unembedding.logits(some)), at) for some, at in parts]
+        values = [self._value(self._logits[at].add_(self._unembedding.logits(each_of(some))), at) for some, at in parts]
         return torch.cat(values) - self._flat_values[bases]
 
     def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:

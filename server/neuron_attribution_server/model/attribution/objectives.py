@@ -7,7 +7,8 @@ vector, so in both cases value(base + v) - value(base) <= <slope, v> (method: "f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.exact_products import add_product, weighted_rows
+from neuron_attribution_server.model.attribution.exact_products import add_product, product, weighted_rows
 from neuron_attribution_server.model.attribution.host import is_host, numbers_at_once
 from neuron_attribution_server.model.attribution.unembedding import Unembedding, is_safe_sum, normalised
 
@@ -29,6 +30,69 @@ SMALLEST_REACH = 1e-3
 Hoeffding's lemma bounds what that leaves out by range(Delta)^2 / 8 <= (2 * 1e-3)^2 / 8 = 5e-7, a tenth of float32's
 rounding of a log probability. Most source positions of a long prompt are of this kind.
 """
+
+
+SHARED = 2
+"""Multiples of one vector, on average, from which on one product with the unembedding is better than one for each."""
+FEWER_PRODUCTS = 128
+"""How many products that must save: the vocabulary is read once more."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Multiples:
+    """Vectors [C, d] of which many are multiples of the same: which of the distinct ones [S, d], times what, [C]."""
+
+    distinct: Tensor
+    which: Tensor
+    factors: Tensor
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, at: Tensor) -> Multiples:
+        return Multiples(self.distinct, self.which[at], self.factors[at])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(C, d)"""
+        return len(self), self.distinct.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.distinct.device
+
+    def each(self) -> Tensor:
+        """Every one by itself, [C, d]."""
+        return self.distinct[self.which] * self.factors[:, None]
+
+    def split(self, most: int) -> Sequence[Multiples]:
+        """In order, at most so many together."""
+        parts = zip(self.which.split(most), self.factors.split(most), strict=True)
+        return [Multiples(self.distinct, *part) for part in parts]
+
+    def compact(self) -> Vectors:
+        """The same without vectors that none is of; each by itself where hardly any are of the same.
+
+        A device, which the host would have to wait for, reads a few too many.
+        """
+        if not is_host(self.device) and len(self) >= SHARED * len(self.distinct):
+            return self
+        used, which = self.which.unique(return_inverse=True)
+        return Multiples(self.distinct[used], which, self.factors) if len(self) >= SHARED * len(used) else self.each()
+
+
+Vectors = Tensor | Multiples
+
+
+def is_shared(multiples: int, distinct: int) -> bool:
+    """Whether so many multiples of so many vectors are scored as such."""
+    return multiples >= SHARED * distinct and multiples - distinct >= FEWER_PRODUCTS
+
+
+def each_of(vectors: Vectors) -> Tensor:
+    """Every vector by itself, [C, d]."""
+    return vectors.each() if isinstance(vectors, Multiples) else vectors
 
 
 def vectors_at_once(device: torch.device) -> int:
@@ -61,7 +125,7 @@ class Objective(Protocol):
         """The gradient of f at each base with respect to the residual stream, [E, S, d]."""
         ...
 
-    def increases(self, vectors: Tensor, bases: Tensor, *, weak: bool = False) -> Tensor:
+    def increases(self, vectors: Vectors, bases: Tensor, *, weak: bool = False) -> Tensor:
         """f(base + v) - f(base), [C], of folded, scaled vectors [C, d] and flat base indices [C].
 
         Where many may be `weak`, moving hardly any logit, it pays to find those, for which the host waits.
@@ -105,7 +169,7 @@ class LogProbability:
         gradients = self._gradients.view(len(self._targets), self._states, -1)
         return self._unembedding.fold_gradient(gradients) / self._scale[:, None, None]
 
-    def increases(self, vectors: Tensor, bases: Tensor, *, weak: bool = False) -> Tensor:
+    def increases(self, vectors: Vectors, bases: Tensor, *, weak: bool = False) -> Tensor:
         """Delta_w - log E_p[exp Delta], one pass over the vocabulary per few hundred vectors."""
         on_host = is_host(vectors.device)
         exact = self._increases if on_host else self._steady_increases
@@ -113,20 +177,25 @@ class LogProbability:
             return torch.cat([exact(*some) for some in self._some(vectors, bases)])
         by_slope, reaches = self._by_slope(vectors, bases)
         large = (reaches > SMALLEST_REACH).nonzero().squeeze(1)
+        if isinstance(vectors, Multiples):
+            large = large[vectors.which[large].argsort(stable=True)]  # those of one vector behind each other
         parts = [exact(*some) for some in self._some(vectors[large], bases[large])]
         return by_slope.index_copy_(0, large, torch.cat(parts)) if parts else by_slope
 
-    def _by_slope(self, vectors: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_slope(self, vectors: Vectors, bases: Tensor) -> tuple[Tensor, Tensor]:
         """What vectors add to the slope, and at most to a logit, [C] each."""
         step = max(1, numbers_at_once(vectors.device) // vectors.shape[1])
         parts = checked(zip(vectors.split(step), bases.split(step), strict=True))
-        columns = [((self._gradients[at] * some).sum(-1), some.norm(dim=-1)) for some, at in parts]
+        each = ((each_of(some), at) for some, at in parts)
+        columns = [((self._gradients[at] * some).sum(-1), some.norm(dim=-1)) for some, at in each]
         slopes, norms = (torch.cat(column) for column in zip(*columns, strict=True))
         return slopes, norms * self._unembedding.largest_norm
 
-    def _some(self, vectors: Tensor, bases: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _some(self, vectors: Vectors, bases: Tensor) -> Iterator[tuple[Vectors, Tensor]]:
+        """Those that are scored together."""
         most = vectors_at_once(vectors.device)
-        return zip(vectors.split(most), bases.split(most), strict=True)
+        parts = zip(vectors.split(most), bases.split(most), strict=True)
+        return ((some.compact() if isinstance(some, Multiples) else some, at) for some, at in parts)
 
     @cached_property
     def _gradients(self) -> Tensor:
@@ -154,26 +223,30 @@ class LogProbability:
         increases[rows, columns] = self._extreme_increases(extreme, torch.full_like(rows, base))
         return increases
 
-    def _increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+    def _increases(self, vectors: Vectors, bases: Tensor) -> Tensor:
         """E_p[exp Delta] is summed without shifting by its largest term, which would cost as much as the product."""
-        weight = self._unembedding.weight
         sums = torch.zeros(len(vectors), device=vectors.device)
         for block in self._unembedding.blocks():
-            logits = add_product(self.log_probabilities[:, block].index_select(0, bases), vectors, weight[block])
-            sums += logits.exp_().sum(-1)
-        increases = self._own(vectors, bases) - sums.log()
+            sums += self._moved(vectors, bases, block).exp_().sum(-1)
+        each = each_of(vectors)
+        increases = self._own(each, bases) - sums.log()
         extreme = (~is_safe_sum(sums)).nonzero().squeeze(1)
-        increases[extreme] = self._extreme_increases(vectors[extreme], bases[extreme])
+        increases[extreme] = self._extreme_increases(each[extreme], bases[extreme])
         return increases
 
-    def _steady_increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
+    def _steady_increases(self, vectors: Vectors, bases: Tensor) -> Tensor:
         """The same shifted by the largest term of each block: no sum leaves float32's range, and nobody has to look."""
-        weight = self._unembedding.weight
-        sums = [
-            add_product(self.log_probabilities[:, block].index_select(0, bases), vectors, weight[block]).logsumexp(-1)
-            for block in self._unembedding.blocks()
-        ]
-        return self._own(vectors, bases) - torch.stack(sums).logsumexp(0)
+        sums = [self._moved(vectors, bases, block).logsumexp(-1) for block in self._unembedding.blocks()]
+        return self._own(each_of(vectors), bases) - torch.stack(sums).logsumexp(0)
+
+    def _moved(self, vectors: Vectors, bases: Tensor, block: slice) -> Tensor:
+        """log p + Delta of a block of the vocabulary, [C, tokens]."""
+        start = self.log_probabilities[:, block].index_select(0, bases)
+        weight = self._unembedding.weight[block]
+        if not isinstance(vectors, Multiples):
+            return add_product(start, vectors, weight)
+        logits = product(vectors.distinct, weight).index_select(0, vectors.which)
+        return start.addcmul_(logits, vectors.factors[:, None])
 
     def _extreme_increases(self, vectors: Tensor, bases: Tensor) -> Tensor:
         """The same for the rare vectors whose plain sum leaves float32's range, one at a time."""
@@ -218,10 +291,10 @@ class LogProbabilityDifference:
         """The same at every base, [E, S, d]."""
         return self._slopes[:, None].expand(-1, self._states, -1)
 
-    def increases(self, vectors: Tensor, bases: Tensor, *, weak: bool = False) -> Tensor:
+    def increases(self, vectors: Vectors, bases: Tensor, *, weak: bool = False) -> Tensor:
         """One dot product a vector."""
         del weak
-        return (vectors * self._difference[bases // self._states]).sum(-1)
+        return (each_of(vectors) * self._difference[bases // self._states]).sum(-1)
 
     def multiples(self, vectors: Tensor, factors: Tensor, base: int) -> Tensor:
         """One dot product a vector."""

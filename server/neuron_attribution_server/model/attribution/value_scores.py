@@ -65,19 +65,23 @@ def head_scores(pooled: PooledIncreases, weights: Weights, states: RowStates, sc
     return pooled.ask(folded.flatten(0, 2), bases)().view(rows, layers, heads)
 
 
-def position_vectors(weights: Weights, states: RowStates, rows: Ids, layers: Ids, heads: Ids) -> Tensor:
+def position_vectors(
+    weights: Weights, states: RowStates, rows: Ids, layers: Ids, heads: Ids, *, mixed: bool = True
+) -> Tensor:
     """What some heads of any rows add from each source position, [C, T, d]; nothing where a row does not look.
 
-    Rows, layers and heads [C] each; the layers ascend.
+    Rows, layers and heads [C] each; the layers ascend. Without what mixes them they are alike at all rows of a sequence
+    that have no gates: what is added is a multiple.
     """
     size, group = states.values.shape[-1], states.mixing.shape[2] // states.values.shape[2]
     row, layer, head = columns_on_device([rows, layers, heads], states.inputs.device)
     units = (head[:, None] * size + torch.arange(size, device=head.device)).flatten()
     output = gathered(weights.attention_subvalues, np.repeat(layers, size), units).unflatten(0, (-1, size))
-    values = states.values[states.sequences[row], layer, head // group].float()
-    coefficients = states.mixing[row, layer, head][:, :, None] * values
+    coefficients = states.values[states.sequences[row], layer, head // group].float()
+    if mixed:
+        coefficients = states.mixing[row, layer, head][:, :, None] * coefficients
     if states.gates is not None:
-        coefficients *= states.gates[row, layer, head][:, None]
+        coefficients = coefficients * states.gates[row, layer, head][:, None]
     vectors: Tensor = coefficients @ output
     return vectors
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,6 +17,7 @@ from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.generation import Generation
 from neuron_attribution.requests import Part
 from neuron_attribution.results import (
+    AggregateExplanation,
     Explanation,
     InterventionResult,
     ModelSizes,
@@ -43,6 +44,7 @@ from neuron_attribution_server.model.engine.explanation.rows import Row
 from neuron_attribution_server.model.engine.generation import Continuation, generate, generate_several
 from neuron_attribution_server.model.engine.passes import (
     Answer,
+    Explained,
     PassSequence,
     PassTask,
     check_units,
@@ -269,12 +271,10 @@ class Engine:
             for task, place, answer in zip(tasks, places, answers, strict=True)
             if isinstance(task, AttributeTask) and not isinstance(answer, NeuronAttributionError)
         ]
-        wanted = [row for task, place in attributions for row in rows_of(task, place)]
+        wanted = [rows_of(task, place) for task, place in attributions]
         explained = iter(self._explain(captured, wanted, seconds))
         return [
-            tuple(next(explained) for _ in task.explained)
-            if isinstance(task, AttributeTask) and answer is None
-            else answer
+            next(explained) if isinstance(task, AttributeTask) and answer is None else answer
             for task, answer in zip(tasks, answers, strict=True)
         ]
 
@@ -293,25 +293,48 @@ class Engine:
             )
         return None
 
-    def _explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
-        groups: dict[object, list[Row]] = defaultdict(list)
-        for row in rows:
-            options = row.options
-            alone = row.index if row.alone else None
+    def _explain(
+        self, captured: CapturedStates, tasks: Sequence[Sequence[Row]], seconds: SearchSeconds
+    ) -> list[Explained]:
+        """What is asked of the rows of each task."""
+        groups: dict[object, list[Sequence[Row]]] = defaultdict(list)
+        for rows in tasks:
+            options = rows[0].options
             method = options.scoring_method, options.include_final_norm_bias
-            groups[row.contrast is None, *method, alone].append(row)
-        together = rows_at_once(self._view.sizes)
+            for unit in _units(rows):
+                alone = unit[0].index if unit[0].alone else None
+                groups[unit[0].contrast is None, *method, alone].append(unit)
         explained: dict[int, Explanation] = {}
+        aggregates: dict[int, AggregateExplanation] = {}
         for group in groups.values():
-            for start in range(0, len(group), together):
-                chunk = group[start : start + together]
+            for chunk in _chunks(group, rows_at_once(self._view.sizes)):
                 found = self._explainer.explain(captured, chunk, seconds)
-                explained |= {row.index: explanation for row, explanation in zip(chunk, found, strict=True)}
-        return [explained[row.index] for row in rows]
+                explained |= found.explanations
+                aggregates |= found.aggregates
+        return [
+            Explained(tuple(explained[row.index] for row in rows if row.explained), aggregates.get(rows[0].index))
+            for rows in tasks
+        ]
 
     def _synchronize(self) -> None:
         if self._view.device.type == "cuda":
             torch.cuda.synchronize(self._view.device)
+
+
+def _units(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """The rows of a task that are not parted: all of them where they are taken together, else each."""
+    return [rows] if rows[0].whole else [[row] for row in rows]
+
+
+def _chunks(units: Sequence[Sequence[Row]], most: int) -> Iterator[list[Row]]:
+    """Rows that are scored together, at most so many unless one unit has more."""
+    chunk: list[Row] = []
+    for unit in units:
+        if chunk and len(chunk) + len(unit) > most:
+            yield chunk
+            chunk = []
+        chunk = [*chunk, *unit]
+    yield chunk
 
 
 def _is_reproducible(task: PassTask) -> bool:

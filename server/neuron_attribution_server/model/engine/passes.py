@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.requests import Intervention
-from neuron_attribution.results import Explanation, InterventionResult, PredictionState
+from neuron_attribution.requests import AttributeOptions, Intervention, Part
+from neuron_attribution.results import AggregateExplanation, Explanation, InterventionResult, PredictionState
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.model.capture.edits import Placed
-from neuron_attribution_server.model.engine.explanation.rows import Row
+from neuron_attribution_server.model.engine.explanation.rows import Row, Whole
 from neuron_attribution_server.tasks.answers import AttributeOutcome, InterveneOutcome, Outcome
-from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask
 
 PassTask = AttributeTask | InterveneTask
-Answer = (
-    tuple[Explanation, ...] | tuple[PredictionState, tuple[InterventionResult, ...]] | NeuronAttributionError | None
-)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explained:
+    """An attribution's explanations, and that of its tokens together."""
+
+    explanations: tuple[Explanation, ...]
+    aggregate: AggregateExplanation | None
+
+
+Answer = Explained | tuple[PredictionState, tuple[InterventionResult, ...]] | NeuronAttributionError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +60,15 @@ def check_units(view: ModelView, interventions: Sequence[Intervention], field: s
 
 
 def sequences_of(task: PassTask) -> list[PassSequence]:
-    """The sequences of a task: one, but for interventions."""
+    """The sequences of a task: one, but for interventions and another answer."""
     if isinstance(task, AttributeTask):
         positions = tuple(token.position for token in task.explained)
-        return [PassSequence(task.token_ids, positions, Placed(task.options.interventions, positions))]
+        placed = [(task.token_ids, positions)]
+        if task.contrast_answer:
+            first = len(task.prompt) - 1
+            positions = tuple(range(first, first + len(task.contrast_answer)))
+            placed.append((task.prompt + task.contrast_answer, positions))
+        return [PassSequence(ids, at, Placed(task.options.interventions, at)) for ids, at in placed]
     last = (len(task.token_ids) - 1,)
     return [PassSequence(task.token_ids, last, Placed(interventions, last)) for interventions in ((), *task.sets)]
 
@@ -70,25 +83,41 @@ def places_of(tasks: Sequence[PassTask]) -> list[Place]:
 
 
 def rows_of(task: AttributeTask, place: Place) -> list[Row]:
-    """One row per explained token.
+    """One row per explained token, those of another answer last.
 
     What generates may end its text before every scale is used.
     """
-    scales = task.options.final_norm_scales or (None,) * len(task.explained)
-    return [
-        Row(
-            index,
-            place.sequence,
-            token.position,
-            token.target,
-            task.contrast,
-            task.options,
-            task.reproducible,
-            token.spaced,
-            scale,
+    last = len(task.prompt) - 1
+    other = [ExplainedToken(last + index, token) for index, token in enumerate(task.contrast_answer)]
+    tokens = [(place.sequence, token) for token in task.explained] + [(place.sequence + 1, token) for token in other]
+    scales = task.options.final_norm_scales or (None,) * len(tokens)
+    whole = Whole(task) if task.options.aggregate else None
+    rows = []
+    for index, ((sequence, token), scale) in enumerate(zip(tokens, scales, strict=False)):
+        explained = index < task.explanations
+        rows.append(
+            Row(
+                place.rows.start + index,
+                sequence,
+                token.position,
+                token.target,
+                task.contrast,
+                task.options if explained else _summed_alone(task.options),
+                task.reproducible,
+                token.spaced,
+                scale,
+                whole,
+                explained,
+            )
         )
-        for index, (token, scale) in enumerate(zip(task.explained, scales, strict=False), place.rows.start)
-    ]
+    return rows
+
+
+def _summed_alone(options: AttributeOptions) -> AttributeOptions:
+    """What is asked of a row that has no explanation of its own: what its sums are made of."""
+    heads = {Part.HEADS} if options.parts & {Part.HEADS, Part.HEAD_POSITIONS} else set()
+    parts = frozenset(heads | (options.parts & {Part.LAYERS}))
+    return replace(options, parts=parts, projection_top_k=0, position_projection_top_k=0, query_from=())
 
 
 def outcome_of(task: PassTask, answer: Answer, shared: dict[str, Any], seconds: SearchSeconds) -> Outcome:
@@ -96,9 +125,14 @@ def outcome_of(task: PassTask, answer: Answer, shared: dict[str, Any], seconds: 
     if isinstance(answer, NeuronAttributionError):
         return answer
     if isinstance(task, AttributeTask):
-        explanations = cast(tuple[Explanation, ...], answer)
+        found = cast(Explained, answer)
         return AttributeOutcome(
-            token_ids=task.token_ids, explanations=explanations, bound=seconds.bound, exact=seconds.exact, **shared
+            token_ids=task.token_ids,
+            explanations=found.explanations,
+            aggregate=found.aggregate,
+            bound=seconds.bound,
+            exact=seconds.exact,
+            **shared,
         )
     before, results = cast(tuple[PredictionState, tuple[InterventionResult, ...]], answer)
     return InterveneOutcome(before=before, results=results, **shared)

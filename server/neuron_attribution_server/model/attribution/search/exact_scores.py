@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device, to_host
+from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device, on_device, to_host
 from neuron_attribution_server.model.attribution.methods import FromIncrease
+from neuron_attribution_server.model.attribution.objectives import Multiples, Vectors, is_shared
 from neuron_attribution_server.model.attribution.pooled import PooledIncreases
 from neuron_attribution_server.model.attribution.search.value_neurons import ValueNeurons
 from neuron_attribution_server.model.attribution.states import Weights
@@ -72,14 +74,22 @@ class ExactScores:
         bases = rows * values.shape[1] + first + layers
         sent = columns_on_device([each[order] for each in (rows, layers, units, positions, bases)], self._scale.device)
         ends = np.searchsorted(kind[order], np.arange(len(kinds) + 1)).tolist()
-        vectors, coefficients = [], []
-        for neurons, start, end in zip(kinds, ends, ends[1:], strict=False):
-            at = [column[start:end] for column in sent[:4]]
-            vectors.append(gathered(neurons.subvalues, layers[order[start:end]], at[2]))
-            coefficients.append(neurons.coefficients_at(*at))
+        coefficients = [
+            neurons.coefficients_at(*(column[start:end] for column in sent[:4]))
+            for neurons, (start, end) in zip(kinds, pairwise(ends), strict=True)
+        ]
         factors = join(coefficients, 0)
-        folded = self._weights.unembedding.fold(join(vectors, 0)) * (factors / self._scale[sent[0]])[:, None]
-        increases, places_of = self._increases.ask(folded, sent[4]), np.argsort(order)
+        scaled = factors / self._scale[sent[0]]
+        first, which = _distinct(kind[order], layers[order], units[order])
+        vectors: Vectors
+        if is_shared(len(order), len(first)):
+            own = order[first]
+            ends = np.searchsorted(kind[own], np.arange(len(kinds) + 1)).tolist()
+            folded = self._folded(kinds, ends, layers[own], on_device(units[own], self._scale.device))
+            vectors = Multiples(folded, on_device(which, self._scale.device), scaled)
+        else:
+            vectors = self._folded(kinds, ends, layers[order], sent[2]) * scaled[:, None]
+        increases, places_of = self._increases.ask(vectors, sent[4]), np.argsort(order)
 
         def result() -> list[Scored]:
             found = to_host([score(increases(), values.flatten()[sent[4]]), factors])
@@ -87,6 +97,21 @@ class ExactScores:
             return [Scored(*pair) for pair in zip(*split, strict=True)]
 
         return result
+
+    def _folded(self, kinds: Sequence[ValueNeurons], ends: Sequence[int], layers: Ids, units: Tensor) -> Tensor:
+        """Subvalues of ascending layers of each kind, of which `ends` says where they are, [C, d]."""
+        parts = [slice(*each) for each in pairwise(ends)]
+        found = [
+            gathered(neurons.subvalues, layers[part], units[part]) for neurons, part in zip(kinds, parts, strict=True)
+        ]
+        return self._weights.unembedding.fold(join(found, 0))
+
+
+def _distinct(kind: Ids, layers: Ids, units: Ids) -> tuple[Ids, Ids]:
+    """Where each neuron is first, in the order of kinds and layers, and which of these every place is."""
+    numbers = (kind * (layers.max() + 1) + layers) * (units.max() + 1) + units
+    _, first, which = np.unique(numbers, return_index=True, return_inverse=True)
+    return first, which
 
 
 def _in_turn(places: Sequence[Places], most: int) -> Iterator[list[Places]]:

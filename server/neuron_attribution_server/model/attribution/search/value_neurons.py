@@ -30,8 +30,12 @@ Values = Callable[[slice, slice], Tensor]
 """Values of some rows and layers, [rows, layers, blocks, positions, units of a block]."""
 
 
-class ValueNeurons(ABC):
-    """Neurons of one kind at every row of a group."""
+Function = Callable[[Tensor], Tensor]
+"""A function of which that of a product is the product of those of its factors."""
+
+
+class NeuronGrid:
+    """Neurons of one kind at some rows: their ids, and the highest of values that they have."""
 
     def __init__(
         self, subvalues: Sequence[Subvalues], lengths: Sequence[int], blocks: int, first_base: int, device: torch.device
@@ -50,19 +54,6 @@ class ValueNeurons(ABC):
         """How many there are at a row."""
         return sum(layer.count for layer in self.subvalues) * self.lengths[row]
 
-    @abstractmethod
-    def coefficients(self, rows: slice, layers: slice) -> Tensor:
-        """What multiplies the subvalues, [rows, layers, blocks, positions, units of a block]."""
-
-    @abstractmethod
-    def coefficients_at(self, rows: Tensor, layers: Tensor, units: Tensor, positions: Tensor) -> Tensor:
-        """What multiplies the subvalues of some neurons, [C]."""
-
-    def coefficients_of(self, row: int, ids: Ids) -> Array:
-        """What multiplies the subvalues of some neurons of a row, [C]."""
-        at = columns_on_device([np.full_like(ids, row), *self.locate(ids)], self._device)
-        return to_host([self.coefficients_at(*at)])[0]
-
     def locate(self, ids: Ids) -> tuple[Ids, Ids, Ids]:
         """The layers, units and positions of ids."""
         unit = ids // self.positions
@@ -72,25 +63,6 @@ class ValueNeurons(ABC):
         """Numbers of units, [..., n], as they stand beside values: [..., blocks, 1, units of a block]."""
         found: Tensor = of_units.unflatten(-1, (self.blocks, 1, self.units // self.blocks))
         return found
-
-    def by_unit(self, row: int, layers: slice) -> Tensor:
-        """A row's coefficients as its ids count, [layers, units, the row's positions]."""
-        values = self.coefficients(slice(row, row + 1), layers)[0].transpose(2, 3)
-        own: Tensor = values.flatten(1, 2)[..., : self.lengths[row]]
-        return own
-
-    def rank(self, row: int, scores: Callable[[slice], Tensor], k: int, sign: int) -> Ranked:
-        """One end of a row's ranking by scores that are all known: [layers, units, positions] of some layers."""
-        k, length = min(k, self.total(row)), self.lengths[row]
-        found = []
-        for layers in checked(self._layer_groups()):
-            values = (sign * scores(layers)).masked_fill(self._missing_units(layers)[..., None], -torch.inf)
-            places, values = highest(values.flatten()[None], k)
-            found.append((places[0] + layers.start * self.units * length, values[0]))
-        places, values = (torch.cat(parts) for parts in zip(*found, strict=True))
-        best, values = highest(values[None], k)
-        ids, ranked = to_host([places[best[0]], values[0]])
-        return Ranked(ids // length * self.positions + ids % length, sign * ranked, self.total(row))
 
     def top(self, rows: Sequence[int], count: int, values: Values) -> tuple[Ids, Array]:
         """The ids of the `count` highest values of each row, and the values, [rows, count], in descending order.
@@ -155,6 +127,49 @@ class ValueNeurons(ABC):
         return unit * self.positions + position
 
 
+class ValueNeurons(NeuronGrid, ABC):
+    """Neurons of one kind at every row of a group, and what multiplies their subvalues."""
+
+    @abstractmethod
+    def coefficients(self, rows: slice, layers: slice) -> Tensor:
+        """What multiplies the subvalues, [rows, layers, blocks, positions, units of a block]."""
+
+    @abstractmethod
+    def coefficients_at(self, rows: Tensor, layers: Tensor, units: Tensor, positions: Tensor) -> Tensor:
+        """What multiplies the subvalues of some neurons, [C]."""
+
+    @abstractmethod
+    def sums(self, rows: slice, layers: slice, positions: int, of_units: Tensor, function: Function) -> Tensor:
+        """Sums over rows of a function of the coefficients times numbers of units [rows, layers, n].
+
+        [layers, blocks, positions, units of a block], at the first positions; what a row does not see adds nothing.
+        """
+
+    def coefficients_of(self, row: int, ids: Ids) -> Array:
+        """What multiplies the subvalues of some neurons of a row, [C]."""
+        at = columns_on_device([np.full_like(ids, row), *self.locate(ids)], self._device)
+        return to_host([self.coefficients_at(*at)])[0]
+
+    def by_unit(self, row: int, layers: slice) -> Tensor:
+        """A row's coefficients as its ids count, [layers, units, the row's positions]."""
+        values = self.coefficients(slice(row, row + 1), layers)[0].transpose(2, 3)
+        own: Tensor = values.flatten(1, 2)[..., : self.lengths[row]]
+        return own
+
+    def rank(self, row: int, scores: Callable[[slice], Tensor], k: int, sign: int) -> Ranked:
+        """One end of a row's ranking by scores that are all known: [layers, units, positions] of some layers."""
+        k, length = min(k, self.total(row)), self.lengths[row]
+        found = []
+        for layers in checked(self._layer_groups()):
+            values = (sign * scores(layers)).masked_fill(self._missing_units(layers)[..., None], -torch.inf)
+            places, values = highest(values.flatten()[None], k)
+            found.append((places[0] + layers.start * self.units * length, values[0]))
+        places, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+        best, values = highest(values[None], k)
+        ids, ranked = to_host([places[best[0]], values[0]])
+        return Ranked(ids // length * self.positions + ids % length, sign * ranked, self.total(row))
+
+
 class WholeValueNeurons(ValueNeurons):
     """Neurons of one coefficient each, [E, L, n]: one position, the explained one."""
 
@@ -170,6 +185,11 @@ class WholeValueNeurons(ValueNeurons):
         """[C]"""
         del positions
         return self._coefficients[rows, layers, units]
+
+    def sums(self, rows: slice, layers: slice, positions: int, of_units: Tensor, function: Function) -> Tensor:
+        """[layers, 1, 1, n]"""
+        del positions
+        return (function(self._coefficients[rows, layers]) * of_units).sum(0)[:, None, None]
 
 
 class AttentionValueNeurons(ValueNeurons):
@@ -196,3 +216,14 @@ class AttentionValueNeurons(ValueNeurons):
         values = self._states.values[self._states.sequences[rows], layers, heads // self._group, positions, dimensions]
         found: Tensor = mixing * values.float()
         return found if self._states.gates is None else found * self._states.gates[rows, layers, heads, dimensions]
+
+    def sums(self, rows: slice, layers: slice, positions: int, of_units: Tensor, function: Function) -> Tensor:
+        """[layers, H, T, D] of rows that are in one sequence: values are the same for all, and multiply their sums."""
+        mixing = function(self._states.mixing[rows, layers, :, :positions])
+        units = of_units.unflatten(2, (-1, self._head_size))
+        if self._states.gates is not None:
+            units = units * function(self._states.gates[rows, layers])
+        found = torch.einsum("rlht,rlhd->lhtd", mixing, units).unflatten(1, (-1, self._group))
+        values = self._states.values[self._states.sequences[rows.start], layers, :, :positions]
+        summed: Tensor = found.mul_(function(values.float())[:, :, None]).flatten(1, 2)
+        return summed

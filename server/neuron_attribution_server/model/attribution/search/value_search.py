@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
+import torch
 from neuron_attribution.requests import ScoringMethod
 from torch import Tensor
 
@@ -139,12 +140,12 @@ class ValueSearch:
         self._weights = weights
         self._grids = grids
         self._scale = scale
-        self._objective = increases.objective
+        self.objective = increases.objective
         self._score = FROM_INCREASE[method]
         self._ranges = ranges
-        self._seconds = seconds
+        self.seconds = seconds
         self._layers = len(weights.ffn_subvalues)
-        self._exact = ExactScores(weights, scale, increases)
+        self.exact = ExactScores(weights, scale, increases)
         self._first_order: dict[Kind, FirstOrder] = {}
 
     def begin(self, wanted: Mapping[Wanted, int]) -> Callable[[], dict[Wanted, Found]]:
@@ -152,41 +153,59 @@ class ValueSearch:
 
         Scores are signed as they are, best first in the end's own order.
         """
-        with self._seconds.bounding():
+        with self.seconds.bounding():
             jobs = self._jobs({want: k for want, k in wanted.items() if not want.exhaustive})
             first = self._ask(jobs, [job.search.proposal() for job in jobs])
         return lambda: self._finish(wanted, jobs, first)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the rows' states are."""
+        return self._scale.device
+
+    @property
+    def more(self) -> int:
+        """How many neurons searches may score after their first proposals."""
+        most = MORE_PRODUCTS if is_host(self.device) else OTHER_MORE_PRODUCTS
+        return most // self._weights.unembedding.weight.numel()
+
+    def neurons(self, kind: Kind, over_positions: bool) -> ValueNeurons:
+        """The neurons of a kind at every row."""
+        return self._grids.of(kind, over_positions=over_positions)
+
+    def ranges(self, kind: Kind) -> Tensor:
+        """How far the projections of a kind's neurons spread, [L, n]."""
+        return self._ranges()[kind]
+
     def _finish(
         self, wanted: Mapping[Wanted, int], jobs: Sequence[_Job], first: Callable[[], list[Array]]
     ) -> dict[Wanted, Found]:
-        most = MORE_PRODUCTS if is_host(self._scale.device) else OTHER_MORE_PRODUCTS
-        more = most // self._weights.unembedding.weight.numel()
-        with self._seconds.bounding():
+        with self.seconds.bounding():
             searches = [job.search for job in jobs]
-            search_until_exact(searches, lambda proposals: self._ask(jobs, proposals)(), more, first)
+            search_until_exact(searches, lambda proposals: self._ask(jobs, proposals)(), self.more, first)
         found = {job.wanted: self._found(job) for job in jobs}
-        with self._seconds.scoring():
+        with self.seconds.scoring():
             return found | {want: self._every(want, k) for want, k in wanted.items() if want.exhaustive}
 
-    def _first_order_of(self, kind: Kind) -> FirstOrder:
+    def first_order(self, kind: Kind) -> FirstOrder:
+        """What bounds the neurons of a kind at every row."""
         if kind not in self._first_order:
             self._first_order[kind] = self._bound_units(kind)
         return self._first_order[kind]
 
     def _base_values(self, kind: Kind) -> Tensor:
         """The objective at each layer's base, [E, L]."""
-        return self._objective.values[:, self._bases(kind)][:, : self._layers]
+        return self.objective.values[:, self._bases(kind)][:, : self._layers]
 
     def _bound_units(self, kind: Kind) -> FirstOrder:
         """What one product per layer tells of all rows' neurons of a kind."""
-        slopes, bases = self._objective.slopes, self._bases(kind)
+        slopes, bases = self.objective.slopes, self._bases(kind)
         slack = rounding_slack(self._weights.unembedding, slopes, self._scale)
         norms = norms_of(self._weights, kind)
         bends = None
-        if self._objective.curvature:
+        if self.objective.curvature:
             largest = norms.folded * self._weights.unembedding.largest_norm
-            bends = self._objective.curvature * largest.square()
+            bends = self.objective.curvature * largest.square()
         return FirstOrder(
             products=subvalue_products(slopes[:, bases], subvalues_of(self._weights, kind)),
             slack=unit_slack(slack, norms, bases),
@@ -210,10 +229,10 @@ class ValueSearch:
     def _jobs_of_one(self, wants: Sequence[Wanted], counts: Mapping[Wanted, int]) -> list[_Job]:
         kind, sign = wants[0].kind, wants[0].sign
         neurons = self._grids.of(kind, over_positions=wants[0].over_positions)
-        ranges = self._ranges()[kind] if sign < 0 and self._objective.spread else None
+        ranges = self.ranges(kind) if sign < 0 and self.objective.spread else None
 
         def bounds(rows: slice, layers: slice) -> Tensor:
-            return self._first_order_of(kind).scores(neurons, rows, layers, self._score, sign, ranges)
+            return self.first_order(kind).scores(neurons, rows, layers, self._score, sign, ranges)
 
         def candidates(rows: Sequence[int], count: int) -> tuple[Ids, Array]:
             return neurons.top(rows, count, bounds)
@@ -235,7 +254,7 @@ class ValueSearch:
     def _ask(self, jobs: Sequence[_Job], proposals: Sequence[Ids]) -> Callable[[], list[Array]]:
         """What gives the exact scores of every search's proposals, from one product with the unembedding."""
         places = [job.places(ids) for job, ids in zip(jobs, proposals, strict=True)]
-        scored = self._exact.ask(places, self._score)
+        scored = self.exact.ask(places, self._score)
 
         def result() -> list[Array]:
             found = scored()
@@ -248,15 +267,15 @@ class ValueSearch:
 
     def _found(self, job: _Job) -> Found:
         ranked, total = job.search.result(), job.neurons.total(job.wanted.row)
-        exact = job.search.settled and (not self._objective.curvature or ranked.scored == total)
-        scored = total if self._objective.linear else ranked.scored
+        exact = job.search.settled and (not self.objective.curvature or ranked.scored == total)
+        scored = total if self.objective.linear else ranked.scored
         signed = Ranked(ranked.ids, job.wanted.sign * ranked.scores, scored)
         return Found(signed, job.neurons, job.coefficients_of(ranked.ids), exact)
 
     def _every(self, want: Wanted, k: int) -> Found:
         """By brute force."""
         neurons, row = self._grids.of(want.kind, over_positions=want.over_positions), want.row
-        increases = exhaustive_increases(self._objective, self._weights.unembedding, neurons, row, self._scale[row])
+        increases = exhaustive_increases(self.objective, self._weights.unembedding, neurons, row, self._scale[row])
         scores = self._score(increases, self._base_values(want.kind)[row, :, None, None])
         ranked = neurons.rank(row, scores.__getitem__, k, want.sign)
         return Found(ranked, neurons, neurons.coefficients_of(row, ranked.ids))

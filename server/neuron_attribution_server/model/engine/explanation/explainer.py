@@ -13,6 +13,7 @@ end in one: the host seldom waits for a device, and no more often for many rows 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,15 @@ import numpy as np
 import torch
 from neuron_attribution.neurons import Head
 from neuron_attribution.requests import Part, ScoringMethod
-from neuron_attribution.results import Explanation, HeadPosition, HeadScore, LayerScores, NeuronRanking, NeuronScore
+from neuron_attribution.results import (
+    AggregateExplanation,
+    Explanation,
+    HeadPosition,
+    HeadScore,
+    LayerScores,
+    NeuronRanking,
+    NeuronScore,
+)
 from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
@@ -65,6 +74,8 @@ from neuron_attribution_server.model.engine.explanation.projector import Project
 from neuron_attribution_server.model.engine.explanation.queries import Queries
 from neuron_attribution_server.model.engine.explanation.rows import Row, row_states
 from neuron_attribution_server.model.engine.explanation.sources import Sources
+from neuron_attribution_server.model.engine.explanation.sums.totals import HEAD_FIELDS, RANKING_FIELDS, Findings, Totals
+from neuron_attribution_server.model.engine.explanation.sums.whole_rows import searched, whole_rows
 from neuron_attribution_server.model.engine.explanation.value_rankings import (
     PARTS,
     SIGNS,
@@ -79,13 +90,14 @@ from neuron_attribution_server.model.engine.explanation.value_rankings import (
 from neuron_attribution_server.tasks.tasks import QUERY_PARTS
 
 _LOG_PROBABILITY_INCREASE = ScoringMethod.LOG_PROBABILITY_INCREASE
-RANKING_FIELDS = {
-    (Kind.FFN, 1): "ffn_value_neurons",
-    (Kind.FFN, -1): "ffn_value_neurons_decreasing",
-    (Kind.ATTENTION, 1): "attention_value_neurons",
-    (Kind.ATTENTION, -1): "attention_value_neurons_decreasing",
-}
-HEAD_FIELDS = {1: "heads", -1: "heads_decreasing"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanations:
+    """Explanations by the index of their row, and those of tokens together by the index of their first."""
+
+    explanations: dict[int, Explanation]
+    aggregates: dict[int, AggregateExplanation]
 
 
 class Explainer:
@@ -100,11 +112,15 @@ class Explainer:
         self._ranges = ranges
         self._activity = activity
 
-    def explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> list[Explanation]:
-        """One explanation per row, in order; the searches' time is added to `seconds`."""
+    def explain(self, captured: CapturedStates, rows: Sequence[Row], seconds: SearchSeconds) -> Explanations:
+        """Of every row that has one, and of those that are taken together; the searches' time is added to `seconds`."""
         group = _Group(self._view, self._weights, self._projector, self._ranges, captured, rows, seconds)
-        explanations = with_activity(self._activity, [Explanation(**group.draft(index)) for index in range(len(rows))])
-        return with_projections(self._projector, explanations, [row.options.projection_top_k for row in rows])
+        own = [index for index, row in enumerate(rows) if row.explained]
+        explanations = with_activity(self._activity, [Explanation(**group.draft(index)) for index in own])
+        counts = [rows[index].options.projection_top_k for index in own]
+        projected = with_projections(self._projector, explanations, counts)
+        by_row = {rows[index].index: each for index, each in zip(own, projected, strict=True)}
+        return Explanations(by_row, {rows[first].index: whole for first, whole in group.aggregates().items()})
 
 
 class _Group:
@@ -132,10 +148,12 @@ class _Group:
         self._targets = self._target_ids(log_probabilities)
         self._predicted = self._predict(log_probabilities)
         self._grids = Grids(weights, self._states)
+        self._wholes = whole_rows(rows)
         finish_search = self._begin_search()
         self._heads = self._head_scores()
         self._details = self._head_details()
         self._found, self._source = finish_search()
+        self._sums = searched(self._search, self._wholes) if self._wholes else []
         self._named_scores = self._score_named()
         self._queries = Queries(view, captured, rows, {kind: self._sources(kind) for kind in Kind})
         self._fetched = self._fetch()
@@ -172,6 +190,25 @@ class _Group:
         draft |= self._rankings(index) | self._queries.parts(index, self._fetched)
         return draft | {"neurons": self._named_scores.get(index, ())}
 
+    def aggregates(self) -> dict[int, AggregateExplanation]:
+        """The explanations of rows that are taken together, by the first of them."""
+        fetched, details = self._fetched, self._details
+        findings = Findings(
+            predictions=self._predictions,
+            named=self._named_scores,
+            attention=fetched.get("attention layers"),
+            ffn=fetched.get("ffn layers"),
+            ends=fetched.get("ends"),
+            heads=self._heads,
+            places=None if details is None else details.places,
+            position_scores=fetched.get("position scores"),
+            position_attention=fetched.get("position attention"),
+        )
+        return {
+            whole.together.rows.start: Totals(self._view, whole, findings, ends).explanation(self._projector)
+            for whole, ends in zip(self._wholes, self._sums, strict=True)
+        }
+
     def _scales(self, finals: Tensor) -> Tensor:
         """The final norm's scale of each row [E]: its own, or the one it is to be read with."""
         own = self._weights.unembedding.scale(finals)
@@ -193,7 +230,9 @@ class _Group:
         """What the model itself predicts, [E, V]: what its last base is read as, where that is read its own way."""
         unembedding, last = self._weights.unembedding, self._view.sizes.layers
         has_own_way = any(row.scale is not None or row.contrast is not None for row in self._rows)
-        is_scored = self._parts - {Part.ATTENTION_PATTERNS} or any(row.options.neurons for row in self._rows)
+        is_scored = self._parts - {Part.ATTENTION_PATTERNS} or any(
+            row.options.neurons or row.whole for row in self._rows
+        )
         if has_own_way or not is_scored or unembedding.cap is not None:
             return own_log_probabilities(unembedding, finals)
         if unembedding.constant is None or self._options.include_final_norm_bias:
@@ -243,10 +282,21 @@ class _Group:
         return numbers
 
     def _head_details(self) -> HeadDetails | None:
-        chosen = [HeadOfRow(index, head) for index in range(len(self._rows)) for head in self._chosen_heads(index)]
+        chosen = dict.fromkeys(self._own_heads)
+        for whole in self._wholes:
+            heads, rows = whole.chosen_heads(self._heads), whole.together.rows
+            chosen |= dict.fromkeys(HeadOfRow(row, head) for row in range(rows.start, rows.stop) for head in heads)
         if not chosen:
             return None
-        return HeadDetails(self._weights, self._states, self._scale, self._pooled, chosen)
+        sequences = np.array([row.sequence for row in self._rows])
+        return HeadDetails(self._weights, self._states, self._scale, self._pooled, list(chosen), sequences)
+
+    @cached_property
+    def _own_heads(self) -> frozenset[HeadOfRow]:
+        """The heads that rows ask for by themselves."""
+        return frozenset(
+            HeadOfRow(index, each) for index in range(len(self._rows)) for each in self._chosen_heads(index)
+        )
 
     def _chosen_heads(self, index: int) -> list[Head]:
         options = self._rows[index].options
@@ -263,18 +313,21 @@ class _Group:
         asked, needed = wanted_rankings(self._rows), wanted_sources(self._rows)
         method = self._options.scoring_method
         if method is _LOG_PROBABILITY_INCREASE:
-            finish = self._begin(self._pooled, method, merged(asked, needed))
+            finish = self._begin(merged(asked, needed))
             return lambda: (finish(),) * 2
-        finish_own = self._begin(self._pooled, _LOG_PROBABILITY_INCREASE, needed)
+        finish_own = self._begin(needed)
         return lambda: (self._by_method(method, asked) if asked else {}, finish_own())
 
-    def _begin(
-        self, pooled: PooledIncreases, method: ScoringMethod, wanted: dict[Wanted, int]
-    ) -> Callable[[], dict[Wanted, Found]]:
-        if not wanted:
-            return dict
-        search = ValueSearch(self._weights, self._grids, self._scale, pooled, method, self._ranges, self._seconds)
-        return search.begin(wanted)
+    def _begin(self, wanted: dict[Wanted, int]) -> Callable[[], dict[Wanted, Found]]:
+        return self._search.begin(wanted) if wanted else dict
+
+    @cached_property
+    def _search(self) -> ValueSearch:
+        """By the log probability increase."""
+        return self._searching(self._pooled, _LOG_PROBABILITY_INCREASE)
+
+    def _searching(self, pooled: PooledIncreases, method: ScoringMethod) -> ValueSearch:
+        return ValueSearch(self._weights, self._grids, self._scale, pooled, method, self._ranges, self._seconds)
 
     def _by_method(self, method: ScoringMethod, asked: dict[Wanted, int]) -> dict[Wanted, Found]:
         if method not in FROM_INCREASE:
@@ -283,7 +336,7 @@ class _Group:
         pooled = self._pooled
         if method is ScoringMethod.LOG_PROBABILITY:
             pooled = PooledIncreases(self._objective_at(torch.zeros_like(self._bases)), self._seconds)
-        return self._begin(pooled, method, asked)()
+        return self._searching(pooled, method).begin(asked)()
 
     def _score_named(self) -> dict[int, tuple[NeuronScore, ...]]:
         asked = {index: row.options.neurons for index, row in enumerate(self._rows) if row.options.neurons}
@@ -339,7 +392,7 @@ class _Group:
         if self._details is None:
             return {}
         scores = self._fetched["position scores"]
-        return self._details.positions(self._rows, scores, self._captured, self._projector)
+        return self._details.positions(self._rows, scores, self._captured, self._projector, self._own_heads)
 
     def _layer_scores(self, index: int) -> LayerScores:
         attention, ffn, ends = (self._fetched[name][index] for name in ("attention layers", "ffn layers", "ends"))

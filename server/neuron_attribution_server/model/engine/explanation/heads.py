@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,8 @@ from neuron_attribution.results import HeadPosition
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device, numbers_at_once
+from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device, numbers_at_once, on_device
+from neuron_attribution_server.model.attribution.objectives import Multiples, Vectors, is_shared
 from neuron_attribution_server.model.attribution.pooled import PooledIncreases
 from neuron_attribution_server.model.attribution.states import RowStates, Weights
 from neuron_attribution_server.model.attribution.subvalues import join
@@ -35,25 +36,46 @@ class HeadDetails:
     """Position scores and attention weights of some heads of any rows, scored together."""
 
     def __init__(
-        self, weights: Weights, states: RowStates, scale: Tensor, pooled: PooledIncreases, chosen: Sequence[HeadOfRow]
+        self,
+        weights: Weights,
+        states: RowStates,
+        scale: Tensor,
+        pooled: PooledIncreases,
+        chosen: Sequence[HeadOfRow],
+        sequences: Ids,
     ) -> None:
+        """`sequences` are those of the rows of the states."""
         self.chosen = sorted(chosen, key=lambda each: each.head.layer)
         """In the order of what follows."""
         self.places = {each: place for place, each in enumerate(self.chosen)}
         numbers = [(each.row, each.head.layer, each.head.head) for each in self.chosen]
         rows, self._layers, heads = np.array(numbers, dtype=np.int64).T
-        step = max(1, numbers_at_once(scale.device) // (max(states.lengths) * states.inputs.shape[-1]))
-        parts = [slice(start, start + step) for start in range(0, len(rows), step)]
+        length = max(states.lengths)
+        first, which = _distinct(rows if states.gates is not None else sequences[rows], self._layers, heads)
+        shared = is_shared(len(rows) * length, len(first) * length)
+        own = first if shared else np.arange(len(rows))
+        step = max(1, numbers_at_once(scale.device) // (length * states.inputs.shape[-1]))
+        parts = [slice(start, start + step) for start in range(0, len(own), step)]
+        columns = rows[own], self._layers[own], heads[own]
         self._vectors = join(
-            [position_vectors(weights, states, rows[some], self._layers[some], heads[some]) for some in checked(parts)],
+            [
+                position_vectors(weights, states, *(column[some] for column in columns), mixed=not shared)
+                for some in checked(parts)
+            ],
             0,
         )
         row, layer, head = columns_on_device([rows, self._layers, heads], scale.device)
-        folded = join(
-            [weights.unembedding.fold(self._vectors[some]) / scale[row[some], None, None] for some in checked(parts)], 0
-        )
-        bases = (row * pooled.objective.values.shape[1] + layer)[:, None].expand(folded.shape[:2])
-        self._increases = pooled.ask(folded.flatten(0, 1), bases.flatten(), weak=True)
+        bases = (row * pooled.objective.values.shape[1] + layer)[:, None].expand(len(rows), length).flatten()
+        self._mixing = self._of = None
+        folded = join([weights.unembedding.fold(self._vectors[some]) for some in checked(parts)], 0)
+        if shared:
+            self._of, self._mixing = on_device(which, scale.device), states.mixing[row, layer, head]
+            places = self._of[:, None] * length + torch.arange(length, device=scale.device)
+            factors = self._mixing / scale[row, None]
+            vectors: Vectors = Multiples(folded.flatten(0, 1), places.flatten(), factors.flatten())
+        else:
+            vectors = folded.div_(scale[row, None, None]).flatten(0, 1)
+        self._increases = pooled.ask(vectors, bases, weak=True)
         self.attention = states.attention[row, layer, head]
         """The weights of each source position, [C, T]."""
 
@@ -63,11 +85,11 @@ class HeadDetails:
         return self._increases().view(self.attention.shape)
 
     def positions(
-        self, rows: Sequence[Row], scores: Array, captured: CapturedStates, projector: Projector
+        self, rows: Sequence[Row], scores: Array, captured: CapturedStates, projector: Projector, own: Set[HeadOfRow]
     ) -> dict[HeadOfRow, tuple[HeadPosition, ...]]:
-        """The three projections at the strongest positions of every head whose row asks for them, by scores [C, T]."""
+        """The three projections at the strongest positions of a row's own heads where it asks, by scores [C, T]."""
         found: dict[HeadOfRow, tuple[HeadPosition, ...]] = {}
-        counts = [rows[each.row].options.position_projection_top_k for each in self.chosen]
+        counts = [rows[each.row].options.position_projection_top_k * (each in own) for each in self.chosen]
         for k in sorted(set(counts) - {0}):
             places = [place for place, count in enumerate(counts) if count == k]
             strongest = [_strongest(scores[place], rows[self.chosen[place].row]) for place in places]
@@ -92,7 +114,9 @@ class HeadDetails:
         for layer in range(int(layers[-1])):
             above = slice(int(np.searchsorted(layers, layer, side="right")), None)
             attention_only[above] += captured.attention_writes[layer][sequence[above], position[above]]
-        return inputs, attention_only, self._vectors[place, position]
+        if self._of is None or self._mixing is None:
+            return inputs, attention_only, self._vectors[place, position]
+        return inputs, attention_only, self._vectors[self._of[place], position] * self._mixing[place, position, None]
 
 
 def highest_heads(scores: Array, k: int, sign: int) -> list[tuple[Head, float]]:
@@ -100,6 +124,12 @@ def highest_heads(scores: Array, k: int, sign: int) -> list[tuple[Head, float]]:
     flat = scores.ravel()
     order = np.argsort(-sign * flat, kind="stable")[: min(k, int(np.isfinite(flat).sum()))]
     return [(Head(*divmod(number, scores.shape[1])), float(flat[number])) for number in order.tolist()]
+
+
+def _distinct(within: Ids, layers: Ids, heads: Ids) -> tuple[Ids, Ids]:
+    """Where each head is first within sequences or rows, in ascending layers, and which of these every place is."""
+    _, first, which = np.unique(np.stack([layers, heads, within]), axis=1, return_index=True, return_inverse=True)
+    return first, which.ravel()
 
 
 def _strongest(scores: Array, row: Row) -> Ids:

@@ -7,13 +7,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from neuron_attribution.requests import AttributeOptions
+from neuron_attribution.requests import Aggregate, AttributeOptions
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.host import columns_on_device
+from neuron_attribution_server.model.attribution.host import Array, columns_on_device
 from neuron_attribution_server.model.attribution.states import RowStates
 from neuron_attribution_server.model.attribution.subvalues import stack_layers
 from neuron_attribution_server.model.capture.captured import CapturedStates
+from neuron_attribution_server.tasks.tasks import AttributeTask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Whole:
+    """The explained tokens of one task that are taken together: those of its answer, then those of another one."""
+
+    task: AttributeTask
+
+    @property
+    def weights(self) -> Array:
+        """What each row's scores are multiplied by before they are added, [R]."""
+        counts = len(self.task.explained), len(self.task.contrast_answer)
+        each = [1 / max(1, n) if self.task.options.aggregate is Aggregate.MEAN else 1.0 for n in counts]
+        return np.repeat([each[0], -each[1]], counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +48,10 @@ class Row:
     """The token of the target's text behind a space, where the target was named without one."""
     scale: float | None = None
     """The scale of the final norm to read it with, where that is not its own."""
+    whole: Whole | None = None
+    """What it is part of, where several are taken together."""
+    explained: bool = True
+    """Whether it has an explanation of its own."""
 
 
 def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> RowStates:

@@ -10,6 +10,7 @@ from neuron_attribution.requests import AttributeOptions, Direction, Part
 from neuron_attribution.results import Coverage, NeuronRanking, NeuronScore, PromotedSide
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.host import Ids
 from neuron_attribution_server.model.attribution.search.value_search import Found, Kind, Wanted
 from neuron_attribution_server.model.engine.explanation.rows import Row
 from neuron_attribution_server.model.engine.explanation.sources import Sources
@@ -67,7 +68,9 @@ def ranking(view: ModelView, found: Found, wanted: Wanted, k: int) -> NeuronRank
     columns = (column[:k].tolist() for column in (found.ranked.scores, found.coefficients))
     neurons = tuple(
         NeuronScore(neuron, score, position if placed else None, coefficient, None, side(coefficient))
-        for (neuron, position), score, coefficient in zip(_names(view, found, wanted.kind, k), *columns, strict=True)
+        for (neuron, position), score, coefficient in zip(
+            named(view, wanted.kind, found.neurons.locate(found.ranked.ids[:k])), *columns, strict=True
+        )
     )
     total = found.neurons.total(wanted.row)
     return NeuronRanking(neurons, Coverage(total, total, found.ranked.scored, found.exact))
@@ -87,8 +90,9 @@ def side(coefficient: float) -> PromotedSide:
     return PromotedSide.TOP if coefficient > 0 else PromotedSide.BOTTOM
 
 
-def _names(view: ModelView, found: Found, kind: Kind, k: int) -> list[tuple[Neuron, int]]:
-    columns = (column.tolist() for column in found.neurons.locate(found.ranked.ids[:k]))
+def named(view: ModelView, kind: Kind, located: tuple[Ids, Ids, Ids]) -> list[tuple[Neuron, int]]:
+    """The neurons at layers, units and positions, and the positions."""
+    columns = (column.tolist() for column in located)
     size = view.sizes.head_size
     return [
         (view.ffn_neuron(layer, unit) if kind is Kind.FFN else AttentionNeuron(layer, *divmod(unit, size)), position)
