@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from neuron_attribution.conversations.messages import TokenOrigin
 from neuron_attribution.convert.aggregates import aggregate_explanation_from_proto, write_aggregate
-from neuron_attribution.convert.conversations import origins_from_proto, origins_to_proto
-from neuron_attribution.convert.generations import generation_from_proto, generation_to_proto
+from neuron_attribution.convert.asking.conversations import origins_from_proto, origins_to_proto
+from neuron_attribution.convert.asking.generations import generation_from_proto, generation_to_proto
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.convert.layers import (
     head_score_from_proto,

@@ -6,23 +6,23 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from neuron_attribution.convert.attributions import timings_from_proto, timings_to_proto
-from neuron_attribution.convert.conversations import origins_from_proto, origins_to_proto
-from neuron_attribution.convert.enums import LAYER_PART_KINDS
-from neuron_attribution.convert.generations import (
+from neuron_attribution.convert.asking.conversations import origins_from_proto, origins_to_proto
+from neuron_attribution.convert.asking.generations import (
     generation_from_proto,
     generation_to_proto,
     sampling_from_proto,
     sampling_to_proto,
 )
-from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
-from neuron_attribution.convert.neurons import head_from_proto, head_to_proto, neurons_from_proto, neurons_to_proto
-from neuron_attribution.convert.prompts import (
+from neuron_attribution.convert.asking.prompts import (
     prompt_from_proto,
     prompt_to_proto,
     token_choice_from_proto,
     token_choice_to_proto,
 )
+from neuron_attribution.convert.attributions import timings_from_proto, timings_to_proto
+from neuron_attribution.convert.enums import LAYER_PART_KINDS
+from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
+from neuron_attribution.convert.neurons import head_from_proto, head_to_proto, neurons_from_proto, neurons_to_proto
 from neuron_attribution.convert.tokens import (
     prediction_from_proto,
     prediction_to_proto,

@@ -10,19 +10,9 @@ from neuron_attribution.convert.aggregates import (
     aggregate_to_proto,
     check_aggregate,
 )
-from neuron_attribution.convert.conversations import conversation_from_proto, conversation_to_proto
-from neuron_attribution.convert.enums import DIRECTIONS, PARTS, SCORING_METHODS, SIDES, SUBKEYS
-from neuron_attribution.convert.generations import sampling_from_proto, sampling_to_proto
-from neuron_attribution.convert.interventions import interventions_from_proto, interventions_to_proto
-from neuron_attribution.convert.neurons import (
-    head_from_proto,
-    head_to_proto,
-    neurons_from_proto,
-    neurons_to_proto,
-    query_sources_from_proto,
-    query_sources_to_proto,
-)
-from neuron_attribution.convert.prompts import (
+from neuron_attribution.convert.asking.conversations import conversation_from_proto, conversation_to_proto
+from neuron_attribution.convert.asking.generations import sampling_from_proto, sampling_to_proto
+from neuron_attribution.convert.asking.prompts import (
     TextOrIds,
     completion_from_proto,
     completion_to_proto,
@@ -32,6 +22,16 @@ from neuron_attribution.convert.prompts import (
     span_to_proto,
     token_choice_from_proto,
     token_choice_to_proto,
+)
+from neuron_attribution.convert.enums import DIRECTIONS, PARTS, SCORING_METHODS, SIDES, SUBKEYS
+from neuron_attribution.convert.interventions import interventions_from_proto, interventions_to_proto
+from neuron_attribution.convert.neurons import (
+    head_from_proto,
+    head_to_proto,
+    neurons_from_proto,
+    neurons_to_proto,
+    query_sources_from_proto,
+    query_sources_to_proto,
 )
 from neuron_attribution.convert.values import (
     at_least_one,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from neuron_attribution.convert.conversations import origins_from_proto
+from neuron_attribution.convert.asking.conversations import origins_from_proto
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.results import Token, TokenizedToken, TokenizeResult, TokenPrediction
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages

@@ -5,10 +5,17 @@ import json
 import pytest
 from jinja2.exceptions import TemplateError
 from neuron_attribution.conversations.messages import TokenOrigin
+from neuron_attribution_server.front_end.conversations import rendering
 from neuron_attribution_server.front_end.conversations.origins import token_origins
 from neuron_attribution_server.front_end.conversations.renderer import Rendered
 from neuron_attribution_server.front_end.conversations.rendering import CannotContinueError, render
 from service.talks import EXACT, TALKS, TEMPLATES, Talk, asked, assistant, job, rendered, system, user
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Marks are tried for as long as it takes: a machine that does more beside loses none."""
+    monkeypatch.setattr(rendering, "_MARKING_SECONDS", 60.0)
 
 
 def parts(family, talk):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from neuron_attribution.conversations.messages import Conversation, Prompt
-from neuron_attribution.convert.conversations import conversation_from_proto, conversation_to_proto
+from neuron_attribution.convert.asking.conversations import conversation_from_proto, conversation_to_proto
 from neuron_attribution.convert.values import not_empty, unicode_text, unsigned
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.requests import Span
