@@ -1,82 +1,145 @@
-"""Quantised checkpoints: served as the numbers their packed weights stand for."""
+"""Quantized checkpoints: their matrices stay packed, and answers are those of the numbers that they stand for."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from neuron_attribution.errors import FailedPreconditionError
-from neuron_attribution.requests import AttributeOptions, Direction
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
+from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, LayerPartKind, Scale, Side
+from neuron_attribution_server.model.architectures.packed import tensor_bytes, unpacked_bytes
+from neuron_attribution_server.model.loading.models import engine_from, load_engine
+from neuron_attribution_server.settings.config import LoadSettings
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
+from reference import packed_folders as folders
+from reference.compare_answers import assert_same
+from reference.compared import compare_dissected
+from safetensors.torch import load_file, save_file
+from service.fakes import byte_level_tokenizer
+from transformers import PreTrainedModel
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+SAME = 1e-5
+OPTIONS = AttributeOptions(direction=Direction.BOTH, query_sources=8)
+TASK = AttributeTask(token_ids=(5, 9, 2, 77), explained=(ExplainedToken(3, 11), ExplainedToken(1)), options=OPTIONS)
+INTERVENTION = InterveneTask(
+    token_ids=(5, 9, 2, 77),
+    sets=((Intervention(Scale(2), heads=(Head(1, 0),), layers=(LayerPart(0, LayerPartKind.FFN),)),),),
+    generate=2,
+)
+CHECKPOINTS: dict[str, Callable[[Path], PreTrainedModel]] = {
+    "bitsandbytes 8 bit": lambda folder: folders.bitsandbytes_folder(folder, "llama", "8 bit"),
+    "bitsandbytes 4 bit": lambda folder: folders.bitsandbytes_folder(folder, "gemma3", "4 bit"),
+    "bitsandbytes nested": lambda folder: folders.bitsandbytes_folder(folder, "gpt2", "4 bit nested", torch.bfloat16),
+    "FP8": lambda folder: folders.fp8_folder(folder, "biased"),
+    "FP8 experts": folders.fp8_experts_folder,
+    "GPTQ": lambda folder: folders.gptq_folder(folder, "llama", 4),
+    "GPTQ 8 bit": lambda folder: folders.gptq_folder(folder, "biased", 8, "gptq_v2"),
+    "AWQ": lambda folder: folders.awq_folder(folder, "gemma3"),
+    "MXFP4": folders.mxfp4_folder,
+}
+
+
+@pytest.fixture(params=CHECKPOINTS)
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> tuple[str, PreTrainedModel]:
+    """A folder with packed matrices, and the model of the numbers that they stand for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = CHECKPOINTS[request.param](tmp_path)
+    return str(tmp_path / "packed"), model
+
+
+def test_answers_are_those_of_the_unpacked_numbers(checkpoint) -> None:
+    folder, unpacked = checkpoint
+    packed, plain = load_engine(LoadSettings(folder)), engine_from(unpacked, byte_level_tokenizer())
+    assert_same_answers(packed, plain)
+    model = packed._view.model
+    assert unpacked_bytes(model, packed._view.device) > 0
+    assert tensor_bytes(model) < 0.8 * tensor_bytes(unpacked)
+
+
+def test_packed_matrices_are_spread_over_memory_and_disk(checkpoint) -> None:
+    folder, unpacked = checkpoint
+    size = Path(folder, "model.safetensors").stat().st_size // 1000
+    spread = load_engine(LoadSettings(folder, device_map="auto", device_memory=f"cpu={0.85 * size:.0f}KB"))
+    assert "disk" in spread._view.model.hf_device_map.values()
+    assert_same_answers(spread, engine_from(unpacked, byte_level_tokenizer()))
+
+
+def assert_same_answers(packed, plain) -> None:
+    experts = bool(plain.facts.sizes.experts)
+    project = ProjectTask(neurons=(FfnNeuron(0, 3, 0 if experts else None), AttentionNeuron(0, 0, 2)), side=Side.SUBKEY)
+    answers, expected = (engine.run([TASK, INTERVENTION, project]) for engine in (packed, plain))
+    for ours, theirs in zip(answers[0].explanations, expected[0].explanations, strict=True):
+        assert_same(ours, theirs, SAME)
+        assert ours.ffn_value_neurons.coverage.exact
+    assert answers[1].results == expected[1].results
+    assert answers[2] == expected[2]
+
+
+def test_packed_weights_give_the_scores_of_the_definition(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compared = compare_dissected(folders.bitsandbytes_folder(tmp_path, "llama", "4 bit"), "quantised")
+    object.__setattr__(compared, "engine", load_engine(LoadSettings(str(tmp_path / "packed"))))
+    compared.check((5, 9, 2, 77), 11, options=OPTIONS)
+
+
+def test_a_checkpoint_with_parts_of_no_module_is_unpacked_at_load(tmp_path, monkeypatch) -> None:
+    """By bitsandbytes, whose models are not spread."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    unpacked = folders.bitsandbytes_folder(tmp_path, "llama", "8 bit")
+    file = tmp_path / "packed" / "model.safetensors"
+    save_file({**load_file(file), "model.another.SCB": torch.ones(1)}, file, metadata={"format": "pt"})
+    engine = load_engine(LoadSettings(str(tmp_path / "packed")))
+    assert unpacked_bytes(engine._view.model, engine._view.device) == 0
+    assert_same_answers(engine, engine_from(unpacked, byte_level_tokenizer()))
+    with pytest.raises(FailedPreconditionError, match="quantized like this one cannot be spread over devices"):
+        load_engine(LoadSettings(str(tmp_path / "packed"), device_map="auto"))
+
+
+TAKEN = r"""
+import ctypes, json, re, sys
+from pathlib import Path
+import torch
+from neuron_attribution_server.model.architectures.packed import tensor_bytes, unpacked_bytes
 from neuron_attribution_server.model.loading.models import load_engine
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
-from reference.compared import compare_dissected
-from reference.saved_models import save_tokenizer
-from service.fakes import SIZES
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-SHAPE = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 16,
-    "intermediate_size": 128,
-    "vocab_size": SIZES.vocabulary,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.15,
-}
-MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
-    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE)),
-}
-SCHEMES = {
-    "8 bit": (BitsAndBytesConfig(load_in_8bit=True), 0.02),
-    "4 bit": (BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32), 0.3),
-}
+def resident(field):
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return 1024 * int(re.search(field + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+task = AttributeTask(token_ids=(5, 9, 2, 77), explained=(ExplainedToken(3, 11),))
+small, large = sys.argv[1:]
+load_engine(LoadSettings(small, threads=1)).run([task])  # what libraries keep is no part of the weights
+before = resident("VmRSS")
+engine = load_engine(LoadSettings(large, threads=1))
+Path("/proc/self/clear_refs").write_text("5")
+for _ in range(2):
+    engine.run([task])
+most, model = resident("VmHWM") - before, engine._view.model
+for layer in engine._view.layers:
+    layer.ffn_subvalues.products(torch.ones(1, engine.facts.sizes.hidden_size))
+print(json.dumps({"most": most, "kept": resident("VmRSS") - before,
+                  "weights": tensor_bytes(model), "unpacked": unpacked_bytes(model, engine._view.device),
+                  "batch": engine.facts.memory.batch([task])}))
+"""
 
 
-@pytest.fixture(params=[(family, scheme) for family in MODELS for scheme in SCHEMES], ids="-".join)
-def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> tuple[Path, torch.Tensor, float]:
-    """A folder with packed weights, one matrix as it was before, and how far packing moves it."""
+@pytest.mark.process
+def test_memory_is_that_of_the_packed_matrices_and_one_unpacked(tmp_path, monkeypatch) -> None:
+    """Of a model that takes four times the memory when it is unpacked, after scoring has read every layer."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    family, scheme = request.param
-    config, error = SCHEMES[scheme]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MODELS[family]()
-    model.save_pretrained(tmp_path / "plain")
-    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config)
-    packed.save_pretrained(tmp_path / "packed")
-    save_tokenizer(tmp_path / "packed")
-    return tmp_path / "packed", model.model.layers[1].mlp.down_proj.weight.detach(), error
-
-
-def test_packed_weights_are_served_as_what_they_stand_for(checkpoint) -> None:
-    folder, original, error = checkpoint
-    engine = load_engine(LoadSettings(str(folder)))
-    weight = engine._view.model.model.layers[1].mlp.down_proj.weight
-    assert weight.shape == original.shape
-    assert weight.dtype == torch.float32
-    distance = (weight - original).abs().max() / original.abs().max()
-    assert 0 < distance < error
-    compared = compare_dissected(engine._view.model, "quantised")
-    compared.check((5, 9, 2, 77), 11, options=AttributeOptions(direction=Direction.BOTH, query_sources=8))
-    task = AttributeTask(token_ids=(5, 9, 2, 77), explained=(ExplainedToken(3, 11),))
-    (outcome,) = engine.run([task])
-    assert outcome.explanations[0].ffn_value_neurons.coverage.exact
-
-
-def test_packed_weights_are_not_spread(checkpoint) -> None:
-    folder, _, _ = checkpoint
-    with pytest.raises(FailedPreconditionError, match="a quantized checkpoint cannot be spread over devices"):
-        load_engine(LoadSettings(str(folder), device_map="auto"))
+    for name, sizes in {"small": {}, "large": {"hidden_size": 1024, "intermediate_size": 9216}}.items():
+        folders.eight_bit_folder(tmp_path / name, sizes)
+    arguments = [str(tmp_path / name / "packed") for name in ("small", "large")]
+    measured = json.loads(subprocess.check_output([sys.executable, "-c", TAKEN, *arguments], text=True))
+    predicted = measured["weights"] + measured["unpacked"]
+    assert 0.9 * predicted < measured["kept"] < 1.1 * predicted, measured
+    assert measured["most"] < measured["weights"] + measured["batch"], measured

@@ -7,16 +7,24 @@ weight and is zero where the expert is not chosen.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from neuron_attribution.requests import Subkey
 from torch import Tensor, nn
 
+from neuron_attribution_server.model.architectures.packed import PackedExperts
 from neuron_attribution_server.model.architectures.parameters import required
-from neuron_attribution_server.model.architectures.projections import HeadSizes, Projection, bias_of, weight_of
+from neuron_attribution_server.model.architectures.projections import (
+    HeadSizes,
+    Projection,
+    bias_of,
+    shape_of,
+    weight_of,
+)
 from neuron_attribution_server.model.architectures.spec import FeedForward
 from neuron_attribution_server.model.attribution.host import Ids
 from neuron_attribution_server.model.attribution.subvalues import FrozenWrite, Subvalues
@@ -34,12 +42,34 @@ class Routing:
         return Routing(self.indices[places], self.weights[places])
 
 
+class OneByOne(Sequence[Tensor]):
+    """Matrices that are read when they are asked for, and not kept."""
+
+    def __init__(self, count: int, read: Callable[[int], Tensor]) -> None:
+        self._count = count
+        self._read = read
+
+    @overload
+    def __getitem__(self, number: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Tensor]: ...
+    def __getitem__(self, number: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(number, slice):
+            return [self._read(each) for each in range(*number.indices(self._count))]
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        return self._read(number)
+
+    def __len__(self) -> int:
+        return self._count
+
+
 class DenseFfn:
     """A dense network, or the expert that every token passes through."""
 
     def __init__(self, layer: nn.Module, paths: FeedForward, sizes: HeadSizes) -> None:
         self.output = layer.get_submodule(paths.output)
-        self.width = weight_of(self.output).shape[1]
+        self.width = shape_of(self.output)[1]
         self.gated = paths.gate is not None
         self._activation = layer.get_submodule(paths.activation)
         self._up = Projection(layer.get_submodule(paths.up.module), paths.up.layout, sizes)
@@ -93,14 +123,16 @@ class Experts:
         """Neurons of one expert."""
 
     @property
-    def blocks(self) -> list[Tensor]:
+    def blocks(self) -> Sequence[Tensor]:
         """Rows of each expert's W_down, [N, d]."""
+        if isinstance(self.module.down_proj, PackedExperts):
+            return OneByOne(self.count, self.block)
         weight = required(self.module, "down_proj")
         return list(weight if self.module.is_transposed else weight.transpose(1, 2))
 
     def block(self, expert: int) -> Tensor:
         """Rows of one expert's W_down, [N, d]."""
-        weight = required(self.module, "down_proj")[expert]
+        weight = self._matrix("down_proj", expert)
         return weight if self.module.is_transposed else weight.T
 
     def key(self, expert: int, index: int, subkey: Subkey) -> Tensor:
@@ -149,8 +181,12 @@ class Experts:
         return activated
 
     def _inputs(self, expert: int) -> Tensor:
-        weight = required(self.module, "gate_up_proj" if self.gated else "up_proj")[expert]
+        weight = self._matrix("gate_up_proj" if self.gated else "up_proj", expert)
         return weight.T if self.module.is_transposed else weight
+
+    def _matrix(self, name: str, expert: int) -> Tensor:
+        held = getattr(self.module, name)
+        return held.matrix(expert) if isinstance(held, PackedExperts) else required(self.module, name)[expert]
 
 
 class LayerFfn:
@@ -170,7 +206,10 @@ class LayerFfn:
 
     def subvalues(self, write: FrozenWrite | None) -> Subvalues:
         """What the neurons write."""
-        return Subvalues(lambda: [block for part in (self.dense, self.experts) if part for block in part.blocks], write)
+        parts: list[DenseFfn | Experts] = [part for part in (self.dense, self.experts) if part is not None]
+        if len(parts) == 1:
+            return Subvalues(lambda: parts[0].blocks, write)
+        return Subvalues(lambda: [block for part in parts for block in part.blocks], write)
 
     def unit(self, expert: int | None, index: int) -> int:
         """The number of a neuron. Raises LookupError where the layer has none such."""

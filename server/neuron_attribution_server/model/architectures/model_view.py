@@ -14,7 +14,13 @@ from transformers import PreTrainedModel
 
 from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.norms import norm_view
-from neuron_attribution_server.model.architectures.projections import HeadSizes, bias_of, key_value_heads, weight_of
+from neuron_attribution_server.model.architectures.projections import (
+    HeadSizes,
+    bias_of,
+    key_value_heads,
+    shape_of,
+    weight_of,
+)
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 
 UNKNOWN_LENGTH = 2048
@@ -118,8 +124,8 @@ def _inside(model: PreTrainedModel, spec: ArchitectureSpec) -> ArchitectureSpec:
 
 def _head_sizes(layer: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes:  # noqa: ANN401
     heads = config.num_attention_heads
-    head_size = weight_of(layer.get_submodule(spec.attention_output)).shape[1] // heads
-    rows = weight_of(layer.get_submodule(spec.value.module)).shape[0]
+    head_size = shape_of(layer.get_submodule(spec.attention_output))[1] // heads
+    rows = shape_of(layer.get_submodule(spec.value.module))[0]
     return HeadSizes(heads, key_value_heads(rows, spec.value.layout, heads, head_size), head_size)
 
 

@@ -32,6 +32,7 @@ from neuron_attribution_server.model.loading.load_failures import Reading, check
 from neuron_attribution_server.model.loading.math_libraries import most_threads
 from neuron_attribution_server.model.loading.memory import memory_cost
 from neuron_attribution_server.model.loading.model_source import ModelSource, model_source
+from neuron_attribution_server.model.loading.packed_checkpoints import NotKeptPackedError, kept_packed, tell_packed
 from neuron_attribution_server.model.loading.placement import check_whole, device_of, loading_arguments, place
 from neuron_attribution_server.model.loading.ranges import VocabularyRanges
 from neuron_attribution_server.model.loading.usual_contexts import usual_activity
@@ -141,29 +142,52 @@ def _engine(
 
 
 def _model(source: ModelSource, adapter: AdapterSource | None, settings: LoadSettings) -> PreTrainedModel:
-    """The model with every tensor as its files have it, and the adapter's in them, where it runs."""
+    """The model with every tensor as its files have it, and the adapter's in them, where it runs.
+
+    What an adapter is merged into, and what a guess is proven on, is plain matrices.
+    """
+    packed = None
     if source.gguf_file is None:
         config = AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments)
         _spec(config, guess=settings.guess_architecture)
+        if adapter is None and not settings.guess_architecture:
+            packed = kept_packed(config)
     with _naming_pickled_weights(source, settings):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.location,
-            dtype=_dtype(settings.dtype, device_of(settings)),
-            use_safetensors=None if settings.pickled_weights else True,
-            ignore_mismatched_sizes=True,  # they are refused below, by their names
-            output_loading_info=True,
-            **loading_arguments(settings),
-            **_own_code(settings),
-            **source.arguments,
-        )
-    model: PreTrainedModel = loaded[0]
-    check_tensors(source, loaded[1])
+        if packed is None:
+            model, info = _loaded(source, settings)
+        else:
+            try:
+                model, info = _loaded(source, settings, config=config)
+            except NotKeptPackedError:
+                packed = None
+                model, info = _loaded(source, settings)
+    check_tensors(source, info)
     if getattr(model, "is_quantized", False) and source.gguf_file is None:
         model = _dequantized(model, settings)
     if adapter is not None:
         model = merged(model, source, adapter)
     place(model, settings)
+    if packed is not None:
+        tell_packed(model, packed, device_of(settings))
     return model
+
+
+def _loaded(
+    source: ModelSource, settings: LoadSettings, **arguments: PreTrainedConfig
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model as transformers loads it, and what it tells of the tensors."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source.location,
+        dtype=_dtype(settings.dtype, device_of(settings)),
+        use_safetensors=None if settings.pickled_weights else True,
+        ignore_mismatched_sizes=True,  # they are refused by their names
+        output_loading_info=True,
+        **loading_arguments(settings),
+        **_own_code(settings),
+        **source.arguments,
+        **arguments,
+    )
+    return loaded[0], loaded[1]
 
 
 @contextmanager
@@ -223,11 +247,12 @@ def _model_type(config: PreTrainedConfig) -> str:
 
 
 def _dequantized(model: PreTrainedModel, settings: LoadSettings) -> PreTrainedModel:
-    """The same numbers as plain matrices: packed weights are none that the method could read."""
+    """The same numbers as plain matrices, of a checkpoint whose matrices cannot stay packed."""
     if settings.device_map is not None:
         raise FailedPreconditionError(
-            "model refused: a quantized checkpoint cannot be spread over devices, for its plain matrices would not fit "
-            "where its packed ones do; leave --device-map out, or serve the checkpoint it was made from",
+            "model refused: a checkpoint quantized like this one cannot be spread over devices, for its matrices are "
+            "unpacked at load, and would not fit where the packed ones do; leave --device-map out, or serve the "
+            "checkpoint it was made from",
             reason="QUANTIZED_AND_SPREAD",
         )
     plain: PreTrainedModel = model.dequantize()
