@@ -6,7 +6,8 @@ PYTHONPATH=tests python -m families_page [FILE]
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import AttributeOptions
+from neuron_attribution.results import LayerParts, Mixer
 from neuron_attribution_server.model.architectures.families import FAMILIES
 from neuron_attribution_server.model.architectures.refusals import refusal
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, NormKind
@@ -21,6 +23,7 @@ from neuron_attribution_server.model.loading.invariants import INVARIANTS
 from reference.compare_neurons import ranking_key
 from reference.compared import Compared, compare_dissected
 from reference.tiny_families import TINY_FAMILIES, tiny_family
+from reference.tiny_wrappers import WRAPPERS
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -41,7 +44,7 @@ serves nothing.
 SUPPORTED = """
 ## Supported
 
-Each row is a model with random weights, float32, two layers, hidden size 32, a vocabulary of 97 (transformers
+Each row is a model with random weights, float32, two to four layers, hidden size 32, a vocabulary of 97 (transformers
 {version}, torch {torch}, CPU), measured when it was loaded: the largest absolute difference relative to the largest
 value. *Brute force* is the largest absolute difference of the 50 strongest neurons' scores of either kind to a
 float64 oracle that takes the model apart by how it behaves and reads no description. *Attention* says how its
@@ -97,7 +100,7 @@ def lines() -> Iterator[str]:
 
 def by_their_language_model() -> dict[str, str]:
     """Model types that are no family themselves, and the family of the language model in them."""
-    others = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(FAMILIES))
+    others = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *WRAPPERS} - set(FAMILIES))
     families = {name: language_model(name) for name in others}
     return {name: family for name, family in families.items() if family in FAMILIES}
 
@@ -122,7 +125,7 @@ def supported(name: str, spec: ArchitectureSpec, compared: Compared) -> str:
     errors = " | ".join(f"{invariant.error:.0e}" for invariant in facts.invariants)
     cells = (
         name,
-        "recorded" if spec.uses_attention_interface else "returned",
+        attention(spec, facts.layers),
         ffn(view.spec, facts.sizes.experts, facts.sizes.ffn_width),
         norms(view.spec),
         "exact" if facts.exactness.exact else "not claimed: soft-cap",
@@ -130,6 +133,13 @@ def supported(name: str, spec: ArchitectureSpec, compared: Compared) -> str:
         f"{brute_force(compared):.0e}",
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def attention(spec: ArchitectureSpec, layers: Sequence[LayerParts]) -> str:
+    """How its weights are had, and what mixes positions beside it or in other layers."""
+    had = "recorded" if spec.uses_attention_interface else "returned"
+    others = Counter(mixer for layer in layers for mixer in layer.mixers if mixer is not Mixer.ATTENTION)
+    return ", ".join([had, *(f"{mixer.value} in {count} of {len(layers)} layers" for mixer, count in others.items())])
 
 
 def ffn(spec: ArchitectureSpec, experts: int, width: int) -> str:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import torch
-from neuron_attribution_server.model.loading.demo import demo_folder
+from neuron_attribution_server.model.loading.sources.demo import demo_folder
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -16,7 +16,10 @@ from neuron_attribution.results import LayerScores, ModelIdentity, NeuronScore, 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ComparedSide:
-    """One of two predictions: the exact tokens, the explained token, and the scores of layers and heads [L, H]."""
+    """One of two predictions: the exact tokens, the explained token, and the scores of layers and heads [L, H].
+
+    Scores of heads are not numbers in layers without heads.
+    """
 
     model: ModelIdentity
     tokens: tuple[Token, ...]
@@ -103,7 +106,7 @@ class Comparison(Displayed):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class HeadEffects(Displayed):
-    """What a prediction becomes when each head in turn is zeroed at every position, [L, H] each.
+    """What a prediction becomes when each head in turn is zeroed at every position, [L, H] each; NaN without heads.
 
     `target` is the watched token before that; `kl_divergences` are KL(before || after) in nats.
     """

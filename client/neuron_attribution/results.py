@@ -343,6 +343,30 @@ class ModelSizes:
     expert_width: int = 0
 
 
+class Mixer(Enum):
+    """What moves information between positions in a layer."""
+
+    UNKNOWN = "mixer of a kind that this client does not know"
+
+    ATTENTION = "attention"
+    SHORT_CONVOLUTION = "short convolution"
+    STATE_SPACE = "state space"
+    GATED_DELTA_NETWORK = "gated delta network"
+    GATED_LINEAR_RECURRENCE = "gated linear recurrence"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParts:
+    """What one layer is made of. Without heads it has no head, position or attention neuron scores."""
+
+    mixers: tuple[Mixer, ...]
+    """Side by side where there are several; none where the layer only has an FFN."""
+    heads: int
+    ffn_width: int
+    """Of the network that every token passes through; zero where there is none, or only routed experts."""
+    experts: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the service accepts; see the Limits message."""
@@ -426,3 +450,5 @@ class ModelInfo(Displayed):
     """In how many contexts the activity of FFN neurons was looked at; 0 where it was not."""
     ranges_ready: float = 0.0
     """The part that is ready of what bounds decreases; until it is whole, requests for them wait for the rest."""
+    layers: tuple[LayerParts, ...] = ()
+    """What each layer is made of; empty from a server that does not say."""

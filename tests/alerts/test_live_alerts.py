@@ -11,7 +11,7 @@ import pytest
 from alerts.documents import ALERTS, PANELS, RECORDS, ROOT, in_full
 from alerts.night import HEALTHY, NO_TARGETS, long_night
 from alerts.troubles import TROUBLES
-from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
+from neuron_attribution_server.model.loading.sources.demo import DemoUnavailableError, demo_folder
 
 NOT_ON_THIS_SERVER = {"Certificate expires in"}
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from neuron_attribution.requests import AttributeOptions
 from neuron_attribution.results import Explanation
-from neuron_attribution_server.model.loading.demo import demo_folder
 from neuron_attribution_server.model.loading.models import engine_from, load_engine
+from neuron_attribution_server.model.loading.sources.demo import demo_folder
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM

@@ -10,13 +10,13 @@ PUBLIC = """
     ComparedSide Comparison ComponentKind Coverage DeadlineExceededError DifferenceRanking Direction Exactness
     Explanation FailedPreconditionError FfnNeuron FieldViolation Head HeadEffects HeadPosition HeadScore
     InternalError InterveneRequest InterveneResult Intervention InterventionResult InterventionSet
-    InvalidArgumentError Invariant LayerPart LayerPartKind LayerScores Limits ModelIdentity ModelInfo ModelSizes
-    Neuron NeuronAttributionError NeuronComparison NeuronDifference NeuronProjection NeuronRanking NeuronScore
-    NotFoundError Operation Part PermissionDeniedError PredictionState ProjectNeuronRequest ProjectNeuronResult
-    ProjectedRank ProjectedToken Projection PromotedSide QueryLayer QueryLayers QuerySource ResourceExhaustedError
-    Scale ScoringMethod SetTo Side StreamResult Subkey Timings Token TokenPrediction TokenizeRequest TokenizeResult
-    TokenizedToken TokenizerFacts UnauthenticatedError UnavailableError UnimplementedError Zero parse_head
-    parse_neuron parse_query_source
+    InvalidArgumentError Invariant LayerPart LayerPartKind LayerParts LayerScores Limits Mixer ModelIdentity
+    ModelInfo ModelSizes Neuron NeuronAttributionError NeuronComparison NeuronDifference NeuronProjection
+    NeuronRanking NeuronScore NotFoundError Operation Part PermissionDeniedError PredictionState
+    ProjectNeuronRequest ProjectNeuronResult ProjectedRank ProjectedToken Projection PromotedSide QueryLayer
+    QueryLayers QuerySource ResourceExhaustedError Scale ScoringMethod SetTo Side StreamResult Subkey Timings Token
+    TokenPrediction TokenizeRequest TokenizeResult TokenizedToken TokenizerFacts UnauthenticatedError
+    UnavailableError UnimplementedError Zero parse_head parse_neuron parse_query_source
 """
 
 

@@ -10,7 +10,7 @@ import psutil
 from deploy.sandbox import Sandbox
 from deploy.server_checks import LISTENERS
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from neuron_attribution_server.model.loading.demo import demo_folder
+from neuron_attribution_server.model.loading.sources.demo import demo_folder
 from neuron_attribution_server.settings.config import flag_name
 
 PATIENCE = 120

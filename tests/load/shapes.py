@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from neuron_attribution_server.model.loading.demo import demo_folder
+from neuron_attribution_server.model.loading.sources.demo import demo_folder
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SHAPES = {

@@ -20,7 +20,7 @@ from neuron_attribution.convert import explanations_to_proto
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Part, Side
 from neuron_attribution.results import ModelIdentity
-from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
+from neuron_attribution_server.model.loading.sources.demo import DemoUnavailableError, demo_folder
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, ProjectTask
 from reference.compare import assert_close, assert_projection, assert_ranking
 from reference.compare_explanations import assert_explanation, assert_scores_absolutely

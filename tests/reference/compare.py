@@ -15,10 +15,11 @@ TOLERANCE = 1e-5
 
 
 def assert_close(got: object, want: object, what: str, tolerance: float = TOLERANCE) -> None:
-    """Within `tolerance`, absolute below one and relative above."""
+    """Within `tolerance`, absolute below one and relative above; what is not a number is none in both."""
     got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
     assert got.shape == want.shape, f"{what}: shape {got.shape} instead of {want.shape}"
-    error = np.abs(got - want) / np.maximum(1, np.abs(want))
+    neither = np.isnan(got) & np.isnan(want)
+    error = np.where(neither, 0.0, np.abs(got - want) / np.maximum(1, np.abs(want)))
     assert not error.size or error.max() <= tolerance, f"{what}: off by {error.max():.2e}"
 
 

@@ -8,6 +8,7 @@ fitted. Everything found is checked against what the model did, so that a wrong 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,16 @@ from transformers import PreTrainedModel
 
 from reference.experts import RoutedExperts
 from reference.forward import LayerStates, States
-from reference.recording import CLOSE, Call, Recording, columns, in_double, is_linear, matrix, record, same
+from reference.found_ffn import experts_factor_of, ffn_names, ffn_of, find_experts, find_keys, rows_of
+from reference.found_norms import measured_norm, no_norm, norm_after, traced
+from reference.mixed_heads import Values, find_values
+from reference.recording import Call, Recording, in_double, is_linear, matrix, ratio, record, same
 from reference.weights import Layer, Norm, Weights
 
+SINKS = "GraniteSWAAttention", "GraniteMoeSWAAttention"
 PROBE = (5, 17, 3, 60, 31, 8, 77, 42)
-ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+ATTENTIONS = ("self_attn", "attn", "attention", "self_attention", "multi_head_attention")
+NOTHING = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -45,18 +51,79 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """One layer's modules, as they were found."""
+class Attention:
+    """A layer's attention: the output projection, and where the values are."""
 
-    first: nn.Module
     output: nn.Module
-    value: nn.Module
-    value_columns: list[int]
-    attention_write: Write
+    values: Values
+    made: int
+    """The layer whose input the values are made of."""
+    write: Write
+    norm: Norm
+    value_rows: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """What single neurons write, but for the norm's scale."""
+        return self.write.rows(matrix(self.output).T)
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A layer's feed-forward network: its down projection, its routed experts, or both."""
+
     down: nn.Module | None
     experts: RoutedExperts | None
-    ffn_write: Write
-    weights: Layer
+    experts_factor: float
+    write: Write
+    up: Tensor
+    gate: Tensor | None
+    norm: Norm
+    raw_rows: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """What single neurons write, but for the norm's scale."""
+        return self.write.rows(self.raw_rows)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One layer's parts, as they were found; each written with a factor."""
+
+    first: nn.Module
+    scalar: float
+    """What the residual stream is multiplied by at the layer's end."""
+    attention: Attention | None
+    recurrence: tuple[nn.Module, float] | None
+    """The output projection of what mixes positions without attention weights."""
+    ffn: FeedForward | None
+    also: tuple[nn.Module, float] | None
+    """A module whose output is written beside theirs."""
+
+    def weights(self, size: int) -> Layer:
+        """What brute force reads; queries, keys and biases are left to the model."""
+        attention, ffn, none = self.attention, self.ffn, torch.zeros(0, size, dtype=torch.float64)
+        return Layer(
+            attention_norm=no_norm(size) if attention is None else attention.norm,
+            ffn_norm=no_norm(size) if ffn is None else ffn.norm,
+            query=NOTHING,
+            query_bias=NOTHING,
+            key=NOTHING,
+            key_bias=NOTHING,
+            value=none if attention is None else attention.value_rows,
+            value_bias=NOTHING,
+            output=none if attention is None else attention.rows,
+            output_bias=NOTHING,
+            up=none if ffn is None else ffn.up,
+            up_bias=NOTHING,
+            gate=none if ffn is None else ffn.gate,
+            gate_bias=None,
+            down=none if ffn is None else ffn.rows,
+            down_bias=NOTHING,
+            names=() if ffn is None else ffn_names(ffn.down, ffn.experts),
+            values_of=None if attention is None else attention.made,
+        )
 
 
 class Dissection:
@@ -69,109 +136,176 @@ class Dissection:
         self._inputs = [_layer_input(recording, layer) for layer in self._layers]
         self._final_norm = _final_norm(recording, self.model)
         self._heads = recording.attentions[0].shape[0]
+        self._attends = _attends(recording, self._layers)
         self._sinks = [_sink_module(layer) for layer in self._layers]
-        self._parts = [self._dissect(recording, number) for number in range(len(self._layers))]
+        self._parts = self._dissected(recording)
         self.weights = self._weights(recording)
 
     def states(self, token_ids: Sequence[int]) -> States:
         """Run a prompt."""
         recording = record(self.model, token_ids)
-        streams = [recording.of(first).input for first in self._inputs]
+        streams = [self._remaining(n) * recording.of(first).input for n, first in enumerate(self._inputs)]
         streams.append(recording.of(self._final_norm).input)
         layers = [self._layer_states(recording, number, streams) for number in range(len(self._parts))]
         return States(tuple(layers), streams[-1], recording.logits)
 
     def _layer_states(self, recording: Recording, number: int, streams: list[Tensor]) -> LayerStates:
-        parts, pattern = self._parts[number], self._pattern(recording, number)
-        raw = recording.of(parts.output).output
-        values = self._clipped(recording.of(parts.value).output[:, parts.value_columns])
-        values = values.unflatten(1, (self._heads, -1)).transpose(0, 1)
-        attention = parts.attention_write(recording, raw)
-        coefficients, ffn_raw = _ffn(recording, parts.down, parts.experts, _scope(recording, self._layers[number]))
-        ffn = parts.ffn_write(recording, ffn_raw)
-        middle = streams[number] + attention
-        z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1)
-        assert_same(z, recording.of(parts.output).input, "attention")
-        assert_same(streams[number] + attention + ffn, streams[number + 1], "the residual stream")
+        parts, scope = self._parts[number], _scope(recording, self._layers[number])
+        length, size = streams[number].shape
+        pattern = torch.full((self._heads, length, length), torch.nan, dtype=torch.float64)
+        values = torch.zeros(self._heads, length, 0, dtype=torch.float64)
+        mixed = torch.zeros(length, size, dtype=torch.float64)
+        scale, gates = torch.ones(length, dtype=torch.float64), None
+        if parts.attention is not None:
+            attention, raw = parts.attention, recording.of(parts.attention.output)
+            pattern = self._pattern(recording, number)
+            values = attention.values(recording).unflatten(1, (self._heads, -1)).transpose(0, 1)
+            mixed = mixed + attention.write(recording, raw.output)
+            scale = attention.write.scale(raw.output)[:, 0]
+            gates = attention.values.gates(recording)
+            z = torch.einsum("hts,hsk->thk", pattern, values).flatten(1) * (1 if gates is None else gates)
+            assert_same(z, raw.input, "attention")
+        if parts.recurrence is not None:
+            module, factor = parts.recurrence
+            mixed = mixed + factor * recording.of(module).output
+        coefficients, ffn = torch.zeros(length, 0, dtype=torch.float64), torch.zeros_like(mixed)
+        if parts.ffn is not None:
+            given = parts.ffn.down, parts.ffn.experts, scope, parts.ffn.experts_factor
+            coefficients, raw_ffn = ffn_of(recording, *given)
+            ffn = parts.ffn.write(recording, raw_ffn)
+            coefficients = coefficients / parts.ffn.write.scale(raw_ffn)
+        if parts.also is not None:
+            module, factor = parts.also
+            ffn = ffn + factor * recording.of(module).output
+        middle = streams[number] + mixed
+        assert_same(middle + ffn, streams[number + 1], "the residual stream")
         return LayerStates(
             input=streams[number],
             attention_weights=pattern,
             values=values,
-            attention=attention,
+            attention=mixed,
             middle=middle,
-            coefficients=coefficients / parts.ffn_write.scale(ffn_raw),
+            coefficients=coefficients,
             ffn=ffn,
-            attention_scale=parts.attention_write.scale(raw)[:, 0],
-            ffn_reads_attention=any(same(call.input, middle) for call in _scope(recording, self._layers[number])),
+            attention_scale=scale,
+            gates=None if gates is None else gates.unflatten(1, (self._heads, -1)).transpose(0, 1),
+            ffn_reads_attention=any(same(call.input, middle / self._remaining(number)) for call in scope),
         )
 
-    def _dissect(self, recording: Recording, number: int) -> Parts:
-        layer = self._layers[number]
-        scope = _scope(recording, layer)
-        attention_names = tuple(f"{_name(self.model, layer)}.{name}." for name in ATTENTIONS)
-        attention = [call for call in scope if call.name.startswith(attention_names)]
-        rest = [call for call in scope if call not in attention]
+    def _remaining(self, number: int) -> float:
+        """What the residual stream is multiplied by from a layer's input on: states are told as they end up."""
+        return math.prod(parts.scalar for parts in self._parts[number:])
+
+    def _dissected(self, recording: Recording) -> list[Parts]:
+        """From the last layer to the first: what one writes is multiplied by the later ones."""
+        found: list[Parts] = []
+        for number in reversed(range(len(self._layers))):
+            found.insert(0, self._dissect(recording, number, math.prod(parts.scalar for parts in found)))
+        return found
+
+    def _dissect(self, recording: Recording, number: int, later: float) -> Parts:
+        scope = _scope(recording, self._layers[number])
         size = _size(recording.of(self._inputs[number]).input)
-        output = [call for call in attention if is_linear(call.module) and size == _size(call.output)][-1]
-        value, places = self._find_values(self._pattern(recording, number), output, attention)
-        experts = _find_experts(rest)
+        attention, recurrent, rest = self._sorted(recording, number)
+        outputs = [_last_to(size, calls) for calls in (attention, recurrent)]
+        experts = find_experts(rest)
         downs = [c for c in rest if is_linear(c.module) and _size(c.output) == size != _size(c.input)]
-        down = downs[-1].module if downs else None
-        _, ffn_raw = _ffn(recording, down, experts, scope)
-        before, after = self._around(recording, number)
-        norms = [_norm_after(scope, raw) for raw in (output.output, ffn_raw)]
-        written = [norm.output if norm else raw for norm, raw in zip(norms, (output.output, ffn_raw), strict=True)]
-        factors = torch.linalg.lstsq(
-            torch.stack([each.flatten() for each in written], 1), (after - before).flatten()[:, None]
-        )
-        writes = [
-            Write(norm and norm.module, norm and measured_norm(norm.module, size), round(factor, 5))
-            for norm, factor in zip(norms, factors.solution[:, 0].tolist(), strict=True)
-        ]
-        up, gate, ffn_norm = _find_keys(scope, rest, down, experts, size)
-        value_rows, attention_norm = _traced(scope, matrix(value.module)[places], value.input, size)
-        rows = [] if down is None else [matrix(down).T]
-        rows += [] if experts is None else [experts.down()]
+        down = downs[0].module if downs else None
+        raw = [None if call is None else call.output for call in outputs]
+        factor = self._experts_factor(recording, number, down, experts, raw)
+        raw.append(None if down is experts is None else ffn_of(recording, down, experts, scope, factor)[1])
+        scalar, writes, also = self._writes(recording, number, raw, rest, later)
         return Parts(
             first=self._inputs[number],
-            output=output.module,
-            value=value.module,
-            value_columns=places,
-            attention_write=writes[0],
-            down=down,
-            experts=experts,
-            ffn_write=writes[1],
-            weights=_as_layer(
-                attention_norm,
-                ffn_norm,
-                value_rows,
-                writes[0].rows(matrix(output.module).T),
-                up,
-                gate,
-                writes[1].rows(torch.cat(rows)),
-                _names(down, experts),
+            scalar=scalar,
+            attention=None
+            if outputs[0] is None
+            else self._attention(recording, number, outputs[0], attention, writes[0]),
+            recurrence=None if outputs[1] is None else (outputs[1].module, writes[1].factor),
+            ffn=None
+            if raw[2] is None
+            else FeedForward(
+                down,
+                experts,
+                factor,
+                writes[2],
+                *find_keys(scope, rest, down, experts, size),
+                rows_of(recording, down, experts, scope),
             ),
+            also=also,
         )
+
+    def _sorted(self, recording: Recording, number: int) -> tuple[list[Call], list[Call], list[Call]]:
+        """A layer's calls: those of attention, those of what else mixes positions, which convolves them, and others."""
+        layer, attention, recurrent = self._layers[number], [], []
+        scope = _scope(recording, layer)
+        for name, child in layer.named_children():
+            inside = set(child.modules())
+            calls = [call for call in scope if call.module in inside]
+            if self._attends[number] and (name in ATTENTIONS or inside & recording.attending):
+                attention += calls
+            elif any(isinstance(module, nn.Conv1d) for module in inside):
+                recurrent += calls
+        rest = [call for call in scope if call not in attention and call not in recurrent]
+        return attention, recurrent, rest
+
+    def _writes(
+        self, recording: Recording, number: int, raw: list[Tensor | None], rest: list[Call], later: float
+    ) -> tuple[float, list[Write | None], tuple[nn.Module, float] | None]:
+        """What multiplies the residual stream, what stands between it and what a layer's parts give, and what else is
+        written, by what the next layer's input is.
+        """
+        scope = _scope(recording, self._layers[number])
+        norms = [None if given is None else norm_after(scope, given) for given in raw]
+        written = [norm.output if norm else given for norm, given in zip(norms, raw, strict=True)]
+        before, after = self._around(recording, number)
+        (scalar, *fitted), also = _fitted(after, [before, *(each for each in written if each is not None)], rest)
+        factors = iter(later * factor for factor in fitted)
+        writes = [
+            None
+            if given is None
+            else Write(norm and norm.module, norm and measured_norm(norm.module, _size(given)), next(factors))
+            for norm, given in zip(norms, raw, strict=True)
+        ]
+        return scalar, writes, None if also is None else (also.module, next(factors))
+
+    def _experts_factor(
+        self,
+        recording: Recording,
+        number: int,
+        down: nn.Module | None,
+        experts: RoutedExperts | None,
+        others: list[Tensor | None],
+    ) -> float:
+        """How much more of the routed experts' sum than of the shared expert's output is in what a layer writes."""
+        scope = _scope(recording, self._layers[number])
+        if down is None or experts is None or norm_after(scope, ffn_of(recording, down, experts, scope)[1]):
+            return 1.0
+        before, after = self._around(recording, number)
+        there = [each for each in others if each is not None]
+        return experts_factor_of(recording, down, experts, scope, there, after - before)
+
+    def _attention(self, recording: Recording, number: int, output: Call, calls: list[Call], write: Write) -> Attention:
+        """The values are made in the layer's own attention, or in a layer before it."""
+        pattern, size = self._pattern(recording, number), _size(output.output)
+        for made in (number, *reversed(range(number))):
+            scope = _scope(recording, self._layers[made])
+            among = [call for call in (calls if made == number else scope) if call is not output]
+            values = find_values(pattern, output.input, self._heads, among, self._clipped)
+            if values is not None:
+                rows, read = values.rows(scope)
+                rows, norm = traced(scope, rows, read, size)
+                return Attention(output.module, values, made, write, norm, rows)
+        raise AssertionError("no module gives the values")
 
     def _around(self, recording: Recording, number: int) -> tuple[Tensor, Tensor]:
         following = [*self._inputs, self._final_norm][number + 1]
         return recording.of(self._inputs[number]).input, recording.of(following).input
 
-    def _find_values(self, pattern: Tensor, output: Call, attention: list[Call]) -> tuple[Call, list[int]]:
-        """Attention weights times values are the output projection's input: the columns of which this is true."""
-        wanted = output.input.unflatten(1, (self._heads, -1))
-        for call in attention:
-            if is_linear(call.module) and call.module is not output.module and call.output.dim() == 2:
-                mixed = torch.einsum("hts,sj->thj", pattern, self._clipped(call.output))
-                distance = (wanted[:, :, :, None] - mixed[:, :, None]).abs().amax(0).flatten(0, 1)
-                nearest = distance.min(1)
-                if bool((nearest.values < CLOSE * wanted.abs().max()).all()):
-                    return call, nearest.indices.tolist()
-        raise AssertionError("no module gives the values")
-
     def _pattern(self, recording: Recording, number: int) -> Tensor:
         """Attention weights as applied: Granite's sinks shrink what a head mixes and leave its weights alone."""
-        pattern, attention = recording.attentions[number], self._sinks[number]
+        pattern = recording.attentions[sum(self._attends[:number])]
+        attention = self._sinks[number]
         if attention is None:
             return pattern
         mixed = recording.of(attention.o_proj).input.unflatten(1, (self._heads, -1))
@@ -186,43 +320,29 @@ class Dissection:
 
     def _weights(self, recording: Recording) -> Weights:
         unembedding = self.model.get_output_embeddings()
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        config = self.model.config.get_text_config()
+        cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
         logits = recording.logits if cap is None else cap * torch.atanh(recording.logits / cap)
         plain = recording.of(self._final_norm).output @ matrix(unembedding).T
         bias = torch.zeros(len(plain.T), dtype=torch.float64) if unembedding.bias is None else unembedding.bias.detach()
         plain = plain + bias
         factor = round(((logits * plain).sum() / plain.square().sum()).item(), 5)
         assert_same(factor * plain, logits, "logits")
+        layers = tuple(parts.weights(_size(matrix(unembedding))) for parts in self._parts)
         return Weights(
             heads=self._heads,
             key_value_heads=self._heads,
-            head_size=len(self._parts[0].weights.output) // self._heads,
+            head_size=max(len(layer.output) for layer in layers) // self._heads,
             embedding=torch.empty(0),
             positions=None,
             rotary=None,
-            layers=tuple(parts.weights for parts in self._parts),
+            layers=layers,
             activation=torch.nn.functional.silu,
             final_norm=measured_norm(self._final_norm, len(matrix(unembedding).T)),
             unembedding=factor * matrix(unembedding),
             unembedding_bias=factor * bias,
             cap=cap,
         )
-
-
-def measured_norm(module: nn.Module, size: int) -> Norm:
-    """A norm's weight, bias and epsilon, from what it makes of three vectors."""
-    module = copy.deepcopy(module).double()
-    vector = torch.linspace(-1, 2, size, dtype=torch.float64) ** 3 + 0.1
-    with torch.no_grad():
-        bias = module(torch.zeros(1, size, dtype=torch.float64))[0].double()
-        large, shifted = (module(x[None])[0].double() for x in (1e4 * vector, 1e4 * vector + 1e4))
-        centred = same(large, shifted)
-        c = vector - vector.mean() * centred
-        weight = (large - bias) * c.square().mean().sqrt() / c
-        tiny = 1e-3 * vector
-        scales = 1e-3 * weight * c / (module(tiny[None])[0].double() - bias)
-    epsilon = scales.median().item() ** 2 - 1e-6 * c.square().mean().item()
-    return Norm(weight, bias, max(epsilon, 0.0), centred)
 
 
 def assert_same(a: Tensor, b: Tensor, what: str) -> None:
@@ -232,7 +352,22 @@ def assert_same(a: Tensor, b: Tensor, what: str) -> None:
 
 
 def _sink_module(layer: nn.Module) -> nn.Module | None:
-    return next((module for module in layer.modules() if type(module).__name__ == "GraniteSWAAttention"), None)
+    return next((module for module in layer.modules() if type(module).__name__ in SINKS), None)
+
+
+def _attends(recording: Recording, layers: list[nn.Module]) -> list[bool]:
+    """Whether each layer has attention weights: all do, or those that returned some."""
+    if len(recording.attentions) == len(layers):
+        return [True] * len(layers)
+    found = [bool(set(layer.modules()) & recording.attending) for layer in layers]
+    assert sum(found) == len(recording.attentions)
+    return found
+
+
+def _last_to(size: int, calls: list[Call]) -> Call | None:
+    """The last projection to vectors of a size."""
+    found = [call for call in calls if is_linear(call.module) and size == _size(call.output)]
+    return found[-1] if found else None
 
 
 def _layer_modules(model: PreTrainedModel) -> list[nn.Module]:
@@ -256,147 +391,24 @@ def _layer_input(recording: Recording, layer: nn.Module) -> nn.Module:
 
 
 def _final_norm(recording: Recording, model: PreTrainedModel) -> nn.Module:
-    """The last module before the unembedding."""
+    """The last module before the unembedding; some models divide what it gives."""
     unembedding = recording.of(model.get_output_embeddings())
-    return [call for call in recording.calls if same(call.output, unembedding.input)][-1].module
+    return [call for call in recording.calls if ratio(unembedding.input, call.output)][-1].module
 
 
 def _size(tensor: Tensor) -> int:
     return tensor.shape[-1]
 
 
-def _find_experts(calls: list[Call]) -> RoutedExperts | None:
-    found = [call.module for call in calls if hasattr(call.module, "has_gate")]
-    return RoutedExperts(found[0]) if found else None
+def _fitted(after: Tensor, parts: list[Tensor], rest: list[Call]) -> tuple[list[float], Call | None]:
+    """What the layer's input and its writes are multiplied by to give the next one's input.
 
-
-def _ffn(
-    recording: Recording, down: nn.Module | None, experts: RoutedExperts | None, scope: list[Call]
-) -> tuple[Tensor, Tensor]:
-    """The coefficients [T, N] of every neuron, and what the whole network gives, before a norm, [T, d]."""
-    if experts is None:
-        assert down is not None
-        return recording.of(down).input, recording.of(down).output
-    call = recording.of(experts.module)
-    routed = experts.coefficients(call)
-    if down is None:
-        return routed, call.output
-    shared = recording.of(down)
-    share = _share(scope, shared)
-    return torch.cat([share * shared.input, routed], 1), share * shared.output + call.output
-
-
-def _share(scope: list[Call], shared: Call) -> Tensor:
-    """What weighs the shared expert: a projection to one number, through a sigmoid; or nothing does. [T, 1]"""
-    gates = [call for call in scope if is_linear(call.module) and _size(call.output) == 1]
-    return torch.sigmoid(gates[-1].output) if gates else torch.ones(len(shared.output), 1, dtype=torch.float64)
-
-
-def _norm_after(scope: list[Call], raw: Tensor) -> Call | None:
-    found = [call for call in scope if not is_linear(call.module) and same(call.input, raw)]
-    normed = [call for call in found if call.output.shape == raw.shape and not same(call.output, raw)]
-    return normed[0] if normed else None
-
-
-def _traced(scope: list[Call], rows: Tensor, read: Tensor, size: int) -> tuple[Tensor, Norm]:
-    """Rows as they read the norm of the residual stream, and that norm: through what lies in between, if anything."""
-    norms = [call for call in scope if not is_linear(call.module) and same(call.output, read)]
-    norms = [call for call in norms if not same(call.input, call.output)]
-    if not norms:
-        return rows, Norm(torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), None, False)
-    norm = measured_norm(norms[-1].module, _size(read))
-    if _size(read) == size:
-        return rows, norm
-    for call in scope:
-        if is_linear(call.module) and same(call.output[:, : _size(read)], norms[-1].input):
-            return _traced(scope, rows * norm.weight @ matrix(call.module)[: _size(read)], call.input, size)
-    raise AssertionError("nothing gives what the values are made from")
-
-
-def _find_keys(
-    scope: list[Call], rest: list[Call], down: nn.Module | None, experts: RoutedExperts | None, size: int
-) -> tuple[Tensor, Tensor | None, Norm]:
-    """The rows of the up and the gate projection, and the norm they read."""
-    ups, gates, read = [], [], None
-    if down is not None:
-        up, gate, read = _dense_keys(rest, down, experts)
-        ups.append(up)
-        gates.append(gate)
-    if experts is not None:
-        up, gate = experts.keys()
-        ups.append(up)
-        gates.append(gate)
-        read = next(call.input for call in rest if call.module is experts.module)
-    assert read is not None
-    _, norm = _traced(scope, ups[0], read, size)
-    gated = all(gate is not None for gate in gates)
-    return torch.cat(ups), torch.cat([gate for gate in gates if gate is not None]) if gated else None, norm
-
-
-def _dense_keys(
-    rest: list[Call], down: nn.Module, experts: RoutedExperts | None
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """What the activation takes is what the gate gives; what it lacks to the coefficients is what the up row gives."""
-    inside = set() if experts is None else set(experts.module.modules())
-    outputs = [call for call in rest if is_linear(call.module) and call.module is not down and _size(call.output) > 1]
-    coefficients = next(call.input for call in rest if call.module is down)
-    activated = [
-        call
-        for call in rest
-        if not is_linear(call.module)
-        and call.module not in inside
-        and call.input.shape == call.output.shape == coefficients.shape
-        and not same(call.input, call.output)
-    ]
-    call = activated[-1]
-    source, rows = _rows_giving(outputs, call.input)
-    if same(call.output, coefficients):
-        return rows, None, source.input
-    _, up = _rows_giving(outputs, coefficients / call.output)
-    return up, rows, source.input
-
-
-def _rows_giving(outputs: list[Call], wanted: Tensor) -> tuple[Call, Tensor]:
-    for call in outputs:
-        places = columns(wanted, call.output)
-        if places:
-            return call, matrix(call.module)[places]
-    raise AssertionError("no module gives these numbers")
-
-
-def _names(down: nn.Module | None, experts: RoutedExperts | None) -> tuple[int, ...]:
-    dense = tuple(range(0 if down is None else len(matrix(down).T)))
-    return dense if experts is None else (*dense, *experts.names())
-
-
-def _as_layer(
-    attention_norm: Norm,
-    ffn_norm: Norm,
-    value: Tensor,
-    output: Tensor,
-    up: Tensor,
-    gate: Tensor | None,
-    down: Tensor,
-    names: tuple[int, ...],
-) -> Layer:
-    """What brute force reads; queries, keys and biases are left to the model."""
-    nothing = torch.empty(0)
-    return Layer(
-        attention_norm=attention_norm,
-        ffn_norm=ffn_norm,
-        query=nothing,
-        query_bias=nothing,
-        key=nothing,
-        key_bias=nothing,
-        value=value,
-        value_bias=nothing,
-        output=output,
-        output_bias=nothing,
-        up=up,
-        up_bias=nothing,
-        gate=gate,
-        gate_bias=None,
-        down=down,
-        down_bias=nothing,
-        names=names,
-    )
+    With a further write where those do not, and its factor.
+    """
+    further = [call for call in reversed(rest) if not is_linear(call.module) and call.output.shape == after.shape]
+    for call in (None, *further):
+        every = torch.stack([each.flatten() for each in (parts if call is None else [*parts, call.output])], 1)
+        factors = torch.linalg.lstsq(every, after.flatten()[:, None]).solution
+        if same(every @ factors, after.flatten()[:, None]):
+            return [round(factor, 5) for factor in factors[:, 0].tolist()], call
+    raise AssertionError("no writes give the next layer's input")

@@ -22,11 +22,11 @@ class LayerStates:
     input: Tensor
     """x_l [T, d]"""
     attention_weights: Tensor
-    """α [H, T, T]: to, from; zero from later positions."""
+    """α [H, T, T]: to, from; zero from later positions; not a number where the layer has no attention."""
     values: Tensor
-    """v [H, T, D], value bias included, shared key/value heads repeated."""
+    """v [H, T, D], value bias included, shared key/value heads repeated; D is zero where there is no attention."""
     attention: Tensor
-    """A_l [T, d], bias included."""
+    """A_l [T, d], bias included; and what mixes positions beside attention, or instead of it."""
     middle: Tensor
     """r_l = x_l + A_l [T, d]"""
     coefficients: Tensor
@@ -35,6 +35,8 @@ class LayerStates:
     """F_l [T, d], bias included."""
     attention_scale: Tensor | None = None
     """What a norm after attention divides its write by, [T]; the coefficients are divided already."""
+    gates: Tensor | None = None
+    """What multiplies the mixed heads, [H, T, D], or None."""
     ffn_reads_attention: bool = True
     """Whether the FFN reads r_l, and not x_l beside attention."""
 

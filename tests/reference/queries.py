@@ -79,7 +79,7 @@ def attention_query_layers(
     """Components at each neuron's own position that activate attention value neurons, {x_0, A_0, F_0, …, F_{l-1}}."""
     result = QueryScores(dict.fromkeys(all_components(explained), 0.0))
     for layer, head, k, position in sources:
-        components = list(components_before(explained, layer, position))
+        components = list(components_before(explained, explained.weights.values_of(layer), position))
         _share(result, components, attention_key(explained, layer, head, k), scores[layer, head, k, position])
     return result
 
@@ -94,8 +94,9 @@ def query_ffn_neurons(
     result = QueryScores({})
     for layer, head, k, position in sources:
         key = attention_key(explained, layer, head, k)
-        divisor = states[layer].input[position] @ key
-        for lower in range(layer):
+        made = explained.weights.values_of(layer)
+        divisor = states[made].input[position] @ key
+        for lower in range(made):
             terms = states[lower].coefficients[position] * (weights[lower].down @ key)
             found[lower] += terms / divisor * scores[layer, head, k, position]
             read[lower, position] = (

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 CLOSE = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """A module's run: the tensors it took, and the first it gave, without the batch dimension."""
 
@@ -29,11 +29,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Recording:
-    """Calls in the order in which they ended; attention weights of each layer, [H, T, T]; logits [T, V]."""
+    """Calls in the order in which they ended; attention weights of each layer that attends, [H, T, T]; logits [T, V].
+
+    `attending` are the modules that returned attention weights.
+    """
 
     calls: tuple[Call, ...]
     attentions: tuple[Tensor, ...]
     logits: Tensor
+    attending: frozenset[nn.Module] = frozenset()
 
     def of(self, module: nn.Module) -> Call:
         """The module's last call."""
@@ -43,14 +47,17 @@ class Recording:
 def record(model: PreTrainedModel, token_ids: Sequence[int]) -> Recording:
     """Run token ids by transformers' plain attention."""
     calls: list[Call] = []
+    attending: list[nn.Module] = []
     handles = [module.register_forward_hook(_keep(name, calls), with_kwargs=True) for name, module in _modules(model)]
+    handles += [module.register_forward_hook(_note(attending)) for module in model.modules()]
     try:
         with torch.no_grad():
             got = model(input_ids=torch.tensor([token_ids]), use_cache=False, output_attentions=True)
     finally:
         for handle in handles:
             handle.remove()
-    return Recording(tuple(calls), tuple(pattern[0].double() for pattern in got.attentions), got.logits[0].double())
+    patterns = tuple(pattern[0].double() for pattern in got.attentions if pattern is not None)
+    return Recording(tuple(calls), patterns, got.logits[0].double(), frozenset(attending))
 
 
 def in_double(model: PreTrainedModel) -> PreTrainedModel:
@@ -73,9 +80,23 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds the matrices of several experts."""
+    down = getattr(module, "down_proj", None)
+    return isinstance(down, Tensor) and down.dim() == 3
+
+
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same numbers."""
     return a.shape == b.shape and bool((a - b).abs().max() <= CLOSE * b.abs().max())
+
+
+def ratio(a: Tensor, b: Tensor) -> float | None:
+    """The factor that makes a of b, where one number does."""
+    if a.shape != b.shape or not bool(b.abs().max() > 0):
+        return None
+    factor = ((a * b).sum() / b.square().sum()).item()
+    return factor if same(a, factor * b) else None
 
 
 def columns(wanted: Tensor, among: Tensor) -> list[int]:
@@ -87,7 +108,7 @@ def columns(wanted: Tensor, among: Tensor) -> list[int]:
 
 def _modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     """Those whose output is one tensor: leaves, and experts."""
-    return [(n, m) for n, m in model.named_modules() if not list(m.children()) or hasattr(m, "has_gate")]
+    return [(n, m) for n, m in model.named_modules() if not list(m.children()) or is_experts(m)]
 
 
 def _keep(name: str, calls: list[Call]) -> object:
@@ -95,6 +116,17 @@ def _keep(name: str, calls: list[Call]) -> object:
         taken = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if isinstance(output, Tensor) and taken and taken[0].dim() >= 2:
             calls.append(Call(name, module, tuple(_flat(value) for value in taken), _flat(output)))
+
+    return hook
+
+
+def _note(attending: list[nn.Module]) -> object:
+    """Keep a module that returns, second, what has the shape of attention weights."""
+
+    def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        second = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if isinstance(second, Tensor) and second.dim() == 4 and second.shape[2] == second.shape[3]:
+            attending.append(module)
 
     return hook
 

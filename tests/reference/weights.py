@@ -65,6 +65,8 @@ class Layer:
     down_bias: Tensor
     names: tuple[int, ...] | None = None
     """How FFN neurons go; by their numbers where None."""
+    values_of: int | None = None
+    """The layer whose input the values are made of, where that is another one."""
 
     def name(self, unit: int) -> int:
         """How the FFN neuron in row `unit` goes."""
@@ -82,6 +84,7 @@ class Weights:
     heads: int
     key_value_heads: int
     head_size: int
+    """Of the first layer."""
     embedding: Tensor
     positions: Tensor | None
     rotary: Tensor | None
@@ -101,14 +104,25 @@ class Weights:
         """The key/value head that query head `head` shares."""
         return head // (self.heads // self.key_value_heads)
 
+    def size_of_heads(self, layer: int) -> int:
+        """D, which may be another in each layer."""
+        return len(self.layers[layer].output) // self.heads
+
+    def values_of(self, layer: int) -> int:
+        """The layer whose input a layer's values are made of."""
+        made = self.layers[layer].values_of
+        return layer if made is None else made
+
     def output_rows(self, layer: int, head: int) -> Tensor:
         """[D, d]"""
-        return self.layers[layer].output[head * self.head_size : (head + 1) * self.head_size]
+        size = self.size_of_heads(layer)
+        return self.layers[layer].output[head * size : (head + 1) * size]
 
     def value_rows(self, layer: int, head: int) -> Tensor:
         """[D, d]"""
-        first = self.key_value_head(head) * self.head_size
-        return self.layers[layer].value[first : first + self.head_size]
+        size = self.size_of_heads(layer)
+        first = self.key_value_head(head) * size
+        return self.layers[layer].value[first : first + size]
 
 
 def read_weights(model: nn.Module) -> Weights:

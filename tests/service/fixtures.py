@@ -5,7 +5,7 @@ import json
 import pytest
 from neuron_attribution.transport import channel
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
-from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
+from neuron_attribution_server.model.loading.sources.demo import DemoUnavailableError, demo_folder
 from service.demo_server import ServedDemo, serving
 from service.fakes import FakeEngine
 from service.faulty_engines import Turnstile

@@ -21,7 +21,8 @@ from service.servers import listening_address, server_process
 from soak.mutations import PROMPT, VALID, call_with, mutated
 
 IN_FLIGHT = 32
-PATIENCE = 60
+PATIENCE = 300
+"""Seconds: more than the longest request takes that is allowed, and what waits before it."""
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 FORBIDDEN = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "DATA_LOSS"}
 

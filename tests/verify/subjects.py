@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from neuron_attribution_server.model.loading.demo import demo_folder
+from neuron_attribution_server.model.loading.sources.demo import demo_folder
 from reference.gemma_model import gemma_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM

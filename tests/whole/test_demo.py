@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder, fetch_gguf
+from neuron_attribution_server.model.loading.sources.demo import DemoUnavailableError, demo_folder, fetch_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # transformers' own GGUF reader and saver speak of settings that have nothing to do with the numbers.

@@ -63,7 +63,8 @@ class ExplanationSums:
 
     def _head_rows(self, name: Type) -> Iterator[dict[str, object]]:
         means = self._sums["head_scores"][name] / self.counts[name]
-        for (layer, head), mean in np.ndenumerate(means):
+        for layer, head in np.argwhere(np.isfinite(means)).tolist():
+            mean = means[layer, head]
             share = self._strongest[name, layer, head] / self.counts[name]
             yield {"type": name, "layer": layer, "head": head, "mean_score": float(mean), "strongest_share": share}
 

@@ -6,7 +6,7 @@ size, are sent a few at a time. Where the server has less memory than that takes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict, Unpack
 
 import numpy as np
@@ -39,7 +39,8 @@ def head_effects(prompt: TextOrIds, **arguments: Unpack[HeadEffectArguments]) ->
     """The steps that zero every head of the model in turn."""
     (info,) = yield [(0, calls.get_model(arguments.get("model", "")))]
     shape = (info.sizes.layers, info.sizes.heads)
-    heads = [Head(*place) for place in np.ndindex(shape)]
+    without = {number for number, layer in enumerate(info.layers) if not layer.heads}
+    heads = [Head(*place) for place in np.ndindex(shape) if place[0] not in without]
     (first,) = yield [(0, calls.intervene(prompt, _zeroed(heads[:1]), **arguments))]
     arguments["target"] = first.before.target.token.id
     count = reruns_at_once(info.limits, len(first.tokens))
@@ -54,7 +55,7 @@ def head_effects(prompt: TextOrIds, **arguments: Unpack[HeadEffectArguments]) ->
             count = len(together[0]) // 2
         else:
             results += [result for answer in answers for result in answer.results]
-    return _effects(first, results, shape)
+    return _effects(first, dict(zip(heads, results, strict=True)), shape)
 
 
 def reruns_at_once(limits: Limits, length: int) -> int:
@@ -75,13 +76,17 @@ def _in_requests(heads: Sequence[Head], count: int) -> list[Sequence[Head]]:
     return [heads[start : start + count] for start in range(0, len(heads), count)]
 
 
-def _effects(first: InterveneResult, results: Sequence[InterventionResult], shape: tuple[int, int]) -> HeadEffects:
-    targets = [result.after.target for result in results]
+def _effects(first: InterveneResult, results: Mapping[Head, InterventionResult], shape: tuple[int, int]) -> HeadEffects:
+    """Not numbers where there is no head."""
+    found = np.full((3, *shape), np.nan, np.float32)
+    for head, result in results.items():
+        target = result.after.target
+        found[:, head.layer, head.head] = target.probability, target.log_probability, result.kl_divergence
     return HeadEffects(
         model=first.model,
         tokens=first.tokens,
         target=first.before.target,
-        probabilities=np.array([target.probability for target in targets], np.float32).reshape(shape),
-        log_probabilities=np.array([target.log_probability for target in targets], np.float32).reshape(shape),
-        kl_divergences=np.array([result.kl_divergence for result in results], np.float32).reshape(shape),
+        probabilities=found[0],
+        log_probabilities=found[1],
+        kl_divergences=found[2],
     )

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from neuron_attribution.errors import InternalError, InvalidArgumentError
 from neuron_attribution.requests import Direction, LayerPartKind, Part, ScoringMethod, Side, Subkey
-from neuron_attribution.results import ComponentKind, PromotedSide
+from neuron_attribution.results import ComponentKind, Mixer, PromotedSide
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 Member = TypeVar("Member", bound=Enum)
@@ -62,4 +62,5 @@ SUBKEYS = EnumTable(Subkey, _values(messages.SubkeyChoice), "SUBKEY_CHOICE", Sub
 SIDES = EnumTable(Side, _values(messages.NeuronSide), "NEURON_SIDE", Side.SUBVALUE)
 PROMOTED_SIDES = EnumTable(PromotedSide, _values(messages.PromotedSide), "PROMOTED_SIDE", PromotedSide.UNKNOWN)
 COMPONENT_KINDS = EnumTable(ComponentKind, _values(messages.ComponentKind), "COMPONENT_KIND", None)
+MIXERS = EnumTable(Mixer, _values(messages.Mixer), "MIXER", Mixer.UNKNOWN)
 LAYER_PART_KINDS = EnumTable(LayerPartKind, _values(messages.LayerPartKind), "LAYER_PART_KIND", None)

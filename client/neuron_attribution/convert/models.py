@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 
-from neuron_attribution.convert.enums import PARTS
+from neuron_attribution.convert.enums import MIXERS, PARTS
 from neuron_attribution.convert.identity import model_identity_from_proto, model_identity_to_proto
 from neuron_attribution.convert.tokens import token_to_proto, tokens_from_proto
 from neuron_attribution.convert.values import duration, seconds
-from neuron_attribution.results import Exactness, Invariant, Limits, ModelInfo, ModelSizes, TokenizerFacts
+from neuron_attribution.results import (
+    Exactness,
+    Invariant,
+    LayerParts,
+    Limits,
+    Mixer,
+    ModelInfo,
+    ModelSizes,
+    TokenizerFacts,
+)
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 _LIMITS_IN_SECONDS = (
@@ -36,6 +45,7 @@ def model_info_to_proto(info: ModelInfo) -> messages.GetModelResponse:
         version=info.version,
         activity=messages.Activity(contexts=info.activity_contexts),
         ranges_ready=info.ranges_ready,
+        layers=[_layer_to_proto(layer) for layer in info.layers],
     )
 
 
@@ -56,7 +66,18 @@ def model_info_from_proto(message: messages.GetModelResponse) -> ModelInfo:
         version=message.version,
         activity_contexts=message.activity.contexts,
         ranges_ready=message.ranges_ready,
+        layers=tuple(_layer_from_proto(layer) for layer in message.layers),
     )
+
+
+def _layer_to_proto(layer: LayerParts) -> messages.LayerParts:
+    mixers = [MIXERS.encode(mixer) for mixer in layer.mixers]
+    return messages.LayerParts(mixers=mixers, heads=layer.heads, ffn_width=layer.ffn_width, experts=layer.experts)
+
+
+def _layer_from_proto(message: messages.LayerParts) -> LayerParts:
+    mixers = (MIXERS.from_result(mixer) if MIXERS.known(mixer) else Mixer.UNKNOWN for mixer in message.mixers)
+    return LayerParts(tuple(mixers), message.heads, message.ffn_width, message.experts)
 
 
 def _limits_to_proto(limits: Limits) -> messages.Limits:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from neuron_attribution.results import (
     ComponentKind,
     Explanation,
     HeadScore,
+    LayerParts,
     LayerScores,
     NeuronRanking,
     NeuronScore,
@@ -89,13 +92,33 @@ def head_tables(title: str, heads: Sequence[HeadScore], tokens: Tokens) -> list[
 
 
 def heads_of(explanation: Explanation) -> Sequence[HeadScore]:
-    """The heads that came with their positions; else all of those whose scores came, without, highest first."""
+    """The heads that came with their positions; else all whose scores came, without, highest first.
+
+    Layers without heads have scores that are not numbers.
+    """
     scores = explanation.head_scores
     if explanation.heads or explanation.heads_decreasing or scores is None:
         return explanation.heads
-    order = np.argsort(-scores, axis=None, kind="stable").tolist()
+    order = np.argsort(-scores, axis=None, kind="stable")[: int(np.isfinite(scores).sum())].tolist()
     heads = [Head(*divmod(place, scores.shape[1])) for place in order]
     return [HeadScore(head, float(scores[head.layer, head.head]), _NO_SCORES, _NO_SCORES) for head in heads]
+
+
+def layer_rows(layers: Sequence[LayerParts]) -> list[tuple[str, str]]:
+    """What layers are made of, those together that follow one another and are alike."""
+    rows = []
+    for what, alike in groupby(enumerate(map(layer_text, layers)), key=itemgetter(1)):
+        numbers = [number for number, _ in alike]
+        rows.append((str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}", what))
+    return rows
+
+
+def layer_text(layer: LayerParts) -> str:
+    """What a layer is made of."""
+    parts = [mixer.value for mixer in layer.mixers]
+    parts[:1] = [f"{parts[0]} ({layer.heads} heads)"] if layer.heads else parts[:1]
+    parts += [f"{layer.ffn_width:,} FFN neurons"] if layer.ffn_width else []
+    return ", ".join([*parts, *([f"{layer.experts} experts"] if layer.experts else [])])
 
 
 def ranking_table(title: str, ranking: NeuronRanking, tokens: Tokens = (), *, falling: bool = False) -> TextTable:

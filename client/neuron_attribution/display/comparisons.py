@@ -41,7 +41,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
 def head_effect_tables(effects: HeadEffects, shown: int = SHOWN) -> list[TextTable]:
     """The heads whose zeroing lowers the target's probability most, and those whose zeroing raises it most."""
     prompt = visible("".join(token.text for token in effects.tokens))
-    order = np.argsort(effects.changes, axis=None, kind="stable")
+    order = np.argsort(effects.changes, axis=None, kind="stable")[: int(np.isfinite(effects.changes).sum())]
     return [
         TextTable("prediction", PREDICTION_COLUMNS, [("explained", *_prediction_cells(effects.target), prompt)]),
         _effect_table("heads that lower it most when they are zeroed", effects, order[:shown]),
@@ -116,8 +116,9 @@ def _layer_table(comparison: Comparison) -> TextTable:
 
 def _head_table(comparison: Comparison) -> TextTable:
     first, second = comparison.first.head_scores, comparison.second.head_scores
-    names = [str(Head(int(layer), int(head))) for layer, head in np.ndindex(first.shape)]
-    return _strongest_table("heads whose score differs most", "head", names, first.ravel(), second.ravel())
+    there = np.isfinite(first)
+    names = [str(Head(int(layer), int(head))) for layer, head in np.argwhere(there)]
+    return _strongest_table("heads whose score differs most", "head", names, first[there], second[there])
 
 
 def _strongest_table(title: str, column: str, names: Sequence[str], first: Scores, second: Scores) -> TextTable:

@@ -12,7 +12,7 @@ from functools import singledispatch
 import numpy as np
 
 from neuron_attribution.comparisons import Comparison, HeadEffects
-from neuron_attribution.display.attributions import component_name, heads_of
+from neuron_attribution.display.attributions import component_name, heads_of, layer_text
 from neuron_attribution.neurons import FfnNeuron, Head, Neuron
 from neuron_attribution.results import (
     AttributeResult,
@@ -165,7 +165,7 @@ def _(effects: HeadEffects) -> Records:
     values = effects.changes, effects.probabilities, effects.log_probabilities, effects.kl_divergences
     rows: list[Row] = [
         (str(Head(layer, head)), layer, head, *(float(each[layer, head]) for each in values))
-        for layer, head in np.ndindex(effects.changes.shape)
+        for layer, head in np.argwhere(np.isfinite(effects.changes)).tolist()
     ]
     return Records(("component", "layer", "head", "change", "probability", "log_probability", "kl_divergence"), rows)
 
@@ -184,6 +184,7 @@ def _(info: ModelInfo) -> Records:
     rows += [("size", name, str(value)) for name, value in asdict(info.sizes).items()]
     rows += [("limit", name, str(value)) for name, value in asdict(info.limits).items()]
     rows += [("invariant", item.name, str(item.error)) for item in info.invariants]
+    rows += [("layer", str(number), layer_text(layer)) for number, layer in enumerate(info.layers)]
     return Records(("section", "name", "value"), rows)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import singledispatch
 
+import numpy as np
+
 from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.display.words import number, token_text, visible
 from neuron_attribution.neurons import Head
@@ -122,9 +124,9 @@ def _(comparison: Comparison) -> str:
 
 @inside.register
 def _(effects: HeadEffects) -> str:
-    layer, head = divmod(int(effects.changes.argmin()), effects.changes.shape[1])
+    layer, head = divmod(int(np.nanargmin(effects.changes)), effects.changes.shape[1])
     change = number(float(effects.changes[layer, head]))
-    return f"{_prediction(effects.target)}; {effects.changes.size} heads, {Head(layer, head)} {change}"
+    return f"{_prediction(effects.target)}; {np.isfinite(effects.changes).sum()} heads, {Head(layer, head)} {change}"
 
 
 @inside.register

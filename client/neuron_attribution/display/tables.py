@@ -11,6 +11,7 @@ from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.display.attributions import (
     explanation_tables,
     head_tables,
+    layer_rows,
     layer_tables,
     neuron_table,
     query_layer_table,
@@ -126,6 +127,7 @@ def _(info: ModelInfo) -> Sequence[TextTable]:
     return [
         _named_numbers("sizes", asdict(info.sizes)),
         _named_numbers("limits", asdict(info.limits)),
+        *([TextTable("layers", ("layers", "made of"), layer_rows(info.layers))] if info.layers else []),
         TextTable("invariants measured at load", ("name", ">error", ">tolerance", "property"), invariants),
     ]
 

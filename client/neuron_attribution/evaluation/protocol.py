@@ -19,7 +19,7 @@ from neuron_attribution.evaluation.random_neurons import RandomNeurons
 from neuron_attribution.evaluation.rows import Measured, Row
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
 from neuron_attribution.requests import Intervention, Part, ScoringMethod
-from neuron_attribution.results import Explanation, InterveneResult, ModelSizes, NeuronRanking, TokenPrediction
+from neuron_attribution.results import Explanation, InterveneResult, ModelInfo, NeuronRanking, TokenPrediction
 
 HIGHEST_RANK = 10
 METHOD_NEURONS = 10
@@ -43,7 +43,7 @@ class Protocol:
     """Evaluates facts on one service. `words` holds the words of each type; random neurons come from the seed."""
 
     client: Client
-    sizes: ModelSizes
+    info: ModelInfo
     words: Mapping[str, frozenset[str]]
     seed: int = 0
 
@@ -90,7 +90,7 @@ class Protocol:
 
     @cached_property
     def _random_neurons(self) -> RandomNeurons:
-        return RandomNeurons(self.sizes)
+        return RandomNeurons(self.info.sizes, self.info.layers)
 
     def _explained(
         self,

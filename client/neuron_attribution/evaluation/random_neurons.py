@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
+import numpy as np
+
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
-from neuron_attribution.results import ModelSizes
+from neuron_attribution.results import LayerParts, ModelSizes
 
 SPARE = 4
 """Draws that may take the place of missing neurons, for each one wanted."""
@@ -20,8 +22,9 @@ class RandomNeurons:
     depends on `choice` alone: it is the first draws that exist.
     """
 
-    def __init__(self, sizes: ModelSizes) -> None:
+    def __init__(self, sizes: ModelSizes, layers: Sequence[LayerParts] = ()) -> None:
         self._sizes = sizes
+        self._attending = [number for number, layer in enumerate(layers) if layer.heads] or list(range(sizes.layers))
         self._missing: dict[tuple[int, bool], list[tuple[int, int]]] = {}
 
     def ffn(self, choice: random.Random, count: int) -> tuple[FfnNeuron, ...]:
@@ -32,11 +35,11 @@ class RandomNeurons:
         return tuple(islice((neuron for neuron in neurons if not self._lacks(neuron)), count))
 
     def attention(self, choice: random.Random, count: int) -> tuple[AttentionNeuron, ...]:
-        """Different attention neurons."""
-        sizes = self._sizes
-        numbers = islice(_draws(choice, sizes.layers * sizes.heads * sizes.head_size, count), count)
-        places = (divmod(number, sizes.head_size) for number in numbers)
-        return tuple(AttentionNeuron(*divmod(head, sizes.heads), index) for head, index in places)
+        """Different attention neurons, of layers that have heads."""
+        sizes, layers = self._sizes, self._attending
+        numbers = islice(_draws(choice, len(layers) * sizes.heads * sizes.head_size, count), count)
+        places = (np.unravel_index(number, (len(layers), sizes.heads, sizes.head_size)) for number in numbers)
+        return tuple(AttentionNeuron(layers[layer], int(head), int(index)) for layer, head, index in places)
 
     def refused(self, neuron: FfnNeuron) -> None:
         """Take in that a neuron does not exist."""

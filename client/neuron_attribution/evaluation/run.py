@@ -61,7 +61,7 @@ def _evaluate(
     settings = model | {"seed": seed, "words": _digest(words)}
     _check_settings(folder / SETTINGS, settings)
     file = RowFile(folder / "results.jsonl")
-    protocol = Protocol(client, info.sizes, words, seed)
+    protocol = Protocol(client, info, words, seed)
     with ThreadPoolExecutor(AT_ONCE) as threads:
         waiting = []
         for fact in chosen:

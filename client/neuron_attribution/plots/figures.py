@@ -51,12 +51,13 @@ def layers(scores: Explanation | LayerScores, *, ax: Axes | None = None) -> Axes
 
 
 def heads(scores: Explanation | NDArray[np.float32], *, ax: Axes | None = None) -> Axes:
-    """A heat map: what each head of each layer adds. Red raises the target, blue lowers it."""
+    """A heat map: what each head of each layer adds. Red raises the target, blue lowers it; layers without are grey."""
     found = scores.head_scores if isinstance(scores, Explanation) else scores
     if found is None:
         raise ValueError("the explanation has no head scores: ask for the part 'heads'")
     ax = _axes(ax)
-    limit = float(np.abs(found).max()) or 1.0
+    limit = float(np.nanmax(np.abs(found))) or 1.0
+    ax.set_facecolor("lightgrey")
     image = ax.imshow(found.T, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
     ax.set(xlabel="layer", ylabel="head")
     ax.figure.colorbar(image, ax=ax, label=SCORE)

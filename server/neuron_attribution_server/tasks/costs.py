@@ -16,6 +16,8 @@ class MemoryCost:
     fixed: int = 0
     per_token: int = 0
     """Of each padded token of the batch: the captured states and the forward pass."""
+    per_sequence: int = 0
+    """Of each sequence: the states of recurrent mixers, and what they compute beyond its end."""
     per_row: int = 0
     """Of each explained token: the base states' log probabilities, up to `rows_at_once` of them."""
     per_row_token: int = 0
@@ -24,8 +26,6 @@ class MemoryCost:
     """Of each padded position of a head that is detailed."""
     per_scored_head: int = 0
     """Of each head that is scored: what it writes, folded, scaled, and beside its slope."""
-    per_changed_token: int = 0
-    """Of each padded token of an attribution with heads intervened in: changed value vectors of every head."""
     rows_at_once: int = 1
     per_explained: int = 0
     """Of each explained token: the coefficients of every neuron, and their query scores."""
@@ -49,7 +49,7 @@ class MemoryCost:
         return (
             self.fixed
             + self.per_token * max(sequences, *(cost.generating_tokens for cost in costs))
-            + self.per_changed_token * longest * sum(cost.changed_sequences for cost in costs)
+            + self.per_sequence * sum(cost.sequences for cost in costs)
             + self.per_row * min(scored, self.rows_at_once)
             + self.per_row_token * longest * sum(cost.rows for cost in costs)
             + self.per_scored_head * sum(cost.scored_heads for cost in costs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from neuron_attribution.requests import Part
-from neuron_attribution.results import Exactness, Invariant, ModelIdentity, ModelSizes
+from neuron_attribution.results import Exactness, Invariant, LayerParts, ModelIdentity, ModelSizes
 
 from neuron_attribution_server.tasks.answers import Outcome
 from neuron_attribution_server.tasks.costs import MemoryCost
@@ -38,6 +38,8 @@ class ModelFacts:
     work: WorkPrices = WorkPrices()
     activity_contexts: int = 0
     """In how many contexts the activity of FFN neurons was looked at."""
+    layers: tuple[LayerParts, ...] = ()
+    """What each layer is made of."""
 
 
 class Preparation(Protocol):

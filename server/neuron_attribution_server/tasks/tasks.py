@@ -50,8 +50,6 @@ class Cost:
     """Heads that are scored, of all explained tokens together."""
     projected_tokens: int = 0
     """Vocabulary tokens in its answer, at most."""
-    changed_sequences: int = 0
-    """Sequences whose value vectors are changed, which each head then has its own of."""
     generating_tokens: int = 0
     """Tokens that are in memory at once while it generates."""
     searched_positions: int = 0
@@ -152,7 +150,6 @@ class AttributeTask(Shaped):
             detailed_heads=self.rows * self.detailed_heads(heads),
             scored_heads=self.rows * heads * bool(options.parts & {Part.HEADS, Part.HEAD_POSITIONS}),
             projected_tokens=2 * self.rows * projected,
-            changed_sequences=int(any(map(changes_attention, options.interventions))),
             searched_positions=self.rows * self.length * self._position_searches,
             held_vectors=2 * self.rows * self.query_sources * bool(options.parts & QUERY_PARTS),
             pattern_positions=self.rows * self.length * (Part.ATTENTION_PATTERNS in options.parts),

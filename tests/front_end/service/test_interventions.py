@@ -2,8 +2,7 @@
 
 import logging
 
-from neuron_attribution import Client, FfnNeuron, Head, Intervention, Scale
-from neuron_attribution.requests import AttributeOptions
+from neuron_attribution import Client, Head, Intervention, Scale
 from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.front_end.scheduling.batches import padded_tokens
@@ -74,16 +73,6 @@ def test_every_sequence_counts_in_batches_and_memory():
 
 def test_what_sets_generate_in_turn_is_counted():
     assert InterveneTask(token_ids=(1,) * 300, sets=SETS, generate=5).generated_in_turn == 15
-
-
-def test_changed_heads_are_counted_in_memory():
-    """For the whole sequence, however many of its tokens are explained; changed FFN neurons take nothing."""
-    memory = MemoryCost(available=1000, per_token=1, per_changed_token=10)
-    for interventions, tokens in ((HEADS[0], 1), ((Intervention(neurons=(FfnNeuron(0, 0),)),), 0), ((), 0)):
-        task = AttributeTask(
-            token_ids=(1,) * 4, generate=3, options=AttributeOptions(interventions=tuple(interventions))
-        )
-        assert memory.batch([task, task]) == 2 * (7 + tokens * 10 * 7)
 
 
 def test_the_call_is_counted_and_logged_without_its_prompt(caplog):

@@ -171,8 +171,8 @@ def test_a_model_in_which_no_neuron_matters_ends_the_search_and_says_so(tiny: Co
     assert plain.ffn_value_neurons.coverage.exact
 
 
-def test_the_rows_of_a_sequence_share_their_changed_values(tiny: Compared) -> None:
-    """As a sequence's rows share its values where nothing is changed; another sequence's stay as they are."""
+def test_the_rows_of_a_sequence_share_their_values_whatever_is_changed(tiny: Compared) -> None:
+    """What multiplies the heads is each row's own; that of another sequence is one."""
     only = replace(HEADS, explained_position_only=True)
     positions = tuple(range(2, len(PROMPT)))
     view = tiny.engine._view
@@ -185,9 +185,13 @@ def test_the_rows_of_a_sequence_share_their_changed_values(tiny: Compared) -> No
             for index, position in enumerate((*positions, 3))
         ]
         states = row_states(captured, explained, view.sizes.heads)
-    assert len(states.values) == 2
-    changed, plain = states.values[0], states.values[-1]
-    repeated = plain.repeat_interleave(view.sizes.heads // plain.shape[1], 1)
-    assert [bool(changed[place].any()) for place in ((1, 2), (0, 1), (0, 0))] == [False, False, True]
-    torch.testing.assert_close(changed[0, 0], repeated[0, 0])
-    assert not torch.allclose(changed[2, 1], repeated[2, 1])
+    assert states.values.shape[:3] == (2, view.sizes.layers, view.sizes.key_value_heads)
+    torch.testing.assert_close(states.values[0, 0], states.values[1, 0])
+    changed, plain = states.gates[: len(positions)], states.gates[-1]
+    assert [changed[:, layer, head].unique().tolist() for layer, head in ((1, 2), (0, 1), (2, 1), (0, 0))] == [
+        [0],
+        [0],
+        [0.5],
+        [1],
+    ]
+    assert plain.unique().tolist() == [1]

@@ -15,11 +15,11 @@ from neuron_attribution.cli.main import main
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.requests import AttributeOptions
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
-from neuron_attribution_server.model.loading import adapter_source as sources
-from neuron_attribution_server.model.loading.adapter_source import adapter_source
 from neuron_attribution_server.model.loading.adapters import merged
-from neuron_attribution_server.model.loading.model_source import model_source
 from neuron_attribution_server.model.loading.models import load_engine
+from neuron_attribution_server.model.loading.sources import adapter_source as sources
+from neuron_attribution_server.model.loading.sources.adapter_source import adapter_source
+from neuron_attribution_server.model.loading.sources.model_source import model_source
 from neuron_attribution_server.settings.config import ConfigurationError, LoadSettings, read_config
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from peft import (

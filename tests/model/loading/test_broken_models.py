@@ -11,8 +11,8 @@ import sys
 
 import pytest
 from neuron_attribution.errors import FailedPreconditionError
-from neuron_attribution_server.model.loading.model_files import check_files
 from neuron_attribution_server.model.loading.models import load_engine
+from neuron_attribution_server.model.loading.sources.model_files import check_files
 from neuron_attribution_server.settings.config import LoadSettings
 from reference.saved_gguf import saved_gguf
 from reference.saved_models import saved
@@ -299,7 +299,7 @@ def test_a_folder_that_nobody_may_list_is_left_alone(tmp_path, monkeypatch):
 
     os.mkdir(tmp_path / "lost+found")
     os.mkfifo(tmp_path / "lost+found" / "fifo")
-    monkeypatch.setattr("neuron_attribution_server.model.loading.model_files.os.listdir", list_some)
+    monkeypatch.setattr("neuron_attribution_server.model.loading.sources.model_files.os.listdir", list_some)
     check_files(tmp_path)
 
 

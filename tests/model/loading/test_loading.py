@@ -4,14 +4,15 @@ import pytest
 import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution_server.model.architectures.families import FAMILIES
+from neuron_attribution_server.model.architectures.layer_modules import attends
 from neuron_attribution_server.model.capture.capture import ATTENTION_KEY
 from neuron_attribution_server.model.loading.invariants import INVARIANTS
 from neuron_attribution_server.model.loading.models import engine_from, load_engine
 from neuron_attribution_server.settings.config import LoadSettings
-from reference.tiny_families import tiny_family
+from reference.tiny_families import TINY_FAMILIES, tiny_family
 from reference.tiny_models import tiny_gpt2, tiny_llama
 from reference.wrong_specs import WRONG_SPECS, wrong_spec
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
@@ -28,15 +29,48 @@ def test_every_invariant_is_measured_and_holds(name):
 
 @pytest.mark.parametrize("case", WRONG_SPECS)
 def test_a_wrong_spec_is_refused_naming_the_invariant(monkeypatch, case):
-    family = WRONG_SPECS[case][0]
-    monkeypatch.setitem(FAMILIES, family, wrong_spec(case))
+    name = WRONG_SPECS[case][0]
+    monkeypatch.setitem(FAMILIES, TINY_FAMILIES[name][0], wrong_spec(case))
     with pytest.raises(FailedPreconditionError, match=f"{case.split()[0]} is off by") as refused:
-        engine_from(tiny_family(family))
+        engine_from(tiny_family(name))
     assert refused.value.reason == "INVARIANT_FAILED"
+
+
+@pytest.mark.parametrize(
+    ("name", "failed"), [("jamba", "residual_additivity"), ("kimi_linear, attending twice", "attention_identity")]
+)
+def test_attention_that_is_taken_for_none_is_refused(monkeypatch, name, failed):
+    """In one of two layers: for nothing at all, or for a recurrent mixer, which goes out by the same projection."""
+    model = tiny_family(name)
+    last = model.model.layers[-1]
+    for module in ("layer_view", "layer_modules"):
+        monkeypatch.setattr(
+            f"neuron_attribution_server.model.architectures.{module}.attends",
+            lambda layer, spec: layer is not last and attends(layer, spec),
+        )
+    with pytest.raises(FailedPreconditionError, match=f"{failed} is off by"):
+        engine_from(model)
+
+
+def test_a_model_without_attention_is_refused():
+    family, facts = TINY_FAMILIES["lfm2"]
+    config = AutoConfig.for_model(family, **facts | {"layer_types": ["conv"] * 3})
+    with pytest.raises(FailedPreconditionError, match="none of its layers has attention"):
+        engine_from(AutoModelForCausalLM.from_config(config))
 
 
 def test_every_invariant_refuses_a_wrong_spec():
     assert {case.split()[0] for case in WRONG_SPECS} == set(INVARIANTS)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
+def test_a_lost_choice_of_positions_is_refused(monkeypatch, family):
+    """Indexers give attention the positions that it may look at beside the mask."""
+    monkeypatch.setattr(
+        "neuron_attribution_server.model.capture.capture.sparse_mask", lambda _module, _query, _key, mask, **_: mask
+    )
+    with pytest.raises(FailedPreconditionError, match="forward_parity"):
+        engine_from(tiny_family(family))
 
 
 def test_a_lost_mask_is_refused(monkeypatch):
@@ -81,7 +115,7 @@ def test_an_unknown_architecture_is_refused_by_name():
     model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(
         FailedPreconditionError,
-        match=r"mamba architecture is not supported: .*state spaces.*; supported: apertus.*xglm",
+        match=r"mamba architecture is not supported: .*state spaces.*; supported: afmoe.*xglm",
     ):
         engine_from(model)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from neuron_attribution_server.model.loading.demo import DemoUnavailableError, demo_folder
+from neuron_attribution_server.model.loading.sources.demo import DemoUnavailableError, demo_folder
 from neuron_attribution_server.tasks.costs import MemoryCost
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 

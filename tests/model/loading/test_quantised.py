@@ -13,7 +13,7 @@ import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, LayerPartKind, Scale, Side
-from neuron_attribution_server.model.architectures.packed import tensor_bytes, unpacked_bytes
+from neuron_attribution_server.model.architectures.packed.modules import tensor_bytes, unpacked_bytes
 from neuron_attribution_server.model.loading.models import engine_from, load_engine
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
@@ -106,7 +106,7 @@ TAKEN = r"""
 import ctypes, json, re, sys
 from pathlib import Path
 import torch
-from neuron_attribution_server.model.architectures.packed import tensor_bytes, unpacked_bytes
+from neuron_attribution_server.model.architectures.packed.modules import tensor_bytes, unpacked_bytes
 from neuron_attribution_server.model.loading.models import load_engine
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken

@@ -18,8 +18,8 @@ from neuron_attribution.requests import AttributeOptions, Part
 from neuron_attribution.results import Explanation, NeuronScore
 from neuron_attribution_server.model.capture.capture import set_plain, set_recordable
 from neuron_attribution_server.model.engine.engine import Engine
-from neuron_attribution_server.model.loading.demo import DemoUnavailableError
 from neuron_attribution_server.model.loading.models import load_engine
+from neuron_attribution_server.model.loading.sources.demo import DemoUnavailableError
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from reference.gemma_model import UnavailableError, gemma_file

@@ -76,7 +76,7 @@ function layerTicks(count, width) {
 /** One cell a head: layers to the right, heads downwards. */
 function headChart(scores, width) {
   const [layers, heads] = scores.shape;
-  const colourOf = divergingColour(d3.max(scores.values, Math.abs));
+  const colourOf = divergingColour(d3.max(scores.values.filter(isScore), Math.abs));
   return plot({
     width,
     height: Math.max(90, Math.min(520, heads * 18)) + 46,
@@ -87,7 +87,7 @@ function headChart(scores, width) {
     x: { type: "band", domain: d3.range(layers), ticks: layerTicks(layers, width), label: "layer", tickSize: 0, labelArrow: "none" },
     y: { type: "band", domain: d3.range(heads), ticks: d3.range(0, heads, Math.ceil(heads / 16)), label: "head", tickSize: 0, labelArrow: "none" },
     marks: [
-      Plot.cell(scores.values, { x: (_, cell) => Math.floor(cell / heads), y: (_, cell) => cell % heads, fill: colourOf }),
+      Plot.cell(scores.values, { filter: isScore, x: (_, cell) => Math.floor(cell / heads), y: (_, cell) => cell % heads, fill: colourOf }),
     ],
   });
 }

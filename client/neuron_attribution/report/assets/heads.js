@@ -70,17 +70,19 @@ function headMap(scores, selection) {
     frame(drawing, "chosen", selection.head, scale);
   };
   const tip = make("p", { class: "reading", "aria-hidden": "true" });
-  const read = (head) => `head ${headName(head)} score ${number(headScoreOf(head, scores), true)}`;
+  const isThere = (head) => isScore(headScoreOf(head, scores));
+  const read = (head) => (isThere(head) ? `head ${headName(head)} score ${number(headScoreOf(head, scores), true)}` : `layer ${head.layer} has no heads`);
   const move = (head, say) => {
     cursor = head;
     tip.textContent = read(head);
-    if (say) spoken.textContent = read(head) + (selection.known.has(headName(head)) ? "" : ", not among the returned heads");
+    if (say) spoken.textContent = read(head) + (selection.known.has(headName(head)) || !isThere(head) ? "" : ", not among the returned heads");
     mark();
   };
   const keys = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
   const press = (event) => {
-    if (event.key === "Enter" || event.key === " ") selection.select(cursor);
-    else if (event.key in keys) {
+    if (event.key === "Enter" || event.key === " ") {
+      if (isThere(cursor)) selection.select(cursor);
+    } else if (event.key in keys) {
       const [right, down] = keys[event.key];
       move({ layer: clamp(cursor.layer + right, layers), head: clamp(cursor.head + down, heads) }, true);
     } else return;
@@ -116,7 +118,7 @@ function frame(drawing, name, head, scale) {
 }
 
 function headKey(scores) {
-  const largest = d3.max(scores.values, Math.abs);
+  const largest = d3.max(scores.values.filter(isScore), Math.abs);
   return make("span", { class: "ramp" }, `−${number(largest)}`, make("span", { class: "ramp-bar" }), `+${number(largest)}`);
 }
 
@@ -194,7 +196,7 @@ function headTable(scores, view) {
   return dataTable({
     file: view.file("heads"),
     caption: "Scores of all heads, highest first",
-    rows: d3.sort(rows, (row) => -row.score),
+    rows: d3.sort(rows.filter((row) => isScore(row.score)), (row) => -row.score),
     columns: [
       { title: "head", cell: headName },
       { title: "layer", csv: (row) => row.layer },

@@ -15,9 +15,14 @@ function shownCharacter(character) {
   return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
 }
 
+/** Whether there is a number: protobuf writes "NaN", and comparisons null, where a layer has no heads. */
+function isScore(value) {
+  return Number.isFinite(value);
+}
+
 /** A score with four decimals, or with its exponent where it is too small for them. */
 function number(value, signed = false) {
-  if (value === undefined || value === null) return "";
+  if (value === undefined || value === null || value === "NaN") return "";
   const size = Math.abs(value);
   const text = size !== 0 && size < 0.001 ? size.toExponential(1) : isNaN(size) ? String(value) : size.toFixed(4);
   return (value < 0 ? "−" : signed ? "+" : "") + text;

@@ -63,6 +63,7 @@ class ServedModel:
             tokenizer=self._tokenizer.facts,
             version=version("neuron-attribution"),
             activity_contexts=facts.activity_contexts,
+            layers=facts.layers,
         )
 
     def describe(self, message: messages.GetModelRequest) -> messages.GetModelResponse:

@@ -7,16 +7,18 @@ weight and is zero where the expert is not chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 from neuron_attribution.requests import Subkey
 from torch import Tensor, nn
 
-from neuron_attribution_server.model.architectures.packed import PackedExperts
+from neuron_attribution_server.model.architectures.norms import NormView
+from neuron_attribution_server.model.architectures.packed.modules import PackedExperts
 from neuron_attribution_server.model.architectures.parameters import required
 from neuron_attribution_server.model.architectures.projections import (
     HeadSizes,
@@ -28,6 +30,9 @@ from neuron_attribution_server.model.architectures.projections import (
 from neuron_attribution_server.model.architectures.spec import FeedForward
 from neuron_attribution_server.model.attribution.host import Ids
 from neuron_attribution_server.model.attribution.subvalues import FrozenWrite, Subvalues
+
+_ARGUMENTS = ("hidden_states", "top_k_index", "top_k_weights")
+"""What experts are called with."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,40 +72,56 @@ class OneByOne(Sequence[Tensor]):
 class DenseFfn:
     """A dense network, or the expert that every token passes through."""
 
-    def __init__(self, layer: nn.Module, paths: FeedForward, sizes: HeadSizes) -> None:
+    def __init__(self, layer: nn.Module, paths: FeedForward, sizes: HeadSizes, norm: NormView | None) -> None:
+        """`norm` is that of the neurons themselves."""
         self.output = layer.get_submodule(paths.output)
         self.width = shape_of(self.output)[1]
         self.gated = paths.gate is not None
-        self._activation = layer.get_submodule(paths.activation)
+        self._norm = norm
+        self._join = paths.join
+        self._activation = nn.functional.silu if paths.activation is None else layer.get_submodule(paths.activation)
         self._up = Projection(layer.get_submodule(paths.up.module), paths.up.layout, sizes)
         self._gate: Projection | None = None
         if paths.gate is not None:
             self._gate = Projection(layer.get_submodule(paths.gate.module), paths.gate.layout, sizes)
+        self._gate_multiplier = 1.0
+        if paths.gate_multiplier is not None:
+            self._gate_multiplier = float(operator.attrgetter(paths.gate_multiplier)(layer))
         self.reads = layer.get_submodule(paths.up.module)
         """The module that what the network reads goes into."""
         self.weight = None if paths.weight is None else layer.get_submodule(paths.weight)
 
     @property
-    def blocks(self) -> list[Tensor]:
+    def blocks(self) -> Sequence[Tensor]:
         """Rows of W_down, [N, d]."""
-        return [weight_of(self.output).T]
+        return OneByOne(1, lambda _: weight_of(self.output).T)
 
     def keys(self, units: Ids, subkey: Subkey) -> Tensor:
         """Neurons' rows of the up or the gate projection, [C, d]."""
         projection = self._gate if subkey is Subkey.GATE else self._up
         if projection is None:
             raise LookupError("this FFN has no gate")
-        return projection.rows(units)
+        rows = projection.rows(units)
+        return rows * self._gate_multiplier if subkey is Subkey.GATE else rows
 
     def coefficients(self, normed: Tensor) -> Tensor:
         """Coefficients [..., N] from what the FFN reads, [..., d]."""
-        activated: Tensor
-        if self._gate is None:
-            activated = self._activation(self._up(normed))
-        else:
-            activated = self._activation(self._gate(normed)).to(normed.device) * self._up(normed)
+        activated = self._activated(normed)
+        if self._norm is not None:
+            activated = self._norm.normed(activated)
         share = self.share(normed)
         return activated if share is None else activated * share
+
+    def _activated(self, normed: Tensor) -> Tensor:
+        up = self._up(normed)
+        gate = None if self._gate is None else self._gate(normed) * self._gate_multiplier
+        if gate is None:
+            found: Tensor = self._activation(up)
+        elif self._join is None:
+            found = self._activation(gate).to(normed.device) * up
+        else:
+            found = self._join(self._activation, gate, up)
+        return found
 
     def bias(self, normed: Tensor) -> Tensor | None:
         """What is written beside the neurons, [d] or [..., d]."""
@@ -112,15 +133,34 @@ class DenseFfn:
         return None if self.weight is None else torch.sigmoid(normed @ weight_of(self.weight).float().T)
 
 
+class ExpertsFacts(NamedTuple):
+    """What transformers' experts classes say of themselves: how their 3-D parameters are to be read."""
+
+    has_gate: bool
+    has_bias: bool
+    is_transposed: bool
+    is_concatenated: bool
+
+
 class Experts:
     """Routed experts: transformers keeps all of a layer's in 3-D parameters."""
 
-    def __init__(self, module: Any) -> None:  # noqa: ANN401 - read by attributes that all experts classes have
+    def __init__(
+        self,
+        module: Any,  # noqa: ANN401 - read by attributes
+        multiplier: float = 1.0,
+        facts: ExpertsFacts | None = None,
+    ) -> None:
         self.module = module
+        self.multiplier = multiplier
+        """What everything they write is multiplied by afterwards."""
+        self._facts: ExpertsFacts = facts or module
         self.count = len(module.down_proj)
-        self.gated: bool = module.has_gate
-        self.width: int = module.down_proj.shape[1 if module.is_transposed else 2]
+        self.gated = self._facts.has_gate
+        self.width: int = module.down_proj.shape[1 if self._facts.is_transposed else 2]
         """Neurons of one expert."""
+        self.writes: int = module.down_proj.shape[2 if self._facts.is_transposed else 1]
+        """Numbers that each writes."""
 
     @property
     def blocks(self) -> Sequence[Tensor]:
@@ -128,23 +168,22 @@ class Experts:
         if isinstance(self.module.down_proj, PackedExperts):
             return OneByOne(self.count, self.block)
         weight = required(self.module, "down_proj")
-        return list(weight if self.module.is_transposed else weight.transpose(1, 2))
+        return list(weight if self._facts.is_transposed else weight.transpose(1, 2))
 
     def block(self, expert: int) -> Tensor:
         """Rows of one expert's W_down, [N, d]."""
         weight = self._matrix("down_proj", expert)
-        return weight if self.module.is_transposed else weight.T
+        return weight if self._facts.is_transposed else weight.T
 
     def key(self, expert: int, index: int, subkey: Subkey) -> Tensor:
         """A neuron's row of its expert's up or gate projection, [d]."""
-        rows = self._inputs(expert)
-        if not self.gated:
-            if subkey is Subkey.GATE:
-                raise LookupError("these experts have no gate")
-            return rows[index].float()
-        second = subkey is not Subkey.GATE
-        place = index + second * self.width if self.module.is_concatenated else 2 * index + second
-        return rows[place].float()
+        if not self.gated and subkey is Subkey.GATE:
+            raise LookupError("these experts have no gate")
+        second = self.gated and subkey is not Subkey.GATE
+        place = index
+        if self.gated:
+            place = index + second * self.width if self._facts.is_concatenated else 2 * index + second
+        return self._inputs(expert)[place].to(torch.float32, copy=True)  # or all of a packed matrix would be kept
 
     def coefficients(self, normed: Tensor, routing: Routing) -> Tensor:
         """Coefficients [P, experts * N] from what the experts read, [P, d], and where it goes."""
@@ -161,40 +200,105 @@ class Experts:
         share = (routing.weights.float() * chosen).sum(-1)
         found = normed.new_zeros(len(normed), self.width)
         if len(tokens):
-            found[tokens] = self._activated(normed[tokens], expert) * share[tokens, None]
+            found[tokens] = self.multiplier * self._weighed(normed[tokens], share[tokens, None], expert)
         return found
 
     def bias(self, routing: Routing) -> Tensor | None:
         """What is written beside the neurons: each chosen expert's bias times its weight, [P, d]."""
-        if not self.module.has_bias:
+        if not self._facts.has_bias:
             return None
         biases = required(self.module, "down_proj_bias").float()[routing.indices.clamp_max(self.count - 1)]
-        chosen = routing.weights.float() * (routing.indices < self.count)
+        chosen = self.multiplier * routing.weights.float() * (routing.indices < self.count)
         return (chosen[..., None] * biases).sum(-2)
+
+    def taken(
+        self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor], sequences: int
+    ) -> Callable[[int], tuple[Tensor, Routing]]:
+        """What each expert reads of what the module is called with, [sequences, T, d], and where it goes."""
+        given = (*args, *(kwargs[name] for name in _ARGUMENTS[len(args) :]))
+        reads, indices, weights = (each.reshape(sequences, -1, each.shape[-1]) for each in given)
+        return lambda _: (reads, Routing(indices, weights))
+
+    def written(self, output: Tensor, sequences: int, expert: int) -> Tensor:
+        """Where what an expert writes is among what the module returns: a view, [sequences, T, d]."""
+        del expert
+        return output.view(sequences, -1, output.shape[-1])
+
+    def _weighed(self, normed: Tensor, share: Tensor, expert: int) -> Tensor:
+        """Coefficients [P, N] of what an expert reads, [P, d], with its weight, [P, 1]."""
+        return self._activated(normed, expert) * share
 
     def _activated(self, normed: Tensor, expert: int) -> Tensor:
         projected = normed @ self._inputs(expert).float().T
-        if self.module.has_bias:
+        if self._facts.has_bias:
             name = "gate_up_proj_bias" if self.gated else "up_proj_bias"
             projected = projected + required(self.module, name)[expert].float()
-        activated: Tensor = self.module._apply_gate(projected) if self.gated else self.module.act_fn(projected)
+        activated: Tensor = self._gated(projected) if self.gated else self.module.act_fn(projected)
+        return activated
+
+    def _gated(self, projected: Tensor) -> Tensor:
+        activated: Tensor = self.module._apply_gate(projected)
         return activated
 
     def _inputs(self, expert: int) -> Tensor:
         weight = self._matrix("gate_up_proj" if self.gated else "up_proj", expert)
-        return weight.T if self.module.is_transposed else weight
+        return weight.T if self._facts.is_transposed else weight
 
     def _matrix(self, name: str, expert: int) -> Tensor:
         held = getattr(self.module, name)
         return held.matrix(expert) if isinstance(held, PackedExperts) else required(self.module, name)[expert]
 
 
-class LayerFfn:
-    """Everything feed-forward of one layer, its neurons counted through."""
+class WeighedExperts(Experts):
+    """Experts whose router weighs what they read: all read every token, weighed by zero where they are not chosen.
 
-    def __init__(self, dense: DenseFfn | None, experts: Experts | None) -> None:
+    A neuron's coefficient is what its expert's activation makes of the weighed input. Its key is the row itself: the
+    weight, frozen, is a factor of everything that the key reads.
+    """
+
+    def __init__(self, module: nn.Module, router: nn.Module, multiplier: float = 1.0) -> None:
+        facts = ExpertsFacts(has_gate=True, has_bias=False, is_transposed=True, is_concatenated=True)
+        super().__init__(module, multiplier, facts)
+        self.router = router
+        """It returns the weights of all experts first."""
+
+    def routing(self, weights: Tensor) -> Routing:
+        """Where tokens go, from what the router returns of each, [..., experts]: the others have weight zero."""
+        every = torch.arange(self.count, device=weights.device)
+        return Routing(torch.where(weights == 0, self.count, every), weights)
+
+    def taken(
+        self, args: Sequence[Tensor], kwargs: Mapping[str, Tensor], sequences: int
+    ) -> Callable[[int], tuple[Tensor, Routing]]:
+        """As weighed by the router, expert after expert, so that each goes to its own with weight one."""
+        given = args[0] if args else kwargs[_ARGUMENTS[0]]
+        reads = given.reshape(self.count, sequences, -1, given.shape[-1])
+        ones = given.new_ones(*reads.shape[1:3], 1)
+        return lambda expert: (reads[expert], Routing(torch.full_like(ones, expert, dtype=torch.long), ones))
+
+    def written(self, output: Tensor, sequences: int, expert: int) -> Tensor:
+        """Expert after expert, [sequences, T, d]."""
+        return output.view(self.count, sequences, -1, output.shape[-1])[expert]
+
+    def _weighed(self, normed: Tensor, share: Tensor, expert: int) -> Tensor:
+        return self._activated(normed * share, expert)
+
+    def _gated(self, projected: Tensor) -> Tensor:
+        gate, up = projected.chunk(2, -1)
+        activated: Tensor = self.module.act_fn(gate) * up
+        return activated
+
+
+class LayerFfn:
+    """Everything feed-forward of one layer, its neurons counted through; there may be none."""
+
+    def __init__(
+        self, dense: DenseFfn | None, experts: Experts | None, part_weights: Sequence[Tensor] | None = None
+    ) -> None:
+        """`part_weights` [d] each are of norms behind the dense network and the experts, where there are such."""
         self.dense = dense
         self.experts = experts
+        self._part_weights = part_weights
         self._dense_width = 0 if dense is None else dense.width
         routed = 0 if experts is None else experts.count * experts.width
         self.width = self._dense_width + routed
@@ -206,10 +310,34 @@ class LayerFfn:
 
     def subvalues(self, write: FrozenWrite | None) -> Subvalues:
         """What the neurons write."""
-        parts: list[DenseFfn | Experts] = [part for part in (self.dense, self.experts) if part is not None]
-        if len(parts) == 1:
-            return Subvalues(lambda: parts[0].blocks, write)
-        return Subvalues(lambda: [block for part in parts for block in part.blocks], write)
+
+        lengths = [] if self.dense is None else [self.dense.width]
+        lengths += [] if self.experts is None else [self.experts.width] * self.experts.count
+        if self._part_weights is None or self.experts is None:
+            return Subvalues(self._blocks, write, lengths=lengths)
+        plain = FrozenWrite(torch.ones(()), centred=False)
+        dense, experts = ((write or plain).after(weight) for weight in self._part_weights)
+        return Subvalues(self._blocks, [dense, *[experts] * self.experts.count], lengths=lengths)
+
+    def _blocks(self) -> Sequence[Tensor]:
+        """What the dense network's neurons write, and each expert's."""
+        if self.dense is None or self.experts is None:
+            part = self.dense or self.experts
+            return [] if part is None else part.blocks
+        dense, experts = self.dense.blocks, self.experts.blocks
+        return OneByOne(1 + len(experts), lambda number: experts[number - 1] if number else dense[0])
+
+    def is_routed(self, units: Ids) -> Any:  # noqa: ANN401 - an array of booleans
+        """Which units are experts' neurons."""
+        return units >= self._dense_width
+
+    def over(self, coefficients: Tensor, scales: Sequence[Tensor]) -> Tensor:
+        """Coefficients [P, N] over the scales [P] of the norms behind the dense network and the experts."""
+        if not scales:
+            return coefficients
+        dense, experts = (scale.float()[:, None] for scale in scales)
+        first = self._dense_width
+        return torch.cat([coefficients[:, :first] / dense, coefficients[:, first:] / experts], 1)
 
     def unit(self, expert: int | None, index: int) -> int:
         """The number of a neuron. Raises LookupError where the layer has none such."""
@@ -229,7 +357,8 @@ class LayerFfn:
         if self.experts is None:
             assert self.dense is not None
             return self.dense.keys(units, subkey)
-        return torch.cat([self._key(unit, subkey) for unit in units.tolist()])
+        found = {unit: self._key(unit, subkey) for unit in sorted(set(units.tolist()))}  # each expert is read once
+        return torch.cat([found[unit] for unit in units.tolist()])
 
     def _key(self, unit: int, subkey: Subkey) -> Tensor:
         """One neuron's, [1, d]."""
@@ -240,13 +369,13 @@ class LayerFfn:
         assert self.experts is not None
         return self.experts.key(expert, index, subkey)[None]
 
-    def coefficients(self, normed: Tensor, routing: Routing | None) -> Tensor:
-        """Coefficients [P, N] of every neuron from what the FFN reads, [P, d]."""
+    def coefficients(self, normed: Tensor, routed: Tensor, routing: Routing | None) -> Tensor:
+        """Coefficients [P, N] of every neuron from what the dense network and the experts read, [P, d] each."""
         parts = [] if self.dense is None else [self.dense.coefficients(normed)]
         if self.experts is not None:
             assert routing is not None
-            parts.append(self.experts.coefficients(normed, routing))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+            parts.append(self.experts.coefficients(routed, routing))
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0] if parts else normed[..., :0]
 
     def bias(self, normed: Tensor, routing: Routing | None) -> Tensor | None:
         """What is written beside the neurons, [d] or [P, d]."""
@@ -261,4 +390,4 @@ class LayerFfn:
         valid = [f"0 to {self._dense_width - 1}"] if self._dense_width else []
         if self.experts is not None:
             valid.append(f"experts 0 to {self.experts.count - 1} with neurons 0 to {self.experts.width - 1} each")
-        return "; ".join(valid)
+        return "; ".join(valid) or "no feed-forward network"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from neuron_attribution.errors import FailedPreconditionError
@@ -22,6 +22,12 @@ class NormView:
     bias: Tensor | None
     epsilon: float | None
     centred: bool
+
+    def times(self, factor: float) -> NormView:
+        """The norm, of which everything is multiplied."""
+        if factor == 1:
+            return self
+        return replace(self, weight=factor * self.weight, bias=None if self.bias is None else factor * self.bias)
 
     def centre(self, vectors: Tensor) -> Tensor:
         """c(v) of vectors [..., d]."""

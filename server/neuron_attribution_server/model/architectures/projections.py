@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from neuron_attribution_server.model.architectures.packed import PackedLinear
+from neuron_attribution_server.model.architectures.packed.modules import PackedLinear
 from neuron_attribution_server.model.architectures.parameters import parameter, required
 from neuron_attribution_server.model.architectures.spec import Layout
 from neuron_attribution_server.model.attribution.host import Ids, on_device
@@ -23,6 +24,40 @@ class HeadSizes:
     heads: int
     key_value_heads: int
     head_size: int
+
+    @classmethod
+    def common(cls, layers: Sequence[HeadSizes]) -> HeadSizes:
+        """What the heads of every layer fit in: the largest, and so many that each layer's are repeated into them."""
+        counts = [each.key_value_heads for each in layers]
+        return cls(layers[0].heads, math.lcm(*counts), max(each.head_size for each in layers))
+
+    def of_heads(self, states: Tensor) -> Tensor:
+        """Numbers of all heads of a layer, [..., heads * its head size], with zeros behind those of smaller heads."""
+        if states.shape[-1] == self.heads * self.head_size:
+            return states
+        return self._padded(states.unflatten(-1, (self.heads, -1))).flatten(-2)
+
+    def of_values(self, values: Tensor) -> Tensor:
+        """A layer's value vectors, [..., its key/value heads, T, its head size], as [..., K, T, D]."""
+        repeats = self.key_value_heads // values.shape[-3]
+        return self._padded(values if repeats == 1 else values.repeat_interleave(repeats, -3))
+
+    def missing(self, head_size: int) -> Tensor | None:
+        """Which places, [heads * D], heads of this size leave empty; None where they leave none."""
+        if head_size == self.head_size:
+            return None
+        return (torch.arange(self.head_size) >= head_size).repeat(self.heads)
+
+    def own_units(self, units: Tensor, head_size: int) -> Tensor:
+        """Units counted in heads of the common size, as a layer with heads of this size counts those that it has."""
+        if head_size == self.head_size:
+            return units
+        heads, inside = units // self.head_size, units % self.head_size
+        return (heads * head_size + inside)[inside < head_size]
+
+    def _padded(self, states: Tensor) -> Tensor:
+        missing = self.head_size - states.shape[-1]
+        return torch.nn.functional.pad(states, (0, missing)) if missing else states
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -75,7 +110,7 @@ def _four_blocks(outputs: Tensor, _sizes: HeadSizes) -> Tensor:
     return parts[:, 1].flatten(0, 1)
 
 
-def _latent(outputs: Tensor, sizes: HeadSizes) -> Tensor:
+def _last_of_each_head(outputs: Tensor, sizes: HeadSizes) -> Tensor:
     parts: Tensor = outputs.unflatten(0, (sizes.heads, -1))
     return parts[:, -sizes.head_size :].flatten(0, 1)
 
@@ -88,7 +123,8 @@ _SELECT: dict[Layout, Callable[[Tensor, HeadSizes], Tensor]] = {
     Layout.PER_HEAD: _per_head,
     Layout.PER_GROUP: _per_group,
     Layout.FOUR_BLOCKS: _four_blocks,
-    Layout.LATENT: _latent,
+    Layout.LATENT: _last_of_each_head,
+    Layout.QUERY_GATE: _last_of_each_head,
 }
 
 

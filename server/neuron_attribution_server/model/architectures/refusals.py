@@ -3,50 +3,49 @@
 from __future__ import annotations
 
 _SEVERAL_STREAMS = "it mixes several residual streams ({}), so that what a layer writes is not simply added"
-_NO_ATTENTION_WEIGHTS = "some of its layers are recurrent ({}) and have no attention weights to attribute to positions"
-_GATED_ATTENTION = "its attention multiplies what heads mix by a gate, which its value neurons do not contain"
+_RECURRENT = "its layers are recurrent ({}), and none has attention"
+_READ_ONLY = "what its shared attention computes is read by its state spaces, and never added to the residual stream"
 _NORMED_STREAM = "it norms the residual stream itself after every block, so that writes do not add up"
 
+_CONVOLVED_WRITES = "short convolutions mix what its attention and its FFN write over neighbouring positions"
+_UNEVEN_HEADS = "its layers have different numbers of heads"
+_ALTUP = (
+    "it mixes several residual streams (AltUp), and what is written to all but one of them reaches the output through "
+    "a matrix of its own"
+)
+
 REFUSED: dict[str, str] = {
-    "gemma3n": _SEVERAL_STREAMS.format("AltUp"),
-    "gemma3n_text": _SEVERAL_STREAMS.format("AltUp"),
-    "deepseek_v4": _SEVERAL_STREAMS.format("hyper-connections"),
+    "gemma3n": _ALTUP,
+    "gemma3n_text": _ALTUP,
+    "deepseek_v4": "every layer reads another mixture of its residual streams (hyper-connections), and its heads mix "
+    "compressed blocks of positions and turn the result by the position that reads, so that their neurons write no "
+    "fixed vectors",
     "hy_v4": _SEVERAL_STREAMS.format("hyper-connections"),
     "qwen4_exp": _SEVERAL_STREAMS.format("hyper-connections"),
     "qwen4_exp_text": _SEVERAL_STREAMS.format("hyper-connections"),
     "openai-gpt": _NORMED_STREAM,
     "bart": _NORMED_STREAM,
-    "gemma4": "it scales the residual stream in every layer and adds an input of its own to each",
-    "gemma4_text": "it scales the residual stream in every layer and adds an input of its own to each",
+    "minimax": _NORMED_STREAM,
+    "zamba": _READ_ONLY,
+    "zamba2": _READ_ONLY,
+    "doge": "it scales the residual stream in every layer",
+    "hrm_text": "it runs its layers again and again, over sums of normed states",
+    "longcat_flash": "its experts read before a layer's second attention and write after it, and some return what "
+    "they read",
+    "jetmoe": "every token chooses its own output projections of attention, so that heads have no rows of their own",
+    "axk2": "its norms are multiplied by a gate of what they norm, so that no fixed weights read the residual stream",
+    "modernbert-decoder": "a network stands between its final norm and the unembedding",
+    "blt": "it is three transformers, of bytes and of patches of bytes, without one residual stream",
+    "inkling_text": _CONVOLVED_WRITES,
+    "inkling2_text": _CONVOLVED_WRITES,
+    "dots3_note": _UNEVEN_HEADS,
+    "dots3_note_text": _UNEVEN_HEADS,
     "diffllama": "its heads subtract two attention patterns from one another and norm the result",
-    "bitnet": "it norms the neurons themselves before the output projections",
-    "llama4": "its router weighs what an expert reads, not what it writes",
-    "llama4_text": "its router weighs what an expert reads, not what it writes",
-    "afmoe": _GATED_ATTENTION,
-    "laguna": _GATED_ATTENTION,
-    "mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "mamba2": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "falcon_mamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "falcon_h1": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "bamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "jamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "zamba": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "zamba2": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "nemotron_h": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "granitemoehybrid": _NO_ATTENTION_WEIGHTS.format("state spaces"),
-    "rwkv": _NO_ATTENTION_WEIGHTS.format("RWKV"),
-    "xlstm": _NO_ATTENTION_WEIGHTS.format("xLSTM"),
-    "recurrent_gemma": _NO_ATTENTION_WEIGHTS.format("gated linear recurrences"),
-    "lfm2": _NO_ATTENTION_WEIGHTS.format("short convolutions"),
-    "lfm2_moe": _NO_ATTENTION_WEIGHTS.format("short convolutions"),
-    "qwen3_next": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5_text": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5_moe": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "qwen3_5_moe_text": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "olmo_hybrid": _NO_ATTENTION_WEIGHTS.format("gated delta networks"),
-    "kimi_linear": _NO_ATTENTION_WEIGHTS.format("linear attention"),
-    "minimax": _NO_ATTENTION_WEIGHTS.format("lightning attention"),
+    "mamba": _RECURRENT.format("state spaces"),
+    "mamba2": _RECURRENT.format("state spaces"),
+    "falcon_mamba": _RECURRENT.format("state spaces"),
+    "rwkv": _RECURRENT.format("RWKV"),
+    "xlstm": _RECURRENT.format("xLSTM"),
 }
 UNKNOWN = "nobody has described its modules yet"
 

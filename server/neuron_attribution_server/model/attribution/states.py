@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.subvalues import Subvalues, each_chunk, stack_layers
+from neuron_attribution_server.model.attribution.subvalues import Subvalues, stack_layers
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
 
@@ -23,8 +23,8 @@ class SubvalueNorms:
 
 def subvalue_norms(unembedding: Unembedding, subvalues: Sequence[Subvalues]) -> SubvalueNorms:
     """The norms of each layer's subvalues, as [L, n]; n is that of the widest layer."""
-    raw = [each_chunk(layer, lambda rows: rows.norm(dim=-1)) for layer in subvalues]
-    folded = [each_chunk(layer, lambda rows: unembedding.fold(rows).norm(dim=-1)) for layer in subvalues]
+    raw = [layer.each(lambda rows: rows.norm(dim=-1)) for layer in subvalues]
+    folded = [layer.each(lambda rows: unembedding.fold(rows).norm(dim=-1)) for layer in subvalues]
     read = [layer.read_norms() if layer.is_written else norms for layer, norms in zip(subvalues, raw, strict=True)]
     return SubvalueNorms(stack_layers(raw), stack_layers(folded), stack_layers(read))
 
@@ -68,9 +68,11 @@ class RowStates:
     mixing: Tensor
     """What multiplies the value vectors, [E, L, H, T]: the attention weights, over the scale of a norm after it."""
     values: Tensor
-    """Value vectors of S sequences, [S, L, K, T, D], or [S, L, H, T, D]; in the model's own dtype."""
+    """Value vectors of S sequences, [S, L, K, T, D]; in the model's own dtype."""
     sequences: Tensor
     """Which of them each row is in, [E]."""
+    gates: Tensor | None
+    """What multiplies what each head mixes, [E, L, H, D], or None: the model's gates, and interventions."""
     lengths: Sequence[int]
     """Positions each row may look at."""
     apart: bool

@@ -6,7 +6,7 @@ through that: with its scale frozen (and counted in the neurons' coefficients) a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.checkpoints import checkpoint
 from neuron_attribution_server.model.attribution.exact_products import product
-from neuron_attribution_server.model.attribution.host import Ids
+from neuron_attribution_server.model.attribution.host import Ids, numbers_at_once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +31,11 @@ class FrozenWrite:
         """What vectors [..., d] become."""
         return self.weight * _centre(vectors, self.centred)
 
+    def after(self, weight: Tensor) -> FrozenWrite:
+        """The same behind a multiplication by a weight [d]."""
+        assert not self.centred
+        return FrozenWrite(self.weight * weight, centred=False)
+
     def transpose(self, gradients: Tensor) -> Tensor:
         """<apply(v), g> = <v, transpose(g)>, for gradients [..., d]."""
         return _centre(self.weight * gradients, self.centred)
@@ -39,58 +44,125 @@ class FrozenWrite:
 class Subvalues:
     """A layer's subvalues: n rows of d, in blocks that may be views of larger weights, in the model's own dtype.
 
-    `blocks` reads them, each time they are needed: not every model has all its weights where scoring happens.
+    `blocks` reads them, each time they are needed: not every model has all its weights where scoring happens, and
+    packed ones are unpacked as they are read, so that none is held while the next is read. What lies between them and
+    the residual stream is the same for all, or given for each. Units [n] that are `missing` only fill up a layer: they
+    are no neurons, have no row in the blocks, and zeros for one here.
     """
 
-    def __init__(self, blocks: Callable[[], Sequence[Tensor]], write: FrozenWrite | None = None) -> None:
+    def __init__(
+        self,
+        blocks: Callable[[], Sequence[Tensor]],
+        write: FrozenWrite | Sequence[FrozenWrite | None] | None = None,
+        missing: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
+        """`lengths` are the blocks' numbers of rows, where they are known without reading any."""
+        lengths = [len(block) for block in blocks()] if lengths is None else lengths
         self._blocks = blocks
-        self._write = write
-        self._ends = list(accumulate(map(len, blocks())))
+        self._writes = [write] * len(lengths) if write is None or isinstance(write, FrozenWrite) else list(write)
+        self._ends = list(accumulate(lengths))
+        self.missing = missing
+        self.count = self._ends[-1]
+        """How many neurons there are."""
 
     def __len__(self) -> int:
-        return self._ends[-1]
-
-    def chunks(self) -> Iterator[Tensor]:
-        """Every row, in float32, block by block, [n_i, d]."""
-        for block in self._blocks():
-            yield self._written(block.float())
+        return self.count if self.missing is None else len(self.missing)
 
     def all(self) -> Tensor:
         """Every row, in float32, [n, d]."""
-        return join(list(self.chunks()), 0)
+        blocks = self._blocks()
+        rows = join([_written(blocks[number].float(), write) for number, write in enumerate(self._writes)], 0)
+        return self._spread(rows.T).T
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a function of some rows in float32, [n_i, d], gives for every row, [..., n]."""
+
+        def of_piece(piece: Tensor, write: FrozenWrite | None) -> Tensor:
+            return function(self._spread(_written(piece.float(), write).T).T)
+
+        return join(self._of_pieces(of_piece), -1)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """Sums of the rows, weighted [E, n]: [E, d]."""
+        place = 0
+
+        def of_rows(rows: Tensor) -> Tensor:
+            nonlocal place
+            place += len(rows)
+            return (weights[:, place - len(rows) : place] @ rows)[..., None]
+
+        return self.each(of_rows).sum(-1)
 
     def rows(self, indices: Tensor) -> Tensor:
-        """Some rows, in float32, [C, d]."""
+        """Some rows, in float32, [C, d]; none that is missing."""
         blocks = self._blocks()
+        if self.missing is not None:
+            indices = self._numbers.to(indices.device)[indices]
         if len(blocks) == 1:
-            return self._written(blocks[0][indices].float())
-        rows = torch.empty(len(indices), blocks[0].shape[1], device=blocks[0].device)
+            return _written(blocks[0][indices].float(), self._writes[0])
         numbers = torch.bucketize(indices, self._bounds(indices.device), right=True)
-        for number in numbers.unique().tolist():
-            mine = numbers == number
-            rows[mine] = blocks[number][indices[mine] - self._starts[number]].float()
-        return self._written(rows)
+        places, found = [], []
+        for number in numbers.unique().tolist() or [0]:
+            places.append((numbers == number).nonzero().squeeze(1))
+            some = blocks[number][indices[places[-1]] - self._starts[number]].float()
+            found.append(_written(some, self._writes[number]))
+        rows = join(found, 0)
+        return rows[join(places, 0).argsort()]
 
     def products(self, vectors: Tensor) -> Tensor:
         """<vector, row> of every row, [E, n], for vectors [E, d]."""
-        read = vectors if self._write is None else self._write.transpose(vectors)
-        return join([product(read, block) for block in self._blocks()], -1)
+        read = {write: vectors if write is None else write.transpose(vectors) for write in self._writes}
+        return self._spread(join(self._of_pieces(lambda piece, write: product(read[write], piece)), -1))
 
     @property
     def is_written(self) -> bool:
         """Whether anything stands between the rows and the residual stream."""
-        return self._write is not None
+        return any(write is not None for write in self._writes)
 
     def read_norms(self) -> Tensor:
         """Norms of the rows as `products` reads them, times the most that it lengthens a vector by, [n].
 
         A product is computed of the vector transposed, so that its rounding is that of these norms.
         """
-        lengths = join([block.float().norm(dim=-1) for block in self._blocks()], 0)
-        return lengths if self._write is None else lengths * self._write.weight.abs().max()
 
-    def _written(self, rows: Tensor) -> Tensor:
-        return rows if self._write is None else self._write.apply(rows)
+        def of_piece(piece: Tensor, write: FrozenWrite | None) -> Tensor:
+            norms: Tensor = piece.float().norm(dim=-1)
+            return norms if write is None else norms * write.weight.abs().max()
+
+        return self._spread(join(self._of_pieces(of_piece), 0))
+
+    def _of_pieces(self, function: Callable[[Tensor, FrozenWrite | None], Tensor]) -> list[Tensor]:
+        """What a function of some rows of a block, [n_i, d], and of what lies behind them gives, one after another."""
+        blocks, found = self._blocks(), list[Tensor]()
+        for number, write in enumerate(self._writes):
+            found += self._of_block(blocks[number], write, function)
+        return found
+
+    def _of_block(
+        self, block: Tensor, write: FrozenWrite | None, function: Callable[[Tensor, FrozenWrite | None], Tensor]
+    ) -> list[Tensor]:
+        """Of pieces in equal parts: float32 copies of them, of whatever number, take little."""
+        parts = 1 if self.missing is not None else -(-block.numel() // numbers_at_once(block.device))
+        found = []
+        for piece in block.tensor_split(max(1, parts)):
+            checkpoint()
+            found.append(function(piece, write))
+        return found
+
+    def _spread(self, own: Tensor) -> Tensor:
+        """Numbers of the neurons, [..., count], with zeros where units are missing, [..., n]."""
+        if self.missing is None:
+            return own
+        found = own.new_zeros(*own.shape[:-1], len(self))
+        found[..., ~self.missing.to(own.device)] = own
+        return found
+
+    @cached_property
+    def _numbers(self) -> Tensor:
+        """The row of each unit that is not missing, [n]."""
+        assert self.missing is not None
+        return (~self.missing).long().cumsum(0) - 1
 
     def _bounds(self, device: torch.device) -> Tensor:
         return self._ends_tensor.to(device)
@@ -102,11 +174,6 @@ class Subvalues:
     @cached_property
     def _ends_tensor(self) -> Tensor:
         return torch.tensor(self._ends)
-
-
-def each_chunk(subvalues: Subvalues, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """What a function of rows [n_i, d] gives for every row, [..., n]."""
-    return join([function(chunk) for chunk in checked(subvalues.chunks())], -1)
 
 
 def gathered(layers: Sequence[Subvalues], numbers: Ids, units: Tensor) -> Tensor:
@@ -133,6 +200,10 @@ def join(parts: Sequence[Tensor], dim: int) -> Tensor:
 def _padded(layer: Tensor, width: int) -> Tensor:
     missing = width - layer.shape[-1]
     return torch.nn.functional.pad(layer, (0, missing)) if missing else layer
+
+
+def _written(rows: Tensor, write: FrozenWrite | None) -> Tensor:
+    return rows if write is None else write.apply(rows)
 
 
 def _centre(vectors: Tensor, centred: bool) -> Tensor:

@@ -48,11 +48,13 @@ def layer_values(objective: Objective, layers: int) -> LayerValues:
 
 
 def head_scores(pooled: PooledIncreases, weights: Weights, states: RowStates, scale: Tensor) -> Tensor:
-    """The log probability increase of every head, [E, L, H]."""
+    """The log probability increase of every head, [E, L, H]; zero in layers without heads."""
     rows, layers, heads, _ = states.head_outputs.shape
     vectors = torch.stack(
         [
             torch.einsum("ehk,hkd->ehd", states.head_outputs[:, layer], subvalues.all().unflatten(0, (heads, -1)))
+            if len(subvalues)
+            else states.inputs.new_zeros(rows, heads, states.inputs.shape[-1])
             for layer, subvalues in enumerate(checked(weights.attention_subvalues))
         ],
         1,
@@ -73,7 +75,10 @@ def position_vectors(weights: Weights, states: RowStates, rows: Ids, layers: Ids
     units = (head[:, None] * size + torch.arange(size, device=head.device)).flatten()
     output = gathered(weights.attention_subvalues, np.repeat(layers, size), units).unflatten(0, (-1, size))
     values = states.values[states.sequences[row], layer, head // group].float()
-    vectors: Tensor = (states.mixing[row, layer, head][:, :, None] * values) @ output
+    coefficients = states.mixing[row, layer, head][:, :, None] * values
+    if states.gates is not None:
+        coefficients *= states.gates[row, layer, head][:, None]
+    vectors: Tensor = coefficients @ output
     return vectors
 
 

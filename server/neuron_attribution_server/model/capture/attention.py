@@ -65,6 +65,31 @@ def attend(
     return torch.cat(blocks, 1)
 
 
+def sparse_mask(
+    module: Any,  # noqa: ANN401
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
+) -> Tensor | None:
+    """The mask, [B, 1 or H, T, T], with what an indexer chose in it, which some models give attention beside it.
+
+    `indices` [B, T, k] are positions, `block_indices` the blocks of them that the module's indexer reads.
+    """
+    if block_indices is not None:
+        at = torch.arange(key.shape[2] - query.shape[2], key.shape[2], device=query.device).expand(len(query), -1)
+        blocks: Tensor = module.indexer.build_block_mask(
+            block_indices, mask, key.shape[2], query.dtype, query.device, at
+        )
+        return blocks
+    if indices is None:
+        return mask
+    chosen = torch.zeros(*indices.shape[:2], key.shape[2], dtype=torch.bool, device=query.device)
+    chosen = chosen.scatter(-1, indices.long(), value=True)[:, None]
+    return chosen if mask is None else _visible(mask) & chosen
+
+
 def attention_rows(
     rows: Rows,
     lengths: Sequence[int],

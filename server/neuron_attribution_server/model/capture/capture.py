@@ -23,13 +23,13 @@ from transformers import AttentionInterface
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from neuron_attribution_server.model.architectures.feed_forward import Routing
+from neuron_attribution_server.model.architectures.feed_forward import Routing, WeighedExperts
 from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
-from neuron_attribution_server.model.architectures.norms import NormView, WriteView
-from neuron_attribution_server.model.architectures.packed import has_packed_experts
+from neuron_attribution_server.model.architectures.norms import NormView
+from neuron_attribution_server.model.architectures.packed.modules import has_packed_experts
 from neuron_attribution_server.model.attribution.host import is_host, on_device
-from neuron_attribution_server.model.capture.attention import attend
+from neuron_attribution_server.model.capture.attention import attend, sparse_mask
 from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
 from neuron_attribution_server.model.capture.edits import Edits, first_input
 
@@ -59,7 +59,7 @@ def set_recordable(view: ModelView) -> None:
         view.model.set_attn_implementation(ATTENTION_KEY)
     else:
         view.model.config._attn_implementation = "eager"  # such models refuse to be told by the method above
-    if view.sizes.experts:
+    if view.uses_experts_interface:
         view.model.set_experts_implementation(ATTENTION_KEY)
 
 
@@ -67,7 +67,7 @@ def set_plain(view: ModelView) -> None:
     """Put transformers' plain attention and experts in, which share nothing with the recording."""
     if view.spec.uses_attention_interface:
         view.model.set_attn_implementation("eager")
-    if view.sizes.experts:
+    if view.uses_experts_interface:
         view.model.set_experts_implementation("eager")
 
 
@@ -83,11 +83,11 @@ def capture(
     tokens = _padded(sequences, 1 if view.depends_on_length else SMALLEST_PASS, view.device)
     lengths = tuple(len(sequence) for sequence in sequences)
     shape, copies = tuple(tokens.shape), view.spec.adds_in_place
-    states = CapturedStates(rows, lengths, shape, keeps_coefficients, copies, edits)
+    states = CapturedStates(rows, lengths, shape, view.heads, keeps_coefficients, copies, edits)
     wanted = {} if view.spec.uses_attention_interface else {"output_attentions": True}
     edited = nullcontext() if edits is None else edits.made(lengths)  # before the recording, which sees what is changed
     with torch.inference_mode(), edited, _recording(view, states):
-        view.model.base_model(input_ids=tokens, use_cache=False, **wanted)
+        view.body(input_ids=tokens, use_cache=False, **wanted)
         _add_routed_coefficients(view, states)
     return states
 
@@ -119,40 +119,58 @@ def _hooks(view: ModelView, states: CapturedStates) -> Iterator[tuple[nn.Module,
     """Each module to record at, and what to do before and after it runs."""
     yield view.final_norm_module, _final_to(states, len(view.layers)), None
     for number, layer in enumerate(view.layers):
-        yield layer.module, _input_to(states), None
-        yield layer.attention_output, _rows_to(states.head_outputs, states), None
-        yield from _write_hooks(layer.attention_write, [layer.attention_write_module], states, states.attention_writes)
-        yield from _write_hooks(layer.ffn_write, layer.ffn_write_modules, states, states.ffn_writes)
-        yield from _scale_hooks(layer, states)
+        yield layer.module, _input_to(view, layer, states), None
+        if layer.has_attention:
+            yield layer.attention_output, _head_outputs_to(states), None
+            for module, factor in layer.attention_write_modules[1:]:
+                yield module, None, _beside_to(states, number, factor)
+        ffn = [(module, layer.ffn_write.multiplier) for module in layer.ffn_write_modules]
+        yield from _write_hooks(layer.attention_write_modules, states, states.attention_writes)
+        yield from _write_hooks(ffn, states, states.ffn_writes)
+        yield from _scale_hooks(number, layer, states)
         if layer.ffn.experts is not None:
             states.experts[layer.ffn.experts.module] = number
             states.coefficients.append(torch.empty(0))
+            if isinstance(layer.ffn.experts, WeighedExperts):
+                yield layer.ffn.experts.router, None, _routing_to(states, number, layer.ffn.experts)
         elif layer.ffn.dense is not None:
             yield layer.ffn.dense.output, _numbered_rows_to(states.coefficients, number, states), None
-        if layer.attention_weights_module is not None:
+        else:
+            states.coefficients.append(torch.zeros(len(states.rows.sequences), 0, device=view.device))
+        if layer.has_attention and layer.gate_module is not None:
+            yield layer.gate_module, None, _gates_to(states, layer)
+        if layer.has_attention and layer.mixed_norm_module is not None:
+            yield layer.mixed_norm_module, _norm_gates_to(states, layer), None
+        if layer.has_attention and layer.attention_weights_module is not None:
             yield layer.value_module, None, _values_to(states, layer)
             yield layer.attention_weights_module, None, _weights_to(states)
 
 
 def _write_hooks(
-    write: WriteView, modules: Sequence[nn.Module], states: CapturedStates, destination: list[Tensor]
+    modules: Sequence[tuple[nn.Module, float]], states: CapturedStates, destination: list[Tensor]
 ) -> Iterator[tuple[nn.Module, None, Hook]]:
-    """What is written is the sum of what the modules return, times the multiplier."""
-    for place, module in enumerate(modules):
-        yield module, None, _output_to(destination, write.multiplier, states, added=place > 0)
+    """What is written is the sum of what the modules return, times a factor each."""
+    started: list[int] = []
+    for module, factor in modules:
+        yield module, None, _output_to(destination, factor, states, started)
 
 
-def _scale_hooks(layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook, None]]:
-    """The scales of norms between a block and the residual stream, at every position."""
+def _scale_hooks(number: int, layer: LayerView, states: CapturedStates) -> Iterator[tuple[nn.Module, Hook, None]]:
+    """The scales of norms between a block, or a part of it, and the residual stream, at every position."""
+    for module, norm in layer.part_writes if layer.ffn.experts is not None else ():
+        yield module, _scale_to(states, states.part_scales.setdefault(number, []), norm), None
     if layer.attention_write.norm is not None:
-        yield layer.attention_write_module, _scale_to(states, states.attention_scales, layer.attention_write.norm), None
+        module, _ = layer.attention_write_modules[0]
+        yield module, _scale_to(states, states.attention_scales, layer.attention_write.norm), None
     if layer.ffn_write.norm is not None:
         yield layer.ffn_write_modules[0], _scale_to(states, states.ffn_scales, layer.ffn_write.norm), None
 
 
-def _input_to(states: CapturedStates) -> Hook:
+def _input_to(view: ModelView, layer: LayerView, states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.inputs.append(states.kept(first_input(args, kwargs)))
+        read = states.kept(first_input(args, kwargs))
+        states.inputs.append(read if layer.remaining == 1 else read * layer.remaining)
+        states.leave_out(view, layer, read)
 
     return hook
 
@@ -167,9 +185,10 @@ def _final_to(states: CapturedStates, layers: int) -> Hook:
     return hook
 
 
-def _rows_to(destination: list[Tensor], states: CapturedStates) -> Hook:
+def _head_outputs_to(states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination.append(states.rows.of(states.by_position(first_input(args, kwargs))))
+        mixed = states.rows.of(states.by_position(first_input(args, kwargs)))
+        states.head_outputs.append(states.heads.of_heads(mixed))
 
     return hook
 
@@ -188,29 +207,54 @@ def _numbered_rows_to(destination: list[Tensor], number: int, states: CapturedSt
 
 def _scale_to(states: CapturedStates, destination: list[Tensor], norm: NormView) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination.append(states.kept(norm.scale(first_input(args, kwargs).float())))
+        destination.append(states.kept(norm.scale(states.by_position(first_input(args, kwargs)).float())))
 
     return hook
 
 
-def _output_to(destination: list[Tensor], multiplier: float, states: CapturedStates, *, added: bool) -> Hook:
+def _output_to(destination: list[Tensor], multiplier: float, states: CapturedStates, started: list[int]) -> Hook:
+    """The first that runs of those that write together starts their sum."""
+
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401 - a tensor, or the first
         written = states.kept(states.by_position(output if isinstance(output, Tensor) else output[0]))
         if multiplier != 1:
             written = written * multiplier
         elif states.copies:
             written = written.clone()
-        if added:
+        if started:
             destination[-1] = destination[-1] + written
         else:
             destination.append(written)
+            started.append(len(destination))
+
+    return hook
+
+
+def _beside_to(states: CapturedStates, number: int, factor: float) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        states.beside_attention[number] = states.rows.of(states.by_position(output)) * factor
 
     return hook
 
 
 def _values_to(states: CapturedStates, layer: LayerView) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        states.values.append(states.kept(layer.values_of(output)))
+        states.values.append(states.heads.of_values(states.kept(layer.projected_values(output))))
+
+    return hook
+
+
+def _gates_to(states: CapturedStates, layer: LayerView) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        states.gates.append(states.heads.of_heads(layer.gates_of(states.rows.of(states.by_position(output)))))
+
+    return hook
+
+
+def _norm_gates_to(states: CapturedStates, layer: LayerView) -> Hook:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mixed = states.rows.of(states.by_position(first_input(args, kwargs))).float()
+        states.gates.append(states.heads.of_heads(layer.norm_gates(mixed)))
 
     return hook
 
@@ -219,6 +263,13 @@ def _weights_to(states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
         states.attention_rows.append(states.rows.of(output[1].transpose(1, 2)).float())
         return (output[0], None, *output[2:])  # or the model would keep every layer's
+
+    return hook
+
+
+def _routing_to(states: CapturedStates, number: int, experts: WeighedExperts) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        states.routings[number] = experts.routing(states.kept(states.by_position(output[0])))
 
     return hook
 
@@ -233,6 +284,8 @@ def _recordable_attention(
     **kwargs: Any,  # noqa: ANN401
 ) -> tuple[Tensor, None]:
     states = _RECORDING.get()
+    chosen = {name: kwargs.pop(name, None) for name in ("indices", "block_indices")}
+    attention_mask = sparse_mask(module, query, key, attention_mask, **chosen)
     lengths = [query.shape[2]] * len(query)
     if states is not None:
         states.record_attention(query, key, value, attention_mask, scaling, **kwargs)

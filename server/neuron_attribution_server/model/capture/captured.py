@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from neuron_attribution_server.model.architectures.feed_forward import Routing
+from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.architectures.projections import HeadSizes
 from neuron_attribution_server.model.attribution.host import on_device
 from neuron_attribution_server.model.capture.attention import attention_rows
 from neuron_attribution_server.model.capture.edits import Edits
@@ -64,6 +66,9 @@ class ExplainedRows:
 class CapturedStates:
     """What one forward pass went through, per layer, in the model's dtype.
 
+    Where layers multiply the residual stream, all that is recorded of it, states and writes, is times what it is still
+    multiplied by: then writes add up to the last state, whatever was written where.
+
     B sequences, T padded positions, E explained rows, H heads, K key/value heads, D head size, N FFN width, d hidden
     size.
     """
@@ -73,6 +78,8 @@ class CapturedStates:
     """Tokens of each sequence."""
     shape: tuple[int, ...]
     """B, T."""
+    heads: HeadSizes
+    """What the heads of every layer fit in: those of smaller ones are followed by zeros."""
     keeps_coefficients: bool = False
     """Whether what multiplies W_down's rows is kept of every position."""
     copies: bool = False
@@ -83,22 +90,29 @@ class CapturedStates:
     """x_l [B, T, d], then x_L."""
     attention_writes: list[Tensor] = field(default_factory=list)
     """A_l [B, T, d]."""
+    beside_attention: dict[int, Tensor] = field(default_factory=dict)
+    """What of A_l a recurrent mixer beside attention wrote, at the explained rows, [E, d]."""
     ffn_writes: list[Tensor] = field(default_factory=list)
     """F_l [B, T, d]."""
     attention_scales: list[Tensor] = field(default_factory=list)
-    """The scale of the norm that attention's write passes through, [B, T]; empty where there are no such norms."""
+    """The scale of the norm that attention's write passes through, [B, T]; empty where no layer has such a norm."""
     ffn_scales: list[Tensor] = field(default_factory=list)
     """The same for the FFN's."""
+    part_scales: dict[int, list[Tensor]] = field(default_factory=dict)
+    """What coefficients are over: the scales of norms behind a layer's dense network and its experts, [B, T] each."""
     head_outputs: list[Tensor] = field(default_factory=list)
     """The input of attention's output projection at the explained rows, [E, H * D]."""
     coefficients: list[Tensor] = field(default_factory=list)
     """What multiplies W_down's rows at the explained rows, [E, N]."""
     every_coefficient: dict[int, Tensor] = field(default_factory=dict)
     """The same at every position, [B, T, N], of layers without experts, where they are kept."""
+    gates: list[Tensor] = field(default_factory=list)
+    """What multiplies the mixed heads of the explained rows, [E, H * D], float32; empty where nothing does."""
     values: list[Tensor] = field(default_factory=list)
-    """Value vectors [B, K, T, D]."""
+    """Value vectors [B, K, T, D]; zeros without attention."""
     attention_rows: list[Tensor] = field(default_factory=list)
-    """Attention weights from the explained rows, [E, H, T], float32; zero where the row may not look."""
+    """Attention weights from the explained rows, [E, H, T], float32; zero where the row may not look, and without
+    attention."""
     experts: dict[nn.Module, int] = field(default_factory=dict)
     """The layer of every module of routed experts."""
     routings: dict[int, Routing] = field(default_factory=dict)
@@ -114,10 +128,31 @@ class CapturedStates:
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Keep the values and the explained rows' attention weights."""
-        self.values.append(self.kept(value))
+        self.values.append(self.heads.of_values(self.kept(value)))
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         rows = self.rows.on(query.device)
         self.attention_rows.append(self.kept(attention_rows(rows, self.lengths, query, key, mask, scaling, **kwargs)))
+
+    def leave_out(self, view: ModelView, layer: LayerView, read: Tensor) -> None:
+        """Zeros where a layer that has read [B, T, d] has no attention, writes nothing, or nothing scales its write."""
+        sizes, nothing = view.sizes, read.new_zeros(())
+        batch, length = read.shape[:2]
+        if not layer.has_attention:
+            explained = len(self.rows.sequences)
+            self.head_outputs.append(nothing.expand(explained, sizes.heads * sizes.head_size))
+            self.values.append(nothing.expand(batch, sizes.key_value_heads, length, sizes.head_size))
+            self.attention_rows.append(nothing.float().expand(explained, sizes.heads, length))
+            if view.spec.attention_gate is not None or view.spec.mixed_norm is not None:
+                self.gates.append(nothing.float().expand(explained, sizes.heads * sizes.head_size))
+        if not layer.attention_write_modules:
+            self.attention_writes.append(nothing.expand_as(read))
+        if not layer.ffn.width:
+            self.ffn_writes.append(nothing.expand_as(read))
+        one = torch.ones((), device=read.device).expand(batch, length)
+        if view.norms_attention_writes and layer.attention_write.norm is None:
+            self.attention_scales.append(one)
+        if view.norms_ffn_writes and layer.ffn_write.norm is None:
+            self.ffn_scales.append(one)
 
     def by_position(self, states: Tensor) -> Tensor:
         """States [B, T, ...], from where a module takes them with both dimensions in one."""
@@ -133,7 +168,7 @@ class CapturedStates:
         Keeping them for every position would double what a token costs.
         """
         layer = view.layers[number]
-        normed = layer.ffn_reads(self.inputs[number][at], self.attention_writes[number][at])
-        routing = self.routings.get(number)
-        found = layer.ffn.coefficients(normed, None if routing is None else routing.at(at))
-        return found if self.edits is None else self.edits.change_ffn(number, at, found)
+        routing = None if number not in self.routings else self.routings[number].at(at)
+        found = layer.ffn_coefficients(self.inputs[number][at], self.attention_writes[number][at], routing)
+        changed = found if self.edits is None else self.edits.change_ffn(number, at, found)
+        return layer.ffn.over(changed, [scales[at] for scales in self.part_scales.get(number, ())])

@@ -1,8 +1,9 @@
 """Interventions on activations: coefficients change while the model runs, its weights never do.
 
 A neuron's coefficient is what its row of the down projection, or of attention's output projection, is multiplied by. It
-is changed in the input of that projection, in the rows of one sequence, so that the others of a batch never see it. No
-module takes the coefficients of routed experts in: what the change adds to the experts' sum is added to it.
+is changed in the input of that projection, in the rows of one sequence, so that the others of a batch never see it. A
+recurrent mixer is changed as a whole, in the input of its own output projection. No module takes the coefficients of
+routed experts in: what the change adds to the experts' sum is added to it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from neuron_attribution_server.model.architectures.feed_forward import DenseFfn,
 from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
 
-_EXPERT_ARGUMENTS = ("hidden_states", "top_k_index", "top_k_weights")
 _Spans = frozenset[tuple[int, int]]
 
 
@@ -102,6 +102,7 @@ class Edits:
         self._edits: dict[tuple[int, LayerPartKind], list[Edit]] = defaultdict(list)
         self._numbers: dict[_Spans, Tensor] = {}
         self._paused = False
+        self._clock = _Clock()
         for number, placed in enumerate(sequences):
             for intervention in placed.interventions:
                 self._add(number, intervention, placed.explained)
@@ -112,7 +113,8 @@ class Edits:
     @contextmanager
     def made(self, lengths: Sequence[int] | None = None) -> Iterator[None]:
         """While the model runs on the sequences: padded to a common length behind their own `lengths`, or in steps."""
-        handles: list[Any] = []
+        self._clock = _Clock()
+        handles: list[Any] = [self._before(self._view.layers[0].module, self._clock)]
         try:
             for (number, kind), edits in self._edits.items():
                 handles += self._hooks(self._view.layers[number], kind, edits, lengths)
@@ -146,8 +148,9 @@ class Edits:
         sizes = self._view.sizes
         place = torch.tensor([sequence], device=self._view.device), torch.tensor([position], device=self._view.device)
         factors = torch.ones(sizes.layers, sizes.heads * sizes.head_size, device=self._view.device)
-        for (number, kind), edits in self._edits.items():
-            for edit in edits if kind is LayerPartKind.ATTENTION else []:
+        for (number, kind), every in self._edits.items():
+            width = self._view.layers[number].attention_width
+            for edit in _among(every, 0, width) if kind is LayerPartKind.ATTENTION else []:
                 if edit.sequence == sequence:
                     edit.change_rows(factors[number : number + 1], edit.acts_on(*place))
         return None if bool((factors == 1).all()) else factors.unflatten(1, (sizes.heads, sizes.head_size))
@@ -171,19 +174,28 @@ class Edits:
         self, layer: LayerView, kind: LayerPartKind, edits: list[Edit], lengths: Sequence[int] | None
     ) -> Iterator[Any]:
         if kind is LayerPartKind.ATTENTION:
-            yield self._before(layer.attention_output, _InputHook(self._count, edits))
+            sizes, width = layer.sizes, layer.attention_width
+            heads = [
+                replace(each, numbers=layer.common.own_units(each.units, sizes.head_size), first=0)
+                for each in _among(edits, 0, width)
+            ]
+            if heads:
+                yield self._before(layer.attention_output, _InputHook(self._count, heads, self._clock))
+            mixed = _among(edits, width, layer.recurrence_width)
+            if layer.recurrence_output is not None and mixed:
+                yield self._before(layer.recurrence_output, _InputHook(self._count, mixed, self._clock))
             return
         dense, experts = layer.ffn.dense, layer.ffn.experts
         inside = [] if dense is None else _among(edits, 0, dense.width)
         if dense is not None and inside:
-            hook = _InputHook(self._count, inside, dense)
+            hook = _InputHook(self._count, inside, self._clock, dense)
             if dense.weight is not None:
                 yield self._before(dense.reads, hook.see)
             yield self._before(dense.output, hook)
         first = 0 if dense is None else dense.width
         if experts is not None and _among(edits, first, experts.count * experts.width):
             routed = _among(edits, first, experts.count * experts.width)
-            hook_after = _ExpertsHook(self._count, routed, experts, lengths)
+            hook_after = _ExpertsHook(self._count, routed, experts, self._clock, lengths)
             yield experts.module.register_forward_hook(self._unless_paused(hook_after), with_kwargs=True)
 
     def _before(self, module: nn.Module, hook: Callable[..., Any]) -> Any:  # noqa: ANN401 - a handle
@@ -193,12 +205,22 @@ class Edits:
         return lambda *given: None if self._paused else hook(*given)
 
 
+class _Clock:
+    """The positions of a sequence that have gone into the first layer; later ones may be told of its last ones only."""
+
+    def __init__(self) -> None:
+        self.end = 0
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """More go in."""
+        self.end += first_input(args, kwargs).shape[1]
+
+
 class _InputHook:
     """Changes the input of a projection: coefficients of each sequence and position, step by step."""
 
-    def __init__(self, sequences: int, edits: Sequence[Edit], dense: DenseFfn | None = None) -> None:
-        self._sequences, self._edits, self._dense = sequences, edits, dense
-        self._first = 0
+    def __init__(self, sequences: int, edits: Sequence[Edit], clock: _Clock, dense: DenseFfn | None = None) -> None:
+        self._sequences, self._edits, self._clock, self._dense = sequences, edits, clock, dense
         self._read: Tensor | None = None
 
     def see(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -212,8 +234,7 @@ class _InputHook:
         changed = first_input(args, kwargs).clone(memory_format=torch.contiguous_format)
         grid = changed.view(self._sequences, -1, changed.shape[-1])
         for edit in self._edits:
-            edit.change(grid[edit.sequence], self._first, self._share(edit.sequence))
-        self._first += grid.shape[1]
+            edit.change(grid[edit.sequence], self._clock.end - grid.shape[1], self._share(edit.sequence))
         return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": changed})
 
     def _share(self, sequence: int) -> Tensor | None:
@@ -225,9 +246,10 @@ class _InputHook:
 class _ExpertsHook:
     """Adds to the sum of routed experts what changed coefficients change in it."""
 
-    def __init__(self, sequences: int, edits: Sequence[Edit], experts: Experts, lengths: Sequence[int] | None) -> None:
-        self._sequences, self._experts, self._lengths = sequences, experts, lengths
-        self._first = 0
+    def __init__(
+        self, sequences: int, edits: Sequence[Edit], experts: Experts, clock: _Clock, lengths: Sequence[int] | None
+    ) -> None:
+        self._sequences, self._experts, self._clock, self._lengths = sequences, experts, clock, lengths
         self._device = edits[0].numbers.device
         self._edits: dict[tuple[int, int], list[Edit]] = defaultdict(list)
         for edit in edits:
@@ -235,26 +257,26 @@ class _ExpertsHook:
                 self._edits[edit.sequence, expert] += _among([edit], expert * experts.width, experts.width)
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        reads, indices, weights = (*args, *(kwargs[name] for name in _EXPERT_ARGUMENTS[len(args) :]))
+        taken = self._experts.taken(args, kwargs, self._sequences)
         changed = output.clone(memory_format=torch.contiguous_format)
-        sums = changed.view(self._sequences, -1, changed.shape[-1])
-        reads, indices, weights = (
-            each.reshape(self._sequences, -1, each.shape[-1]).to(self._device) for each in (reads, indices, weights)
-        )
         for (sequence, expert), edits in self._edits.items():
+            reads, routing = taken(expert)
             own = slice(0, reads.shape[1] if self._lengths is None else self._lengths[sequence])
-            routing = Routing(indices[sequence, own], weights[sequence, own])
-            sums[sequence, own] += self._added(edits, expert, reads[sequence, own].float(), routing).to(sums)
-        self._first += reads.shape[1]
+            read = reads[sequence, own].to(self._device).float()
+            sums = self._experts.written(changed, self._sequences, expert)
+            first = self._clock.end - reads.shape[1]
+            sums[sequence, own] += self._added(edits, expert, first, read, routing.at((sequence, own))).to(sums)
         return changed
 
-    def _added(self, edits: Sequence[Edit], expert: int, reads: Tensor, routing: Routing) -> Tensor:
+    def _added(self, edits: Sequence[Edit], expert: int, first: int, reads: Tensor, routing: Routing) -> Tensor:
+        routing = Routing(routing.indices.to(self._device), routing.weights.to(self._device))
         before = self._experts.expert_coefficients(reads, routing, expert)
         after = before.clone()
         for edit in edits:
-            edit.change(after, self._first)
+            edit.change(after, first)
         units = torch.cat([edit.units for edit in edits]).unique()
-        return (after - before)[:, units] @ self._experts.block(expert)[units].float()
+        changed = (after - before)[:, units] / self._experts.multiplier
+        return changed @ self._experts.block(expert)[units].float()
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -268,16 +290,15 @@ def _spans(view: ModelView, intervention: Intervention) -> dict[tuple[int, Layer
     found: dict[tuple[int, LayerPartKind], set[tuple[int, int]]] = defaultdict(set)
     size = view.sizes.head_size
     for neuron in intervention.neurons:
-        if isinstance(neuron, FfnNeuron):
-            unit, kind = view.ffn_unit(neuron), LayerPartKind.FFN
-        else:
-            unit, kind = neuron.head * size + neuron.index, LayerPartKind.ATTENTION
+        kind = LayerPartKind.FFN if isinstance(neuron, FfnNeuron) else LayerPartKind.ATTENTION
+        unit = view.unit(neuron)
         found[neuron.layer, kind].add((unit, unit + 1))
     for head in intervention.heads:
         found[head.layer, LayerPartKind.ATTENTION].add((head.head * size, (head.head + 1) * size))
     for part in intervention.layers:
-        is_ffn = part.kind is LayerPartKind.FFN
-        found[part.layer, part.kind].add((0, view.layers[part.layer].ffn.width if is_ffn else view.sizes.heads * size))
+        layer, is_ffn = view.layers[part.layer], part.kind is LayerPartKind.FFN
+        width = layer.ffn.width if is_ffn else layer.attention_width + layer.recurrence_width
+        found[part.layer, part.kind].add((0, width))
     return found
 
 

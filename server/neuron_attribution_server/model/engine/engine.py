@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import torch
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import Part
 from neuron_attribution.results import (
     Explanation,
@@ -59,7 +58,6 @@ from neuron_attribution_server.tasks.tasks import (
     InterveneTask,
     ProjectTask,
     Task,
-    changes_attention,
 )
 
 PASS_TOKENS = {"cpu": 1024}
@@ -158,8 +156,9 @@ class Engine:
             named |= {f"query_from[{place}].neuron": source.neuron for place, source in sources}
             check_units(self._view, task.options.interventions, "interventions")
         for field, neuron in named.items():
-            if isinstance(neuron, FfnNeuron):
-                self._view.ffn_unit(neuron, field)
+            self._view.unit(neuron, field)
+        if isinstance(task, ProjectTask) and task.through is not None:
+            self._view.check_heads(task.through.layer, "through")
 
     def _project(self, task: ProjectTask) -> ProjectOutcome:
         found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)
@@ -289,9 +288,8 @@ class Engine:
         for row in rows:
             options = row.options
             alone = row.index if row.alone else None
-            changed = any(map(changes_attention, options.interventions))  # its values take more room
             method = options.scoring_method, options.include_final_norm_bias
-            groups[row.contrast is None, *method, changed, alone].append(row)
+            groups[row.contrast is None, *method, alone].append(row)
         together = rows_at_once(self._view.sizes)
         explained: dict[int, Explanation] = {}
         for group in groups.values():

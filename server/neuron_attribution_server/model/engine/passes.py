@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from neuron_attribution.errors import NeuronAttributionError
-from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import Explanation, InterventionResult, PredictionState
 
@@ -42,11 +41,14 @@ class Place:
 
 
 def check_units(view: ModelView, interventions: Sequence[Intervention], field: str) -> None:
-    """Refuse FFN neurons that a layer, which may be narrower than others, does not have."""
+    """Refuse neurons, heads and parts that a layer, which may have less than others, does not have."""
     for number, intervention in enumerate(interventions):
         for place, neuron in enumerate(intervention.neurons):
-            if isinstance(neuron, FfnNeuron):
-                view.ffn_unit(neuron, f"{field}[{number}].neurons[{place}]")
+            view.unit(neuron, f"{field}[{number}].neurons[{place}]")
+        for place, head in enumerate(intervention.heads):
+            view.check_heads(head.layer, f"{field}[{number}].heads[{place}]")
+        for place, part in enumerate(intervention.layers):
+            view.check_part(part, f"{field}[{number}].layers[{place}]")
 
 
 def sequences_of(task: PassTask) -> list[PassSequence]:

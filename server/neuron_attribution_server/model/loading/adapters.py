@@ -16,9 +16,9 @@ from neuron_attribution.errors import NeuronAttributionError
 from torch import nn
 from transformers import PreTrainedModel
 
-from neuron_attribution_server.model.loading.adapter_source import AdapterSource, refused_adapter
 from neuron_attribution_server.model.loading.load_failures import words_of
-from neuron_attribution_server.model.loading.model_source import ModelSource
+from neuron_attribution_server.model.loading.sources.adapter_source import AdapterSource, refused_adapter
+from neuron_attribution_server.model.loading.sources.model_source import ModelSource
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -6,7 +6,8 @@ projection or a lost attention mask shows here instead of in somebody's results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from neuron_attribution.errors import FailedPreconditionError
@@ -34,7 +35,10 @@ class Probe:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(view.sizes.vocabulary, (1, PROBE_LENGTH), generator=generator).to(view.device)
         rows = ExplainedRows.from_counts([list(range(PROBE_LENGTH))], view.device)
-        self.states: CapturedStates = capture(view, tokens.tolist(), rows)
+        with _also_written(view) as also:
+            self.states: CapturedStates = capture(view, tokens.tolist(), rows)
+        self.also_written: dict[int, Tensor] = also
+        """What layers write with their FFN that none of its neurons writes, [T, d]."""
         self.logits = _eager_logits(view, tokens)[0].float()
 
     def layers(self) -> Iterable[tuple[int, LayerView]]:
@@ -45,6 +49,23 @@ class Probe:
         """What a layer's FFN reads by the spec, [T, d]."""
         inputs, writes = self.states.inputs[number][0], self.states.attention_writes[number][0]
         return self.view.layers[number].ffn_reads(inputs, writes)
+
+
+@contextmanager
+def _also_written(view: ModelView) -> Iterator[dict[int, Tensor]]:
+    """What is seen while the model runs, by layer."""
+    found: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Callable[..., None]:
+        return lambda _module, _args, output: found.update({number: output[0].to(view.device).float()})
+
+    modules = [(number, layer.also_written_module) for number, layer in enumerate(view.layers)]
+    handles = [module.register_forward_hook(keep(number)) for number, module in modules if module is not None]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def measure(view: ModelView, unembedding: Unembedding, room: float = 1) -> tuple[Invariant, ...]:
@@ -85,28 +106,39 @@ def _residual_additivity(probe: Probe) -> float:
 
 
 def _attention_identity(probe: Probe) -> float:
-    """Attention weights times value vectors are the input of the attention output projection."""
-    return max(_error(_heads(probe, layer), probe.states.head_outputs[layer].float()) for layer, _ in probe.layers())
+    """Attention weights times value vectors, gated where there are gates, are the output projection's input."""
+    if len(probe.states.attention_rows) != len(probe.view.layers):
+        return float("inf")  # some layer attends that should not, or the other way round
+    return max(
+        (
+            _error(_heads(probe, number), probe.states.head_outputs[number].float())
+            for number, layer in probe.layers()
+            if layer.has_attention
+        ),
+        default=0.0,
+    )
 
 
 def _attention_neurons(probe: Probe) -> float:
-    """Attention neurons and the bias add up to what attention writes."""
-    return max(_error(*_attention_sum(probe, number, layer)) for number, layer in probe.layers())
+    """Attention neurons, the bias and what a mixer beside attention writes add up to what attention writes."""
+    return max((_error(*_attention_sum(probe, *each)) for each in probe.layers() if each[1].has_attention), default=0.0)
 
 
 def _ffn_neurons(probe: Probe) -> float:
     """FFN neurons and the bias add up to what the FFN writes."""
-    return max(_error(*_ffn_sum(probe, number, layer)) for number, layer in probe.layers())
+    return max((_error(*_ffn_sum(probe, *each)) for each in probe.layers() if each[1].ffn.width), default=0.0)
 
 
 def _value_keys(probe: Probe) -> float:
     """The value projection's rows, read through the norm before attention, give the value vectors."""
-    return max(_error(*_values(probe, number, layer)) for number, layer in probe.layers())
+    return max((_error(*_values(probe, *each)) for each in probe.layers() if each[1].has_attention), default=0.0)
 
 
 def _ffn_keys(probe: Probe) -> float:
     """The FFN's input rows, read through the norm before the FFN, give its neurons' coefficients."""
-    return max(_error(*_coefficients(probe, number, layer)) for number, layer in probe.layers())
+    return max(
+        (_error(*_coefficients(probe, number)) for number, layer in probe.layers() if layer.ffn.width), default=0.0
+    )
 
 
 INVARIANTS: dict[str, Check] = {
@@ -135,26 +167,31 @@ def _eager_logits(view: ModelView, tokens: Tensor) -> Tensor:
 
 
 def _heads(probe: Probe, layer: int) -> Tensor:
-    """Sum over positions of attention times value, [T, H * D]."""
+    """Sum over positions of attention times value, gated, [T, H * D]."""
     attention = probe.states.attention_rows[layer]
     values = probe.states.values[layer][0].float()
     repeated = values.repeat_interleave(attention.shape[1] // values.shape[0], 0)
-    return torch.einsum("ehp,hpk->ehk", attention, repeated).flatten(1)
+    mixed = torch.einsum("ehp,hpk->ehk", attention, repeated).flatten(1)
+    return mixed * probe.states.gates[layer] if probe.states.gates else mixed
 
 
 def _attention_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
     scales = _scales(probe.states.attention_scales, number)
-    total = probe.states.head_outputs[number].float() @ layer.attention_subvalues.all()
+    total = layer.attention_subvalues.weighted(probe.states.head_outputs[number].float())
     constant = layer.attention_write.constant(layer.attention_bias, scales)
-    return _written(total, constant, scales), probe.states.attention_writes[number][0].float()
+    written = _written(total, constant, scales) + probe.states.beside_attention.get(number, 0.0)
+    return written, probe.states.attention_writes[number][0].float()
 
 
 def _ffn_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
     scales = _scales(probe.states.ffn_scales, number)
-    total = probe.states.coefficients[number].float() @ layer.ffn_subvalues.all()
+    total = layer.ffn_subvalues.weighted(probe.states.coefficients[number].float())
     routing = probe.states.routings.get(number)
     bias = layer.ffn.bias(probe.ffn_reads(number), None if routing is None else routing.at(0))
-    return _written(total, layer.ffn_write.constant(bias, scales), scales), probe.states.ffn_writes[number][0].float()
+    written = _written(total, layer.ffn_write.constant(bias, scales), scales)
+    if number in probe.also_written:
+        written = written + layer.ffn_write.multiplier * probe.also_written[number]
+    return written, probe.states.ffn_writes[number][0].float()
 
 
 def _scales(scales: list[Tensor], number: int) -> Tensor | None:
@@ -168,12 +205,14 @@ def _written(total: Tensor, constant: Tensor | None, scales: Tensor | None) -> T
 
 
 def _values(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
-    normed = layer.attention_norm.normed(probe.states.inputs[number][0].float())
-    return layer.value_vectors(normed), probe.states.values[number][0].float().transpose(0, 1).flatten(1)
+    source = layer.values_of
+    normed = source.attention_reads(probe.states.inputs[probe.view.value_layers[number]][0])
+    values = source.value_vectors(normed).unflatten(-1, (-1, source.sizes.head_size)).transpose(0, 1)
+    return layer.common.of_values(values), probe.states.values[number][0].float()
 
 
-def _coefficients(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
+def _coefficients(probe: Probe, number: int) -> tuple[Tensor, Tensor]:
     """By the rows of single neurons, as the query scores read them, against what the forward pass recorded."""
-    routing = probe.states.routings.get(number)
-    computed = layer.ffn.coefficients(probe.ffn_reads(number), None if routing is None else routing.at(0))
+    at = (0, torch.arange(PROBE_LENGTH, device=probe.view.device))
+    computed = probe.states.ffn_coefficients(probe.view, number, at)
     return computed, probe.states.coefficients[number].float()

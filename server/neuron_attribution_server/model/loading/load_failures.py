@@ -17,7 +17,7 @@ from typing import Any
 from neuron_attribution.errors import FailedPreconditionError, NeuronAttributionError
 from safetensors import SafetensorError, safe_open
 
-from neuron_attribution_server.model.loading.model_source import ModelSource
+from neuron_attribution_server.model.loading.sources.model_source import ModelSource
 
 
 class Reading(Enum):

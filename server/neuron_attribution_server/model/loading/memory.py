@@ -9,12 +9,13 @@ import psutil
 import torch
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
-from neuron_attribution_server.model.architectures.packed import unpacked_bytes
+from neuron_attribution_server.model.architectures.packed.modules import unpacked_bytes
 from neuron_attribution_server.model.attribution.capped_objectives import CAPPED_AT_ONCE
 from neuron_attribution_server.model.attribution.objectives import vectors_at_once
 from neuron_attribution_server.model.attribution.search.value_neurons import BOUNDS_AT_ONCE
 from neuron_attribution_server.model.attribution.unembedding import vocabulary_block
 from neuron_attribution_server.model.engine.engine import KEPT_BYTES, bytes_per_row, kept_tokens, rows_at_once
+from neuron_attribution_server.model.loading.recurrent_memory import recurrent_bytes
 from neuron_attribution_server.tasks.costs import MemoryCost
 
 SHARE = 0.5
@@ -34,7 +35,8 @@ FLOAT = 4
 
 
 def memory_cost(view: ModelView) -> MemoryCost:
-    """Predicted from the sizes of what is kept; tests compare it with what processes take."""
+    """Predicted from the sizes of what is kept, and measured of recurrent mixers; tests compare it with processes."""
+    recurrent = recurrent_bytes(view)
     sizes, element = view.sizes, torch.finfo(view.dtype).bits // 8
     width = sizes.key_value_heads * sizes.head_size
     captured = sizes.layers * (3 * sizes.hidden_size + width) + sizes.hidden_size
@@ -47,12 +49,12 @@ def memory_cost(view: ModelView) -> MemoryCost:
         + unpacked_bytes(view.model, view.device)
         + FLOAT * (4 * BOUNDS_AT_ONCE + 4 * vectors_at_once(view.device) * vocabulary_block(view.device))
         + (0 if view.logit_cap is None else 4 * FLOAT * CAPPED_AT_ONCE * sizes.vocabulary),
-        per_token=int(ALLOCATOR * (element * (captured + forward) + scoring)),
+        per_token=int(ALLOCATOR * (element * (captured + forward) + scoring + recurrent.per_token)),
+        per_sequence=int(ALLOCATOR * recurrent.per_sequence),
         per_row=2 * bytes_per_row(sizes),
         per_row_token=2 * FLOAT * sizes.layers * sizes.heads,
         per_scored_head=6 * FLOAT * sizes.hidden_size,
         per_head_position=6 * FLOAT * sizes.hidden_size,
-        per_changed_token=int(ALLOCATOR * FLOAT * sizes.layers * sizes.heads * sizes.head_size),
         rows_at_once=rows_at_once(sizes),
         per_projected_token=PROJECTED_TOKEN,
         per_searched_position=int(2 * FLOAT * sizes.layers * sizes.heads * sizes.head_size),
@@ -82,5 +84,6 @@ def _container_bytes() -> int:
 def _ffn_width(view: ModelView) -> int:
     """The neurons a token activates in one layer."""
     sizes = view.sizes
-    chosen = getattr(view.config, "num_experts_per_tok", None) or sizes.experts
+    told = (getattr(view.config, name, None) for name in ("num_experts_per_tok", "top_k_experts"))
+    chosen = next(filter(None, told), sizes.experts)
     return sizes.ffn_width + min(chosen, sizes.experts) * sizes.expert_width

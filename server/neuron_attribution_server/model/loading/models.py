@@ -23,18 +23,19 @@ from neuron_attribution_server.model.architectures.spec import ArchitectureSpec
 from neuron_attribution_server.model.capture.capture import prepare_model
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.engine.generation import make_greedy
-from neuron_attribution_server.model.loading.adapter_source import AdapterSource, adapter_source
 from neuron_attribution_server.model.loading.adapters import merged
-from neuron_attribution_server.model.loading.demo import cache_folder
 from neuron_attribution_server.model.loading.guessed.guesses import guessed_spec
 from neuron_attribution_server.model.loading.invariants import measure
 from neuron_attribution_server.model.loading.load_failures import Reading, check_tensors, naming_files
 from neuron_attribution_server.model.loading.math_libraries import most_threads
 from neuron_attribution_server.model.loading.memory import memory_cost
-from neuron_attribution_server.model.loading.model_source import ModelSource, model_source
-from neuron_attribution_server.model.loading.packed_checkpoints import NotKeptPackedError, kept_packed, tell_packed
+from neuron_attribution_server.model.loading.packed.checkpoints import keeping_packed, tell_packed, unpack_for
 from neuron_attribution_server.model.loading.placement import check_whole, device_of, loading_arguments, place
 from neuron_attribution_server.model.loading.ranges import VocabularyRanges
+from neuron_attribution_server.model.loading.sources.adapter_source import AdapterSource, adapter_source
+from neuron_attribution_server.model.loading.sources.demo import cache_folder
+from neuron_attribution_server.model.loading.sources.model_source import ModelSource, model_source
+from neuron_attribution_server.model.loading.text_only import keep_language_model, loader_of
 from neuron_attribution_server.model.loading.usual_contexts import usual_activity
 from neuron_attribution_server.model.loading.weights import weights_of
 from neuron_attribution_server.settings.config import LoadSettings
@@ -135,6 +136,7 @@ def _engine(
         tokenizer=serialized,
         memory=memory_cost(view),
         activity_contexts=0 if activity is None else activity.contexts,
+        layers=tuple(layer.parts for layer in view.layers),
     )
     token_text = str if tokenizer is None else tokenizer.text
     vocabulary_ranges = VocabularyRanges(weights, ranges)
@@ -142,52 +144,47 @@ def _engine(
 
 
 def _model(source: ModelSource, adapter: AdapterSource | None, settings: LoadSettings) -> PreTrainedModel:
-    """The model with every tensor as its files have it, and the adapter's in them, where it runs.
-
-    What an adapter is merged into, and what a guess is proven on, is plain matrices.
-    """
-    packed = None
+    """The model with every tensor as its files have it, and the adapter's in them, where it runs."""
+    loader: Any = AutoModelForCausalLM
+    config: PreTrainedConfig | None = None
+    is_guessed = False
     if source.gguf_file is None:
         config = AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments)
-        _spec(config, guess=settings.guess_architecture)
-        if adapter is None and not settings.guess_architecture:
-            packed = kept_packed(config)
+        is_guessed = _spec(config, guess=settings.guess_architecture) is None
+        loader = loader_of(config)
+
+    def load(**arguments: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The model as transformers loads it, and what it tells of the tensors."""
+        model, info = loader.from_pretrained(
+            source.location,
+            dtype=_dtype(settings.dtype, device_of(settings)),
+            use_safetensors=None if settings.pickled_weights else True,
+            ignore_mismatched_sizes=True,  # they are refused below, by their names
+            output_loading_info=True,
+            **loading_arguments(settings),
+            **_own_code(settings),
+            **source.arguments,
+            **arguments,
+        )
+        return model, info
+
     with _naming_pickled_weights(source, settings):
-        if packed is None:
-            model, info = _loaded(source, settings)
-        else:
-            try:
-                model, info = _loaded(source, settings, config=config)
-            except NotKeptPackedError:
-                packed = None
-                model, info = _loaded(source, settings)
+        model, info, packing = keeping_packed(config, load)
     check_tensors(source, info)
+    keep_language_model(model)
     if getattr(model, "is_quantized", False) and source.gguf_file is None:
-        model = _dequantized(model, settings)
+        _refuse_spread(settings)
+        model = model.dequantize()
+    if packing is not None and (adapter is not None or is_guessed):
+        _refuse_spread(settings)
+        unpack_for(model, packing, "an adapter is merged into them" if adapter else "a guess is proven on them")
+        packing = None
     if adapter is not None:
         model = merged(model, source, adapter)
     place(model, settings)
-    if packed is not None:
-        tell_packed(model, packed, device_of(settings))
+    if packing is not None:
+        tell_packed(model, packing, device_of(settings))
     return model
-
-
-def _loaded(
-    source: ModelSource, settings: LoadSettings, **arguments: PreTrainedConfig
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model as transformers loads it, and what it tells of the tensors."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.location,
-        dtype=_dtype(settings.dtype, device_of(settings)),
-        use_safetensors=None if settings.pickled_weights else True,
-        ignore_mismatched_sizes=True,  # they are refused by their names
-        output_loading_info=True,
-        **loading_arguments(settings),
-        **_own_code(settings),
-        **source.arguments,
-        **arguments,
-    )
-    return loaded[0], loaded[1]
 
 
 @contextmanager
@@ -246,8 +243,8 @@ def _model_type(config: PreTrainedConfig) -> str:
         return str(config.model_type)
 
 
-def _dequantized(model: PreTrainedModel, settings: LoadSettings) -> PreTrainedModel:
-    """The same numbers as plain matrices, of a checkpoint whose matrices cannot stay packed."""
+def _refuse_spread(settings: LoadSettings) -> None:
+    """Raise FailedPreconditionError where a checkpoint that is unpacked at load is to be spread over devices."""
     if settings.device_map is not None:
         raise FailedPreconditionError(
             "model refused: a checkpoint quantized like this one cannot be spread over devices, for its matrices are "
@@ -255,8 +252,6 @@ def _dequantized(model: PreTrainedModel, settings: LoadSettings) -> PreTrainedMo
             "checkpoint it was made from",
             reason="QUANTIZED_AND_SPREAD",
         )
-    plain: PreTrainedModel = model.dequantize()
-    return plain
 
 
 def _dtype(setting: str, device: torch.device) -> torch.dtype | str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Intervention, Part, Side
-from neuron_attribution.results import ModelSizes
+from neuron_attribution.results import LayerParts, ModelSizes
 
 from neuron_attribution_server.tasks.answers import Outcome
 from neuron_attribution_server.tasks.model_facts import Engine, ModelFacts, WorkPrices, preparation_of
@@ -43,10 +43,10 @@ def measured_work(engine: Engine) -> WorkPrices:
 
     One sample is taken however slow the device is: what is not priced is not bounded.
     """
-    sizes = engine.facts.sizes
+    sizes, layers = engine.facts.sizes, engine.facts.layers
     samples: list[Sample] = []
     began = time.perf_counter()
-    for place, task in enumerate(_tasks(sizes, engine.facts.maximum_tokens)):
+    for place, task in enumerate(_tasks(sizes, layers, engine.facts.maximum_tokens)):
         if samples and time.perf_counter() - began > BUDGET_SECONDS:
             break
         started = time.perf_counter()
@@ -57,18 +57,18 @@ def measured_work(engine: Engine) -> WorkPrices:
     return measured_prices(sizes, samples) if samples else WorkPrices()
 
 
-def _tasks(sizes: ModelSizes, most: int) -> Iterator[Task]:
+def _tasks(sizes: ModelSizes, parts: Sequence[LayerParts], most: int) -> Iterator[Task]:
     short, long = min(_SHORT, most), min(_LONG, most)
     everything = AttributeOptions()
     layers = AttributeOptions(parts=frozenset({Part.LAYERS}))
     yield _attribution(short, 1, everything)
     yield _attribution(short, 1, layers)
     yield _attribution(short, 1, everything)
-    yield ProjectTask(neurons=_neurons(sizes, 0, _FEW))
-    yield InterveneTask(token_ids=_ids(short), sets=((Intervention(neurons=_neurons(sizes, 0, 4)),),))
+    yield ProjectTask(neurons=_neurons(sizes, parts, 0, _FEW))
+    yield InterveneTask(token_ids=_ids(short), sets=((Intervention(neurons=_neurons(sizes, parts, 0, 4)),),))
     yield _attribution(long, 1, layers)
     yield _attribution(short, short, layers)
-    yield ProjectTask(neurons=_neurons(sizes, _FEW, _FEW), side=Side.SUBKEY, top_k=min(300, sizes.vocabulary))
+    yield ProjectTask(neurons=_neurons(sizes, parts, _FEW, _FEW), side=Side.SUBKEY, top_k=min(300, sizes.vocabulary))
     yield InterveneTask(token_ids=_ids(max(1, min(short, most - 2))), sets=((),), generate=2)
 
 
@@ -81,8 +81,13 @@ def _ids(count: int) -> tuple[int, ...]:
     return tuple(range(1, count + 1))
 
 
-def _neurons(sizes: ModelSizes, first: int, count: int) -> tuple[FfnNeuron, ...]:
-    """Neurons of the dense network, or of an expert where there is none; fewer where there are not as many."""
-    width, expert = (sizes.ffn_width, None) if sizes.ffn_width else (sizes.expert_width, 0)
+def _neurons(sizes: ModelSizes, layers: Sequence[LayerParts], first: int, count: int) -> tuple[FfnNeuron, ...]:
+    """Neurons of a dense network, or of an expert where there is none, in the last layer that has any FFN.
+
+    Fewer where there are not as many.
+    """
+    layer = max((number for number, each in enumerate(layers) if each.ffn_width or each.experts), default=-1)
+    layer, dense = (sizes.layers - 1, sizes.ffn_width) if layer < 0 else (layer, layers[layer].ffn_width)
+    width, expert = (dense, None) if dense else (sizes.expert_width, 0)
     indices = range(min(first, width), min(first + count, width))
-    return tuple(FfnNeuron(layer=sizes.layers - 1, index=index, expert=expert) for index in indices)
+    return tuple(FfnNeuron(layer=layer, index=index, expert=expert) for index in indices)

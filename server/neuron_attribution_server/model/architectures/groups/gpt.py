@@ -119,6 +119,16 @@ GPT_FAMILIES = (
     BLOOM,
     FALCON,
     MPT,
+    replace(
+        GPT2,
+        family="ctrl",
+        final_norm="transformer.layernorm",
+        attention_norm="layernorm1",
+        attention_output="multi_head_attention.dense",
+        value=Rows("multi_head_attention.Wv"),
+        ffn_norm="layernorm2",
+        ffn=FeedForward(output="ffn.2", up=Rows("ffn.0"), activation="ffn.1"),
+    ),
     replace(GPTJ, family="codegen", value=Rows("attn.qkv_proj", Layout.FOUR_BLOCKS)),
     replace(
         GPT2,

@@ -55,4 +55,5 @@ LAYER_NORM_FAMILIES = (
         ffn=FeedForward(output="mlp.dense_4h_to_h", up=Rows("mlp.dense_h_to_4h"), activation="mlp.act"),
     ),
     replace(COHERE, family="cohere2"),
+    replace(COHERE, family="cohere_compass_text"),
 )

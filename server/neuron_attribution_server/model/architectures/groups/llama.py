@@ -45,6 +45,21 @@ OLMO2 = replace(
     ffn_write="post_feedforward_layernorm",
 )
 
+GEMMA4 = replace(
+    GEMMA2,
+    family="gemma4_text",
+    norm_offset=0.0,
+    value_else=Rows("self_attn.k_proj"),
+    value_norm="self_attn.v_norm",
+    value_sharing="layer_types",
+    experts="experts",
+    shared_ffn=GATED,
+    experts_norm="pre_feedforward_layernorm_2",
+    part_writes=("post_feedforward_layernorm_1", "post_feedforward_layernorm_2"),
+    ffn_also_writes="post_per_layer_input_norm",
+    stream_scalar="layer_scalar",
+)
+
 GRANITE = replace(LLAMA, family="granite", residual_multiplier="residual_multiplier", logit_divisor="logits_scaling")
 
 GLM = replace(LLAMA, family="glm", ffn=FUSED_GATED)
@@ -53,6 +68,7 @@ LLAMA_FAMILIES = (
     LLAMA,
     GEMMA,
     GEMMA2,
+    GEMMA4,
     OLMO2,
     GRANITE,
     GLM,
@@ -72,8 +88,13 @@ LLAMA_FAMILIES = (
             "ernie4_5",
             "internlm3",
             "iquestcoder",
+            "qwen2_vl_text",
+            "qwen2_5_vl_text",
+            "qwen3_vl_text",
+            "mllama_text_model",
         )
     ),
+    replace(LLAMA, family="bitnet", mixed_norm="self_attn.attn_sub_norm", ffn=replace(GATED, norm="mlp.ffn_sub_norm")),
     replace(LLAMA, family="arcee", ffn=UNGATED),
     replace(
         LLAMA, family="apertus", ffn=UNGATED, attention_norm="attention_layernorm", ffn_norm="feedforward_layernorm"
@@ -86,6 +107,7 @@ LLAMA_FAMILIES = (
     replace(GLM, family="phi3", value=Rows("self_attn.qkv_proj", Layout.QUERY_KEY_VALUE)),
     replace(GLM, family="glm4", attention_write="post_self_attn_layernorm", ffn_write="post_mlp_layernorm"),
     replace(GEMMA2, family="gemma3_text"),
+    replace(GEMMA4, family="gemma4_unified_text"),
     replace(GEMMA, family="vaultgemma", ffn_norm="pre_feedforward_layernorm"),
     replace(OLMO2, family="olmo3"),
     replace(OLMO2, family="exaone4"),

@@ -48,7 +48,7 @@ class ValueNeurons(ABC):
 
     def total(self, row: int) -> int:
         """How many there are at a row."""
-        return sum(map(len, self.subvalues)) * self.lengths[row]
+        return sum(layer.count for layer in self.subvalues) * self.lengths[row]
 
     @abstractmethod
     def coefficients(self, rows: slice, layers: slice) -> Tensor:
@@ -129,7 +129,7 @@ class ValueNeurons(ABC):
         return [slice(start, min(start + step, self.layers)) for start in range(0, self.layers, step)]
 
     def _without_gaps(self, values: Tensor, rows: slice, layers: slice) -> Tensor:
-        if any(len(layer) < self.units for layer in self.subvalues):
+        if any(layer.count < self.units for layer in self.subvalues):
             values = values.masked_fill(self.laid_out(self._missing_units(layers)), -torch.inf)
         if min(self.lengths[rows]) < self.positions:
             lengths = on_device(np.array(self.lengths[rows]), self._device)
@@ -140,7 +140,11 @@ class ValueNeurons(ABC):
     def _missing_units(self, layers: slice) -> Tensor:
         """Which units layers do not have, [layers, units]."""
         widths = on_device(np.array([len(layer) for layer in self.subvalues[layers]]), self._device)
-        return torch.arange(self.units, device=self._device) >= widths[:, None]
+        found = torch.arange(self.units, device=self._device) >= widths[:, None]
+        for number, layer in enumerate(self.subvalues[layers]):
+            if layer.missing is not None:
+                found[number, : len(layer)] |= layer.missing.to(self._device)
+        return found
 
     def _as_ids(self, places: Ids) -> Ids:
         """Places in the layout as ids."""
@@ -179,15 +183,16 @@ class AttentionValueNeurons(ValueNeurons):
         self._group = heads // states.values.shape[2]
 
     def coefficients(self, rows: slice, layers: slice) -> Tensor:
-        """alpha * v, [rows, layers, H, T, D]."""
+        """alpha * v, gated, [rows, layers, H, T, D]."""
         mixing = self._states.mixing[rows, layers, :, : self.positions].unflatten(2, (-1, self._group))
         values = self._states.values_of(rows, layers, self.positions).float()
         found: Tensor = (mixing[..., None] * values[:, :, :, None]).flatten(2, 3)
-        return found
+        return found if self._states.gates is None else found.mul_(self._states.gates[rows, layers, :, None])
 
     def coefficients_at(self, rows: Tensor, layers: Tensor, units: Tensor, positions: Tensor) -> Tensor:
-        """alpha * v, [C]."""
+        """alpha * v, gated, [C]."""
         heads, dimensions = units // self._head_size, units % self._head_size
         mixing = self._states.mixing[rows, layers, heads, positions]
         values = self._states.values[self._states.sequences[rows], layers, heads // self._group, positions, dimensions]
-        return mixing * values.float()
+        found: Tensor = mixing * values.float()
+        return found if self._states.gates is None else found * self._states.gates[rows, layers, heads, dimensions]

@@ -229,10 +229,18 @@ class _Group:
         )
 
     def _head_scores(self) -> Array | None:
-        """Head scores [E, L, H], where any row asks for them."""
+        """Head scores [E, L, H], where any row asks for them; not a number in layers without heads."""
         if not {Part.HEADS, Part.HEAD_POSITIONS} & self._parts:
             return None
-        return to_host([head_scores(self._pooled, self._weights, self._states, self._scale)])[0]
+        return self._where_heads_are(to_host([head_scores(self._pooled, self._weights, self._states, self._scale)])[0])
+
+    def _where_heads_are(self, numbers: Array) -> Array:
+        """Numbers [E, L, ...] of heads; not a number in layers without any."""
+        without = [number for number, layer in enumerate(self._view.layers) if not layer.has_attention]
+        if without:
+            numbers = numbers.copy()
+            numbers[:, without] = np.nan
+        return numbers
 
     def _head_details(self) -> HeadDetails | None:
         chosen = [HeadOfRow(index, head) for index in range(len(self._rows)) for head in self._chosen_heads(index)]
@@ -306,7 +314,10 @@ class _Group:
         if self._details is not None:
             tensors |= {"position scores": self._details.scores, "position attention": self._details.attention}
         tensors |= self._queries.tensors
-        return dict(zip(tensors, to_host(list(tensors.values())), strict=True))
+        fetched = dict(zip(tensors, to_host(list(tensors.values())), strict=True))
+        if "patterns" in fetched:
+            fetched["patterns"] = self._where_heads_are(fetched["patterns"])
+        return fetched
 
     def _name_predictions(self) -> list[dict[str, Any]]:
         columns = (self._fetched[name] for name in ("tokens", "log probabilities", "ranks"))

@@ -96,9 +96,9 @@ class HeadDetails:
 
 
 def highest_heads(scores: Array, k: int, sign: int) -> list[tuple[Head, float]]:
-    """The k heads at one end of scores [L, H]."""
+    """The k heads at one end of scores [L, H], which are not numbers where there is no head."""
     flat = scores.ravel()
-    order = np.argsort(-sign * flat, kind="stable")[:k]
+    order = np.argsort(-sign * flat, kind="stable")[: min(k, int(np.isfinite(flat).sum()))]
     return [(Head(*divmod(number, scores.shape[1])), float(flat[number])) for number in order.tolist()]
 
 

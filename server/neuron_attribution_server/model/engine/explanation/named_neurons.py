@@ -61,14 +61,9 @@ class NamedNeurons:
         return self._exact.of([at], FROM_INCREASE[A])[0]
 
     def _columns(self, places: Sequence[tuple[int, Neuron, int]]) -> tuple[Ids, Ids, Ids, Ids]:
-        numbers = [(row, neuron.layer, self._unit(neuron), position) for row, neuron, position in places]
+        numbers = [(row, neuron.layer, self._view.unit(neuron), position) for row, neuron, position in places]
         columns: Array = np.array(numbers, dtype=np.int64).reshape(-1, 4).T
         return columns[0], columns[1], columns[2], columns[3]
-
-    def _unit(self, neuron: Neuron) -> int:
-        if isinstance(neuron, FfnNeuron):
-            return self._view.ffn_unit(neuron)
-        return neuron.head * self._view.sizes.head_size + neuron.index
 
 
 def _kind(neuron: Neuron) -> Kind:

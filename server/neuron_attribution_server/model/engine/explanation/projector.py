@@ -118,7 +118,7 @@ class Projector:
 
     def _by_layer(self, neurons: Sequence[Neuron], vectors: Callable[..., Tensor]) -> Tensor:
         """A function's vectors of ascending layers and their units, of one kind at a time, for every neuron: [C, d]."""
-        numbers = [(isinstance(each, FfnNeuron), each.layer, self._unit(each)) for each in neurons]
+        numbers = [(isinstance(each, FfnNeuron), each.layer, self._view.unit(each)) for each in neurons]
         is_ffn, layers, units = np.array(numbers, dtype=np.int64).reshape(-1, 3).T
         found, places = [], []
         for kind in (True, False):
@@ -132,20 +132,12 @@ class Projector:
         order = on_device(np.argsort(np.concatenate(places)), self._view.device)
         return join(found, 0)[order]
 
-    def _unit(self, neuron: Neuron) -> int:
-        if isinstance(neuron, FfnNeuron):
-            return self._view.ffn_unit(neuron)
-        return self._first(neuron.head) + neuron.index
-
-    def _first(self, head: int) -> int:
-        return head * self._view.sizes.head_size
-
     def _through(self, neurons: Sequence[Neuron], through: Head) -> Tensor:
         if any(isinstance(neuron, AttentionNeuron) for neuron in neurons):
             raise InvalidArgumentError.of("through", "only FFN neurons are read through a head; leave it unset")
         layer = self._view.layers[through.layer]
-        norm = layer.attention_norm
+        norm = layer.values_of.attention_norm
         subvalues = self._subvalues(neurons)
-        first, size = self._first(through.head), self._view.sizes.head_size
+        first, size = through.head * layer.common.head_size, layer.sizes.head_size
         output_rows = layer.attention_subvalues.rows(on_device(np.arange(first, first + size), self._view.device))
         return through_head(norm.without_bias(subvalues), layer.value_rows(through.head), output_rows)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from neuron_attribution.requests import Part, Subkey
 from neuron_attribution.results import NeuronRanking
 from torch import Tensor
@@ -102,4 +104,8 @@ class Queries:
         return [index for index in self._sources[kind] if part in self._rows[index].options.parts]
 
     def _asked(self, index: int, kind: Kind) -> Asked:
-        return Asked(self._rows[index], self._sources[kind][index])
+        """The sources, attention's in the layers that made their values: there their keys read."""
+        sources = self._sources[kind][index]
+        if kind is Kind.ATTENTION:
+            sources = replace(sources, layers=np.array(self._view.value_layers)[sources.layers])
+        return Asked(self._rows[index], sources)

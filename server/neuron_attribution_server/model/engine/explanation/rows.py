@@ -63,32 +63,37 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
         head_outputs=over(head_outputs, captured.attention_scales).unflatten(2, (heads, -1)),
         attention=attention,
         mixing=over(attention, captured.attention_scales),
-        values=_values(captured, rows, distinct, longest),
+        values=_values(captured, distinct, longest),
         sequences=columns_on_device([np.array(numbers)], device)[0],
+        gates=_gates(captured, rows, which, heads),
         lengths=[row.position + 1 for row in rows],
         apart=len(distinct) == len(rows),
     )
 
 
-def _values(captured: CapturedStates, rows: Sequence[Row], distinct: Sequence[int], longest: int) -> Tensor:
-    """Value vectors [S, L, K, T, D] of sequences, or where heads are intervened in any, each head's [S, L, H, T, D].
-
-    Interventions act on all explained rows of a sequence alike, so that these share them.
-    """
+def _values(captured: CapturedStates, distinct: Sequence[int], longest: int) -> Tensor:
+    """Value vectors of sequences, [S, L, K, T, D]."""
     every = list(distinct) == list(range(len(captured.lengths)))
     which = slice(None) if every else columns_on_device([np.array(distinct)], captured.rows.device)[0]
-    values = torch.stack([layer[which, :, :longest] for layer in captured.values], 1)
+    return torch.stack([layer[which, :, :longest] for layer in captured.values], 1)
+
+
+def _gates(captured: CapturedStates, rows: Sequence[Row], which: Tensor, heads: int) -> Tensor | None:
+    """What multiplies what heads mix, [E, L, H, D], or None: the model's gates, and interventions on heads."""
+    gates = None
+    if captured.gates:
+        gates = torch.stack([layer[which] for layer in captured.gates], 1).unflatten(2, (heads, -1))
     if captured.edits is None:
-        return values
-    some = {row.sequence: row.position for row in rows}
-    factors = [captured.edits.attention_factors(sequence, some[sequence]) for sequence in distinct]
-    changed = [each for each in factors if each is not None]
+        return gates
+    some = {row.sequence: row.position for row in rows}  # all explained rows of a sequence are changed alike
+    factors = {sequence: captured.edits.attention_factors(sequence, at) for sequence, at in some.items()}
+    changed = [each for each in factors.values() if each is not None]
     if not changed:
-        return values
+        return gates
     plain = torch.ones_like(changed[0])
-    grouped = torch.stack([plain if each is None else each for each in factors]).unflatten(2, (values.shape[2], -1))
-    changed_values: Tensor = (values[:, :, :, None] * grouped[..., None, :]).flatten(2, 3)
-    return changed_values
+    by_row = [factors[row.sequence] for row in rows]
+    stacked = torch.stack([plain if each is None else each for each in by_row])
+    return stacked if gates is None else stacked * gates
 
 
 def components(captured: CapturedStates) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuron_attribution_server.model.architectures.packing import Form, Packing, Parts, matrix_bytes
+from neuron_attribution_server.model.architectures.packed.packings import Form, Packing, Parts, matrix_bytes
 from neuron_attribution_server.model.architectures.parameters import required
 
 
@@ -61,6 +61,13 @@ class PackedLinear(nn.Module):
         """The weight, [outputs, inputs], where scoring reads it."""
         return self._memo.read(self, lambda: self._packing.unpack(self._read(), self.form))
 
+    def plain(self) -> nn.Linear:
+        """The same projection with its matrix unpacked for good."""
+        found = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        found.weight = nn.Parameter(self._packing.unpack(self._read(), self.form), requires_grad=False)
+        found.register_parameter("bias", self.bias)
+        return found
+
     def _read(self) -> Parts:
         return {name: required(self, name) for name in self._names}
 
@@ -79,6 +86,7 @@ class PackedExperts:
         self._transposed = transposed
         self._packing = packing
         self._module = module
+        self._name = name
         self._names = {part: f"{name}_{part}" for part in packing.parts}
         self._memo = memo
         self._count = len(getattr(module, self._names[packing.marker]))
@@ -103,11 +111,32 @@ class PackedExperts:
         found = self._memo.read((self, expert), lambda: self._packing.unpack(self._read(expert), self.form))
         return self._turned(found)
 
+    def put_plain(self) -> None:
+        """Put the 3-D parameter with all matrices, unpacked for good, where the packed ones are."""
+        held = nn.Parameter(torch.empty(self.shape, dtype=self.form.dtype), requires_grad=False)
+        for expert in range(self._count):
+            held[expert] = self.matrix(expert)
+        self._memo.forget()
+        for part in self._names.values():
+            delattr(self._module, part)
+        delattr(self._module, self._name)
+        self._module.register_parameter(self._name, held)
+
     def _turned(self, matrix: Tensor) -> Tensor:
         return matrix.T if self._transposed else matrix
 
     def _read(self, expert: int) -> Parts:
         return {part: required(self._module, name)[expert] for part, name in self._names.items()}
+
+
+def unpack(model: nn.Module) -> None:
+    """Put plain matrices wherever a model that is on the host has packed ones."""
+    for name, module in list(model.named_modules()):
+        for packed in _packed_of(module):
+            if isinstance(packed, PackedLinear):
+                model.set_submodule(name, packed.plain())
+            else:
+                packed.put_plain()
 
 
 def unpacked_bytes(model: nn.Module, device: torch.device) -> int:

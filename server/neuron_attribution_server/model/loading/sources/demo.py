@@ -75,7 +75,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _build(folder: Path) -> None:
     """Fetch and convert beside `folder`, then rename: a folder of that name is always complete."""
-    from neuron_attribution_server.model.loading.gguf_conversion import convert_llama
+    from neuron_attribution_server.model.loading.sources.gguf_conversion import convert_llama
 
     progress: tqdm[Any] = tqdm(desc=f"Fetching {NAME}", unit=" tensors", file=sys.stderr)
     with progress, TemporaryDirectory(dir=folder.parent, prefix="incomplete-") as temporary:

@@ -72,7 +72,11 @@ class Packing:
 def _int8(parts: Parts, form: Form) -> Tensor:
     """bitsandbytes, 8 bits: a scale for every row."""
     weight, scales = parts["weight"], parts["SCB"]
-    return _by_rows(form, weight.device, lambda rows: weight[rows] * scales[rows, None] * _INT8_UNIT)
+
+    def unpacked(rows: slice) -> Tensor:
+        return weight[rows] * scales[rows].view(rows.stop - rows.start, 1) * _INT8_UNIT
+
+    return _by_rows(form, weight.device, unpacked)
 
 
 def _four_bits(parts: Parts, form: Form) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,14 +24,15 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from neuron_attribution_server.model.architectures.packed import (
+from neuron_attribution_server.model.architectures.packed.modules import (
     Memo,
     PackedExperts,
     PackedLinear,
     tensor_bytes,
+    unpack,
     unpacked_bytes,
 )
-from neuron_attribution_server.model.architectures.packing import PACKINGS, Form, Packing, parameter_name
+from neuron_attribution_server.model.architectures.packed.packings import PACKINGS, Form, Packing, parameter_name
 
 METHOD = "neuron_attribution"
 _STATE = "weight.quant_state.bitsandbytes__"
@@ -67,7 +68,34 @@ class PackedConfig(QuantizationConfigMixin):
         self.kind = kind
 
 
-def kept_packed(config: PreTrainedConfig) -> str | None:
+def keeping_packed(
+    config: PreTrainedConfig | None, load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]]
+) -> tuple[PreTrainedModel, dict[str, Any], str | None]:
+    """A model as `load` loads it, what that tells, and how its matrices are packed; None where they do not stay so.
+
+    `load` may be given another configuration. Raises what it raises.
+    """
+    packing = None if config is None else _set_packed(config)
+    if packing is None:
+        return *load(), None
+    try:
+        return *load(config=config), packing
+    except NotKeptPackedError as error:
+        _tell_unpacked(packing, f"they are not packed as its configuration says: {error}")
+        return *load(), None
+
+
+def unpack_for(model: PreTrainedModel, packing: str, why: str) -> None:
+    """Unpack what was packed, and log why."""
+    _tell_unpacked(packing, why)
+    unpack(model)
+
+
+def _tell_unpacked(packing: str, why: str) -> None:
+    _log.info("weights are unpacked at load", extra={"fields": {"packing": packing, "reason": why}})
+
+
+def _set_packed(config: PreTrainedConfig) -> str | None:
     """Have a model's matrices stay packed; the name of how they are packed, or None where they cannot stay so."""
     original: Any = getattr(config, "quantization_config", None)
     if original is None:
@@ -224,7 +252,9 @@ def _put_merged_experts(checkpoint: _Checkpoint) -> int:
 def _put_matrices(checkpoint: _Checkpoint, name: str, matrix: str, parts: Mapping[str, _Stored]) -> None:
     """Put parts in the place of a 3-D parameter. Raises NotKeptPackedError."""
     packing, module = checkpoint.packing, checkpoint.modules[name]
-    held, transposed = getattr(module, matrix), module.is_transposed
+    held, transposed = getattr(module, matrix), getattr(module, "is_transposed", None)
+    if transposed is None:
+        raise NotKeptPackedError(f"{name} is no module of experts that is known to read them one by one")
     form = Form(tuple(held.shape[:0:-1] if transposed else held.shape[1:]), held.dtype, checkpoint.settings)
     one = {part: replace(each, shape=each.shape[1:]) for part, each in parts.items()}
     _check(packing, form, one, f"{name}.{matrix}")

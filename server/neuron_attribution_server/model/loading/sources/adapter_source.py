@@ -15,8 +15,8 @@ from typing import Any
 from neuron_attribution.errors import FailedPreconditionError
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-from neuron_attribution_server.model.loading.model_files import check_files
-from neuron_attribution_server.model.loading.model_source import digest_of
+from neuron_attribution_server.model.loading.sources.model_files import check_files
+from neuron_attribution_server.model.loading.sources.model_source import digest_of
 from neuron_attribution_server.settings.config import LoadSettings
 
 _WEIGHTS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"

@@ -12,9 +12,9 @@ from neuron_attribution.errors import FailedPreconditionError
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
-from neuron_attribution_server.model.loading.demo import NAME as DEMO_NAME
-from neuron_attribution_server.model.loading.demo import demo_folder
-from neuron_attribution_server.model.loading.model_files import check_files, check_kind, status_of
+from neuron_attribution_server.model.loading.sources.demo import NAME as DEMO_NAME
+from neuron_attribution_server.model.loading.sources.demo import demo_folder
+from neuron_attribution_server.model.loading.sources.model_files import check_files, check_kind, status_of
 from neuron_attribution_server.settings.config import LoadSettings
 
 _HASHED = ("*.safetensors", "*.json", "*.gguf")
