@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -49,6 +51,15 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, initializer_range=0.15)),
     "qwen3_moe": lambda: Qwen3MoeForCausalLM(
         Qwen3MoeConfig(**SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=96)
+    ),
+    "qwen2_moe": lambda: Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(
+            **{name: size for name, size in SHAPE.items() if name != "head_dim"},
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=96,
+            shared_expert_intermediate_size=128,
+        )
     ),
     "gpt_oss": lambda: GptOssForCausalLM(GptOssConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2)),
 }
@@ -83,19 +94,89 @@ def bitsandbytes_folder(folder: Path, family: str, scheme: str, dtype: torch.dty
     return AutoModelForCausalLM.from_pretrained(folder / "packed", dtype=torch.float32).dequantize().float()
 
 
-def eight_bit_folder(folder: Path, sizes: dict[str, int]) -> None:
-    """Random bytes that bitsandbytes would have packed so, of a Llama."""
-    config = LlamaConfig(**{**SHAPE, **sizes})
+def random_folder(folder: Path, scheme: str, sizes: dict[str, int]) -> None:
+    """Random bytes that may be of any size: of a Llama, or of a GPT-OSS whose experts are packed."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    tensors = {}
+        config = {**SHAPE, **sizes}
+        model: PreTrainedModel = LlamaForCausalLM(LlamaConfig(**config))
+        if scheme == "MXFP4":
+            model = GptOssForCausalLM(GptOssConfig(**config, num_experts_per_tok=2))
+    tensors: dict[str, Tensor] = {}
     for name, each in model.named_parameters():
-        if ".layers." in name and each.ndim == 2:
-            tensors[name] = torch.randint(-127, 128, each.shape, dtype=torch.int8)
-            tensors[name.replace("weight", "SCB")] = torch.full((len(each),), 0.1)
+        if scheme == "MXFP4" and each.ndim == 3:
+            tensors |= {f"{name}_{part}": tensor for part, tensor in _mxfp4_bytes(each.shape).items()}
+        elif scheme != "MXFP4" and ".layers." in name and each.ndim == 2:
+            parts = RANDOM[scheme](*each.shape)
+            tensors |= {f"{name.removesuffix('weight')}{part}": tensor for part, tensor in parts.items()}
         else:
             tensors[name] = torch.ones(each.shape) if each.ndim == 1 else 0.1 * torch.randn(each.shape)
-    _write(folder, model, {"quant_method": "bitsandbytes", "load_in_8bit": True}, tensors)
+    _write(folder, model, RANDOM_SETTINGS[scheme], tensors)
+
+
+def _bytes(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    return torch.randint(torch.iinfo(dtype).min, torch.iinfo(dtype).max, shape, dtype=dtype)
+
+
+def _four_bit_bytes(outputs: int, inputs: int) -> dict[str, Tensor]:
+    """With scales that are packed themselves."""
+    blocks = outputs * inputs // 64
+    state = {"blocksize": 64, "dtype": "bfloat16", "nested_blocksize": 256, "nested_offset": 0.05}
+    return {
+        "weight": _bytes(outputs * inputs // 2, 1),
+        "weight.absmax": _bytes(blocks),
+        "weight.quant_map": torch.linspace(-1, 1, 16),
+        "weight.nested_absmax": torch.full((-(-blocks // 256),), 0.02),
+        "weight.nested_quant_map": torch.linspace(-1, 1, 256),
+        "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+    }
+
+
+def _gptq_bytes(outputs: int, inputs: int) -> dict[str, Tensor]:
+    return {
+        "qweight": _bytes(inputs // 8, outputs, dtype=torch.int32),
+        "qzeros": _bytes(inputs // 32, outputs // 8, dtype=torch.int32),
+        "scales": torch.full((inputs // 32, outputs), 0.01, dtype=torch.float16),
+        "g_idx": torch.arange(inputs, dtype=torch.int32) // 32,
+    }
+
+
+def _awq_bytes(outputs: int, inputs: int) -> dict[str, Tensor]:
+    return {
+        "qweight": _bytes(inputs, outputs // 8, dtype=torch.int32),
+        "qzeros": _bytes(inputs // 32, outputs // 8, dtype=torch.int32),
+        "scales": torch.full((inputs // 32, outputs), 0.01, dtype=torch.float16),
+    }
+
+
+def _mxfp4_bytes(shape: Iterable[int]) -> dict[str, Tensor]:
+    experts, inputs, outputs = shape
+    return {
+        "blocks": _bytes(experts, outputs, inputs // 32, 16),
+        "scales": torch.randint(119, 122, (experts, outputs, inputs // 32), dtype=torch.uint8),
+    }
+
+
+RANDOM: dict[str, Callable[[int, int], dict[str, Tensor]]] = {
+    "8 bit": lambda outputs, inputs: {
+        "weight": _bytes(outputs, inputs, dtype=torch.int8),
+        "SCB": torch.full((outputs,), 0.1),
+    },
+    "4 bit": _four_bit_bytes,
+    "FP8": lambda outputs, inputs: {
+        "weight": (0.1 * torch.randn(outputs, inputs)).to(torch.float8_e4m3fn),
+        "weight_scale_inv": torch.ones(-(-outputs // 128), -(-inputs // 128)),
+    },
+    "GPTQ": _gptq_bytes,
+    "AWQ": _awq_bytes,
+}
+RANDOM_SETTINGS: dict[str, dict[str, Any]] = {
+    "8 bit": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "4 bit": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "FP8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+    "GPTQ": {"quant_method": "gptq", "bits": 4, "group_size": 32},
+    "AWQ": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"},
+    "MXFP4": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
+}
 
 
 def fp8_folder(folder: Path, family: str) -> PreTrainedModel:
@@ -104,9 +185,9 @@ def fp8_folder(folder: Path, family: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder / "packed", dtype=torch.float32)
 
 
-def fp8_experts_folder(folder: Path) -> PreTrainedModel:
-    """The same for experts, each with matrices of its own, and everything else plain."""
-    model = plain("qwen3_moe")
+def fp8_experts_folder(folder: Path, family: str = "qwen3_moe") -> PreTrainedModel:
+    """The same for experts, each with matrices of its own, and the expert that all share; everything else is plain."""
+    model = plain(family)
     tensors = {name: each.detach().clone() for name, each in model.named_parameters()}
     for name in [name for name in tensors if ".experts." in name]:
         prefix, _, kind = name.rpartition(".")
@@ -115,11 +196,16 @@ def fp8_experts_folder(folder: Path) -> PreTrainedModel:
             for projection, rows in parts if kind == "gate_up_proj" else [(kind, matrix)]:
                 packed = _fp8(rows)
                 tensors |= {f"{prefix}.{expert}.{projection}.{part}": each for part, each in packed.items()}
-    _write(folder, model, {**FP8, "modules_to_not_convert": [".*self_attn.*", "lm_head"]}, tensors)
+    for name in [name for name in tensors if ".shared_expert." in name]:
+        tensors |= {name.replace("weight", part): each for part, each in _fp8(tensors.pop(name)).items()}
+    plain_ones = [".*self_attn.*", ".*shared_expert_gate", "lm_head"]
+    _write(folder, model, {**FP8, "modules_to_not_convert": plain_ones}, tensors)
     return AutoModelForCausalLM.from_pretrained(folder / "packed", dtype=torch.float32)
 
 
-def gptq_folder(folder: Path, family: str, bits: int, checkpoint_format: str = "gptq") -> PreTrainedModel:
+def gptq_folder(
+    folder: Path, family: str, bits: int, checkpoint_format: str = "gptq", *, unembedding: bool = False
+) -> PreTrainedModel:
     """Several numbers of a word one after another along the inputs; inputs are in groups in an order of their own."""
 
     def packed(matrix: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -130,8 +216,9 @@ def gptq_folder(folder: Path, family: str, bits: int, checkpoint_format: str = "
         unpacked = (numbers - zeros[groups]) * scales.astype(np.float32)[groups]
         return _tensors(parts), torch.from_numpy(unpacked.T.astype(np.float32))
 
-    settings = {"quant_method": "gptq", "bits": bits, "group_size": 32, "desc_act": True, "sym": False}
-    return _save(folder, plain(family), {**settings, "checkpoint_format": checkpoint_format}, packed)
+    settings: dict[str, Any] = {"quant_method": "gptq", "bits": bits, "group_size": 32, "desc_act": True, "sym": False}
+    settings |= {"checkpoint_format": checkpoint_format}
+    return _save(folder, plain(family), settings, packed, unembedding=unembedding)
 
 
 def awq_folder(folder: Path, family: str) -> PreTrainedModel:
@@ -176,10 +263,12 @@ def _save(
     model: PreTrainedModel,
     settings: dict[str, Any],
     packed: Callable[[Tensor], tuple[dict[str, Tensor], Tensor]],
+    *,
+    unembedding: bool = False,
 ) -> PreTrainedModel:
-    """The folder, with every projection but the unembedding packed; the model becomes what it stands for."""
+    """The folder, with every projection packed, maybe the unembedding; the model becomes what it stands for."""
     tensors = {name: each.clone() for name, each in model.named_parameters()}
-    for name, module in _projections(model):
+    for name, module in _projections(model, unembedding=unembedding):
         parts, unpacked = packed(module.weight.detach())
         del tensors[f"{name}.weight"]
         tensors |= {f"{name}.{part}": each.contiguous() for part, each in parts.items()}
@@ -188,9 +277,9 @@ def _save(
     return model
 
 
-def _projections(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
+def _projections(model: PreTrainedModel, *, unembedding: bool) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name != "lm_head":
+        if isinstance(module, nn.Linear) and (unembedding or name != "lm_head"):
             yield name, module
 
 

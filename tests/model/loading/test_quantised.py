@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,15 +11,18 @@ import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, LayerPartKind, Scale, Side
-from neuron_attribution_server.model.architectures.packed.modules import tensor_bytes, unpacked_bytes
+from neuron_attribution_server.model.architectures.packed.modules import tensor_bytes, unembedding_bytes, unpacked_bytes
+from neuron_attribution_server.model.architectures.packed.packings import PACKINGS
 from neuron_attribution_server.model.loading.models import engine_from, load_engine
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference import packed_folders as folders
 from reference.compare_answers import assert_same
 from reference.compared import compare_dissected
+from reference.saved_models import save_tokenizer
 from safetensors.torch import load_file, save_file
 from service.fakes import byte_level_tokenizer
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -39,8 +40,10 @@ CHECKPOINTS: dict[str, Callable[[Path], PreTrainedModel]] = {
     "bitsandbytes nested": lambda folder: folders.bitsandbytes_folder(folder, "gpt2", "4 bit nested", torch.bfloat16),
     "FP8": lambda folder: folders.fp8_folder(folder, "biased"),
     "FP8 experts": folders.fp8_experts_folder,
+    "FP8 shared expert": lambda folder: folders.fp8_experts_folder(folder, "qwen2_moe"),
     "GPTQ": lambda folder: folders.gptq_folder(folder, "llama", 4),
     "GPTQ 8 bit": lambda folder: folders.gptq_folder(folder, "biased", 8, "gptq_v2"),
+    "GPTQ unembedding": lambda folder: folders.gptq_folder(folder, "llama", 4, unembedding=True),
     "AWQ": lambda folder: folders.awq_folder(folder, "gemma3"),
     "MXFP4": folders.mxfp4_folder,
 }
@@ -82,6 +85,47 @@ def assert_same_answers(packed, plain) -> None:
     assert answers[2] == expected[2]
 
 
+def test_no_two_matrices_are_unpacked_at_once(checkpoint, monkeypatch) -> None:
+    """While it is loaded, in a pass, and while every neuron is scored."""
+    folder, _ = checkpoint
+    unpacked, most = [], 0
+
+    def watched(unpack):
+        def unpacked_alone(parts, form):
+            nonlocal most, unpacked
+            found = unpack(parts, form)
+            if not found.is_meta:
+                unpacked = [each for each in unpacked if not each.expired()] + [StorageWeakRef(found.untyped_storage())]
+                most = max(most, len(unpacked))
+            return found
+
+        return unpacked_alone
+
+    for name, packing in PACKINGS.items():
+        monkeypatch.setitem(PACKINGS, name, replace(packing, unpack=watched(packing.unpack)))
+    engine = load_engine(LoadSettings(folder))
+    exhaustive = replace(TASK, options=replace(OPTIONS, exhaustive=True))
+    for task in (TASK, exhaustive, INTERVENTION):
+        (outcome,) = engine.run([task])
+        assert not isinstance(outcome, Exception), outcome
+    assert most == 1 + bool(unembedding_bytes(engine._view.model)), "an unembedding is kept"
+
+
+def test_batches_answer_as_single_prompts_do_to_the_bit(checkpoint) -> None:
+    engine = load_engine(LoadSettings(checkpoint[0]))
+    other = replace(TASK, token_ids=(77, 1, 30, 6, 5, 9), reproducible=True)
+    tasks = [replace(TASK, reproducible=True), other]
+    assert engine.run(tasks) == [engine.run([task])[0] for task in tasks]
+
+
+def test_half_precision_is_what_the_numbers_are_rounded_to(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders.gptq_folder(tmp_path, "llama", 4).save_pretrained(tmp_path / "unpacked")
+    save_tokenizer(tmp_path / "unpacked")
+    engines = [load_engine(LoadSettings(str(tmp_path / each), dtype="bfloat16")) for each in ("packed", "unpacked")]
+    assert_same_answers(*engines)
+
+
 def test_packed_weights_give_the_scores_of_the_definition(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     compared = compare_dissected(folders.bitsandbytes_folder(tmp_path, "llama", "4 bit"), "quantised")
@@ -100,46 +144,3 @@ def test_a_checkpoint_with_parts_of_no_module_is_unpacked_at_load(tmp_path, monk
     assert_same_answers(engine, engine_from(unpacked, byte_level_tokenizer()))
     with pytest.raises(FailedPreconditionError, match="quantized like this one cannot be spread over devices"):
         load_engine(LoadSettings(str(tmp_path / "packed"), device_map="auto"))
-
-
-TAKEN = r"""
-import ctypes, json, re, sys
-from pathlib import Path
-import torch
-from neuron_attribution_server.model.architectures.packed.modules import tensor_bytes, unpacked_bytes
-from neuron_attribution_server.model.loading.models import load_engine
-from neuron_attribution_server.settings.config import LoadSettings
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
-
-def resident(field):
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return 1024 * int(re.search(field + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-task = AttributeTask(token_ids=(5, 9, 2, 77), explained=(ExplainedToken(3, 11),))
-small, large = sys.argv[1:]
-load_engine(LoadSettings(small, threads=1)).run([task])  # what libraries keep is no part of the weights
-before = resident("VmRSS")
-engine = load_engine(LoadSettings(large, threads=1))
-Path("/proc/self/clear_refs").write_text("5")
-for _ in range(2):
-    engine.run([task])
-most, model = resident("VmHWM") - before, engine._view.model
-for layer in engine._view.layers:
-    layer.ffn_subvalues.products(torch.ones(1, engine.facts.sizes.hidden_size))
-print(json.dumps({"most": most, "kept": resident("VmRSS") - before,
-                  "weights": tensor_bytes(model), "unpacked": unpacked_bytes(model, engine._view.device),
-                  "batch": engine.facts.memory.batch([task])}))
-"""
-
-
-@pytest.mark.process
-def test_memory_is_that_of_the_packed_matrices_and_one_unpacked(tmp_path, monkeypatch) -> None:
-    """Of a model that takes four times the memory when it is unpacked, after scoring has read every layer."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name, sizes in {"small": {}, "large": {"hidden_size": 1024, "intermediate_size": 9216}}.items():
-        folders.eight_bit_folder(tmp_path / name, sizes)
-    arguments = [str(tmp_path / name / "packed") for name in ("small", "large")]
-    measured = json.loads(subprocess.check_output([sys.executable, "-c", TAKEN, *arguments], text=True))
-    predicted = measured["weights"] + measured["unpacked"]
-    assert 0.9 * predicted < measured["kept"] < 1.1 * predicted, measured
-    assert measured["most"] < measured["weights"] + measured["batch"], measured

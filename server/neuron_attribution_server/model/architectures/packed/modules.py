@@ -145,6 +145,14 @@ def unpacked_bytes(model: nn.Module, device: torch.device) -> int:
     return max((matrix_bytes(form, device) for form in forms), default=0)
 
 
+def unembedding_bytes(model: Any) -> int:  # noqa: ANN401 - a model of transformers
+    """What an unembedding takes that is packed: scoring keeps it unpacked, beside its packed numbers."""
+    module = model.get_output_embeddings()
+    if not isinstance(module, PackedLinear):
+        return 0
+    return module.out_features * module.in_features * module.form.dtype.itemsize
+
+
 def has_packed_experts(module: nn.Module) -> bool:
     """Whether a module's experts are packed."""
     return any(isinstance(held, PackedExperts) for held in module.__dict__.values())

@@ -65,7 +65,7 @@ class Packing:
             return False
         try:
             return self.unpack(parts, form).shape == form.shape
-        except (RuntimeError, LookupError):
+        except (RuntimeError, LookupError, ZeroDivisionError):
             return False
 
 
@@ -82,7 +82,7 @@ def _int8(parts: Parts, form: Form) -> Tensor:
 def _four_bits(parts: Parts, form: Form) -> Tensor:
     """bitsandbytes, 4 bits: a table of sixteen numbers, and a scale for every block of numbers in a row of all."""
     size, rounded = form.settings["blocksize"], getattr(torch, form.settings["dtype"])
-    packed, scales = parts["weight"].flatten().view(torch.uint8), _scales(parts, form.settings)
+    packed = parts["weight"].flatten().view(torch.uint8)
     code = parts["weight_quant_map"].float()
     pairs = torch.stack((code.repeat_interleave(16), code.repeat(16)), -1)
     found = torch.empty(form.shape, dtype=form.dtype, device=packed.device)
@@ -91,7 +91,7 @@ def _four_bits(parts: Parts, form: Form) -> Tensor:
         end = min(start + step, len(flat))
         numbers = _looked_up(pairs, packed[start // 2 : -(-end // 2)])[: end - start]
         whole = (end - start) // size * size
-        blocks = scales[start // size : -(-end // size), None]
+        blocks = _scales(parts, form.settings, slice(start // size, -(-end // size)))[:, None]
         numbers[:whole].view(-1, size).mul_(blocks[: whole // size])
         if whole < len(numbers):
             numbers[whole:].mul_(blocks[-1])
@@ -99,13 +99,13 @@ def _four_bits(parts: Parts, form: Form) -> Tensor:
     return found
 
 
-def _scales(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
-    """Of every block, which may be packed themselves: in 8 bits by a table, with an offset."""
-    scales = parts["weight_absmax"]
+def _scales(parts: Parts, settings: Mapping[str, Any], some: slice) -> Tensor:
+    """Of some blocks, which may be packed themselves: in 8 bits by a table, with an offset."""
+    scales = parts["weight_absmax"][some]
     if "weight_nested_absmax" not in parts:
         return scales.float()
     numbers = parts["weight_nested_quant_map"].float()[scales.int()]
-    blocks = torch.arange(len(numbers), device=numbers.device) // settings["nested_blocksize"]
+    blocks = torch.arange(some.start, some.stop, device=numbers.device) // settings["nested_blocksize"]
     offset: float = settings["nested_offset"]
     return numbers * parts["weight_nested_absmax"].float()[blocks] + offset
 
@@ -116,6 +116,8 @@ def _fp8(parts: Parts, form: Form) -> Tensor:
     scales = scales.reshape(1, 1) if scales.numel() == 1 else scales
     blocks = form.settings.get("weight_block_size") if scales.numel() > 1 else None
     high, wide = blocks or (form.shape[0] // scales.shape[0], form.shape[1] // scales.shape[1])
+    if scales.shape != (-(-form.shape[0] // high), -(-form.shape[1] // wide)):
+        raise LookupError("not a scale for every block")
     columns = torch.arange(form.shape[1], device=weight.device) // wide
 
     def unpacked(rows: slice) -> Tensor:
@@ -130,10 +132,10 @@ def _gptq(parts: Parts, form: Form) -> Tensor:
     words, bits = parts["weight"], form.settings["bits"]
     mask, each = (1 << bits) - 1, 32 // bits
     shifts = torch.arange(0, 32, bits, device=words.device, dtype=torch.int32)
-    zeros = ((parts["qzeros"][..., None] >> shifts) & mask).flatten(1)
+    zeros = (parts["qzeros"][..., None] >> shifts).bitwise_and_(mask).flatten(1)
     if form.settings.get("checkpoint_format", "gptq") == "gptq":
-        zeros = (zeros + 1) & mask  # it stores one less
-    groups = parts["g_idx"].int() if "g_idx" in parts else _groups(form, words.device)
+        zeros.add_(1).bitwise_and_(mask)  # it stores one less
+    groups = parts["g_idx"].int() if "g_idx" in parts else _groups(form, parts["scales"])
 
     def unpacked(inputs: slice) -> Tensor:
         numbers = ((words[inputs.start // each : -(-inputs.stop // each), None] >> shifts[:, None]) & mask).flatten(
@@ -148,8 +150,8 @@ def _awq(parts: Parts, form: Form) -> Tensor:
     """AWQ: numbers of four bits, eight in a word along the outputs; a scale and a zero for each group of inputs."""
     words = parts["weight"]
     shifts = 4 * torch.tensor(_AWQ_PLACES, device=words.device, dtype=torch.int32)
-    zeros = ((parts["qzeros"][..., None] >> shifts) & 15).flatten(1)
-    groups = _groups(form, words.device)
+    zeros = (parts["qzeros"][..., None] >> shifts).bitwise_and_(15).flatten(1)
+    groups = _groups(form, parts["scales"])
 
     def unpacked(inputs: slice) -> Tensor:
         numbers = ((words[inputs, :, None] >> shifts) & 15).flatten(1)
@@ -226,10 +228,13 @@ def _scaled(numbers: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor) -> T
     return (numbers - zeros[groups]) * scales[groups].float()
 
 
-def _groups(form: Form, device: torch.device) -> Tensor:
-    """The group of each input, where groups follow one another."""
-    size = form.settings.get("group_size", -1)
-    return torch.arange(form.shape[1], device=device, dtype=torch.int32) // (size if size > 0 else form.shape[1])
+def _groups(form: Form, scales: Tensor) -> Tensor:
+    """The group of each input, where groups follow one another. Raises LookupError where one has no scales."""
+    inputs, size = form.shape[1], form.settings.get("group_size", -1)
+    size = size if size > 0 else inputs
+    if len(scales) != -(-inputs // size):
+        raise LookupError("not a scale for every group")
+    return torch.arange(inputs, device=scales.device, dtype=torch.int32) // size
 
 
 def _looked_up(pairs: Tensor, packed: Tensor) -> Tensor:

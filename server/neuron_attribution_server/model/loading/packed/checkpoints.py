@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from neuron_attribution.errors import FailedPreconditionError
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -29,6 +30,7 @@ from neuron_attribution_server.model.architectures.packed.modules import (
     PackedExperts,
     PackedLinear,
     tensor_bytes,
+    unembedding_bytes,
     unpack,
     unpacked_bytes,
 )
@@ -39,6 +41,8 @@ _STATE = "weight.quant_state.bitsandbytes__"
 """What bitsandbytes says of a matrix, as JSON in bytes."""
 _OF_EXPERT = re.compile(r"((.*\.experts)\.\d+\.\w+)\.weight_scale_inv$")
 """The scales of one expert's projection."""
+_NUMBERS = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
+"""The types of numbers that mean nothing without scales, and would be taken for weights."""
 _EXPERT_MATRICES = ("gate_up_proj", "down_proj")
 
 _log = logging.getLogger(__name__)
@@ -109,7 +113,8 @@ def _set_packed(config: PreTrainedConfig) -> str | None:
 
 def tell_packed(model: PreTrainedModel, kind: str, device: torch.device) -> None:
     """Log what the weights take: those in memory all the time, and the matrix that is unpacked at a time."""
-    fields = {"packing": kind, "weights_bytes": tensor_bytes(model), "unpacked_bytes": unpacked_bytes(model, device)}
+    weights = tensor_bytes(model) + unembedding_bytes(model)
+    fields = {"packing": kind, "weights_bytes": weights, "unpacked_bytes": unpacked_bytes(model, device)}
     _log.info("weights stay packed", extra={"fields": fields})
 
 
@@ -137,6 +142,7 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ANN401
         kind, settings = self.quantization_config.kind, self.quantization_config.original
         stored = _stored(kwargs["checkpoint_files"] or ())
+        _check_scales(stored, PACKINGS[kind])
         checkpoint = _Checkpoint(PACKINGS[kind], stored, settings, dict(model.named_modules()), model.base_model_prefix)
         if kind == "MXFP4":
             put = _put_experts(checkpoint)
@@ -203,8 +209,11 @@ class _Checkpoint:
 def _put_projections(model: PreTrainedModel, checkpoint: _Checkpoint) -> int:
     """Replace the projections that are packed; how many. Raises NotKeptPackedError."""
     packing, prefixes = checkpoint.packing, checkpoint.prefixes(checkpoint.packing.marker)
+    tied = model.get_output_embeddings() if model.config.get_text_config().tie_word_embeddings else None
     for prefix in prefixes:
         name = checkpoint.module(prefix)
+        if checkpoint.modules[name] is tied:
+            raise NotKeptPackedError(f"{name} is packed, and the embedding it shares its matrix with is not")
         module, parts = checkpoint.modules[name], _parts(prefix, packing, checkpoint.stored)
         form = Form(_shape(module), module.weight.dtype, {**checkpoint.settings, **_state(prefix, checkpoint.stored)})
         _check(packing, form, parts, name)
@@ -286,6 +295,24 @@ def _stored(files: Iterable[str]) -> dict[str, _Stored]:
                     raise NotKeptPackedError(f"{name} is {part.get_dtype()}")
                 found[name] = _Stored(file, name, dtype, tuple(part.get_shape()))
     return found
+
+
+def _check_scales(stored: Mapping[str, _Stored], packing: Packing) -> None:
+    """Refuse a checkpoint that has scales, but not of all of its numbers: these would be read as they are.
+
+    Raises FailedPreconditionError.
+    """
+    ends = f".{packing.numbers}"
+    if packing.marker == packing.numbers or not any(name.endswith(f".{packing.marker}") for name in stored):
+        return
+    for name, part in stored.items():
+        scales = f"{name.removesuffix(ends)}.{packing.marker}"
+        if name.endswith(ends) and part.dtype in _NUMBERS and scales not in stored:
+            raise FailedPreconditionError(
+                f"model refused: {part.file} has the packed numbers {name} and no {scales}: the model is incomplete; "
+                "copy or download it again",
+                reason="CANNOT_LOAD",
+            )
 
 
 def _parts(prefix: str, packing: Packing, stored: Mapping[str, _Stored]) -> dict[str, _Stored]:
