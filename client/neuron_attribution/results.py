@@ -196,7 +196,7 @@ class Explanation(Displayed):
     predictions: tuple[TokenPrediction, ...] = ()
     layers: LayerScores | None = None
     head_scores: Scores | None = None
-    """[L, H]"""
+    """[L, H]; NaN in layers without heads."""
     heads: tuple[HeadScore, ...] = ()
     heads_decreasing: tuple[HeadScore, ...] = ()
     ffn_value_neurons: NeuronRanking | None = None
@@ -213,7 +213,7 @@ class Explanation(Displayed):
     final_norm_scale: float = 0.0
     """The scale of the final norm that the scores were read with; 0 from an older server."""
     attention_patterns: Scores | None = None
-    """Attention weights [L, H, T] of every head, where they were asked for."""
+    """Attention weights [L, H, T] of every head, where they were asked for; NaN in layers without heads."""
 
     def ranking(self, name: RankingName) -> NeuronRanking:
         """One of the rankings of neurons. Raises LookupError, with what to ask for, where it was not asked for."""

@@ -104,6 +104,23 @@ def test_the_keyboard_alone_reaches_a_heads_positions(report):
     assert report.get_by_role("heading", name="Head 29.h1", exact=True).is_visible()
 
 
+def test_layers_without_heads_are_empty_columns_of_the_map(visit, written):
+    result = made_up(layers=4, heads=3, tokens=5)
+    (explanation,) = result.explanations
+    explanation.head_scores[[0, 2]] = float("nan")
+    with visit(written(result)) as page:
+        page.wait_for_selector(READY)
+        assert page.locator(".head-map g > rect").count() == 2 * 3
+        page.get_by_text("All heads as a table").click()
+        rows = saved_csv(page, "Scores of all heads, highest first")
+        assert sorted({row["layer"] for row in rows}) == ["1", "3"]
+        page.locator(".head-map").focus()
+        for key in ("ArrowLeft", "Enter"):
+            page.keyboard.press(key)
+        assert page.locator("#heads .spoken").inner_text() == "layer 2 has no heads"
+        assert "NaN" not in page.locator("body").inner_text()
+
+
 def test_a_neuron_unfolds_into_its_projection(report, answer_and_report):
     neuron = answer_and_report[0]["explanations"][0]["ffn_value_neurons"]["neurons"][0]
     name = f"{neuron['neuron']['ffn']['layer']}.{neuron['neuron']['ffn']['index']}"

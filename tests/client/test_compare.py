@@ -23,10 +23,8 @@ from reference.compared import Compared, compare
 from reference.edited import changed_logits, edited_copy
 from reference.oracle import Explained, Oracle
 from reference.projections import project_neuron
-from reference.served import served
+from reference.served import served, word_tokenizer
 from reference.tiny_models import TINY_MODELS, VOCABULARY
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers import models as tokenizer_models
 
 PROMPT = (45, 73, 93, 18, 59, 56)
 OTHER = (90, 10, 90, 95, 1, 34, 54, 89, 19)
@@ -43,16 +41,9 @@ INTERVENTIONS = {
 DIRECTIONS = {"fell": True, "rose": False}
 
 
-def word_tokenizer() -> str:
-    """A tokenizer of as many words as the tiny models have tokens."""
-    tokenizer = Tokenizer(tokenizer_models.WordLevel({f"w{id}": id for id in range(VOCABULARY)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return tokenizer.to_str()
-
-
 def tiny_model(name: str = "llama", **seed: int) -> Compared:
     """A tiny model that can be served."""
-    return compare(TINY_MODELS[name](**seed), name, word_tokenizer())
+    return compare(TINY_MODELS[name](**seed), name, word_tokenizer(VOCABULARY))
 
 
 @pytest.fixture(params=few(TINY_MODELS), scope="module")

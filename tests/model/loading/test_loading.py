@@ -1,10 +1,13 @@
 """Models are proven at load: right ones are served with their measured errors, wrong ones are refused by name."""
 
+import dataclasses
+
 import pytest
 import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution_server.model.architectures.families import FAMILIES
 from neuron_attribution_server.model.architectures.layer_modules import attends
+from neuron_attribution_server.model.architectures.spec import Layout, Rows
 from neuron_attribution_server.model.capture.capture import ATTENTION_KEY
 from neuron_attribution_server.model.loading.invariants import INVARIANTS
 from neuron_attribution_server.model.loading.models import engine_from, load_engine
@@ -52,6 +55,21 @@ def test_attention_that_is_taken_for_none_is_refused(monkeypatch, name, failed):
         engine_from(model)
 
 
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_heads_that_are_not_as_many_as_the_configuration_says_are_refused(heads):
+    model = tiny_llama()
+    model.config.num_attention_heads = heads
+    with pytest.raises(FailedPreconditionError, match=r"value_keys is off by inf|not values of heads of 32"):
+        engine_from(model)
+
+
+def test_a_projection_that_is_not_laid_out_so_is_refused(monkeypatch):
+    wrong = dataclasses.replace(FAMILIES["llama"], value=Rows("self_attn.v_proj", Layout.QUERY_KEY_VALUE))
+    monkeypatch.setitem(FAMILIES, "llama", wrong)
+    with pytest.raises(FailedPreconditionError, match=r"the 16 rows of self_attn.v_proj are not values of heads of 8"):
+        engine_from(tiny_llama())
+
+
 def test_a_model_without_attention_is_refused():
     family, facts = TINY_FAMILIES["lfm2"]
     config = AutoConfig.for_model(family, **facts | {"layer_types": ["conv"] * 3})
@@ -63,7 +81,7 @@ def test_every_invariant_refuses_a_wrong_spec():
     assert {case.split()[0] for case in WRONG_SPECS} == set(INVARIANTS)
 
 
-@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
+@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa", "minimax_m3_vl_text"])
 def test_a_lost_choice_of_positions_is_refused(monkeypatch, family):
     """Indexers give attention the positions that it may look at beside the mask."""
     monkeypatch.setattr(

@@ -88,6 +88,47 @@ print(json.dumps(found))
 """
 
 
+MIXERS = r"""
+import ctypes, json, re, sys
+from pathlib import Path
+from neuron_attribution_server.model.loading.models import engine_from
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
+from transformers import BambaConfig, BambaForCausalLM
+
+def resident(field):
+    return 1024 * int(re.search(field + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+def taken(tasks):
+    "In the second of two runs: the first one takes what libraries keep."
+    for _ in range(2):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        assert not [each for each in engine.run(tasks) if isinstance(each, Exception)]
+    return resident("VmHWM") - before
+
+config = BambaConfig(num_hidden_layers=2, attn_layer_indices=[1], hidden_size=64, intermediate_size=32, vocab_size=97,
+                     num_attention_heads=2, num_key_value_heads=2, mamba_n_heads=32, mamba_d_state=64, mamba_n_groups=1,
+                     bos_token_id=None, eos_token_id=None, pad_token_id=None)
+engine = engine_from(BambaForCausalLM(config))
+found = []
+for requests, tokens in json.loads(sys.argv[1]):
+    task = AttributeTask(token_ids=tuple(range(tokens)), explained=(ExplainedToken(tokens - 1),))
+    found.append([taken([task] * requests), engine.facts.memory.batch([task] * requests)])
+print(json.dumps(found))
+"""
+
+
+def test_what_recurrent_mixers_take_is_predicted():
+    """Of a state space that computes 256 positions of a sequence at once, however short it is."""
+    batches = [(1, 16), (8, 16), (1, 96)]
+    output = subprocess.check_output([sys.executable, "-c", MIXERS, json.dumps(batches)], text=True)
+    (one, predicted_of_one), (eight, predicted_of_eight), _ = json.loads(output)
+    grown, predicted = eight - one, predicted_of_eight - predicted_of_one
+    print(json.loads(output))
+    assert predicted / 4 < grown < predicted
+
+
 def growth(config, parts, rows, sources):
     """What a batch takes and is predicted to take, in bytes, by the explained tokens and the query sources of each."""
     facts = {"config": config, "parts": parts, "rows": rows, "sources": sources}

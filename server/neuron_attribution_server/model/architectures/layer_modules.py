@@ -6,7 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from neuron_attribution_server.model.architectures.projections import HeadSizes, key_value_heads, shape_of
+from neuron_attribution_server.model.architectures.projections import (
+    HeadSizes,
+    holds_values,
+    key_value_heads,
+    shape_of,
+)
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, Rows
 
 
@@ -34,7 +39,8 @@ def value_rows(layer: nn.Module, spec: ArchitectureSpec) -> Rows | None:
 def head_sizes(layer: nn.Module, made: nn.Module, spec: ArchitectureSpec, config: Any) -> HeadSizes | None:  # noqa: ANN401
     """Those of a layer that mixes the values which `made` makes.
 
-    None where it has no attention, as layers may where others are recurrent.
+    None where it has no attention, as layers may where others are recurrent. Raises AttributeError where the value
+    projection's rows cannot be laid out as the spec says.
     """
     if spec.recurrence is not None and not attends(layer, spec):
         return None
@@ -43,7 +49,10 @@ def head_sizes(layer: nn.Module, made: nn.Module, spec: ArchitectureSpec, config
     heads = config.num_attention_heads
     head_size = shape_of(layer.get_submodule(spec.attention_output))[1] // heads
     rows = shape_of(made.get_submodule(value.module))[0]
-    return HeadSizes(heads, key_value_heads(rows, value.layout, heads, head_size), head_size)
+    sizes = HeadSizes(heads, key_value_heads(rows, value.layout, heads, head_size) if head_size else 0, head_size)
+    if not holds_values(rows, value.layout, sizes):
+        raise AttributeError(f"the {rows} rows of {value.module} are not values of heads of {head_size}")
+    return sizes
 
 
 def attribute(holder: object, path: str | None) -> Any:  # noqa: ANN401 - a number or nothing

@@ -116,6 +116,11 @@ class ModelView:
         nested = [kinds, *(kind for kind in kinds.values() if isinstance(kind, dict))]
         return any(kind.get("rope_type") in LENGTH_DEPENDENT for kind in nested)
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether some layers mix positions by recurrence."""
+        return self.spec.recurrence is not None
+
     def check_heads(self, layer: int, field: str) -> None:
         """Raise InvalidArgumentError where a layer has no heads."""
         if self.layers[layer].has_attention:

@@ -38,9 +38,12 @@ class HeadSizes:
         return self._padded(states.unflatten(-1, (self.heads, -1))).flatten(-2)
 
     def of_values(self, values: Tensor) -> Tensor:
-        """A layer's value vectors, [..., its key/value heads, T, its head size], as [..., K, T, D]."""
+        """A layer's value vectors, [..., its key/value heads, T, its head size], as [..., K, T, D].
+
+        More heads than K, or larger ones than D, stay as they are: the description is wrong, and invariants tell.
+        """
         repeats = self.key_value_heads // values.shape[-3]
-        return self._padded(values if repeats == 1 else values.repeat_interleave(repeats, -3))
+        return self._padded(values if repeats <= 1 else values.repeat_interleave(repeats, -3))
 
     def missing(self, head_size: int) -> Tensor | None:
         """Which places, [heads * D], heads of this size leave empty; None where they leave none."""
@@ -57,7 +60,7 @@ class HeadSizes:
 
     def _padded(self, states: Tensor) -> Tensor:
         missing = self.head_size - states.shape[-1]
-        return torch.nn.functional.pad(states, (0, missing)) if missing else states
+        return torch.nn.functional.pad(states, (0, missing)) if missing > 0 else states
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -88,6 +91,15 @@ def key_value_heads(rows: int, layout: Layout, heads: int, head_size: int) -> in
     if layout is Layout.WHOLE:
         return units
     return heads if layout is Layout.LATENT else (units - heads) // 2
+
+
+def holds_values(rows: int, layout: Layout, sizes: HeadSizes) -> bool:
+    """Whether so many output rows, laid out so, have the values of every key/value head, and of one at least."""
+    try:
+        found = select(torch.arange(rows), layout, sizes)
+    except RuntimeError:  # they cannot be divided so
+        return False
+    return 0 < len(found) == sizes.key_value_heads * sizes.head_size
 
 
 def select(outputs: Tensor, layout: Layout, sizes: HeadSizes) -> Tensor:

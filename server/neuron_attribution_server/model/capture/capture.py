@@ -6,7 +6,7 @@ where a model's attention cannot be replaced). Batches are padded on the right, 
 
 On a CPU a sequence goes through a batch bit for bit as it goes alone. Matrix products round each row alike whatever
 the number of rows, but for a handful of rows (and see math_libraries); fused attention does not, so that each sequence
-attends by itself.
+attends by itself. Recurrent mixers round otherwise in a longer batch.
 """
 
 from __future__ import annotations

@@ -129,17 +129,20 @@ class Engine:
     def _batches(self, tasks: Mapping[int, PassTask]) -> list[list[int]]:
         """What shares a forward pass: as much as one may take, those of like lengths.
 
-        Nothing does where a longer sequence would change what a shorter one means.
+        Nothing does where a longer sequence would change what a shorter one means, and nothing beside what is to be
+        the same to the last bit, where recurrent mixers round otherwise in a longer batch.
         """
         passes: list[list[int]] = []
-        sequences = 0
+        sequences, is_whole = 0, True
         for index in sorted(tasks, key=lambda index: tasks[index].length):
             task = tasks[index]
             sequences += task.sequences
-            if not passes or self._view.depends_on_length or sequences * task.length > self._pass_tokens:
+            alone = self._view.depends_on_length or (self._view.is_recurrent and _is_reproducible(task))
+            if is_whole or alone or sequences * task.length > self._pass_tokens:
                 passes.append([])
                 sequences = task.sequences
             passes[-1].append(index)
+            is_whole = alone
         return [sorted(together) for together in passes]
 
     def _check(self, task: Task) -> None:
@@ -302,6 +305,10 @@ class Engine:
     def _synchronize(self) -> None:
         if self._view.device.type == "cuda":
             torch.cuda.synchronize(self._view.device)
+
+
+def _is_reproducible(task: PassTask) -> bool:
+    return isinstance(task, AttributeTask) and task.reproducible
 
 
 def _final_states(captured: CapturedStates) -> Tensor:

@@ -60,14 +60,6 @@ def prove(view: ModelView) -> None:
             raise FailedPreconditionError(f"{error}, with enlarged weights", reason="INVARIANT_FAILED") from error
 
 
-def _head_sizes(probe: Probe) -> float:
-    """Every layer has as many heads, of the same size, as the first."""
-    sizes = probe.view.sizes
-    wanted = sizes.heads, (sizes.key_value_heads, PROBE_LENGTH, sizes.head_size)
-    pairs = zip(probe.states.attention_rows, probe.states.values, strict=True)
-    return 0.0 if all((rows.shape[1], tuple(values.shape[1:])) == wanted for rows, values in pairs) else math.inf
-
-
 def _norm_formulas(probe: Probe) -> float:
     """Every norm follows its formula for large, small and shifted vectors."""
     return max(
@@ -105,7 +97,6 @@ def _expert_gates(probe: Probe) -> float:
 
 
 CHECKS: dict[str, Callable[[Probe], float]] = {
-    "head_sizes": _head_sizes,
     "norm_formulas": _norm_formulas,
     "layer_changes": _layer_changes,
     "single_positions": _single_positions,
