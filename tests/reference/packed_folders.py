@@ -46,6 +46,7 @@ SHAPE = {
 GPT2 = {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 64, "vocab_size": SIZES.vocabulary}
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "tied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),
     "biased": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True)),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, initializer_range=0.15)),

@@ -145,7 +145,7 @@ def test_what_cannot_stay_packed_needs_its_library(tmp_path) -> None:
 
 def test_a_packed_unembedding_that_is_tied_is_not_mixed_up(tmp_path, caplog) -> None:
     """With the embedding, which is plain."""
-    folders.gptq_folder(tmp_path, "gemma3", 4, unembedding=True)
+    folders.gptq_folder(tmp_path, "tied", 4, unembedding=True)
     with caplog.at_level(logging.INFO), pytest.raises((FailedPreconditionError, ImportError)):
         load_engine(packed(tmp_path))
     assert "lm_head is packed, and the embedding it shares its matrix with is not" in unpacked_why(caplog)

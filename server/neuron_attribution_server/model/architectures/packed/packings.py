@@ -135,6 +135,8 @@ def _gptq(parts: Parts, form: Form) -> Tensor:
     zeros = (parts["qzeros"][..., None] >> shifts).bitwise_and_(mask).flatten(1)
     if form.settings.get("checkpoint_format", "gptq") == "gptq":
         zeros.add_(1).bitwise_and_(mask)  # it stores one less
+    if zeros.shape != parts["scales"].shape:
+        raise LookupError("not a scale for every zero")
     groups = parts["g_idx"].int() if "g_idx" in parts else _groups(form, parts["scales"])
 
     def unpacked(inputs: slice) -> Tensor:
@@ -191,8 +193,9 @@ PACKINGS: dict[str, Packing] = {
 
 
 def matrix_bytes(form: Form, device: torch.device) -> int:
-    """What a matrix takes while it is unpacked."""
-    return form.shape[0] * form.shape[1] * form.dtype.itemsize + _BYTES * _at_once(device)
+    """What a matrix takes while it is unpacked, and then read: in half precision, scoring makes float32 of it."""
+    copied = 0 if form.dtype == torch.float32 else torch.float32.itemsize
+    return form.shape[0] * form.shape[1] * (form.dtype.itemsize + copied) + _BYTES * _at_once(device)
 
 
 def parameter_name(part: str) -> str:

@@ -265,6 +265,8 @@ def _put_matrices(checkpoint: _Checkpoint, name: str, matrix: str, parts: Mappin
     if transposed is None:
         raise NotKeptPackedError(f"{name} is no module of experts that is known to read them one by one")
     form = Form(tuple(held.shape[:0:-1] if transposed else held.shape[1:]), held.dtype, checkpoint.settings)
+    if any(each.shape[0] != held.shape[0] for each in parts.values()):
+        raise NotKeptPackedError(f"{name}.{matrix}: not every expert has all parts")
     one = {part: replace(each, shape=each.shape[1:]) for part, each in parts.items()}
     _check(packing, form, one, f"{name}.{matrix}")
     delattr(module, matrix)
