@@ -46,8 +46,8 @@ EXPERTS = {"hidden_size": 1024, "intermediate_size": 4096, "num_local_experts": 
 
 @pytest.mark.parametrize("scheme", ["8 bit", "4 bit"])
 def test_an_attribution_takes_what_is_predicted(tmp_path, monkeypatch, scheme) -> None:
-    """Within a tenth, at the lowest of three peaks, for allocators keep more or less: the packed weights and a matrix of
-    200 MB. What a batch takes is always below what it is predicted to take.
+    """Within a tenth, at the lowest of three peaks, as allocators keep more or less: the packed weights and a matrix
+    of 200 MB. What a batch takes is always below what it is predicted to take.
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     measured = taken(tmp_path, scheme, LARGE, "float32")
