@@ -27,11 +27,10 @@ check: $(VENV)/test-installed
 	$(BIN)/mypy
 	QUICK=1 $(TEST) --quiet -m 'not process and not patient' $(BY_ROOM)
 
-# Everything that must hold
+# Everything that must hold; the types are checked beside the first tests, which take more time than the types do
 test: $(VENV)/test-installed
 	$(CHECKS)
-	$(BIN)/mypy
-	$(TEST)
+	$(BIN)/mypy & types=$$!; $(TEST); tests=$$?; wait $$types || { echo 'mypy found errors, printed above'; exit 1; }; exit $$tests
 
 # BENCHMARK takes options: make benchmark BENCHMARK='--quick --output quick.md'
 benchmark: $(VENV)/benchmark-installed

@@ -21,11 +21,12 @@ pytest.register_assert_rewrite("reference", "service")
 pytest_plugins = ["service.fixtures"]
 
 LONGEST = (
-    *("model/test_demo_model.py", "front_end/workers/test_supervision.py", "model/loading/test_real_weights.py"),
-    *("deploy/test_image.py", "browser/test_web.py", "browser/test_report.py", "whole/test_demo_server.py"),
-    *("alerts/test_live_alerts.py", "whole/test_comparing.py", "analysis/test_ray.py", "packaging/test_release.py"),
+    *("model/test_demo_model.py", "deploy/test_image.py", "whole/test_demo_server.py", "alerts/test_live_alerts.py"),
+    *("model/loading/test_real_weights.py", "front_end/workers/test_supervision.py", "whole/test_comparing.py"),
+    *("packaging/test_release.py", "browser/test_web.py", "browser/test_report.py", "analysis/test_ray.py"),
+    *("model/loading/test_memory.py", "deploy/test_envoy.py", "benchmarks/test_benchmarks.py", "load/test_load.py"),
 )
-"""Files that take a minute or so: first, or one process would be left with them when all else is done."""
+"""Files that take half a minute and more: first, or one process would be left with them when all else is done."""
 TOGETHER = {
     "tests/deploy/test_pod.py": "tests/deploy/test_image.py",
     "tests/packaging/test_packages.py": "tests/packaging/test_release.py",

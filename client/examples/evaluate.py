@@ -12,6 +12,7 @@ from pathlib import Path
 
 from neuron_attribution import Client
 from neuron_attribution.evaluation.facts import read_facts
+from neuron_attribution.evaluation.report import markdown
 from neuron_attribution.evaluation.run import evaluate
 
 FACTS = [
@@ -26,6 +27,8 @@ def main(address: str = "localhost:50051") -> None:
         folder = Path(name)
         (folder / "facts.jsonl").write_text("".join(f"{json.dumps(fact)}\n" for fact in FACTS))
         report = evaluate(client, read_facts(folder / "facts.jsonl"), folder / "results")
+    if not report["original"]:
+        sys.exit(markdown(report))  # it says why
     print(f"original   log probability {report['original']['log_probability']['mean']:.2f}")
     for name, means in report["without"].items():
         print(f"without {name}: {means['log_probability']['mean']:.2f}")

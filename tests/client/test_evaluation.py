@@ -247,7 +247,10 @@ def test_a_failure_is_recorded_and_tried_again(address, service, tmp_path, monke
             patched.setattr(client, "intervene", lambda *_, **__: _fail())
             report = evaluate(client, [ELIGIBLE], tmp_path)
         assert report["facts"] == {"all": 1, "failed": 1}
-        assert "0 eligible" in (tmp_path / "report.md").read_text()
+        assert report["failures"] == {"OUT_OF_MEMORY: too much": 1}
+        page = (tmp_path / "report.md").read_text()
+        assert "0 eligible" in page
+        assert "- 1 failed: OUT_OF_MEMORY: too much" in page
         assert rows(tmp_path)["The sky is"].reason == "OUT_OF_MEMORY: too much"
         assert evaluate(client, [ELIGIBLE], tmp_path)["facts"] == {"all": 1, "eligible": 1}
 

@@ -141,8 +141,8 @@ def _assert_head(got: HeadScore, want: Explained, top_k: int, tolerance: float) 
     ranked = [float(got.position_scores[position.position]) for position in got.positions]
     by_position = {(position,): score for position, score in enumerate(scores.tolist())}
     assert_ranking(keys, ranked, by_position, len(keys), tolerance=tolerance)
-    for position in got.positions:
-        expected = projections.project_position(want, layer, head, position.position)
+    projected = projections.project_positions(want, layer, head, [position.position for position in got.positions])
+    for position, expected in zip(got.positions, projected, strict=True):
         for projection, values in zip(
             (position.layer_input, position.key, position.value_output), expected, strict=True
         ):

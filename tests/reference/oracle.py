@@ -179,6 +179,11 @@ class Explained:
         )
         return self._by_ffn_neuron(layer, scores[:, 0])
 
+    def ffn_scores_of(self, layer: int, units: Tensor) -> Tensor:
+        """Some FFN value neurons of one layer. [n] -> [n]"""
+        coefficients = self.layers[layer].coefficients[self.position, units]
+        return self.score(self.ffn_base(layer), coefficients[:, None] * self.weights.layers[layer].down[units])
+
     def _by_ffn_neuron(self, layer: int, scores: Tensor) -> dict[FfnKey, float]:
         name = self.weights.layers[layer].name
         return {(layer, name(neuron)): score for neuron, score in enumerate(scores.tolist())}
@@ -198,6 +203,12 @@ class Explained:
     def _score_attention_layer(self, layer: int, method: ScoringMethod) -> dict[AttentionKey, float]:
         coefficients = torch.cat([self.attention_coefficients(layer, head).T for head in self._heads])
         return self._by_attention_neuron(layer, self._score_attention(layer, coefficients, method))
+
+    def attention_scores_of(self, layer: int, units: Tensor, positions: Tensor) -> Tensor:
+        """Some attention value neurons of a layer, numbered through its heads, at source positions. [n], [n] -> [n]"""
+        coefficients = torch.cat([self.attention_coefficients(layer, head).T for head in self._heads])
+        rows = torch.cat([self.weights.output_rows(layer, head) for head in self._heads])
+        return self.score(self.attention_base(layer), coefficients[units, positions][:, None] * rows[units])
 
     def _by_attention_neuron(self, layer: int, scores: Tensor) -> dict[AttentionKey, float]:
         return {

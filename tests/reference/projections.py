@@ -35,17 +35,14 @@ def project_through(weights: Weights, neuron: FfnNeuron, head: Head) -> Tensor:
     return project(weights, read @ weights.output_rows(head.layer, head.head))
 
 
-def project_position(explained: Explained, layer: int, head: int, position: int) -> tuple[Tensor, Tensor, Tensor]:
-    """At one source position: the layer's input, its attention-only part, what the head adds from there. Each [V]"""
-    attention_only = torch.zeros_like(explained.layers[0].input[position])
+def project_positions(explained: Explained, layer: int, head: int, positions: Sequence[int]) -> Tensor:
+    """At source positions: the layer's input, its attention-only part, what the head adds from there. [n, 3, V]"""
+    at = list(positions)
+    attention_only = torch.zeros_like(explained.layers[0].input[at])
     for lower in range(layer):
-        attention_only = attention_only + explained.layers[lower].attention[position]
-    vectors = (
-        explained.layers[layer].input[position],
-        attention_only,
-        explained.position_vectors(layer, head)[position],
-    )
-    return tuple(project(explained.weights, torch.stack(vectors)))
+        attention_only = attention_only + explained.layers[lower].attention[at]
+    vectors = (explained.layers[layer].input[at], attention_only, explained.position_vectors(layer, head)[at])
+    return project(explained.weights, torch.stack(vectors, dim=1))
 
 
 def _vector(weights: Weights, neuron: Neuron, side: Side, subkey: Subkey) -> Tensor:

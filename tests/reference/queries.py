@@ -97,11 +97,10 @@ def query_ffn_neurons(
         made = explained.weights.values_of(layer)
         divisor = states[made].input[position] @ key
         for lower in range(made):
-            terms = states[lower].coefficients[position] * (weights[lower].down @ key)
+            read_by_key = weights[lower].down @ key
+            terms = states[lower].coefficients[position] * read_by_key
             found[lower] += terms / divisor * scores[layer, head, k, position]
-            read[lower, position] = (
-                read[lower, position] + weights[lower].down @ key / divisor * scores[layer, head, k, position]
-            )
+            read[lower, position] = read[lower, position] + read_by_key / divisor * scores[layer, head, k, position]
             result.magnify(terms.abs().sum().item(), divisor.item(), scores[layer, head, k, position])
     written = [torch.zeros_like(layer) for layer in found]
     for (lower, position), given in read.items():

@@ -115,6 +115,16 @@ def test_a_wrong_prediction_is_corrected_by_what_batches_take():
         assert wrong.seconds([task]) == pytest.approx(truth[id(task)], rel=0.1)
 
 
+def test_the_worst_follows_what_scored_vectors_take():
+    """No short task ranks every vector: were only what ran corrected, prices of a busy time would refuse for ever."""
+    learning, task = WorkPredictor(WorkPrices({"VECTOR": 1e-3, "RANK": 1e-3}), DEMO), attribution(5)
+    worst = attribution(5, scoring_method=ScoringMethod.RECIPROCAL_RANK, parts=frozenset({Part.FFN_VALUE_NEURONS}))
+    before, truth = learning.most_seconds([worst]), learning.seconds([task]) / 5
+    for _ in range(100):
+        learning.learn([task], truth)
+    assert learning.most_seconds([worst]) == pytest.approx(before / 5, rel=0.05)
+
+
 def test_one_batch_on_a_busy_machine_changes_little():
     learning, task = predictor(), attribution(50, 3)
     before = learning.seconds([task])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from neuron_attribution_server.model.loading.sources.demo import DemoUnavailableError, demo_folder, fetch_gguf
+from reference.gguf_reading import reading_once
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # transformers' own GGUF reader and saver speak of settings that have nothing to do with the numbers.
@@ -45,7 +46,8 @@ def model(folder):
 
 @torch.inference_mode()
 def test_logits_and_greedy_continuation_equal_the_gguf_model(gguf, model, tokenizer):
-    original = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+    with reading_once():
+        original = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
     for prompt in ANSWERS:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         torch.testing.assert_close(model(ids).logits, original(ids).logits, atol=1e-4, rtol=0)

@@ -209,7 +209,7 @@ PATIENCE = 120
 def test_what_would_take_a_worker_too_long_is_refused_with_what_would_not(client):
     """It used to run past the time of a batch, to be run again, and to kill the worker twice.
 
-    One token may take a fifth of the limit and all of them over twenty times as long as it, on two cores.
+    One token may take a tenth of the limit and all of them several times as long as it, on two cores.
     """
     dear = {"scoring_method": "coefficient-reciprocal-rank", "top_k": 1000, "projection_top_k": 0}
     with pytest.raises(InvalidArgumentError) as refused:

@@ -33,6 +33,7 @@ def report_of(rows: Sequence[Row], settings: Mapping[str, Any]) -> Report:
     return {
         "settings": dict(settings),
         "facts": {"all": len(rows), **Counter(row.status for row in rows)},
+        "failures": dict(Counter(row.reason for row in rows if row.status == "failed")),
         "original": _means([row.original for row in eligible if row.original is not None]),
         "without": {name: _means([row.without[name] for row in eligible]) for name in names},
         "sums": {
@@ -54,6 +55,8 @@ def markdown(report: Report) -> str:
         f"{facts['all']} facts: {facts.get('eligible', 0)} eligible, {facts.get('ineligible', 0)} ineligible, "
         f"{facts.get('failed', 0)} failed. Means with {CONFIDENCE} % bootstrap intervals over facts.",
     ]
+    if report["failures"]:
+        lines += ["", *(f"- {count} failed: {reason}" for reason, count in report["failures"].items())]
     if not facts.get("eligible"):
         return "\n".join([*lines, ""])
     for title, names in TABLES.items():

@@ -32,8 +32,8 @@ _PRIOR_WEIGHT = 0.03
 _LEARNING_RATE = 0.2
 _LARGEST_STEP = 4.0
 """A batch that took longer than so many times its prediction counts no more than that: the machine was busy."""
-
-
+_LIKE_VECTOR = (Work.RANK, Work.RIVAL)
+"""What no sample holds, for its worst takes long: it is a product with the unembedding as well, and as slow or fast."""
 _UNLEARNT = {Work.RIVAL.name}
 """What differs so much between prompts that about half of the worst is a prediction."""
 
@@ -81,7 +81,11 @@ class WorkPredictor:
         for name, share in shares.items():
             if name in _UNLEARNT:
                 continue
-            self._prices[name] *= math.exp(step * share / predicted)
+            factor = math.exp(step * share / predicted)
+            self._prices[name] *= factor
+            if name == Work.VECTOR.name:
+                for like in (each.name for each in _LIKE_VECTOR if each.name in self._prices):
+                    self._prices[like] *= factor
 
     def _shares(self, tasks: Sequence[Task]) -> dict[str, float]:
         return self._priced(work_of(tasks, self._sizes))
@@ -102,7 +106,9 @@ def _fitted(estimates: Mapping[Work, float], samples: Sequence[Sample]) -> dict[
     matrix = np.concatenate([np.array(rows), math.sqrt(_PRIOR_WEIGHT) * np.eye(len(kinds))])
     wanted = np.concatenate([np.ones(len(samples)), math.sqrt(_PRIOR_WEIGHT) * np.ones(len(kinds))])
     factors, *_ = np.linalg.lstsq(matrix, wanted, rcond=None)
-    return {kind: price * max(0.1, factor) for (kind, price), factor in zip(estimates.items(), factors, strict=True)}
+    fitted = {kind: max(0.1, factor) for kind, factor in zip(kinds, factors, strict=True)}
+    fitted |= dict.fromkeys(_LIKE_VECTOR, fitted[Work.VECTOR])
+    return {kind: price * fitted[kind] for kind, price in estimates.items()}
 
 
 def _operations(sizes: ModelSizes) -> dict[Work, float]:
@@ -114,17 +120,18 @@ def _operations(sizes: ModelSizes) -> dict[Work, float]:
     token = sizes.layers * (attention + 3 * hidden * width)
     units = sizes.layers * (sizes.ffn_width + sizes.experts * sizes.expert_width + heads)
     product = vocabulary * hidden
+    vector = product + 20 * vocabulary
     return {
         Work.TOKEN: token,
         Work.PAIR: 2 * sizes.layers * heads,
         Work.STEP: 20 * token,
         Work.GROUP: _READ * 2 * product,
         Work.SEARCH: _READ * (product + units * hidden),
-        Work.VECTOR: product + 20 * vocabulary,
+        Work.VECTOR: vector,
         Work.POSITION: product / 2,
         Work.MULTIPLE: 30 * vocabulary,
-        Work.RANK: 3 * product,
-        Work.RIVAL: 1.5 * product,
+        Work.RANK: 1.2 * vector,
+        Work.RIVAL: 0.6 * vector,
         Work.SAMPLE: units * _SAMPLED * hidden / 2,
         Work.BOUND: 1000,
         Work.PLACE: 3 * sizes.layers * width * hidden,

@@ -242,6 +242,18 @@ def test_what_runs_inside_is_as_much_as_is_predicted_to_take_two_seconds_togethe
     scheduling(scenario, price={"TOKEN": 0.01, "BATCH": 0.9})
 
 
+def test_a_batch_of_short_ones_is_as_much_as_is_predicted_to_take_two_seconds_together():
+    """Whoever comes next waits for all of it: six that take 0.9 seconds each make three batches."""
+
+    async def scenario(_, worker, submit):
+        submissions = await together(worker, submit, [SHORT] * 6)
+        worker.ended.set()
+        await asyncio.gather(*submissions)
+        assert worker.batches[1:] == [[SHORT, SHORT]] * 3
+
+    scheduling(scenario)
+
+
 def test_short_tasks_wait_for_the_batch_of_other_short_ones():
     async def scenario(_, worker, submit):
         await submit(SHORT)

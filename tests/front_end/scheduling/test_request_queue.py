@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from neuron_attribution.errors import ResourceExhaustedError
+from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS
 from neuron_attribution_server.front_end.scheduling.batches import PADDED_PER_TOKEN, BatchLimits, padded_tokens
 from neuron_attribution_server.front_end.scheduling.request_queue import QueuedTask, QueueLimits, RequestQueue
 from neuron_attribution_server.tasks.costs import MemoryCost
-from neuron_attribution_server.tasks.tasks import AttributeTask
+from neuron_attribution_server.tasks.tasks import AttributeTask, ProjectTask
 
 FOR_EVER = 1e9
 
@@ -29,6 +30,10 @@ class Caller:
 def queued(tokens, tenant="one", enqueued=0.0, deadline=None, seconds=0.0):
     task = AttributeTask(token_ids=tuple(range(tokens)))
     return QueuedTask(task, tenant, enqueued, deadline, Caller(), seconds=seconds, is_short=seconds <= 1.0)
+
+
+def queued_projection(tenant="one"):
+    return QueuedTask(ProjectTask(neurons=(FfnNeuron(0, 1),)), tenant, 0.0, None, Caller())
 
 
 def request_queue(
@@ -347,3 +352,12 @@ def test_one_tenants_tasks_of_one_length_leave_in_order(arrivals, bounds):
     filled(queue, [queued(7, enqueued=time) for *_, time in sorted(arrivals, key=lambda arrival: arrival[2])])
     taken = [item.enqueued for batch in popped(queue) for item in batch]
     assert all(first <= second for first, second in pairwise(taken))
+
+
+def test_projections_share_no_batch_with_what_goes_through_the_model():
+    """They take milliseconds, and would wait for all of it."""
+    queue = request_queue()
+    for item in (queued(5), queued_projection(), queued(5), queued_projection("another"), queued(5, "another")):
+        queue.add(item)
+    kinds = [{type(item.task) for item in batch} for batch in popped(queue)]
+    assert sorted(map(len, kinds)) == [1, 1]

@@ -2,9 +2,19 @@
 
 import re
 
-from families_page import PAGE, REFUSED, SUPPORTED, by_their_language_model, refused, supported
+from families_page import (
+    MODELS,
+    PAGE,
+    REFUSED,
+    SUPPORTED,
+    by_their_language_model,
+    refused,
+    supported,
+    well_known,
+)
 from neuron_attribution_server.model.architectures.families import FAMILIES
 from neuron_attribution_server.model.architectures.refusals import refusal
+from neuron_attribution_server.model.loading.models import engine_from
 from reference.compared import compare_dissected
 from reference.tiny_families import TINY_FAMILIES, tiny_family
 
@@ -27,6 +37,14 @@ def test_the_page_says_what_a_run_says() -> None:
         (row,) = (line for line in PAGE.read_text().splitlines() if line.startswith(f"| {name} |"))
         assert ERROR.sub("", now).strip() == ERROR.sub("", row).strip()
         assert all(float(error) < 1e-5 for error in ERROR.findall(row))
+
+
+def test_what_well_known_models_tell_is_on_the_page() -> None:
+    table = section("## Well-known models")
+    for models, name in MODELS.items():
+        assert f"| {models} | {TINY_FAMILIES[name][0]} |" in table
+    for models in ("Llama 4", "Gemma 2", "LFM2", "Falcon-H1", "Nemotron-H"):
+        assert well_known(models, MODELS[models], engine_from(tiny_family(MODELS[models]))) in table
 
 
 def test_every_other_architecture_is_refused_on_the_page() -> None:

@@ -10,7 +10,7 @@ from neuron_attribution_server.model.architectures.layer_modules import attends
 from neuron_attribution_server.model.architectures.spec import Layout, Rows
 from neuron_attribution_server.model.capture.capture import ATTENTION_KEY
 from neuron_attribution_server.model.loading.invariants import INVARIANTS
-from neuron_attribution_server.model.loading.models import engine_from, load_engine
+from neuron_attribution_server.model.loading.models import _spec, engine_from, load_engine
 from neuron_attribution_server.settings.config import LoadSettings
 from reference.tiny_families import TINY_FAMILIES, tiny_family
 from reference.tiny_models import tiny_gpt2, tiny_llama
@@ -89,6 +89,22 @@ def test_a_lost_choice_of_positions_is_refused(monkeypatch, family):
     )
     with pytest.raises(FailedPreconditionError, match="forward_parity"):
         engine_from(tiny_family(family))
+
+
+def test_layers_with_different_numbers_of_heads_are_refused():
+    family, facts = TINY_FAMILIES["laguna"]
+    config = AutoConfig.for_model(family, **facts | {"num_attention_heads_per_layer": [4, 2]})
+    with pytest.raises(FailedPreconditionError, match="different numbers of heads") as refused:
+        engine_from(AutoModelForCausalLM.from_config(config))
+    assert refused.value.reason == "UNSUPPORTED_ARCHITECTURE"
+
+
+def test_what_holds_a_family_and_does_not_fit_is_refused():
+    """A drafting model's own layers are a family's, but what they read is another model's."""
+    config = AutoConfig.for_model("gemma4_unified_assistant")
+    assert config.get_text_config().model_type in FAMILIES
+    with pytest.raises(FailedPreconditionError, match="it drafts for another model"):
+        _spec(config, guess=True)
 
 
 def test_a_lost_mask_is_refused(monkeypatch):

@@ -5,12 +5,10 @@ The facts are ones that the models know.
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import gguf
 import pytest
 import torch
 from neuron_attribution.neurons import FfnNeuron
@@ -23,6 +21,7 @@ from neuron_attribution_server.model.loading.sources.demo import DemoUnavailable
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from reference.gemma_model import UnavailableError, gemma_file
+from reference.gguf_reading import reading_once
 from tokenizers import Tokenizer
 from torch import Tensor
 from verify.brute_force import BruteForce
@@ -60,10 +59,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def engine(name: str) -> Engine:
-    """A small model as it was published; its file is read once, of the three times that transformers would."""
+    """A small model as it was published."""
     try:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        with reading_once():
             return load_engine(LoadSettings("demo" if name == "demo" else str(gemma_file())))
     except (UnavailableError, DemoUnavailableError) as error:
         pytest.skip(f"the model cannot be fetched: {error}")

@@ -4,7 +4,7 @@
    and a flood delays only its own tenant. What runs counts as predicted until it is known what it took. A tenant that
    joins is owed nothing: it starts level with who was served last, by what that one has really had.
 2. Within a tenant: its oldest task leads the batch; tasks of similar length join it, so that little is padded, and
-   short ones share no batch with long ones.
+   short ones share no batch with long ones, nor projections of neurons with what goes through the model.
 3. A task older than the maximum age is taken before any younger one of its tenant, whatever the padding.
 """
 
@@ -22,7 +22,7 @@ from neuron_attribution_server.front_end.calls.tenants import ANONYMOUS
 from neuron_attribution_server.front_end.scheduling.batches import BatchLimits, is_dense
 from neuron_attribution_server.tasks.answers import Answer
 from neuron_attribution_server.tasks.running import do_nothing
-from neuron_attribution_server.tasks.tasks import Task
+from neuron_attribution_server.tasks.tasks import ProjectTask, Task
 
 TOKEN_PRICE = 1e-6
 
@@ -56,6 +56,10 @@ class QueuedTask:
     """What its tenant was charged for it, once it has run."""
     left: Callable[[], None] = do_nothing
     """Called when nobody waits for it any more while it runs."""
+
+    def may_share(self, leader: QueuedTask) -> bool:
+        """Whether it may be in a leader's batch: what is answered soon, or needs no pass, waits for nothing else."""
+        return self.is_short == leader.is_short and _needs_pass(self.task) == _needs_pass(leader.task)
 
     def is_wanted(self, now: float) -> bool:
         """Whether somebody still waits for it."""
@@ -109,9 +113,17 @@ class QueueLimits:
 class RequestQueue:
     """Waiting tasks, and batches of them. Times are in seconds on one clock."""
 
-    def __init__(self, limits: QueueLimits, batch: BatchLimits, maximum_age: float) -> None:
+    def __init__(
+        self,
+        limits: QueueLimits,
+        batch: BatchLimits,
+        maximum_age: float,
+        short_batch: Callable[[], BatchLimits] | None = None,
+    ) -> None:
+        """`short_batch` says at any time how much a batch of short tasks may be; without it, as much as others."""
         self._limits = limits
         self._batch = batch
+        self._short_batch = short_batch or (lambda: batch)
         self._maximum_age = maximum_age
         self._lines: dict[str, _Line] = {}
         self._had: dict[str, float] = {}  # the seconds each tenant was given since nothing waited or ran
@@ -265,7 +277,7 @@ class RequestQueue:
             return []
         served = {tenant: self._had[tenant] + self._promised[tenant] for tenant in lines}
         leader = lines[min(lines, key=served.__getitem__)][0]
-        limits = limits or self._batch
+        limits = limits or (self._short_batch() if leader.is_short else self._batch)
         served[leader.tenant] += _price(leader)
         batch = [leader]
         turns = {tenant: self._fitting(items, batch, limits, now) for tenant, items in lines.items()}
@@ -284,11 +296,10 @@ class RequestQueue:
     ) -> Iterator[QueuedTask]:
         """A tenant's tasks that fit into the growing batch: the too old by age, then the others by length.
 
-        Short tasks wait for no long one: those of a batch are all short or all long. What is too old and does not fit
-        ends the turn: were younger tasks taken, the tenant might never lead a batch.
+        What is too old and does not fit ends the turn: were younger tasks taken, the tenant might never lead a batch.
         """
         leader = batch[0]
-        items = [item for item in line if item is not leader and item.is_short == leader.is_short]
+        items = [item for item in line if item is not leader and item.may_share(leader)]
         old = [item for item in items if now - item.enqueued >= self._maximum_age]
         for item in old:
             if not _allows(limits, [*batch, item]):
@@ -307,6 +318,11 @@ def _fits(item: QueuedTask, limits: BatchLimits) -> bool:
 
 def _allows(limits: BatchLimits, items: Sequence[QueuedTask]) -> bool:
     return limits.allow([item.task for item in items], math.fsum(item.seconds for item in items))
+
+
+def _needs_pass(task: Task) -> bool:
+    """Whether it goes through the model."""
+    return not isinstance(task, ProjectTask)
 
 
 def _price(item: QueuedTask) -> float:

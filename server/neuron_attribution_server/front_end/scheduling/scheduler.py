@@ -76,7 +76,7 @@ class Scheduler:
             seconds=config.queued_seconds,
             tenant_share=config.tenant_share,
         )
-        self._queue = RequestQueue(waiting, self._limits, config.maximum_age)
+        self._queue = RequestQueue(waiting, self._limits, config.maximum_age, self._short_batch)
         self._arrival = asyncio.Event()
         self._news = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
@@ -220,6 +220,11 @@ class Scheduler:
             held += memory.batch([item.task for item in others]) if others else 0
         memory = replace(memory, available=memory.available - held)
         return replace(self._limits, seconds=seconds, together=self._predictor.seconds, memory=memory)
+
+    def _short_batch(self) -> BatchLimits:
+        """A batch of short tasks: whoever comes meanwhile waits for all of it."""
+        seconds = min(self._limits.seconds, 2 * self._short_seconds)
+        return replace(self._limits, seconds=seconds, together=self._predictor.seconds)
 
     @property
     def _short_seconds(self) -> float:

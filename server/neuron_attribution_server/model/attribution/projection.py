@@ -38,9 +38,13 @@ def vectors_held(unembedding: Unembedding) -> int:
 
 
 def extremes(unembedding: Unembedding, vectors: Tensor, k: int) -> Extremes:
-    """Project vectors [C, d], a few at a time."""
+    """Project vectors [C, d], a few at a time, into the same piece of memory.
+
+    A piece for each part would be torn by what is kept of the part before, and the heap would grow with all of them.
+    """
     parts = vectors.split(vectors_held(unembedding))
-    chunks = [_extremes(unembedding.logits(unembedding.fold(part)), k) for part in checked(parts)]
+    held = vectors.new_empty(len(parts[0]), len(unembedding.weight), dtype=torch.float32)
+    chunks = [_extremes(unembedding.logits(unembedding.fold(part), held[: len(part)]), k) for part in checked(parts)]
     return Extremes(*(torch.cat(columns) for columns in zip(*chunks, strict=True)))
 
 

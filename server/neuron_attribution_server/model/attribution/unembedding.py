@@ -68,12 +68,15 @@ class Unembedding:
         """The transpose of `fold`: c(gamma * g), so that <fold(v), g> = <v, fold_gradient(g)>."""
         return self.centre(self.gamma * gradients)
 
-    def logits(self, folded: Tensor) -> Tensor:
-        """Logits [..., V] of folded, scaled vectors [..., d], without the constant; a thousand at a time."""
+    def logits(self, folded: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits [..., V] of folded, scaled vectors [..., d], without the constant; a thousand at a time.
+
+        They are written into `out` [n, V], where it is given.
+        """
         flat = folded.flatten(0, -2)
-        if self.weight.dtype == torch.float32 and len(flat) <= LOGITS_AT_ONCE:
+        if out is None and self.weight.dtype == torch.float32 and len(flat) <= LOGITS_AT_ONCE:
             return folded @ self.weight.T
-        logits = flat.new_empty(len(flat), len(self.weight))
+        logits = flat.new_empty(len(flat), len(self.weight)) if out is None else out
         for start in range(0, len(flat), LOGITS_AT_ONCE):
             some = slice(start, start + LOGITS_AT_ONCE)
             if self.weight.dtype == torch.float32:

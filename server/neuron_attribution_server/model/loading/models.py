@@ -237,6 +237,9 @@ def _spec(config: PreTrainedConfig, *, guess: bool) -> ArchitectureSpec | None:
 
 
 def _model_type(config: PreTrainedConfig) -> str:
+    """Of its language model, unless what holds that is known not to fit."""
+    if config.model_type in REFUSED:
+        return str(config.model_type)
     try:
         return str(config.get_text_config().model_type)
     except ValueError:  # it holds several language models
