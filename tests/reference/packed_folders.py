@@ -271,7 +271,7 @@ def _save(
     tensors = {name: each.clone() for name, each in model.named_parameters()}
     for name, module in _projections(model, unembedding=unembedding):
         parts, unpacked = packed(module.weight.detach())
-        del tensors[f"{name}.weight"]
+        tensors.pop(f"{name}.weight", None)  # a tied one has the embedding's name
         tensors |= {f"{name}.{part}": each.contiguous() for part, each in parts.items()}
         module.weight = nn.Parameter(unpacked)
     _write(folder, model, settings, tensors)
