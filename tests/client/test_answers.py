@@ -53,7 +53,7 @@ def test_a_comparison_of_incomplete_answers_fails_by_name(forgotten):
 def test_an_evaluation_of_incomplete_answers_fails_for_that_fact(forgotten):
     words = {"color": frozenset(["blue"])}
     with serving(ForgetfulService(forgotten)) as address, Client(address) as client:
-        row = Protocol(client, INFO.sizes, words).evaluate(Fact("The sky is", "blue", "color"))
+        row = Protocol(client, INFO, words).evaluate(Fact("The sky is", "blue", "color"))
     assert (row.status, row.reason) == (
         "failed",
         f"INCOMPLETE_ANSWER: the server left out {forgotten}, which was asked for",

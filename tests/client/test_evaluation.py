@@ -256,12 +256,20 @@ def test_a_failure_is_recorded_and_tried_again(address, service, tmp_path, monke
 
 
 class UnevenService(AnsweringService):
-    """Its first layer is half as wide as the other one. It refuses one neuron at a time, as the real one does."""
+    """Its first layer is half as wide as the other one, in its FFN and in each head.
+
+    It refuses one neuron at a time, as the real one does.
+    """
 
     def Intervene(self, request, context):
-        for number, each in enumerate(request.sets):
-            for place, neuron in enumerate(each.interventions[0].neurons):
-                if neuron.HasField("ffn") and neuron.ffn.layer == 0 and neuron.ffn.index >= INFO.sizes.ffn_width // 2:
+        for number, one in enumerate(request.sets):
+            for place, neuron in enumerate(one.interventions[0].neurons):
+                each, width = (
+                    (neuron.ffn, INFO.sizes.ffn_width)
+                    if neuron.HasField("ffn")
+                    else (neuron.attention, INFO.sizes.head_size)
+                )
+                if each.layer == 0 and each.index >= width // 2:
                     field = f"sets[{number}].interventions[0].neurons[{place}]"
                     error = InvalidArgumentError.of(field, "does not exist", reason="OUT_OF_RANGE")
                     context.set_trailing_metadata(status.trailing_metadata(error))

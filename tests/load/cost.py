@@ -72,7 +72,9 @@ def weight_bytes(sizes: ModelSizes, dtype: torch.dtype, tied: bool) -> int:
 
 def predicted_memory(sizes: ModelSizes, dtype: torch.dtype, available: int = 0) -> MemoryCost:
     """The server's own prediction for batches, which may take `available` bytes."""
-    view: Any = SimpleNamespace(sizes=sizes, dtype=dtype, device=torch.device("cpu"), config=None, logit_cap=None)
+    view: Any = SimpleNamespace(
+        sizes=sizes, dtype=dtype, device=torch.device("cpu"), config=None, logit_cap=None, layers=()
+    )
     return replace(memory_cost(view), available=available)
 
 

@@ -15,7 +15,7 @@ from service.servers import PATIENCE, attribution, listening_address, server_pro
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 CALLERS = 64
-GRACE = 20
+GRACE = 60
 SETTINGS = {"cache_bytes": 0, "batch_requests": 4, "grace": float(GRACE)}
 
 

@@ -153,13 +153,12 @@ class Protocol:
         return _best_of(values, "ffn_value_neurons", METHOD_NEURONS)
 
 
-def _refused(error: InvalidArgumentError, sets: Sequence[Sequence[Neuron]]) -> FfnNeuron | None:
-    """The FFN neuron of the first sets that an error is about."""
+def _refused(error: InvalidArgumentError, sets: Sequence[Sequence[Neuron]]) -> Neuron | None:
+    """The neuron of the first sets that an error is about."""
     for violation in error.violations:
         if found := _REFUSED.match(violation.field):
             number, place = map(int, found.groups())
-            neuron = sets[number][place] if number < len(sets) else None
-            return neuron if isinstance(neuron, FfnNeuron) else None
+            return sets[number][place] if number < len(sets) else None
     return None
 
 

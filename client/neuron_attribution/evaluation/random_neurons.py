@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from neuron_attribution.neurons import AttentionNeuron, FfnNeuron
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Neuron
 from neuron_attribution.results import LayerParts, ModelSizes
 
 SPARE = 4
@@ -16,38 +16,42 @@ SPARE = 4
 
 
 class RandomNeurons:
-    """Draws neurons, and learns from refusals which FFN neurons are missing.
+    """Draws neurons, and learns from refusals which are missing.
 
-    A refusal tells of all higher experts and indices of its layer too. Once nothing is refused any more, what was drawn
-    depends on `choice` alone: it is the first draws that exist.
+    A refusal tells of all higher experts and indices of its layer too, or of those indices in all of its heads. Once
+    nothing is refused any more, what was drawn depends on `choice` alone: it is the first draws that exist.
     """
 
     def __init__(self, sizes: ModelSizes, layers: Sequence[LayerParts] = ()) -> None:
         self._sizes = sizes
-        self._attending = [number for number, layer in enumerate(layers) if layer.heads] or list(range(sizes.layers))
-        self._missing: dict[tuple[int, bool], list[tuple[int, int]]] = {}
+        every = list(range(sizes.layers))
+        self._attending = [number for number, layer in enumerate(layers) if layer.heads] or every
+        self._feeding = [number for number, layer in enumerate(layers) if layer.ffn_width or layer.experts] or every
+        self._missing: dict[tuple[int, str], list[tuple[int, int]]] = {}
 
     def ffn(self, choice: random.Random, count: int) -> tuple[FfnNeuron, ...]:
         """Different FFN neurons, none of which is known to be missing."""
         width = self._sizes.ffn_width + self._sizes.experts * self._sizes.expert_width
-        numbers = _draws(choice, self._sizes.layers * width, count)
-        neurons = (self._ffn_neuron(*divmod(number, width)) for number in numbers)
+        numbers = _draws(choice, len(self._feeding) * width, count)
+        places = (divmod(number, width) for number in numbers)
+        neurons = (self._ffn_neuron(self._feeding[layer], number) for layer, number in places)
         return tuple(islice((neuron for neuron in neurons if not self._lacks(neuron)), count))
 
     def attention(self, choice: random.Random, count: int) -> tuple[AttentionNeuron, ...]:
-        """Different attention neurons, of layers that have heads."""
+        """Different attention neurons, of layers that have heads; none of them is known to be missing."""
         sizes, layers = self._sizes, self._attending
-        numbers = islice(_draws(choice, len(layers) * sizes.heads * sizes.head_size, count), count)
+        numbers = _draws(choice, len(layers) * sizes.heads * sizes.head_size, count)
         places = (np.unravel_index(number, (len(layers), sizes.heads, sizes.head_size)) for number in numbers)
-        return tuple(AttentionNeuron(layers[layer], int(head), int(index)) for layer, head, index in places)
+        neurons = (AttentionNeuron(layers[layer], int(head), int(index)) for layer, head, index in places)
+        return tuple(islice((neuron for neuron in neurons if not self._lacks(neuron)), count))
 
-    def refused(self, neuron: FfnNeuron) -> None:
+    def refused(self, neuron: Neuron) -> None:
         """Take in that a neuron does not exist."""
-        self._missing.setdefault(_kind(neuron), []).append((neuron.expert or 0, neuron.index))
+        self._missing.setdefault(_kind(neuron), []).append((_expert(neuron), neuron.index))
 
-    def _lacks(self, neuron: FfnNeuron) -> bool:
+    def _lacks(self, neuron: Neuron) -> bool:
         missing = self._missing.get(_kind(neuron), ())
-        return any(expert <= (neuron.expert or 0) and index <= neuron.index for expert, index in missing)
+        return any(expert <= _expert(neuron) and index <= neuron.index for expert, index in missing)
 
     def _ffn_neuron(self, layer: int, number: int) -> FfnNeuron:
         if number < self._sizes.ffn_width:
@@ -56,8 +60,14 @@ class RandomNeurons:
         return FfnNeuron(layer, index, expert)
 
 
-def _kind(neuron: FfnNeuron) -> tuple[int, bool]:
-    return neuron.layer, neuron.expert is not None
+def _kind(neuron: Neuron) -> tuple[int, str]:
+    if isinstance(neuron, AttentionNeuron):
+        return neuron.layer, "attention"
+    return neuron.layer, "dense" if neuron.expert is None else "experts"
+
+
+def _expert(neuron: Neuron) -> int:
+    return 0 if isinstance(neuron, AttentionNeuron) else neuron.expert or 0
 
 
 def _draws(choice: random.Random, total: int, count: int) -> Iterator[int]:

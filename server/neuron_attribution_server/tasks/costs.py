@@ -45,11 +45,11 @@ class MemoryCost:
         costs = [task.cost(self.heads) for task in tasks]
         longest = max(cost.length for cost in costs)
         scored = sum(cost.scored_rows for cost in costs)
-        sequences = longest * sum(cost.sequences for cost in costs)
+        sequences = sum(cost.sequences for cost in costs)
         return (
             self.fixed
-            + self.per_token * max(sequences, *(cost.generating_tokens for cost in costs))
-            + self.per_sequence * sum(cost.sequences for cost in costs)
+            + self.per_token * max(longest * sequences, *(cost.generating_tokens for cost in costs))
+            + self.per_sequence * max(sequences, *(cost.generating_sequences for cost in costs))
             + self.per_row * min(scored, self.rows_at_once)
             + self.per_row_token * longest * sum(cost.rows for cost in costs)
             + self.per_scored_head * sum(cost.scored_heads for cost in costs)

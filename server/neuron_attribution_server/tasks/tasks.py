@@ -52,6 +52,8 @@ class Cost:
     """Vocabulary tokens in its answer, at most."""
     generating_tokens: int = 0
     """Tokens that are in memory at once while it generates."""
+    generating_sequences: int = 0
+    """Sequences that generate together."""
     searched_positions: int = 0
     """Source positions at which attention neurons are searched, of all explained tokens and ends together."""
     held_vectors: int = 0
@@ -213,11 +215,13 @@ class InterveneTask(Shaped):
 
     def cost(self, _heads: int) -> Cost:
         """What it puts into a batch: of each sequence the prediction after its last token is read, none is scored."""
+        together = generated_at_once(self.length) if self.generate else 0
         return Cost(
             length=self.length,
             sequences=self.sequences,
             rows=self.rows,
-            generating_tokens=self.length * generated_at_once(self.length) if self.generate else 0,
+            generating_tokens=self.length * together,
+            generating_sequences=together,
         )
 
 

@@ -259,6 +259,23 @@ def test_what_the_invariants_do_not_see_is_seen_in_a_guess(monkeypatch, problem)
         engine_by_guess(monkeypatch, model, spec)
 
 
+class LooksBack(nn.Module):
+    """An activation that also takes in the token before."""
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        activated = nn.functional.silu(numbers)
+        return activated + 0.5 * nn.functional.pad(activated, (0, 0, 1, -1))
+
+
+def test_neurons_that_look_at_other_tokens_are_refused() -> None:
+    """What query neurons give is read at a few positions, without those between."""
+    model = tiny_family("llama")
+    for layer in model.model.layers:
+        layer.mlp.act_fn = LooksBack()
+    with pytest.raises(FailedPreconditionError, match="ffn_keys is off by"):
+        engine_from(model)
+
+
 def test_a_clip_of_values_that_nothing_reaches_is_seen(monkeypatch) -> None:
     model = tiny_family("olmo")
     for layer in model.model.layers:

@@ -13,9 +13,11 @@ from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head, QuerySo
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, Part, Scale
 from neuron_attribution.results import LayerParts, Mixer
 from neuron_attribution_server.model.architectures.families import FAMILIES
+from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.loading.models import engine_from
 from neuron_attribution_server.model.process.calibration import measured_work
+from neuron_attribution_server.tasks.running import do_nothing
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
 from reference.compare_answers import assert_same
 from reference.tiny_families import TINY_FAMILIES, tiny_family
@@ -128,6 +130,33 @@ def test_a_layers_mixers_are_changed_as_a_whole(name: str) -> None:
     tasks = [AttributeTask(token_ids=PROMPT, explained=EXPLAINED, options=each) for each in (changed, BOTH)]
     mine, theirs = engine(name).run(tasks[:1])[0], other.run(tasks[1:])[0]
     assert_same(mine.explanations[0], theirs.explanations[0])
+
+
+@pytest.fixture(scope="module")
+def state_keeper() -> Engine:
+    """A model whose modules keep their states themselves. Untied, for a tied one says one token for ever."""
+    settings = TINY_FAMILIES["recurrent_gemma"][1] | {"tie_word_embeddings": False}
+    torch.manual_seed(0)
+    return engine_from(AutoModelForCausalLM.from_config(AutoConfig.for_model("recurrent_gemma", **settings)).eval())
+
+
+def generated(engine: Engine, *prompts: tuple[int, ...]) -> list[list[int]]:
+    outcomes = engine.run([AttributeTask(token_ids=prompt, generate=8) for prompt in prompts])
+    return [[each.target.token.id for each in outcome.explanations] for outcome in outcomes]
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, (4, 8, 15, 16, 23, 42), PROMPT[:1]])
+def test_what_other_requests_leave_in_modules_is_not_found(state_keeper, prompt) -> None:
+    """Requests that ran between two tokens, and one that generated before."""
+    alone = generated(state_keeper, prompt)[0]
+
+    def other() -> None:
+        with at_checkpoints(do_nothing):
+            generated(state_keeper, (7, 8, 9, 10))
+
+    with at_checkpoints(other):
+        assert generated(state_keeper, prompt)[0] == alone
+    assert generated(state_keeper, (7, 8, 9, 10), prompt)[1] == alone
 
 
 @pytest.mark.parametrize("name", ["jamba", "olmo_hybrid"])

@@ -49,27 +49,31 @@ def test_a_batch_takes_at_most_what_was_predicted(requests, tokens):
     assert measured["taken"] < predicted < 2**31
 
 
-GROWTH = r"""
+TAKEN = r"""
 import ctypes, json, re, sys
-from dataclasses import asdict
 from pathlib import Path
-from neuron_attribution.requests import AttributeOptions, Part
 from neuron_attribution_server.model.loading.models import engine_from
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
-from transformers import LlamaConfig, LlamaForCausalLM
 
 def resident(field):
     return 1024 * int(re.search(field + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
-def taken(task):
+def taken(tasks):
     "In the second of two runs: the first one takes what libraries keep."
     for _ in range(2):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
-        [outcome] = engine.run([task])
-        assert not isinstance(outcome, Exception), outcome
+        outcomes = engine.run(tasks)
+        assert not [each for each in outcomes if isinstance(each, Exception)], outcomes
     return resident("VmHWM") - before
+"""
+
+GROWTH = (
+    TAKEN
+    + r"""
+from neuron_attribution.requests import AttributeOptions, Part
+from transformers import LlamaConfig, LlamaForCausalLM
 
 facts = json.loads(sys.argv[1])
 parts, rows, sources = frozenset(map(Part, facts["parts"])), facts["rows"], facts["sources"]
@@ -83,29 +87,16 @@ for row in rows:
         explained = tuple(ExplainedToken(position) for position in range(2, 2 + row))
         task = AttributeTask(token_ids=tuple(position % 97 for position in range(2 + row)), explained=explained,
                              options=options)
-        found[f"{row} {source}"] = taken(task), engine.facts.memory.batch([task])
+        found[f"{row} {source}"] = taken([task]), engine.facts.memory.batch([task])
 print(json.dumps(found))
 """
+)
 
 
-MIXERS = r"""
-import ctypes, json, re, sys
-from pathlib import Path
-from neuron_attribution_server.model.loading.models import engine_from
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
+MIXERS = (
+    TAKEN
+    + r"""
 from transformers import BambaConfig, BambaForCausalLM
-
-def resident(field):
-    return 1024 * int(re.search(field + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-def taken(tasks):
-    "In the second of two runs: the first one takes what libraries keep."
-    for _ in range(2):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident("VmRSS")
-        assert not [each for each in engine.run(tasks) if isinstance(each, Exception)]
-    return resident("VmHWM") - before
 
 config = BambaConfig(num_hidden_layers=2, attn_layer_indices=[1], hidden_size=64, intermediate_size=32, vocab_size=97,
                      num_attention_heads=2, num_key_value_heads=2, mamba_n_heads=32, mamba_d_state=64, mamba_n_groups=1,
@@ -117,6 +108,7 @@ for requests, tokens in json.loads(sys.argv[1]):
     found.append([taken([task] * requests), engine.facts.memory.batch([task] * requests)])
 print(json.dumps(found))
 """
+)
 
 
 def test_what_recurrent_mixers_take_is_predicted():

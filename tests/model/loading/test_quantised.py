@@ -136,14 +136,32 @@ def test_packed_weights_give_the_scores_of_the_definition(tmp_path, monkeypatch)
     compared.check((5, 9, 2, 77), 11, options=OPTIONS)
 
 
-def test_a_checkpoint_with_parts_of_no_module_is_unpacked_at_load(tmp_path, monkeypatch) -> None:
-    """By bitsandbytes, whose models are not spread."""
+@pytest.fixture
+def unpacked_at_load(tmp_path, monkeypatch) -> PreTrainedModel:
+    """The model that a folder stands for whose parts are not all of modules: transformers unpacks it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     unpacked = folders.bitsandbytes_folder(tmp_path, "llama", "8 bit")
     file = tmp_path / "packed" / "model.safetensors"
     save_file({**load_file(file), "model.another.SCB": torch.ones(1)}, file, metadata={"format": "pt"})
+    return unpacked
+
+
+def test_a_checkpoint_with_parts_of_no_module_is_unpacked_at_load(unpacked_at_load, tmp_path) -> None:
+    """By bitsandbytes, whose models are not spread."""
     engine = load_engine(LoadSettings(str(tmp_path / "packed")))
     assert unpacked_bytes(engine._view.model, engine._view.device) == 0
-    assert_same_answers(engine, engine_from(unpacked, byte_level_tokenizer()))
+    assert_same_answers(engine, engine_from(unpacked_at_load, byte_level_tokenizer()))
     with pytest.raises(FailedPreconditionError, match="quantized like this one cannot be spread over devices"):
         load_engine(LoadSettings(str(tmp_path / "packed"), device_map="auto"))
+
+
+@pytest.mark.usefixtures("unpacked_at_load")
+def test_weights_that_nobody_unpacks_are_refused(tmp_path, monkeypatch) -> None:
+    """As those of BitNet, whose format transformers only runs."""
+
+    def unpack(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("transformers.PreTrainedModel.dequantize", unpack)
+    with pytest.raises(FailedPreconditionError, match="does not unpack weights of this format; serve the checkpoint"):
+        load_engine(LoadSettings(str(tmp_path / "packed")))

@@ -128,6 +128,14 @@ class LayerView:
         return self._submodule(self._spec.recurrence.output.rpartition(".")[0])
 
     @property
+    def kept_states(self) -> list[tuple[nn.Module, str]]:
+        """The modules that keep states of the last pass, and the names of the attributes."""
+        if self.recurrence_output is None or self._spec.recurrence is None:
+            return []
+        places = (path.rpartition(".") for path in self._spec.recurrence.kept)
+        return [(self.module.get_submodule(module), name) for module, _, name in places]
+
+    @property
     def recurrence_width(self) -> int:
         """What the recurrent mixer's output projection reads."""
         return 0 if self.recurrence_output is None else shape_of(self.recurrence_output)[1]

@@ -89,6 +89,8 @@ class Recurrence:
     """The factor of everything it writes, as an attribute of the layer."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """What else is different in layers that have it."""
+    kept: tuple[str, ...] = ()
+    """Where modules of the layer keep its states between passes, which other models give to the cache of their pass."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.checkpoints import checkpoint
 from neuron_attribution_server.model.capture.edits import Edits, Placed
+from neuron_attribution_server.model.engine.kept_states import states_set_aside
 from neuron_attribution_server.tasks.tasks import generated_at_once
 
 
@@ -49,7 +50,7 @@ def _generate(
     ends = view.model.generation_config.eos_token_id
     ending = ends if isinstance(ends, list) else [ends]
     edits = Edits(view, sequences)
-    with edits.made():
+    with edits.made(), states_set_aside(view):
         generated = view.model.generate(  # type: ignore[operator]
             prompts,
             attention_mask=torch.ones_like(prompts),
@@ -58,20 +59,21 @@ def _generate(
             num_beams=1,
             use_cache=True,  # else every step would begin at position 0 again
             pad_token_id=ending[0],
-            stopping_criteria=StoppingCriteriaList([_Checkpoint(edits)]),
+            stopping_criteria=StoppingCriteriaList([_Checkpoint(view, edits)]),
         )
     return [_until_end(row, ending) for row in generated[:, len(token_ids) :].tolist()]
 
 
 class _Checkpoint(StoppingCriteria):
-    """Stops nothing by itself: it looks up after each token, with the interventions out of the way."""
+    """Stops nothing by itself: it looks up after each token, with interventions and kept states out of the way."""
 
-    def __init__(self, edits: Edits) -> None:
+    def __init__(self, view: ModelView, edits: Edits) -> None:
+        self._view = view
         self._edits = edits
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
         """No sequence is done."""
-        with self._edits.paused():
+        with self._edits.paused(), states_set_aside(self._view):
             checkpoint()
         return input_ids.new_zeros(len(input_ids), dtype=torch.bool)
 

@@ -83,8 +83,9 @@ def measure(view: ModelView, unembedding: Unembedding, room: float = 1) -> tuple
     failed = [each for each in found if not each.error <= each.tolerance]
     if failed:
         reasons = "; ".join(f"{each.name} is off by {each.error:.2g} (allowed {each.tolerance:.0e})" for each in failed)
+        remedy = "" if view.dtype is torch.float32 else "; rounding may be the cause: try --dtype float32"
         raise FailedPreconditionError(
-            f"model refused: it does not work as the {view.spec.family} architecture says: {reasons}",
+            f"model refused: it does not work as the {view.spec.family} architecture says: {reasons}{remedy}",
             reason="INVARIANT_FAILED",
         )
     return found
@@ -214,7 +215,10 @@ def _values(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor
 
 
 def _coefficients(probe: Probe, number: int) -> tuple[Tensor, Tensor]:
-    """By the rows of single neurons, as the query scores read them, against what the forward pass recorded."""
-    at = (0, torch.arange(PROBE_LENGTH, device=probe.view.device))
-    computed = probe.states.ffn_coefficients(probe.view, number, at)
-    return computed, probe.states.coefficients[number].float()
+    """By the rows of single neurons, as the query scores read them, against what the forward pass recorded.
+
+    Last positions come first: no coefficient may depend on what stands beside it.
+    """
+    order = torch.arange(PROBE_LENGTH, device=probe.view.device).flip(0)
+    computed = probe.states.ffn_coefficients(probe.view, number, (0, order))
+    return computed, probe.states.coefficients[number].float()[..., order, :]

@@ -174,7 +174,7 @@ def _model(source: ModelSource, adapter: AdapterSource | None, settings: LoadSet
     keep_language_model(model)
     if getattr(model, "is_quantized", False) and source.gguf_file is None:
         _refuse_spread(settings)
-        model = model.dequantize()
+        model = _dequantized(model)
     if packing is not None and (adapter is not None or is_guessed):
         _refuse_spread(settings)
         unpack_for(model, packing, "an adapter is merged into them" if adapter else "a guess is proven on them")
@@ -255,6 +255,18 @@ def _refuse_spread(settings: LoadSettings) -> None:
             "checkpoint it was made from",
             reason="QUANTIZED_AND_SPREAD",
         )
+
+
+def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The same numbers as plain matrices, where transformers can make them. Raises FailedPreconditionError."""
+    try:
+        plain: PreTrainedModel = model.dequantize()
+    except NotImplementedError as error:
+        raise FailedPreconditionError(
+            "model refused: transformers does not unpack weights of this format; serve the checkpoint it was made from",
+            reason="CANNOT_DEQUANTIZE",
+        ) from error
+    return plain
 
 
 def _dtype(setting: str, device: torch.device) -> torch.dtype | str:

@@ -134,7 +134,11 @@ RECURRENT_FAMILIES = (
             gate=Rows("mlp_block.gate_proj"),
             activation="mlp_block.act_fn",
         ),
-        recurrence=Recurrence(mixer=Mixer.GATED_LINEAR_RECURRENCE, output="temporal_block.linear_out"),
+        recurrence=Recurrence(
+            mixer=Mixer.GATED_LINEAR_RECURRENCE,
+            output="temporal_block.linear_out",
+            kept=("temporal_block.conv1d_state", "temporal_block.rg_lru.recurrent_states"),
+        ),
         logit_cap="logits_soft_cap",
     ),
 )
