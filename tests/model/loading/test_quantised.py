@@ -13,6 +13,7 @@ from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, LayerPartKind, Scale, Side
 from neuron_attribution_server.model.architectures.packed.modules import tensor_bytes, unembedding_bytes, unpacked_bytes
 from neuron_attribution_server.model.architectures.packed.packings import PACKINGS
+from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.loading.models import engine_from, load_engine
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
@@ -49,29 +50,40 @@ CHECKPOINTS: dict[str, Callable[[Path], PreTrainedModel]] = {
 }
 
 
-@pytest.fixture(params=CHECKPOINTS)
-def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> tuple[str, PreTrainedModel]:
-    """A folder with packed matrices, and the model of the numbers that they stand for."""
+SPREAD = ("bitsandbytes nested", "FP8 experts", "GPTQ unembedding", "MXFP4")
+"""One of each way to hold packed parts: with nested scales, merged experts, a kept matrix, experts in one piece."""
+BATCHED = ("bitsandbytes 8 bit", "FP8 shared expert", "MXFP4")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    model = CHECKPOINTS[request.param](tmp_path)
-    return str(tmp_path / "packed"), model
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory) -> tuple[str, Engine]:
+    """A folder with packed matrices, and the engine of the numbers that they stand for."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    unpacked = CHECKPOINTS[request.param](path)
+    return str(path / "packed"), engine_from(unpacked, byte_level_tokenizer())
 
 
 def test_answers_are_those_of_the_unpacked_numbers(checkpoint) -> None:
-    folder, unpacked = checkpoint
-    packed, plain = load_engine(LoadSettings(folder)), engine_from(unpacked, byte_level_tokenizer())
+    folder, plain = checkpoint
+    packed = load_engine(LoadSettings(folder))
     assert_same_answers(packed, plain)
     model = packed._view.model
     assert unpacked_bytes(model, packed._view.device) > 0
-    assert tensor_bytes(model) < 0.8 * tensor_bytes(unpacked)
+    assert tensor_bytes(model) < 0.8 * tensor_bytes(plain._view.model)
 
 
+@pytest.mark.parametrize("checkpoint", SPREAD, indirect=True)
 def test_packed_matrices_are_spread_over_memory_and_disk(checkpoint) -> None:
-    folder, unpacked = checkpoint
+    folder, plain = checkpoint
     size = Path(folder, "model.safetensors").stat().st_size // 1000
     spread = load_engine(LoadSettings(folder, device_map="auto", device_memory=f"cpu={0.85 * size:.0f}KB"))
     assert "disk" in spread._view.model.hf_device_map.values()
-    assert_same_answers(spread, engine_from(unpacked, byte_level_tokenizer()))
+    assert_same_answers(spread, plain)
 
 
 def assert_same_answers(packed, plain) -> None:
@@ -111,6 +123,7 @@ def test_no_two_matrices_are_unpacked_at_once(checkpoint, monkeypatch) -> None:
     assert most == 1 + bool(unembedding_bytes(engine._view.model)), "an unembedding is kept"
 
 
+@pytest.mark.parametrize("checkpoint", BATCHED, indirect=True)
 def test_batches_answer_as_single_prompts_do_to_the_bit(checkpoint) -> None:
     engine = load_engine(LoadSettings(checkpoint[0]))
     other = replace(TASK, token_ids=(77, 1, 30, 6, 5, 9), reproducible=True)
@@ -121,25 +134,22 @@ def test_batches_answer_as_single_prompts_do_to_the_bit(checkpoint) -> None:
             assert_same(got, want, tolerance=0.0)
 
 
-def test_half_precision_is_what_the_numbers_are_rounded_to(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_half_precision_is_what_the_numbers_are_rounded_to(tmp_path) -> None:
     folders.gptq_folder(tmp_path, "llama", 4).save_pretrained(tmp_path / "unpacked")
     save_tokenizer(tmp_path / "unpacked")
     engines = [load_engine(LoadSettings(str(tmp_path / each), dtype="bfloat16")) for each in ("packed", "unpacked")]
     assert_same_answers(*engines)
 
 
-def test_packed_weights_give_the_scores_of_the_definition(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_packed_weights_give_the_scores_of_the_definition(tmp_path) -> None:
     compared = compare_dissected(folders.bitsandbytes_folder(tmp_path, "llama", "4 bit"), "quantised")
     object.__setattr__(compared, "engine", load_engine(LoadSettings(str(tmp_path / "packed"))))
     compared.check((5, 9, 2, 77), 11, options=OPTIONS)
 
 
 @pytest.fixture
-def unpacked_at_load(tmp_path, monkeypatch) -> PreTrainedModel:
+def unpacked_at_load(tmp_path) -> PreTrainedModel:
     """The model that a folder stands for whose parts are not all of modules: transformers unpacks it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     unpacked = folders.bitsandbytes_folder(tmp_path, "llama", "8 bit")
     file = tmp_path / "packed" / "model.safetensors"
     save_file({**load_file(file), "model.another.SCB": torch.ones(1)}, file, metadata={"format": "pt"})

@@ -20,9 +20,6 @@ _AT_ONCE_ON_DEVICE = 1 << 22
 """Numbers that a device unpacks at once: it has a thousand kernels less to start."""
 _BYTES = 24
 """Of a number on its way."""
-_TORN = 40 << 20
-"""What the allocator keeps of the pieces that were freed, between tensors that live longer; 14 to 44 MB measured,
-whatever the size of the matrix."""
 _INT8_UNIT = 7.874015718698502e-3
 """1 / 127 as bitsandbytes has it."""
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -198,12 +195,12 @@ PACKINGS: dict[str, Packing] = {
 def matrix_bytes(form: Form, device: torch.device) -> int:
     """What a matrix takes while it is unpacked, and then read: in half precision, scoring makes float32 of it.
 
-    With the zeros of all groups, which are unpacked before it, the numbers on their way, and what these leave behind.
+    With the zeros of all groups, which are unpacked before it, and the numbers on their way.
     """
     copied = 0 if form.dtype == torch.float32 else torch.float32.itemsize
     outputs, inputs = form.shape
     zeros = outputs * _group_count(form) * torch.int32.itemsize if "group_size" in form.settings else 0
-    return outputs * inputs * (form.dtype.itemsize + copied) + zeros + _BYTES * _at_once(device) + _TORN
+    return outputs * inputs * (form.dtype.itemsize + copied) + zeros + _BYTES * _at_once(device)
 
 
 def parameter_name(part: str) -> str:
