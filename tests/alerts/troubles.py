@@ -74,7 +74,7 @@ TROUBLES = {
         settings={"restarts": 3},
         by_the_way=_WORKER_AWAY,
         log=(
-            "was killed by SIGKILL, as the system does when memory runs out",
+            "was killed by SIGKILL",
             "is back as process",
             "no worker will come back; the server ends with exit status 1",
         ),

@@ -26,6 +26,8 @@ from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from service.servers import listening_address, server_process, worker_processes
 
+from soak.processes import resident_bytes
+
 _PATIENCE = 600
 _SETTINGS = {"restarts": 1000, "restart_window": 60.0, "cache_bytes": 0}
 _AGAIN = "of a lost batch again: "
@@ -58,9 +60,10 @@ def serving(model, errors):
 
 @contextmanager
 def model_process(model, errors):
-    """The server's own command."""
+    """The server's own command, with a process ready for the next death: without, imports take most of 15 seconds."""
     script = "import sys; from neuron_attribution.cli.main import main; sys.exit(main())"
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in _SETTINGS.items()]
+    settings = {**_SETTINGS, "spare_worker": "true"}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     command = [sys.executable, "-c", script, "serve", "--model", model, "--listen", "localhost:0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
         try:
@@ -105,31 +108,36 @@ async def kill_often(process, kills, callers, tally, every):
         while tally.calls < enough or time.monotonic() < due or not worker_processes(process.pid):
             assert process.poll() is None, "the server has ended"
             await asyncio.sleep(0.01)
-        os.kill(worker_processes(process.pid)[0], signal.SIGKILL)
+        os.kill(max(worker_processes(process.pid), key=resident_bytes), signal.SIGKILL)  # a spare one has no model
         print(f"kill {number}: {tally.calls} calls so far, {tally.right} right", flush=True)
     enough = tally.calls + 2 * callers
     while tally.calls < enough:
         await asyncio.sleep(0.01)
 
 
-async def soak(process, address, kills, callers, every):
-    """Run the trial; return the tally, and the server's resources before and after."""
+async def soak(process, address, kills, callers, every, workers):
+    """Run the trial of so many worker processes; return the tally, and the server's resources before and after."""
     tally, stopping = Tally(), asyncio.Event()
     async with grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel:
         stub = services.NeuronAttributionServiceStub(channel)
         expected = [await stub.Attribute(request(caller), timeout=_PATIENCE) for caller in range(callers)]
-        before = resources(process)
+        before = await resources(process, workers)
         calling = [
             asyncio.create_task(call_on(stub, caller, expected[caller], tally, stopping)) for caller in range(callers)
         ]
         await kill_often(process, kills, callers, tally, every)
         stopping.set()
         await asyncio.gather(*calling)
-        return tally, before, resources(process)
+        return tally, before, await resources(process, workers)
 
 
-def resources(process):
-    """Processes, open files and resident megabytes of the server (the front end, without its worker)."""
+async def resources(process, workers):
+    """Processes, open files and resident megabytes of the server (the front end, without its worker).
+
+    Measured once it has so many worker processes.
+    """
+    while len(worker_processes(process.pid)) < workers:
+        await asyncio.sleep(0.01)
     server = psutil.Process(process.pid)
     megabytes = server.memory_info().rss / 2**20
     return {"processes": 1 + len(server.children()), "open files": server.num_fds(), "resident MB": round(megabytes)}
@@ -149,7 +157,8 @@ def main():
     started = time.monotonic()
     with TemporaryFile("w+", encoding="utf-8") as errors:
         with serving(arguments.model, errors) as (process, address):
-            run = soak(process, address, arguments.kills, arguments.callers, arguments.every)
+            workers = 1 if arguments.model is None else 2
+            run = soak(process, address, arguments.kills, arguments.callers, arguments.every, workers)
             tally, before, after = asyncio.run(run)
         errors.seek(0)
         log = errors.read()

@@ -17,8 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
+from neuron_attribution_server.front_end.workers import deaths
 from neuron_attribution_server.front_end.workers import pool as workers
-from neuron_attribution_server.front_end.workers.process import ProcessWorker, describe_exit
+from neuron_attribution_server.front_end.workers.deaths import Death
+from neuron_attribution_server.front_end.workers.process import ProcessWorker
 from neuron_attribution_server.front_end.workers.restarts import FIRST_BACKOFF, MOST_BACKOFF, Restarts
 from neuron_attribution_server.services import LIVENESS, SERVICE
 from neuron_attribution_server.settings import heap
@@ -234,15 +236,20 @@ def test_a_worker_that_never_got_the_request_does_not_speak_against_it(turnstile
         assert is_right(call.result(), 0)
 
 
-def test_what_kills_twice_alone_is_refused(turnstile):
+@pytest.mark.parametrize(
+    ("number", "most", "times"), [(signal.SIGSEGV, 2, "twice"), (signal.SIGKILL, 5, "5 times")], ids=["dies", "killed"]
+)
+def test_what_kills_alone_is_refused(turnstile, number, most, times):
+    """What it dies of by itself twice. Kills from outside are no request's fault, up to a number."""
     with turnstile_server() as (process, stub):
         [call] = begun(stub, 0)
-        for deaths in (1, 2):
-            eventually(lambda: turnstile.batches == [1] * deaths)  # noqa: B023 - called at once
-            strike(process)
+        for struck in range(1, most + 1):
+            eventually(lambda: turnstile.batches == [1] * struck)  # noqa: B023 - called at once
+            assert not call.done()
+            strike(process, number)
         error = from_rpc_error(call.exception(), "the server")
         assert error.reason == "WORKER_DIED"
-        assert "died twice while it ran this request alone" in error.message
+        assert f"died {times} while it ran this request alone" in error.message
 
 
 def test_nothing_is_kept_of_workers_that_died(monkeypatch):
@@ -266,6 +273,10 @@ def test_nothing_is_kept_of_workers_that_died(monkeypatch):
             eventually(multiprocessing.active_children)
             multiprocessing.active_children()[0].kill()
             assert is_right(call.result(), caller)
+        eventually(lambda: len(known) == 1)
+        restarts = pool.devices()[0].restarts
+        multiprocessing.active_children()[0].kill()  # it has nothing to do
+        eventually(lambda: pool.devices()[0].restarts > restarts and pool.is_live)
         eventually(lambda: len(known) == 1)
 
 
@@ -390,6 +401,16 @@ def test_pauses_double_until_a_batch_is_finished_and_old_deaths_are_forgotten():
     assert max(many.died(now) for now in range(90)) == MOST_BACKOFF
 
 
-def test_exits_are_described_in_words():
-    assert describe_exit(3) == "ended with exit code 3"
-    assert describe_exit(-signal.SIGSEGV) == "was killed by SIGSEGV"
+def test_deaths_are_described_in_words(monkeypatch, tmp_path):
+    """And known to be somebody's kill, or not: the machine counts those that it kills because memory runs out."""
+    counters = tmp_path / "vmstat"
+    monkeypatch.setattr(deaths, "_COUNTERS", counters)
+    assert Death(-signal.SIGKILL, None).describe() == "was killed by SIGKILL, as the system does when memory runs out"
+    counters.write_text("oom_kill_before 9\noom_kill 7\n")
+    assert Death(3, 7).describe() == "ended with exit code 3"
+    assert Death(-signal.SIGSEGV, 7).describe() == "was killed by SIGSEGV"
+    assert Death(-signal.SIGKILL, 7).describe() == "was killed by SIGKILL, and not for want of memory"
+    assert Death(-signal.SIGKILL, 6).describe() == "was killed by SIGKILL, as the system does when memory runs out"
+    kinds = [(3, 7), (-signal.SIGSEGV, 7), (-signal.SIGKILL, None), (-signal.SIGKILL, 6), (-signal.SIGKILL, 7)]
+    assert [Death(*each).is_from_outside for each in kinds] == [False] * 4 + [True]
+    assert Death(-signal.SIGTERM, 6).is_from_outside

@@ -27,6 +27,11 @@ class IdleWorkers(Generic[Idle]):
         self._idle.append(worker)
         self._announce()
 
+    def discard(self, worker: Idle) -> None:
+        """A worker that had nothing to do, perhaps, is no more: nothing of it is kept."""
+        if worker in self._idle:
+            self._idle.remove(worker)
+
     def end(self) -> None:
         """None will come back: whoever waits hears it."""
         self._has_ended = True

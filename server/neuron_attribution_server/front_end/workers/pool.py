@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -26,7 +26,10 @@ from neuron_attribution_server.tasks.running import EngineFactory
 from neuron_attribution_server.tasks.tasks import Task
 
 _RETRY_SECONDS = 1.0
-_MOST_DEATHS = 2  # of workers that ran a request alone: one may be chance
+_MOST_DEATHS = 2
+"""Of workers that ran a request alone: one may be chance."""
+_MOST_KILLS = 5
+"""The same where somebody killed them from outside: who may be a system's agent that does so when memory runs out."""
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +116,7 @@ class WorkerPool:
                 raise _gone() from None
             _log.warning("running the tasks of a lost batch again: %d (%s)", len(tasks), lost.error.message)
             if len(tasks) == 1:
-                return [await self._alone(tasks[0], listener, int(lost.is_blamed), short=short)]
+                return [await self._alone(tasks[0], listener, _Deaths().after(lost), short=short)]
         middle = (len(tasks) + 1) // 2
         halves = range(middle), range(middle, len(tasks))
         again = partial(self._again, tasks, listener=listener, short=short)
@@ -133,7 +136,8 @@ class WorkerPool:
             self._busy.discard(worker)
         # After a death or a cancellation it is not idle again: the one has ended, the other one still computes.
         supervised.restarts.worked()
-        self._idle.put((supervised, worker))
+        if worker.is_live:
+            self._idle.put((supervised, worker))
         return answers
 
     async def _attempt_inside(self, worker: ProcessWorker, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
@@ -158,19 +162,19 @@ class WorkerPool:
                 answers = dict(zip(wanted, found, strict=True))
         for place in places:
             if place not in answers:
-                answers[place] = await self._alone(tasks[place], _Part(listener, [place]), 0, short=short)
+                answers[place] = await self._alone(tasks[place], _Part(listener, [place]), _Deaths(), short=short)
         return [answers[place] for place in places]
 
-    async def _alone(self, task: Task, listener: Listener, deaths: int, *, short: bool) -> Answer:
-        """Run one task until it is answered, nobody wants it, or it has killed `_MOST_DEATHS` workers."""
+    async def _alone(self, task: Task, listener: Listener, deaths: _Deaths, *, short: bool) -> Answer:
+        """Run one task until it is answered, nobody wants it, or too many workers have died of it."""
         while listener.wanted(0):
             try:
                 [answer] = await self._attempt([task], listener, short=short)
                 return answer
             except _LostError as lost:
-                deaths += lost.is_blamed
-                if deaths >= _MOST_DEATHS:
-                    return _deadly(lost.error)
+                deaths = deaths.after(lost)
+                if deaths.are_too_many:
+                    return _deadly(lost.error, deaths.own + deaths.kills)
                 if self._ended.is_set():
                     return _gone()
             except UnavailableError as error:
@@ -196,8 +200,11 @@ class WorkerPool:
         self._announce()
 
     def _on_change(self, supervised: SupervisedWorker) -> None:
+        idle = (supervised, supervised.worker)
         if supervised.worker.is_live:
-            self._idle.put((supervised, supervised.worker))
+            self._idle.put(idle)
+        else:
+            self._idle.discard(idle)
         self._announce()
 
     def _announce(self) -> None:
@@ -206,12 +213,34 @@ class WorkerPool:
 
 
 class _LostError(Exception):
-    """A worker died while it had a batch, which `is_blamed` where the worker was at work on it."""
+    """A worker died while it had a batch, which `is_blamed` where the worker was at work on it.
 
-    def __init__(self, error: UnavailableError, *, is_blamed: bool) -> None:
+    `is_kill`: somebody killed the worker from outside.
+    """
+
+    def __init__(self, error: UnavailableError, *, is_blamed: bool, is_kill: bool) -> None:
         super().__init__(error)
         self.error = error
         self.is_blamed = is_blamed
+        self.is_kill = is_kill
+
+
+@dataclass(frozen=True, slots=True)
+class _Deaths:
+    """Of workers that ran a request alone: by themselves, and by somebody who killed them."""
+
+    own: int = 0
+    kills: int = 0
+
+    def after(self, lost: _LostError) -> _Deaths:
+        """With one more, if the request is to blame for it at all."""
+        kill = lost.is_blamed and lost.is_kill
+        return _Deaths(self.own + (lost.is_blamed and not kill), self.kills + kill)
+
+    @property
+    def are_too_many(self) -> bool:
+        """Whether they are too many to be chance."""
+        return self.own >= _MOST_DEATHS or self.kills >= _MOST_KILLS
 
 
 async def _run(worker: ProcessWorker, tasks: Sequence[Task], listener: Listener) -> list[Answer]:
@@ -219,7 +248,8 @@ async def _run(worker: ProcessWorker, tasks: Sequence[Task], listener: Listener)
     try:
         return await worker.run(tasks, listener)
     except UnavailableError as error:
-        raise _LostError(error, is_blamed=worker.was_at_work_on(tasks)) from None
+        is_blamed = worker.was_at_work_on(tasks)
+        raise _LostError(error, is_blamed=is_blamed, is_kill=worker.was_killed_from_outside) from None
 
 
 class _Part(Listener):
@@ -271,9 +301,10 @@ def _abandoned() -> UnavailableError:
     return UnavailableError("the worker died, and nobody waits for this request any more", reason="WORKER_DIED")
 
 
-def _deadly(error: UnavailableError) -> UnavailableError:
+def _deadly(error: UnavailableError, deaths: int) -> UnavailableError:
     """No time to try again after is given: a request that kills workers must not be sent again by itself."""
+    times = "twice" if deaths == _MOST_DEATHS else f"{deaths} times"
     return UnavailableError(
-        f"the worker died twice while it ran this request alone; it is not run again ({error.message})",
+        f"the worker died {times} while it ran this request alone; it is not run again ({error.message})",
         reason="WORKER_DIED",
     )

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import multiprocessing
 import pickle
-import signal
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -18,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from neuron_attribution.errors import UnavailableError
 
 from neuron_attribution_server.front_end.workers.child import main
+from neuron_attribution_server.front_end.workers.deaths import Death, killed_for_memory
 from neuron_attribution_server.front_end.workers.interface import NOBODY, Listener, ModelLoadError, check_warm_up
 from neuron_attribution_server.front_end.workers.watchdog import Watchdog
 from neuron_attribution_server.tasks.answers import Answer
@@ -94,8 +94,11 @@ class ProcessWorker:
         """The process's id, once started."""
         self.prepared = 0.0
         """The part that is done of what the process prepares for requests to come."""
+        self._killed_before: int | None = None
         self.cause = "never started"
         """How the process ended, for people."""
+        self.was_killed_from_outside = False
+        """Whether it ended by nothing that it ran."""
 
     def was_at_work_on(self, tasks: Sequence[Task]) -> bool:
         """Whether the process was at work on this batch when it ended: the last one that it began and had not done.
@@ -203,6 +206,7 @@ class ProcessWorker:
             ends.callback(pipe.close)
             arguments = (worker_end, worker_lifeline, *self._arguments)
             process = context.Process(target=main, args=arguments, name=self._name, daemon=True)
+            self._killed_before = killed_for_memory()
             process.start()  # last: a process cannot be taken back
             ends.pop_all()
         self._process, self._pipe, self._lifeline, self.pid = process, pipe, lifeline, process.pid
@@ -289,9 +293,10 @@ class ProcessWorker:
         if process.exitcode is None:
             asyncio.get_running_loop().call_later(_REAP_SECONDS, self._reap, process)
             return
-        cause = describe_exit(process.exitcode)
+        death = Death(process.exitcode, self._killed_before)
         process.close()
-        self._died(cause)
+        self.was_killed_from_outside = death.is_from_outside and not self._hang
+        self._died(death.describe())
 
     def _died(self, cause: str) -> None:
         self.cause = self._hang or cause
@@ -305,18 +310,6 @@ class ProcessWorker:
 
     def _death(self) -> UnavailableError:
         return UnavailableError(f"the worker process {self.cause}; try again later", reason="WORKER_DIED")
-
-
-def describe_exit(code: int | None) -> str:
-    """What a process's exit code says, in words."""
-    if code is None or code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"
 
 
 def _report(listener: Listener, report: bytes) -> None:
