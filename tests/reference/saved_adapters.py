@@ -10,6 +10,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -56,7 +57,7 @@ def beside(base: Path, folder: Path) -> PeftModel:
 def added_by_hand(model: PreTrainedModel, folder: Path, scales: dict[str, float]) -> dict[str, torch.Tensor]:
     """W + scale B A of every matrix of a model that a plain LoRA changes, by its name: summed in float32, rounded once.
 
-    `scales` says the scale of a matrix by a part of its name. Matrices of Conv1D are [in, out], as the model's.
+    `scales` says the scale of a matrix by a part of its name. Matrices of Conv1D are [in, out].
     """
     tensors = load_file(folder / WEIGHTS)
     changed = {}
@@ -65,6 +66,6 @@ def added_by_hand(model: PreTrainedModel, folder: Path, scales: dict[str, float]
         (scale,) = (value for part, value in scales.items() if part in module)
         weight = model.get_parameter(f"{module}.weight").detach()
         product = tensors[name.replace("lora_A", "lora_B")].float() @ tensors[name].float()
-        change = scale * (product if "c_" not in module else product.T)
+        change = scale * (product.T if isinstance(model.get_submodule(module), Conv1D) else product)
         changed[f"{module}.weight"] = (weight.float() + change).to(weight.dtype)
     return changed

@@ -1,88 +1,172 @@
-"""Quantised checkpoints: served as the numbers their packed weights stand for."""
+"""Quantized checkpoints: their matrices stay packed, and answers are those of the numbers that they stand for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from neuron_attribution.errors import FailedPreconditionError
-from neuron_attribution.requests import AttributeOptions, Direction
-from neuron_attribution_server.model.loading.models import load_engine
+from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
+from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, LayerPartKind, Scale, Side
+from neuron_attribution_server.model.architectures.packed.modules import tensor_bytes, unembedding_bytes, unpacked_bytes
+from neuron_attribution_server.model.architectures.packed.packings import PACKINGS
+from neuron_attribution_server.model.engine.engine import Engine
+from neuron_attribution_server.model.loading.models import engine_from, load_engine
 from neuron_attribution_server.settings.config import LoadSettings
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask
+from reference import packed_folders as folders
+from reference.compare_answers import assert_same
 from reference.compared import compare_dissected
 from reference.saved_models import save_tokenizer
-from service.fakes import SIZES
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from safetensors.torch import load_file, save_file
+from service.fakes import byte_level_tokenizer
+from torch.multiprocessing.reductions import StorageWeakRef
+from transformers import PreTrainedModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-SHAPE = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 16,
-    "intermediate_size": 128,
-    "vocab_size": SIZES.vocabulary,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.15,
-}
-MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
-    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE)),
-}
-SCHEMES = {
-    "8 bit": (BitsAndBytesConfig(load_in_8bit=True), 0.02),
-    "4 bit": (BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32), 0.3),
+SAME = 1e-5
+OPTIONS = AttributeOptions(direction=Direction.BOTH, query_sources=8)
+TASK = AttributeTask(token_ids=(5, 9, 2, 77), explained=(ExplainedToken(3, 11), ExplainedToken(1)), options=OPTIONS)
+INTERVENTION = InterveneTask(
+    token_ids=(5, 9, 2, 77),
+    sets=((Intervention(Scale(2), heads=(Head(1, 0),), layers=(LayerPart(0, LayerPartKind.FFN),)),),),
+    generate=2,
+)
+CHECKPOINTS: dict[str, Callable[[Path], PreTrainedModel]] = {
+    "bitsandbytes 8 bit": lambda folder: folders.bitsandbytes_folder(folder, "llama", "8 bit"),
+    "bitsandbytes 4 bit": lambda folder: folders.bitsandbytes_folder(folder, "gemma3", "4 bit"),
+    "bitsandbytes nested": lambda folder: folders.bitsandbytes_folder(folder, "gpt2", "4 bit nested", torch.bfloat16),
+    "FP8": lambda folder: folders.fp8_folder(folder, "biased"),
+    "FP8 experts": folders.fp8_experts_folder,
+    "FP8 shared expert": lambda folder: folders.fp8_experts_folder(folder, "qwen2_moe"),
+    "GPTQ": lambda folder: folders.gptq_folder(folder, "llama", 4),
+    "GPTQ 8 bit": lambda folder: folders.gptq_folder(folder, "biased", 8, "gptq_v2"),
+    "GPTQ unembedding": lambda folder: folders.gptq_folder(folder, "llama", 4, unembedding=True),
+    "AWQ": lambda folder: folders.awq_folder(folder, "gemma3"),
+    "MXFP4": folders.mxfp4_folder,
 }
 
 
-@pytest.fixture(params=[(family, scheme) for family in MODELS for scheme in SCHEMES], ids="-".join)
-def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> tuple[Path, torch.Tensor, float]:
-    """A folder with packed weights, one matrix as it was before, and how far packing moves it."""
+SPREAD = ("bitsandbytes nested", "FP8 experts", "GPTQ unembedding", "MXFP4")
+"""One of each way to hold packed parts: with nested scales, merged experts, a kept matrix, experts in one piece."""
+BATCHED = ("bitsandbytes 8 bit", "FP8 shared expert", "MXFP4")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    family, scheme = request.param
-    config, error = SCHEMES[scheme]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MODELS[family]()
-    model.save_pretrained(tmp_path / "plain")
-    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config)
-    packed.save_pretrained(tmp_path / "packed")
-    save_tokenizer(tmp_path / "packed")
-    return tmp_path / "packed", model.model.layers[1].mlp.down_proj.weight.detach(), error
 
 
-def test_packed_weights_are_served_as_what_they_stand_for(checkpoint) -> None:
-    folder, original, error = checkpoint
-    engine = load_engine(LoadSettings(str(folder)))
-    weight = engine._view.model.model.layers[1].mlp.down_proj.weight
-    assert weight.shape == original.shape
-    assert weight.dtype == torch.float32
-    distance = (weight - original).abs().max() / original.abs().max()
-    assert 0 < distance < error
-    compared = compare_dissected(engine._view.model, "quantised")
-    compared.check((5, 9, 2, 77), 11, options=AttributeOptions(direction=Direction.BOTH, query_sources=8))
-    task = AttributeTask(token_ids=(5, 9, 2, 77), explained=(ExplainedToken(3, 11),))
-    (outcome,) = engine.run([task])
-    assert outcome.explanations[0].ffn_value_neurons.coverage.exact
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory) -> tuple[str, Engine]:
+    """A folder with packed matrices, and the engine of the numbers that they stand for."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    unpacked = CHECKPOINTS[request.param](path)
+    return str(path / "packed"), engine_from(unpacked, byte_level_tokenizer())
 
 
-def test_packed_weights_are_not_spread(checkpoint) -> None:
-    folder, _, _ = checkpoint
-    with pytest.raises(FailedPreconditionError, match="a quantized checkpoint cannot be spread over devices"):
-        load_engine(LoadSettings(str(folder), device_map="auto"))
+def test_answers_are_those_of_the_unpacked_numbers(checkpoint) -> None:
+    folder, plain = checkpoint
+    packed = load_engine(LoadSettings(folder))
+    assert_same_answers(packed, plain)
+    model = packed._view.model
+    assert unpacked_bytes(model, packed._view.device) > 0
+    assert tensor_bytes(model) < 0.8 * tensor_bytes(plain._view.model)
 
 
-def test_weights_that_nobody_unpacks_are_refused(checkpoint, monkeypatch) -> None:
+@pytest.mark.parametrize("checkpoint", SPREAD, indirect=True)
+def test_packed_matrices_are_spread_over_memory_and_disk(checkpoint) -> None:
+    folder, plain = checkpoint
+    size = Path(folder, "model.safetensors").stat().st_size // 1000
+    spread = load_engine(LoadSettings(folder, device_map="auto", device_memory=f"cpu={0.85 * size:.0f}KB"))
+    assert "disk" in spread._view.model.hf_device_map.values()
+    assert_same_answers(spread, plain)
+
+
+def assert_same_answers(packed, plain) -> None:
+    experts = bool(plain.facts.sizes.experts)
+    project = ProjectTask(neurons=(FfnNeuron(0, 3, 0 if experts else None), AttentionNeuron(0, 0, 2)), side=Side.SUBKEY)
+    answers, expected = (engine.run([TASK, INTERVENTION, project]) for engine in (packed, plain))
+    for ours, theirs in zip(answers[0].explanations, expected[0].explanations, strict=True):
+        assert_same(ours, theirs, SAME)
+        assert ours.ffn_value_neurons.coverage.exact
+    assert answers[1].results == expected[1].results
+    assert answers[2] == expected[2]
+
+
+def test_no_two_matrices_are_unpacked_at_once(checkpoint, monkeypatch) -> None:
+    """While it is loaded, in a pass, and while every neuron is scored."""
+    folder, _ = checkpoint
+    unpacked, most = [], 0
+
+    def watched(unpack):
+        def unpacked_alone(parts, form):
+            nonlocal most, unpacked
+            found = unpack(parts, form)
+            if not found.is_meta:
+                unpacked = [each for each in unpacked if not each.expired()] + [StorageWeakRef(found.untyped_storage())]
+                most = max(most, len(unpacked))
+            return found
+
+        return unpacked_alone
+
+    for name, packing in PACKINGS.items():
+        monkeypatch.setitem(PACKINGS, name, replace(packing, unpack=watched(packing.unpack)))
+    engine = load_engine(LoadSettings(folder))
+    exhaustive = replace(TASK, options=replace(OPTIONS, exhaustive=True))
+    for task in (TASK, exhaustive, INTERVENTION):
+        (outcome,) = engine.run([task])
+        assert not isinstance(outcome, Exception), outcome
+    assert most == 1 + bool(unembedding_bytes(engine._view.model)), "an unembedding is kept"
+
+
+@pytest.mark.parametrize("checkpoint", BATCHED, indirect=True)
+def test_batches_answer_as_single_prompts_do_to_the_bit(checkpoint) -> None:
+    engine = load_engine(LoadSettings(checkpoint[0]))
+    other = replace(TASK, token_ids=(77, 1, 30, 6, 5, 9), reproducible=True)
+    tasks = [replace(TASK, reproducible=True), other]
+    for together, task in zip(engine.run(tasks), tasks, strict=True):
+        (alone,) = engine.run([task])
+        for got, want in zip(together.explanations, alone.explanations, strict=True):
+            assert_same(got, want, tolerance=0.0)
+
+
+def test_half_precision_is_what_the_numbers_are_rounded_to(tmp_path) -> None:
+    folders.gptq_folder(tmp_path, "llama", 4).save_pretrained(tmp_path / "unpacked")
+    save_tokenizer(tmp_path / "unpacked")
+    engines = [load_engine(LoadSettings(str(tmp_path / each), dtype="bfloat16")) for each in ("packed", "unpacked")]
+    assert_same_answers(*engines)
+
+
+def test_packed_weights_give_the_scores_of_the_definition(tmp_path) -> None:
+    compared = compare_dissected(folders.bitsandbytes_folder(tmp_path, "llama", "4 bit"), "quantised")
+    object.__setattr__(compared, "engine", load_engine(LoadSettings(str(tmp_path / "packed"))))
+    compared.check((5, 9, 2, 77), 11, options=OPTIONS)
+
+
+@pytest.fixture
+def unpacked_at_load(tmp_path) -> PreTrainedModel:
+    """The model that a folder stands for whose parts are not all of modules: transformers unpacks it."""
+    unpacked = folders.bitsandbytes_folder(tmp_path, "llama", "8 bit")
+    file = tmp_path / "packed" / "model.safetensors"
+    save_file({**load_file(file), "model.another.SCB": torch.ones(1)}, file, metadata={"format": "pt"})
+    return unpacked
+
+
+def test_a_checkpoint_with_parts_of_no_module_is_unpacked_at_load(unpacked_at_load, tmp_path) -> None:
+    """By bitsandbytes, whose models are not spread."""
+    engine = load_engine(LoadSettings(str(tmp_path / "packed")))
+    assert unpacked_bytes(engine._view.model, engine._view.device) == 0
+    assert_same_answers(engine, engine_from(unpacked_at_load, byte_level_tokenizer()))
+    with pytest.raises(FailedPreconditionError, match="quantized like this one cannot be spread over devices"):
+        load_engine(LoadSettings(str(tmp_path / "packed"), device_map="auto"))
+
+
+@pytest.mark.usefixtures("unpacked_at_load")
+def test_weights_that_nobody_unpacks_are_refused(tmp_path, monkeypatch) -> None:
     """As those of BitNet, whose format transformers only runs."""
 
     def unpack(*_: object) -> None:
@@ -90,4 +174,4 @@ def test_weights_that_nobody_unpacks_are_refused(checkpoint, monkeypatch) -> Non
 
     monkeypatch.setattr("transformers.PreTrainedModel.dequantize", unpack)
     with pytest.raises(FailedPreconditionError, match="does not unpack weights of this format; serve the checkpoint"):
-        load_engine(LoadSettings(str(checkpoint[0])))
+        load_engine(LoadSettings(str(tmp_path / "packed")))

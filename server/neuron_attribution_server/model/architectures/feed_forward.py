@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -18,8 +18,15 @@ from neuron_attribution.requests import Subkey
 from torch import Tensor, nn
 
 from neuron_attribution_server.model.architectures.norms import NormView
+from neuron_attribution_server.model.architectures.packed.modules import PackedExperts
 from neuron_attribution_server.model.architectures.parameters import required
-from neuron_attribution_server.model.architectures.projections import HeadSizes, Projection, bias_of, weight_of
+from neuron_attribution_server.model.architectures.projections import (
+    HeadSizes,
+    Projection,
+    bias_of,
+    shape_of,
+    weight_of,
+)
 from neuron_attribution_server.model.architectures.spec import FeedForward
 from neuron_attribution_server.model.attribution.host import Ids
 from neuron_attribution_server.model.attribution.subvalues import FrozenWrite, Subvalues
@@ -40,13 +47,35 @@ class Routing:
         return Routing(self.indices[places], self.weights[places])
 
 
+class OneByOne(Sequence[Tensor]):
+    """Matrices that are read when they are asked for, and not kept."""
+
+    def __init__(self, count: int, read: Callable[[int], Tensor]) -> None:
+        self._count = count
+        self._read = read
+
+    @overload
+    def __getitem__(self, number: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Tensor]: ...
+    def __getitem__(self, number: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(number, slice):
+            return [self._read(each) for each in range(*number.indices(self._count))]
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        return self._read(number)
+
+    def __len__(self) -> int:
+        return self._count
+
+
 class DenseFfn:
     """A dense network, or the expert that every token passes through."""
 
     def __init__(self, layer: nn.Module, paths: FeedForward, sizes: HeadSizes, norm: NormView | None) -> None:
         """`norm` is that of the neurons themselves."""
         self.output = layer.get_submodule(paths.output)
-        self.width = weight_of(self.output).shape[1]
+        self.width = shape_of(self.output)[1]
         self.gated = paths.gate is not None
         self._norm = norm
         self._join = paths.join
@@ -63,9 +92,9 @@ class DenseFfn:
         self.weight = None if paths.weight is None else layer.get_submodule(paths.weight)
 
     @property
-    def blocks(self) -> list[Tensor]:
+    def blocks(self) -> Sequence[Tensor]:
         """Rows of W_down, [N, d]."""
-        return [weight_of(self.output).T]
+        return OneByOne(1, lambda _: weight_of(self.output).T)
 
     def keys(self, units: Ids, subkey: Subkey) -> Tensor:
         """Neurons' rows of the up or the gate projection, [C, d]."""
@@ -130,28 +159,31 @@ class Experts:
         self.gated = self._facts.has_gate
         self.width: int = module.down_proj.shape[1 if self._facts.is_transposed else 2]
         """Neurons of one expert."""
+        self.writes: int = module.down_proj.shape[2 if self._facts.is_transposed else 1]
+        """Numbers that each writes."""
 
     @property
-    def blocks(self) -> list[Tensor]:
+    def blocks(self) -> Sequence[Tensor]:
         """Rows of each expert's W_down, [N, d]."""
+        if isinstance(self.module.down_proj, PackedExperts):
+            return OneByOne(self.count, self.block)
         weight = required(self.module, "down_proj")
         return list(weight if self._facts.is_transposed else weight.transpose(1, 2))
 
     def block(self, expert: int) -> Tensor:
         """Rows of one expert's W_down, [N, d]."""
-        weight = required(self.module, "down_proj")[expert]
+        weight = self._matrix("down_proj", expert)
         return weight if self._facts.is_transposed else weight.T
 
     def key(self, expert: int, index: int, subkey: Subkey) -> Tensor:
         """A neuron's row of its expert's up or gate projection, [d]."""
-        rows = self._inputs(expert)
-        if not self.gated:
-            if subkey is Subkey.GATE:
-                raise LookupError("these experts have no gate")
-            return rows[index].float()
-        second = subkey is not Subkey.GATE
-        place = index + second * self.width if self._facts.is_concatenated else 2 * index + second
-        return rows[place].float()
+        if not self.gated and subkey is Subkey.GATE:
+            raise LookupError("these experts have no gate")
+        second = self.gated and subkey is not Subkey.GATE
+        place = index
+        if self.gated:
+            place = index + second * self.width if self._facts.is_concatenated else 2 * index + second
+        return self._inputs(expert)[place].to(torch.float32, copy=True)  # or all of a packed matrix would be kept
 
     def coefficients(self, normed: Tensor, routing: Routing) -> Tensor:
         """Coefficients [P, experts * N] from what the experts read, [P, d], and where it goes."""
@@ -209,8 +241,12 @@ class Experts:
         return activated
 
     def _inputs(self, expert: int) -> Tensor:
-        weight = required(self.module, "gate_up_proj" if self.gated else "up_proj")[expert]
+        weight = self._matrix("gate_up_proj" if self.gated else "up_proj", expert)
         return weight.T if self._facts.is_transposed else weight
+
+    def _matrix(self, name: str, expert: int) -> Tensor:
+        held = getattr(self.module, name)
+        return held.matrix(expert) if isinstance(held, PackedExperts) else required(self.module, name)[expert]
 
 
 class WeighedExperts(Experts):
@@ -275,14 +311,21 @@ class LayerFfn:
     def subvalues(self, write: FrozenWrite | None) -> Subvalues:
         """What the neurons write."""
 
-        def blocks() -> list[Tensor]:
-            return [block for part in (self.dense, self.experts) if part for block in part.blocks]
-
+        lengths = [] if self.dense is None else [self.dense.width]
+        lengths += [] if self.experts is None else [self.experts.width] * self.experts.count
         if self._part_weights is None or self.experts is None:
-            return Subvalues(blocks, write)
+            return Subvalues(self._blocks, write, lengths=lengths)
         plain = FrozenWrite(torch.ones(()), centred=False)
         dense, experts = ((write or plain).after(weight) for weight in self._part_weights)
-        return Subvalues(blocks, [dense, *[experts] * self.experts.count])
+        return Subvalues(self._blocks, [dense, *[experts] * self.experts.count], lengths=lengths)
+
+    def _blocks(self) -> Sequence[Tensor]:
+        """What the dense network's neurons write, and each expert's."""
+        if self.dense is None or self.experts is None:
+            part = self.dense or self.experts
+            return [] if part is None else part.blocks
+        dense, experts = self.dense.blocks, self.experts.blocks
+        return OneByOne(1 + len(experts), lambda number: experts[number - 1] if number else dense[0])
 
     def is_routed(self, units: Ids) -> Any:  # noqa: ANN401 - an array of booleans
         """Which units are experts' neurons."""
@@ -314,7 +357,8 @@ class LayerFfn:
         if self.experts is None:
             assert self.dense is not None
             return self.dense.keys(units, subkey)
-        return torch.cat([self._key(unit, subkey) for unit in units.tolist()])
+        found = {unit: self._key(unit, subkey) for unit in sorted(set(units.tolist()))}  # each expert is read once
+        return torch.cat([found[unit] for unit in units.tolist()])
 
     def _key(self, unit: int, subkey: Subkey) -> Tensor:
         """One neuron's, [1, d]."""

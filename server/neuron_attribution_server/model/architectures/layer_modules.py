@@ -10,7 +10,7 @@ from neuron_attribution_server.model.architectures.projections import (
     HeadSizes,
     holds_values,
     key_value_heads,
-    weight_of,
+    shape_of,
 )
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, Rows
 
@@ -47,8 +47,8 @@ def head_sizes(layer: nn.Module, made: nn.Module, spec: ArchitectureSpec, config
     value = value_rows(made, spec)
     assert value is not None
     heads = config.num_attention_heads
-    head_size = weight_of(layer.get_submodule(spec.attention_output)).shape[1] // heads
-    rows = weight_of(made.get_submodule(value.module)).shape[0]
+    head_size = shape_of(layer.get_submodule(spec.attention_output))[1] // heads
+    rows = shape_of(made.get_submodule(value.module))[0]
     sizes = HeadSizes(heads, key_value_heads(rows, value.layout, heads, head_size) if head_size else 0, head_size)
     if not holds_values(rows, value.layout, sizes):
         raise AttributeError(f"the {rows} rows of {value.module} are not values of heads of {head_size}")

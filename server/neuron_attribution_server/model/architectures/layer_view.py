@@ -32,6 +32,7 @@ from neuron_attribution_server.model.architectures.projections import (
     Projection,
     bias_of,
     select,
+    shape_of,
     weight_of,
 )
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, FeedForward, Rows
@@ -137,7 +138,7 @@ class LayerView:
     @property
     def recurrence_width(self) -> int:
         """What the recurrent mixer's output projection reads."""
-        return 0 if self.recurrence_output is None else weight_of(self.recurrence_output).shape[1]
+        return 0 if self.recurrence_output is None else shape_of(self.recurrence_output)[1]
 
     @property
     def attention_weights_module(self) -> nn.Module | None:
@@ -364,7 +365,7 @@ class LayerView:
         dense = self._dense(shared) if has_shared and shared is not None else None
         router, factor = self._submodule(self._spec.experts_router), self._expert_multiplier
         routed = Experts(experts, factor) if router is None else WeighedExperts(experts, router, factor)
-        if routed.block(0).shape[1] != self._nothing.shape[1]:
+        if routed.writes != self._nothing.shape[1]:
             raise AttributeError("its experts do not write to the residual stream, but to a smaller space")
         return LayerFfn(dense, routed, [norm.weight for _, norm in self.part_writes] or None)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from neuron_attribution_server.model.architectures.packed.modules import PackedLinear
 from neuron_attribution_server.model.architectures.parameters import parameter, required
 from neuron_attribution_server.model.architectures.spec import Layout
 from neuron_attribution_server.model.attribution.host import Ids, on_device
@@ -63,9 +64,19 @@ class HeadSizes:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """A projection's weight as [output, input]; transformers' Conv1D stores the transpose."""
+    """A projection's weight as [output, input], unpacked where it is packed; Conv1D stores the transpose."""
+    if isinstance(module, PackedLinear):
+        return module.matrix()
     weight = required(module, "weight")
     return weight.T if isinstance(module, Conv1D) else weight
+
+
+def shape_of(module: nn.Module) -> tuple[int, int]:
+    """A projection's outputs and inputs."""
+    if isinstance(module, PackedLinear):
+        return module.form.shape
+    outputs, inputs = weight_of(module).shape
+    return outputs, inputs
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
@@ -147,7 +158,7 @@ class Projection:
         """Some rows in float32, [C, inputs]."""
         weight = weight_of(self._module)
         if self._places is None:
-            self._places = select(torch.arange(weight.shape[0]), self._layout, self._sizes).numpy()
+            self._places = select(torch.arange(len(weight)), self._layout, self._sizes).numpy()
         return weight[on_device(self._places[np.asarray(numbers)], weight.device)].float()
 
     def __call__(self, vectors: Tensor) -> Tensor:

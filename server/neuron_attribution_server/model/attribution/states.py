@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.subvalues import Subvalues, each_chunk, stack_layers
+from neuron_attribution_server.model.attribution.subvalues import Subvalues, stack_layers
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
 
@@ -23,8 +23,8 @@ class SubvalueNorms:
 
 def subvalue_norms(unembedding: Unembedding, subvalues: Sequence[Subvalues]) -> SubvalueNorms:
     """The norms of each layer's subvalues, as [L, n]; n is that of the widest layer."""
-    raw = [each_chunk(layer, lambda rows: rows.norm(dim=-1)) for layer in subvalues]
-    folded = [each_chunk(layer, lambda rows: unembedding.fold(rows).norm(dim=-1)) for layer in subvalues]
+    raw = [layer.each(lambda rows: rows.norm(dim=-1)) for layer in subvalues]
+    folded = [layer.each(lambda rows: unembedding.fold(rows).norm(dim=-1)) for layer in subvalues]
     read = [layer.read_norms() if layer.is_written else norms for layer, norms in zip(subvalues, raw, strict=True)]
     return SubvalueNorms(stack_layers(raw), stack_layers(folded), stack_layers(read))
 

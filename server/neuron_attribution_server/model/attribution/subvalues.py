@@ -6,7 +6,7 @@ through that: with its scale frozen (and counted in the neurons' coefficients) a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.attribution.checkpoints import checkpoint
 from neuron_attribution_server.model.attribution.exact_products import product
-from neuron_attribution_server.model.attribution.host import Ids
+from neuron_attribution_server.model.attribution.host import Ids, numbers_at_once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,9 +44,10 @@ class FrozenWrite:
 class Subvalues:
     """A layer's subvalues: n rows of d, in blocks that may be views of larger weights, in the model's own dtype.
 
-    `blocks` reads them, each time they are needed: not every model has all its weights where scoring happens. What lies
-    between them and the residual stream is the same for all, or given for each. Units [n] that are `missing` only fill
-    up a layer: they are no neurons, have no row in the blocks, and zeros for one here.
+    `blocks` reads them, each time they are needed: not every model has all its weights where scoring happens, and
+    packed ones are unpacked as they are read, so that none is held while the next is read. What lies between them and
+    the residual stream is the same for all, or given for each. Units [n] that are `missing` only fill up a layer: they
+    are no neurons, have no row in the blocks, and zeros for one here.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Subvalues:
         blocks: Callable[[], Sequence[Tensor]],
         write: FrozenWrite | Sequence[FrozenWrite | None] | None = None,
         missing: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
-        found = blocks()
+        """`lengths` are the blocks' numbers of rows, where they are known without reading any."""
+        lengths = [len(block) for block in blocks()] if lengths is None else lengths
         self._blocks = blocks
-        self._writes = [write] * len(found) if write is None or isinstance(write, FrozenWrite) else list(write)
-        self._ends = list(accumulate(map(len, found)))
+        self._writes = [write] * len(lengths) if write is None or isinstance(write, FrozenWrite) else list(write)
+        self._ends = list(accumulate(lengths))
         self.missing = missing
         self.count = self._ends[-1]
         """How many neurons there are."""
@@ -66,14 +69,30 @@ class Subvalues:
     def __len__(self) -> int:
         return self.count if self.missing is None else len(self.missing)
 
-    def chunks(self) -> Iterator[Tensor]:
-        """Every row, in float32, block by block, [n_i, d]."""
-        for block, write in zip(self._blocks(), self._writes, strict=True):
-            yield self._spread(_written(block.float(), write).T).T
-
     def all(self) -> Tensor:
         """Every row, in float32, [n, d]."""
-        return join(list(self.chunks()), 0)
+        blocks = self._blocks()
+        rows = join([_written(blocks[number].float(), write) for number, write in enumerate(self._writes)], 0)
+        return self._spread(rows.T).T
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a function of some rows in float32, [n_i, d], gives for every row, [..., n]."""
+
+        def of_piece(piece: Tensor, write: FrozenWrite | None) -> Tensor:
+            return function(self._spread(_written(piece.float(), write).T).T)
+
+        return join(self._of_pieces(of_piece), -1)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """Sums of the rows, weighted [E, n]: [E, d]."""
+        place = 0
+
+        def of_rows(rows: Tensor) -> Tensor:
+            nonlocal place
+            place += len(rows)
+            return (weights[:, place - len(rows) : place] @ rows)[..., None]
+
+        return self.each(of_rows).sum(-1)
 
     def rows(self, indices: Tensor) -> Tensor:
         """Some rows, in float32, [C, d]; none that is missing."""
@@ -82,19 +101,19 @@ class Subvalues:
             indices = self._numbers.to(indices.device)[indices]
         if len(blocks) == 1:
             return _written(blocks[0][indices].float(), self._writes[0])
-        rows = torch.empty(len(indices), blocks[0].shape[1], device=blocks[0].device)
         numbers = torch.bucketize(indices, self._bounds(indices.device), right=True)
-        for number in numbers.unique().tolist():
-            mine = numbers == number
-            some = blocks[number][indices[mine] - self._starts[number]].float()
-            rows[mine] = _written(some, self._writes[number])
-        return rows
+        places, found = [], []
+        for number in numbers.unique().tolist() or [0]:
+            places.append((numbers == number).nonzero().squeeze(1))
+            some = blocks[number][indices[places[-1]] - self._starts[number]].float()
+            found.append(_written(some, self._writes[number]))
+        rows = join(found, 0)
+        return rows[join(places, 0).argsort()]
 
     def products(self, vectors: Tensor) -> Tensor:
         """<vector, row> of every row, [E, n], for vectors [E, d]."""
         read = {write: vectors if write is None else write.transpose(vectors) for write in self._writes}
-        blocks = zip(self._blocks(), self._writes, strict=True)
-        return self._spread(join([product(read[write], block) for block, write in blocks], -1))
+        return self._spread(join(self._of_pieces(lambda piece, write: product(read[write], piece)), -1))
 
     @property
     def is_written(self) -> bool:
@@ -106,11 +125,30 @@ class Subvalues:
 
         A product is computed of the vector transposed, so that its rounding is that of these norms.
         """
-        blocks = zip(self._blocks(), self._writes, strict=True)
-        lengths = [(block.float().norm(dim=-1), write) for block, write in blocks]
-        return self._spread(
-            join([each if write is None else each * write.weight.abs().max() for each, write in lengths], 0)
-        )
+
+        def of_piece(piece: Tensor, write: FrozenWrite | None) -> Tensor:
+            norms: Tensor = piece.float().norm(dim=-1)
+            return norms if write is None else norms * write.weight.abs().max()
+
+        return self._spread(join(self._of_pieces(of_piece), 0))
+
+    def _of_pieces(self, function: Callable[[Tensor, FrozenWrite | None], Tensor]) -> list[Tensor]:
+        """What a function of some rows of a block, [n_i, d], and of what lies behind them gives, one after another."""
+        blocks, found = self._blocks(), list[Tensor]()
+        for number, write in enumerate(self._writes):
+            found += self._of_block(blocks[number], write, function)
+        return found
+
+    def _of_block(
+        self, block: Tensor, write: FrozenWrite | None, function: Callable[[Tensor, FrozenWrite | None], Tensor]
+    ) -> list[Tensor]:
+        """Of pieces in equal parts: float32 copies of them, of whatever number, take little."""
+        parts = 1 if self.missing is not None else -(-block.numel() // numbers_at_once(block.device))
+        found = []
+        for piece in block.tensor_split(max(1, parts)):
+            checkpoint()
+            found.append(function(piece, write))
+        return found
 
     def _spread(self, own: Tensor) -> Tensor:
         """Numbers of the neurons, [..., count], with zeros where units are missing, [..., n]."""
@@ -136,11 +174,6 @@ class Subvalues:
     @cached_property
     def _ends_tensor(self) -> Tensor:
         return torch.tensor(self._ends)
-
-
-def each_chunk(subvalues: Subvalues, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """What a function of rows [n_i, d] gives for every row, [..., n]."""
-    return join([function(chunk) for chunk in checked(subvalues.chunks())], -1)
 
 
 def gathered(layers: Sequence[Subvalues], numbers: Ids, units: Tensor) -> Tensor:

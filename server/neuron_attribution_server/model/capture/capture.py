@@ -27,6 +27,7 @@ from neuron_attribution_server.model.architectures.feed_forward import Routing, 
 from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.architectures.norms import NormView
+from neuron_attribution_server.model.architectures.packed.modules import has_packed_experts
 from neuron_attribution_server.model.attribution.host import is_host, on_device
 from neuron_attribution_server.model.capture.attention import attend, sparse_mask
 from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
@@ -313,7 +314,7 @@ def _recordable_experts(module: Any, hidden_states: Tensor, indices: Tensor, wei
     if states is not None:
         routing = Routing(states.kept(states.by_position(indices)), states.kept(states.by_position(weights)))
         states.routings[states.experts[module]] = routing
-    if hidden_states.device.type == "cuda":
+    if hidden_states.device.type == "cuda" and not has_packed_experts(module):
         output: Tensor = grouped_mm_experts_forward(module, hidden_states, indices, weights)
     else:
         output = type(module).forward.__wrapped__(module, hidden_states, indices, weights)

@@ -180,7 +180,7 @@ def _heads(probe: Probe, layer: int) -> Tensor:
 
 def _attention_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
     scales = _scales(probe.states.attention_scales, number)
-    total = probe.states.head_outputs[number].float() @ layer.attention_subvalues.all()
+    total = layer.attention_subvalues.weighted(probe.states.head_outputs[number].float())
     constant = layer.attention_write.constant(layer.attention_bias, scales)
     written = _written(total, constant, scales) + probe.states.beside_attention.get(number, 0.0)
     return written, probe.states.attention_writes[number][0].float()
@@ -188,7 +188,7 @@ def _attention_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor,
 
 def _ffn_sum(probe: Probe, number: int, layer: LayerView) -> tuple[Tensor, Tensor]:
     scales = _scales(probe.states.ffn_scales, number)
-    total = probe.states.coefficients[number].float() @ layer.ffn_subvalues.all()
+    total = layer.ffn_subvalues.weighted(probe.states.coefficients[number].float())
     routing = probe.states.routings.get(number)
     bias = layer.ffn.bias(probe.ffn_reads(number), None if routing is None else routing.at(0))
     written = _written(total, layer.ffn_write.constant(bias, scales), scales)

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.architectures.packed.modules import unpacked_bytes
 from neuron_attribution_server.model.attribution.capped_objectives import CAPPED_AT_ONCE
 from neuron_attribution_server.model.attribution.objectives import vectors_at_once
 from neuron_attribution_server.model.attribution.search.value_neurons import BOUNDS_AT_ONCE
@@ -45,6 +46,7 @@ def memory_cost(view: ModelView) -> MemoryCost:
         available=int(SHARE * _free_bytes(view.device)),
         fixed=LIBRARIES
         + KEPT_BYTES * (kept_tokens(view) > 0)
+        + unpacked_bytes(view.model, view.device)
         + FLOAT * (4 * BOUNDS_AT_ONCE + 4 * vectors_at_once(view.device) * vocabulary_block(view.device))
         + (0 if view.logit_cap is None else 4 * FLOAT * CAPPED_AT_ONCE * sizes.vocabulary),
         per_token=int(ALLOCATOR * (element * (captured + forward) + scoring + recurrent.per_token)),

@@ -30,6 +30,7 @@ from neuron_attribution_server.model.loading.invariants import measure
 from neuron_attribution_server.model.loading.load_failures import Reading, check_tensors, naming_files
 from neuron_attribution_server.model.loading.math_libraries import most_threads
 from neuron_attribution_server.model.loading.memory import memory_cost
+from neuron_attribution_server.model.loading.packed.checkpoints import keeping_packed, tell_packed, unpack_for
 from neuron_attribution_server.model.loading.placement import check_whole, device_of, loading_arguments, place
 from neuron_attribution_server.model.loading.ranges import VocabularyRanges
 from neuron_attribution_server.model.loading.sources.adapter_source import AdapterSource, adapter_source
@@ -147,12 +148,16 @@ def _engine(
 def _model(source: ModelSource, adapter: AdapterSource | None, settings: LoadSettings) -> PreTrainedModel:
     """The model with every tensor as its files have it, and the adapter's in them, where it runs."""
     loader: Any = AutoModelForCausalLM
+    config: PreTrainedConfig | None = None
+    is_guessed = False
     if source.gguf_file is None:
         config = AutoConfig.from_pretrained(source.location, **_own_code(settings), **source.arguments)
-        _spec(config, guess=settings.guess_architecture)
+        is_guessed = _spec(config, guess=settings.guess_architecture) is None
         loader = loader_of(config)
-    with _naming_pickled_weights(source, settings):
-        loaded: Any = loader.from_pretrained(
+
+    def load(**arguments: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The model as transformers loads it, and what it tells of the tensors."""
+        model, info = loader.from_pretrained(
             source.location,
             dtype=_dtype(settings.dtype, device_of(settings)),
             use_safetensors=None if settings.pickled_weights else True,
@@ -161,15 +166,26 @@ def _model(source: ModelSource, adapter: AdapterSource | None, settings: LoadSet
             **loading_arguments(settings),
             **_own_code(settings),
             **source.arguments,
+            **arguments,
         )
-    model: PreTrainedModel = loaded[0]
-    check_tensors(source, loaded[1])
+        return model, info
+
+    with _naming_pickled_weights(source, settings):
+        model, info, packing = keeping_packed(config, load)
+    check_tensors(source, info)
     keep_language_model(model)
     if getattr(model, "is_quantized", False) and source.gguf_file is None:
-        model = _dequantized(model, settings)
+        _refuse_spread(settings)
+        model = _dequantized(model)
+    if packing is not None and (adapter is not None or is_guessed):
+        _refuse_spread(settings)
+        unpack_for(model, packing, "an adapter is merged into them" if adapter else "a guess is proven on them")
+        packing = None
     if adapter is not None:
         model = merged(model, source, adapter)
     place(model, settings)
+    if packing is not None:
+        tell_packed(model, packing, device_of(settings))
     return model
 
 
@@ -232,14 +248,19 @@ def _model_type(config: PreTrainedConfig) -> str:
         return str(config.model_type)
 
 
-def _dequantized(model: PreTrainedModel, settings: LoadSettings) -> PreTrainedModel:
-    """The same numbers as plain matrices: packed weights are none that the method could read."""
+def _refuse_spread(settings: LoadSettings) -> None:
+    """Raise FailedPreconditionError where a checkpoint that is unpacked at load is to be spread over devices."""
     if settings.device_map is not None:
         raise FailedPreconditionError(
-            "model refused: a quantized checkpoint cannot be spread over devices, for its plain matrices would not fit "
-            "where its packed ones do; leave --device-map out, or serve the checkpoint it was made from",
+            "model refused: a checkpoint quantized like this one cannot be spread over devices, for its matrices are "
+            "unpacked at load, and would not fit where the packed ones do; leave --device-map out, or serve the "
+            "checkpoint it was made from",
             reason="QUANTIZED_AND_SPREAD",
         )
+
+
+def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The same numbers as plain matrices, where transformers can make them. Raises FailedPreconditionError."""
     try:
         plain: PreTrainedModel = model.dequantize()
     except NotImplementedError as error:

@@ -22,7 +22,7 @@ from torch import Tensor
 from neuron_attribution_server.model.attribution.projection import vocabulary_ranges
 from neuron_attribution_server.model.attribution.search.value_search import Kind, Ranges, subvalues_of
 from neuron_attribution_server.model.attribution.states import Weights
-from neuron_attribution_server.model.attribution.subvalues import each_chunk, stack_layers
+from neuron_attribution_server.model.attribution.subvalues import stack_layers
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
 _RANGES = "ranges"
@@ -85,7 +85,7 @@ class VocabularyRanges:
             first = torch.zeros(1, dtype=torch.long, device=unembedding.gamma.device)
             self._halves = _halves_are_faster(unembedding, subvalues.rows(first))
         halves = self._halves
-        return each_chunk(subvalues, lambda rows: vocabulary_ranges(unembedding, rows, halves=halves))
+        return subvalues.each(lambda rows: vocabulary_ranges(unembedding, rows, halves=halves))
 
     def _load(self, part: tuple[Kind, int]) -> Tensor | None:
         file = self._file(part)

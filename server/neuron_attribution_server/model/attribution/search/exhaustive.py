@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,16 +26,23 @@ def exhaustive_increases(
     for layer in range(neurons.layers):
         coefficients = neurons.by_unit(row, slice(layer, layer + 1))[0] / scale
         base = row * objective.values.shape[1] + neurons.first_base + layer
-        chunks = [chunk for rows in neurons.subvalues[layer].chunks() for chunk in rows.split(UNITS_AT_ONCE)]
-        scores = [
-            objective.multiples(unembedding.fold(rows), mine, base)
-            for rows, mine in zip(chunks, _split_like(coefficients, chunks), strict=True)
-        ]
-        layers.append(torch.cat(scores).T)
+        layers.append(neurons.subvalues[layer].each(_scored(objective, unembedding, coefficients, base)))
     return stack_layers(layers).transpose(1, 2)
 
 
-def _split_like(coefficients: Tensor, chunks: Sequence[Tensor]) -> Sequence[Tensor]:
-    sizes = [len(chunk) for chunk in chunks]
-    parts: Sequence[Tensor] = coefficients[: sum(sizes)].split(sizes)
-    return parts
+def _scored(
+    objective: Objective, unembedding: Unembedding, coefficients: Tensor, base: int
+) -> Callable[[Tensor], Tensor]:
+    """Scores [positions, n_i] of subvalues [n_i, d], which come one after another as their coefficients lie."""
+    place = 0
+
+    def scored(subvalues: Tensor) -> Tensor:
+        nonlocal place
+        found = []
+        for rows in subvalues.split(UNITS_AT_ONCE):
+            mine = coefficients[place : place + len(rows)]
+            place += len(rows)
+            found.append(objective.multiples(unembedding.fold(rows), mine, base))
+        return torch.cat(found).T
+
+    return scored

@@ -27,7 +27,7 @@ from neuron_attribution_server.model.attribution.search.value_search import (
     subvalues_of,
 )
 from neuron_attribution_server.model.attribution.states import Weights
-from neuron_attribution_server.model.attribution.subvalues import Subvalues, each_chunk, gathered, stack_layers
+from neuron_attribution_server.model.attribution.subvalues import Subvalues, gathered, stack_layers
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 
 SAMPLE = 1024
@@ -129,4 +129,4 @@ def least_ranks(unembedding: Unembedding, vectors: Tensor, target: Tensor) -> Te
 
 def _ranks(layers: Sequence[Subvalues], ranks: Callable[[Tensor], Tensor]) -> Tensor:
     """A function of subvalues [n_i, d] at every layer, [L, n]; one in gaps, which no ranking returns."""
-    return stack_layers([each_chunk(layer, ranks) for layer in layers]).clamp_min_(1)
+    return stack_layers([layer.each(ranks) for layer in layers]).clamp_min_(1)
