@@ -185,11 +185,11 @@ def test_time_counts_from_when_a_device_has_the_batch():
 
 @pytest.mark.usefixtures("quick")
 def test_what_is_not_short_waits_for_short_ones_that_are_overdue():
-    """Eight that take 1.5 seconds one by one, and 0.24 together; a short task goes inside, one of 0.22 does not."""
+    """Eight that take 1.5 seconds one by one, and 0.24 together; a short task goes inside, one of 0.44 does not."""
 
     async def scenario(_, worker, submit):
         overdue = await together(worker, submit, [4] * 8)
-        waiting = await submit(20)
+        waiting = await submit(130)
         await (await submit(2))
         assert (worker.batches[1], worker.inside) == ([4] * 8, [[2]])
         await asyncio.sleep(0.1)
@@ -229,11 +229,25 @@ def test_where_everything_takes_long_a_short_attribution_still_goes_first():
     scheduling(scenario, price=1.0)
 
 
+def test_where_everything_takes_long_so_does_one_with_a_few_more_neurons():
+    """Two attributions of 16 tokens would take 32 seconds; what takes more is no longer short."""
+
+    async def scenario(_, worker, submit):
+        await submit(LONG)
+        await worker.running.wait()
+        await (await submit(31))
+        waiting = await submit(33)
+        await asyncio.sleep(0.1)
+        assert (worker.inside, waiting.done()) == ([[31]], False)
+
+    scheduling(scenario, price=1.0)
+
+
 def test_what_runs_inside_is_as_much_as_is_predicted_to_take_two_seconds_together():
     """Three share most of the work; one by one they would take 2.8 seconds."""
 
     async def scenario(_, worker, submit):
-        await submit(LONG)
+        await submit(2 * LONG)
         await worker.running.wait()
         waiting = [await submit(4) for _ in range(4)]
         await asyncio.gather(*waiting)

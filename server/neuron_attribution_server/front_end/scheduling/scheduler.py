@@ -36,7 +36,10 @@ _LONGEST_RETRY = 30.0
 _RESTART_RETRY = 5.0
 SHORT_SECONDS = 1.0
 SHORT_TASK = AttributeTask(token_ids=(0,) * 16, explained=(ExplainedToken(15),))
-"""Short is what takes no more seconds, or no longer than this: where the device is slow or busy, all takes long."""
+"""Short is what takes no more seconds, or no longer than two of this: where the device is slow or busy, all takes long.
+
+What is as short as that, and has a few more neurons, is not to wait as long work does.
+"""
 SHORTER_PART = 0.25
 """Of a long batch's seconds: what takes no more may run inside it, though it is not short."""
 LONGEST_INSIDE = 10.0
@@ -228,7 +231,11 @@ class Scheduler:
 
     @property
     def _short_seconds(self) -> float:
-        return max(SHORT_SECONDS, self._predictor.seconds([SHORT_TASK]))
+        return max(SHORT_SECONDS, self._short_task_seconds)
+
+    @property
+    def _short_task_seconds(self) -> float:
+        return self._predictor.seconds([SHORT_TASK])
 
     def _tell(self) -> None:
         """Wake whoever waits for news of what waits and what runs."""
@@ -252,7 +259,7 @@ class Scheduler:
             call,
             computed,
             seconds,
-            is_short=seconds <= self._short_seconds,
+            is_short=seconds <= max(SHORT_SECONDS, 2 * self._short_task_seconds),
         )
         self._queue.add(item)
         self._arrival.set()
