@@ -43,7 +43,7 @@ def test_failures_are_recorded_and_counted(prompts, tmp_path):
     assert "6 prompts have failed" in finished.stderr
     rows = parquet.read_table(tmp_path / "study" / "prompts").to_pylist()
     assert [row["status"] for row in rows] == STATUSES
-    assert "give either prompt or token_ids" in rows[3]["message"]
+    assert "give one of prompt, token_ids and messages" in rows[3]["message"]
     assert "prompt is int, not str" in rows[4]["message"]
     assert rows[1]["text"] == "They refuse"
     assert "| UNREADABLE_ROW | 4 |" in (tmp_path / "study" / "summary.md").read_text()

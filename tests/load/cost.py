@@ -73,7 +73,13 @@ def weight_bytes(sizes: ModelSizes, dtype: torch.dtype, tied: bool) -> int:
 def predicted_memory(sizes: ModelSizes, dtype: torch.dtype, available: int = 0) -> MemoryCost:
     """The server's own prediction for batches, which may take `available` bytes."""
     view: Any = SimpleNamespace(
-        sizes=sizes, dtype=dtype, device=torch.device("cpu"), config=None, logit_cap=None, layers=()
+        sizes=sizes,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        config=None,
+        logit_cap=None,
+        layers=(),
+        model=torch.nn.Module(),
     )
     return replace(memory_cost(view), available=available)
 

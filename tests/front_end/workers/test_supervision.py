@@ -275,6 +275,7 @@ def test_nothing_is_kept_of_workers_that_died(monkeypatch):
             assert is_right(call.result(), caller)
         eventually(lambda: len(known) == 1)
         restarts = pool.devices()[0].restarts
+        eventually(multiprocessing.active_children)
         multiprocessing.active_children()[0].kill()  # it has nothing to do
         eventually(lambda: pool.devices()[0].restarts > restarts and pool.is_live)
         eventually(lambda: len(known) == 1)

@@ -298,7 +298,7 @@ class Engine:
     ) -> list[Explained]:
         """What is asked of the rows of each task."""
         groups: dict[object, list[Sequence[Row]]] = defaultdict(list)
-        for rows in tasks:
+        for rows in filter(None, tasks):
             options = rows[0].options
             method = options.scoring_method, options.include_final_norm_bias
             for unit in _units(rows):
@@ -312,7 +312,10 @@ class Engine:
                 explained |= found.explanations
                 aggregates |= found.aggregates
         return [
-            Explained(tuple(explained[row.index] for row in rows if row.explained), aggregates.get(rows[0].index))
+            Explained(
+                tuple(explained[row.index] for row in rows if row.explained),
+                aggregates.get(rows[0].index) if rows else None,
+            )
             for rows in tasks
         ]
 
