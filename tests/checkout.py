@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +18,8 @@ BIN = Path(sys.executable).parent
 PIN_LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 PINS = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2].partition(" ")[0] for line in PIN_LINES}
 """The exact version of every package in constraints.txt, by name."""
+UNCOMPILED = {"PIP_COMPILE": "0"}
+"""Tells pip to leave compiling to imports: of what is installed for a test, little is imported."""
 EPOCH = 1_767_225_600
 """The time of the commit that is released."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -61,12 +64,27 @@ def commit_of_all(folder):
     return folder
 
 
+def environment_with(folder, *requirements):
+    """A virtual environment with packages, by the pip that is here; its Python."""
+    venv.create(folder)
+    python = folder / "bin" / "python"
+    install(python, *requirements)
+    return python
+
+
+def install(python, *words):
+    """Install packages for another Python, by the pip that is here."""
+    environment = os.environ | UNCOMPILED
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", *words, env=environment)
+
+
 def make_release(tree, served, mask=0o022, **variables):
     """Start `make release` with the tools that are there; `served` stands for an environment with the server."""
     # -o: these are up to date. PYTHON=false: nothing may be installed.
     command = ["make", "release", f"BIN={BIN}", f"SERVER_VENV={served}", "PYTHON=false"]
     command += ["-o", ".venv/release-installed", "-o", f"{served}/server-installed"]
-    environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"} | variables
+    environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
+    environment |= UNCOMPILED | variables
     return subprocess.Popen(
         command, cwd=tree, env=environment, umask=mask, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -17,28 +18,44 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # As many tests run as there are cores: one thread each, and for the servers they start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+gc.disable()  # until all is imported and collected, which leaves no garbage
+
 pytest.register_assert_rewrite("reference", "service")
 pytest_plugins = ["service.fixtures"]
 
 LONGEST = (
-    *("model/test_demo_model.py", "deploy/test_image.py", "whole/test_demo_server.py", "alerts/test_live_alerts.py"),
-    *("model/loading/test_real_weights.py", "front_end/workers/test_supervision.py", "whole/test_comparing.py"),
-    *("packaging/test_release.py", "browser/test_web.py", "browser/test_report.py", "analysis/test_ray.py"),
-    *("model/loading/test_memory.py", "deploy/test_envoy.py", "benchmarks/test_benchmarks.py", "load/test_load.py"),
+    *("whole/test_demo_server.py", "model/test_demo_model.py", "deploy/test_image.py", "packaging/test_release.py"),
+    *("alerts/test_live_alerts.py", "model/architectures/test_families.py", "model/loading/test_real_weights.py"),
+    *("front_end/workers/test_supervision.py", "model/loading/test_memory.py", "deploy/test_envoy.py"),
+    *("benchmarks/test_benchmarks.py", "load/test_load.py", "whole/test_demo.py", "whole/test_stopping.py"),
+    *("settings/test_logs.py", "analysis/test_resuming.py"),
 )
-"""Files that take half a minute and more: first, or one process would be left with them when all else is done."""
+"""The files that take longest: first, or one process would be left with them when all else is done."""
 TOGETHER = {
     "tests/deploy/test_pod.py": "tests/deploy/test_image.py",
     "tests/packaging/test_packages.py": "tests/packaging/test_release.py",
     "tests/packaging/test_oldest_runtimes.py": "tests/packaging/test_release.py",
+    **dict.fromkeys(
+        (
+            *("tests/analysis/test_ray.py", "tests/browser/test_report.py", "tests/browser/test_web.py"),
+            *("tests/whole/test_client_examples.py", "tests/whole/test_comparing.py", "tests/whole/test_examples.py"),
+        ),
+        "tests/whole/test_demo_server.py",
+    ),
 }
-"""Files whose tests need what another's make in a minute or so: one process runs both."""
+"""Files whose tests need what another's make in a minute or so, or its server: one process runs all of them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files."""
     order = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays: no test shall take time to look for garbage in it."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,13 +9,13 @@ import grpc
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 from service.servers import PATIENCE
 
-_PAUSE = 0.2
-"""Seconds between two calls of one caller."""
+PAUSE = 0.2
+"""Seconds between two calls of one caller, where nothing else is said."""
 
 
 @contextmanager
 def calling(lines):
-    """Call all the time: `lines` are (address, root certificate or None, requests to take in turn, callers)."""
+    """Call all the time: `lines` are (address, root certificate or None, requests to take in turn, callers, pause)."""
     ringing = _Calling(lines)
     thread = threading.Thread(target=lambda: asyncio.run(ringing.run()))
     thread.start()
@@ -42,7 +42,7 @@ class _Calling:
                 task.cancel()
 
 
-async def _call_on(address, root, requests, callers):
+async def _call_on(address, root, requests, callers, pause):
     """Call one server; what it answers does not matter."""
     turns = cycle(requests)
 
@@ -50,7 +50,7 @@ async def _call_on(address, root, requests, callers):
         while True:
             with suppress(grpc.aio.AioRpcError):
                 await stub.Attribute(next(turns), timeout=PATIENCE)
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(pause)
 
     async with _channel(address, root) as channel, asyncio.TaskGroup() as group:
         stub = services.NeuronAttributionServiceStub(channel)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
-from alerts.callers import calling
+from alerts.callers import PAUSE, calling
 from alerts.documents import RULES
 from alerts.prometheus import PATIENCE, Prometheus, running_prometheus
 from alerts.troubles import TROUBLES
@@ -18,17 +18,23 @@ from service.servers import attribution, listening_address, server_process, work
 
 HEALTHY = "healthy"
 NO_TARGETS = (None, "NeuronAttributionNoTargets")
+_LEISURE = 1.0
+"""Seconds between two calls of a caller on the healthy server, whose model is a real one."""
 _LOADED = {name for name, trouble in TROUBLES.items() if trouble.loads}
 
 
 @dataclass
 class Night:
-    """The servers by name, the Prometheus that watches them, and every alert that has been seen firing."""
+    """The servers by name, the Prometheus that watches them, and every alert that has been seen firing.
+
+    When `calls` are closed nobody calls any more.
+    """
 
     prometheus: Prometheus
     processes: dict
     metrics: dict
     logs: dict
+    calls: ExitStack
     seen: set = field(default_factory=set)
 
     def until(self, holds):
@@ -75,8 +81,10 @@ def long_night(folder):
         for name in _LOADED:
             assert processes[name].stdout.readline().startswith("ready: "), f"{name}: {logs[name].read_text()}"
         tokens.write_text("a line without a hash")
-        night = Night(stack.enter_context(running_prometheus(folder, RULES, metrics)), processes, metrics, logs)
-        stack.enter_context(calling(_lines(addresses, authority.certificate.read_bytes())))
+        prometheus = stack.enter_context(running_prometheus(folder, RULES, metrics))
+        calls = stack.enter_context(ExitStack())
+        calls.enter_context(calling(_lines(addresses, authority.certificate.read_bytes())))
+        night = Night(prometheus, processes, metrics, logs, calls)
         night.until_query("neuron_attribution_ready == 1", lambda samples: len(samples) == len(_LOADED) + 1)
         night.until(lambda: NO_TARGETS not in night.prometheus.firing())  # as there were none before the first scrape
         night.seen.clear()
@@ -93,6 +101,6 @@ def _server(trouble, log, **settings):
 
 def _lines(addresses, root):
     """Who calls: two on the healthy server, and those that each fault needs."""
-    yield addresses[HEALTHY], None, (attribution(),), 2
+    yield addresses[HEALTHY], None, (attribution(),), 2, _LEISURE
     for name, trouble in TROUBLES.items():
-        yield addresses[name], root if name == "certificate" else None, trouble.requests, trouble.callers
+        yield addresses[name], root if name == "certificate" else None, trouble.requests, trouble.callers, PAUSE

@@ -102,6 +102,7 @@ def test_every_rule_was_evaluated_without_an_error_and_every_recording_has_data(
 
 
 def test_without_targets_somebody_is_told(night):
+    night.calls.close()
     night.prometheus.scrape({})
     night.until(lambda: NO_TARGETS in night.seen)
 

@@ -5,7 +5,6 @@ import subprocess
 
 from analysis.studies import COMMAND, environment
 from pyarrow import parquet
-from service.demo_server import serving
 
 ROWS = [
     {"prompt": "The capital of France is", "type": "capital"},
@@ -31,12 +30,11 @@ def analyze(prompts, folder, *options):
     assert finished.returncode == 3, finished.stderr
 
 
-def test_service_and_ray_give_the_same_rows(tmp_path):
+def test_service_and_ray_give_the_same_rows(demo_server, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     analyze(prompts, tmp_path / "ray", *RAY)
-    with serving("--threads", "1") as (address, _):
-        analyze(prompts, tmp_path / "service", "--address", address)
+    analyze(prompts, tmp_path / "service", "--address", demo_server.address)
     for name in ("prompts", "explanations", "neurons"):
         ours, rays = (parquet.read_table(tmp_path / study / name) for study in ("service", "ray"))
         assert ours.equals(rays), name

@@ -1,12 +1,11 @@
 """Two releases of the same commit, and an environment with the oldest runtimes, made once for all tests."""
 
 import os
-import venv
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from checkout import PROJECT, commit_of_all, make_release, oldest, run
+from checkout import PROJECT, commit_of_all, environment_with, make_release, oldest
 
 RUBBISH = (
     ".venv/lib/module.py",
@@ -44,8 +43,7 @@ class Release:
 def oldest_environment(tmp_path_factory):
     """An environment with the oldest versions of what the client depends on."""
     folder = tmp_path_factory.mktemp("oldest")
-    venv.create(folder, with_pip=True)
-    run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", *oldest(PROJECT["dependencies"]).values())
+    environment_with(folder, *oldest(PROJECT["dependencies"]).values())
     return folder
 
 

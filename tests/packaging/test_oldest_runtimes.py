@@ -8,7 +8,7 @@ import subprocess
 from contextlib import contextmanager
 
 import pytest
-from checkout import PROJECT, ROOT, oldest, run
+from checkout import PROJECT, ROOT, install, oldest, run
 from neuron_attribution import Client
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import PROMPT, FakeEngine
@@ -45,9 +45,8 @@ def python(releases, oldest_environment):
     server = oldest(PROJECT["optional-dependencies"]["server"])
     tokenizers = server.pop("tokenizers")
     front_end = [requirement for name, requirement in server.items() if name not in WORKERS_OWN]
-    install = (path, "-m", "pip", "install", "--quiet")
-    run(*install, *front_end, releases[0].wheel)
-    run(*install, "--no-deps", tokenizers)  # what it depends on is for downloads
+    install(path, *front_end, releases[0].wheel)
+    install(path, "--no-deps", tokenizers)  # what it depends on is for downloads
     name_only(server["torch"], next(oldest_environment.glob("lib/*/site-packages")))
     return path
 

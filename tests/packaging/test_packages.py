@@ -2,10 +2,9 @@
 
 import hashlib
 import re
-import venv
 import zipfile
 
-from checkout import BIN, ROOT, run
+from checkout import BIN, ROOT, environment_with, run
 from neuron_attribution.report.page import LIBRARIES
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import PROMPT, FakeEngine
@@ -46,9 +45,7 @@ def test_the_vendored_libraries_are_what_their_page_says():
 
 
 def test_the_wheel_alone_is_a_client_without_torch(releases, tmp_path):
-    venv.create(tmp_path, with_pip=True)
-    python = tmp_path / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", releases[0].wheel)
+    python = environment_with(tmp_path, "--constraint", ROOT / "constraints.txt", releases[0].wheel)
     with running_server(ThreadWorker(FakeEngine())) as server:
         assert server.loaded.wait(30)
         expected = server.attribute().explanations[0].target.token.text

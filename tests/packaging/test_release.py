@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from email import message_from_bytes
 from importlib.metadata import distributions
 
-from checkout import BIN, EPOCH, PROJECT, ROOT, digest, make_release, run, tracked_files
+from checkout import BIN, EPOCH, PROJECT, ROOT, UNCOMPILED, digest, make_release, run, tracked_files
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
@@ -46,7 +46,7 @@ def test_the_sdist_is_the_repository_and_the_generated_code(releases):
 
 
 def test_the_wheel_from_the_tree_is_the_wheel_from_the_sdist(releases, tmp_path):
-    environment = os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH)}
+    environment = os.environ | UNCOMPILED | {"SOURCE_DATE_EPOCH": str(EPOCH)}
     run(BIN / "python", "-m", "build", "--wheel", "--outdir", tmp_path, releases[0].tree, env=environment)
     assert digest(next(tmp_path.iterdir())) == digest(releases[0].wheel)
 

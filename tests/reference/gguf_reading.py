@@ -26,7 +26,8 @@ class _PlainReader(gguf.GGUFReader):
 
 @contextmanager
 def reading_once() -> Iterator[None]:
-    """A file is read once, of the three times that transformers would."""
+    """A file is read once, of the three times that transformers would; names are mapped once, not for each module."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gguf, "GGUFReader", functools.cache(_PlainReader))
+        patched.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
         yield

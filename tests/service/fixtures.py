@@ -49,13 +49,16 @@ def shared_server():
 
 @pytest.fixture(scope="session")
 def demo_server():
-    """A server process with the demo model and the web page; skipped where the model cannot be fetched."""
+    """A server process with the demo model and the web page; skipped where the model cannot be fetched.
+
+    It has one thread: other tests run beside it, and who else has one computes the same bits.
+    """
     try:
         demo_folder()
     except DemoUnavailableError as error:
         pytest.skip(f"no demo model: {error}")
     web = free_address()
-    with serving("--web", web) as (address, _):
+    with serving("--web", web, "--threads", "1") as (address, _):
         yield ServedDemo(address, f"http://{web}/")
 
 
