@@ -23,7 +23,7 @@ def edge_data_frame(trace: Trace) -> pandas.DataFrame:
 
 
 def _frame(table: Records) -> pandas.DataFrame:
-    with needs_extra("pandas", "a data frame"):
+    with needs_extra("pandas", "to_dataframe"):
         import pandas
 
     frame = pandas.DataFrame(list(table.rows), columns=list(table.columns))

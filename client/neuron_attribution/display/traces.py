@@ -46,7 +46,7 @@ def coverage_table(graph: Graph) -> TextTable:
         ("of the output's value", held),
         ("of all edges into its nodes", f"{coverage.edges:.0%}"),
     ]
-    return TextTable("the graph", ("", ""), rows)
+    return TextTable("the graph", ("", "value"), rows)
 
 
 def path_table(trace: Trace) -> TextTable:
