@@ -251,23 +251,6 @@ def test_every_form_is_printed_and_nothing_else(run) -> None:
 
 
 def test_every_option_is_sent(run, service) -> None:
-    run(
-        *[
-            "--target",
-            "blue",
-            "--contrast",
-            "red",
-            "--nodes",
-            "5",
-            "--edge-share",
-            ".5",
-            "--subkey",
-            "gate",
-            "--heads",
-            "--screened",
-            "9",
-        ]
-    )
     first = "--target blue --contrast red --nodes 5 --edge-share .5 --subkey gate --heads --screened 9"
     second = "--span 1:3 --contrast-id 7 --no-measure --projection-top-k 0 --leave-out-always-on"
     run(*first.split())
