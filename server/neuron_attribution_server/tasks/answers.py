@@ -92,11 +92,20 @@ class PackedAttribution:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedTrace:
+    """A prediction's graph as it leaves the worker: a serialized TraceResponse that lacks tokens and times."""
+
+    token_ids: tuple[int, ...]
+    response: bytes
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
 class PackedProjections:
     """Projections as they leave the worker: a serialized ProjectNeuronResponse."""
 
     response: bytes
 
 
-Answer = PackedAttribution | InterveneOutcome | PackedProjections | TraceOutcome | NeuronAttributionError
+Answer = PackedAttribution | InterveneOutcome | PackedProjections | PackedTrace | NeuronAttributionError
 """What the worker gives for one task."""

@@ -310,6 +310,8 @@ class TraceTask(Shaped):
     explained: tuple[ExplainedToken, ...]
     contrast: int | None = None
     options: TraceOptions = field(default_factory=TraceOptions)
+    in_prompt: bool = False
+    """Whether the explained tokens are the prompt's own, which stays as it is where fewer of them are explained."""
 
     @property
     def length(self) -> int:
