@@ -85,14 +85,11 @@ class Tracer:
         unembedding: Unembedding,
         projector: Projector,
         activity: Activity | None,
-        tokens_at_once: int,
     ) -> None:
-        """`tokens_at_once` run in one pass, at most, but for a longer sequence."""
         self._view = view
         self._unembedding = unembedding
         self._projector = projector
         self._activity = activity
-        self._tokens_at_once = tokens_at_once
 
     def trace(self, task: TraceTask, synchronize: Callable[[], None]) -> TraceOutcome:
         """The graph of a task. Raises FailedPreconditionError where the prompt's activations overflow."""
@@ -193,7 +190,6 @@ class Tracer:
             captured.inputs,
             [each.place for each in screened],
             [token.position for token in task.explained],
-            self._tokens_at_once,
             gradients.returned,
         )
         for which, finals in reruns:
