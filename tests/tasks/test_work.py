@@ -10,6 +10,7 @@ from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import Aggregate, AttributeOptions, Direction, Intervention, Part, ScoringMethod
 from neuron_attribution.results import ModelSizes
+from neuron_attribution.traces import SCREENED_PER_NODE, TraceOptions
 from neuron_attribution_server.front_end.service.too_long import check_seconds
 from neuron_attribution_server.model.process import calibration
 from neuron_attribution_server.model.process.calibration import measured_work
@@ -20,6 +21,7 @@ from neuron_attribution_server.tasks.tasks import (
     ExplainedToken,
     InterveneTask,
     ProjectTask,
+    TraceTask,
     generated_at_once,
 )
 from neuron_attribution_server.tasks.work import SPARE_CANDIDATES, Work, work_of
@@ -93,7 +95,19 @@ PROJECTIONS = st.builds(
     st.integers(1, 1000),
     st.integers(1, 1000),
 )
-TASKS = st.one_of(ATTRIBUTIONS, INTERVENTIONS, PROJECTIONS)
+TRACES = st.builds(
+    lambda more, rows, nodes, screened, options: TraceTask(
+        token_ids=(1,) * (rows + more),
+        explained=tuple(map(ExplainedToken, range(more, rows + more))),
+        options=TraceOptions(nodes=nodes, screened=SCREENED_PER_NODE * nodes + screened, **options),
+    ),
+    st.integers(0, 300),
+    st.integers(1, 100),
+    st.integers(1, 1000),
+    st.integers(0, 1000),
+    st.fixed_dictionaries({"measure": st.booleans(), "heads": st.booleans(), "projection_top_k": st.integers(0, 1000)}),
+)
+TASKS = st.one_of(ATTRIBUTIONS, INTERVENTIONS, PROJECTIONS, TRACES)
 
 
 def predictor():
@@ -166,6 +180,11 @@ def larger(task):
             further = replace(task, generate=task.generate + 1)
             if generated_at_once(further.length) == generated_at_once(task.length):  # else no places are left empty
                 yield further
+        case TraceTask():
+            longer = tuple(replace(token, position=token.position + 1) for token in task.explained)
+            yield replace(task, token_ids=(*task.token_ids, 1), explained=longer)
+            for field in ("nodes", "screened", "projection_top_k"):
+                yield replace(task, options=replace(task.options, **{field: getattr(task.options, field) + 1}))
         case ProjectTask():
             yield replace(task, neurons=(*task.neurons, FfnNeuron(0, 2)))
 
@@ -215,6 +234,19 @@ def test_tokens_together_are_priced_by_what_their_sums_take():
     assert work_of([contrasted], DEMO)[Work.VECTOR] > 1.9 * counts[2][Work.VECTOR]
 
 
+def test_traces_are_priced_by_what_they_run_again_and_sweep():
+    """Reruns by their tokens, half of the layers on average; sweeps by nodes; and both are held a few at a time."""
+    task = TraceTask(token_ids=(1,) * 12, explained=(ExplainedToken(11),), options=TraceOptions(nodes=100))
+    counts, alone = work_of([task], DEMO), replace(task, options=replace(task.options, measure=False))
+    unmeasured = work_of([alone], DEMO)
+    assert counts[Work.TOKEN] - unmeasured[Work.TOKEN] == 400 * 12 // 2
+    assert counts[Work.SWEEP] == unmeasured[Work.SWEEP] == 12 * 52
+    assert counts[Work.VECTOR] - unmeasured[Work.VECTOR] == 400
+    memory = MemoryCost(available=0, traced=1000, per_traced_token=100, per_traced_pair=10, per_rerun_token=1)
+    assert memory.batch([task, task, alone]) == 1000 + 12 * 100 + 144 * 10 + 12 * (1024 // 12)
+    assert memory.batch([alone]) == 1000 + 12 * 100 + 144 * 10
+
+
 def test_tokens_together_are_in_memory_together():
     """However few are scored at once elsewhere."""
     cost = MemoryCost(available=0, per_row=1000, rows_at_once=4)
@@ -247,6 +279,17 @@ def test_advice_is_about_a_field_and_holds(task, part):
 
 
 def heeding(task, field, value):
+    match task, field:
+        case TraceTask(), "completion":
+            kept = task.token_ids[: len(task.token_ids) - len(task.explained) + value]
+            return replace(task, explained=task.explained[:value], token_ids=kept)
+        case TraceTask(), "nodes":
+            return replace(task, options=replace(task.options, nodes=value, screened=None))
+        case _:
+            return heeding_another(task, field, value)
+
+
+def heeding_another(task, field, value):
     match field:
         case "completion":
             start = len(task.explained) - value
@@ -260,7 +303,7 @@ def heeding(task, field, value):
             return replace(task, generate=value)
         case "sets" | "neurons":
             return replace(task, **{field: getattr(task, field)[:value]})
-        case _ if isinstance(task, AttributeTask):
+        case _ if isinstance(task, AttributeTask | TraceTask):
             return replace(task, options=replace(task.options, **{field: value}))
         case _:
             return replace(task, **{field: value})
