@@ -243,7 +243,7 @@ def test_traces_are_priced_by_what_they_run_again_and_sweep():
     assert counts[Work.SWEEP] == unmeasured[Work.SWEEP] == 12 * 52
     assert counts[Work.VECTOR] - unmeasured[Work.VECTOR] == 400
     memory = MemoryCost(available=0, traced=1000, per_traced_token=100, per_traced_pair=10, per_rerun_token=1)
-    assert memory.batch([task, task, alone]) == 1000 + 12 * 100 + 144 * 10 + 12 * (1024 // 12)
+    assert memory.batch([task, task, alone]) == 1000 + 12 * 100 + 144 * 10 + 12 * (512 // 12)
     assert memory.batch([alone]) == 1000 + 12 * 100 + 144 * 10
 
 

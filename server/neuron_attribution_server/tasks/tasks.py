@@ -241,7 +241,7 @@ class AttributeTask(Shaped):
         return max(self.ends * by_position, int(sources))
 
 
-RERUN_TOKENS = 1024
+RERUN_TOKENS = 512
 """Tokens of the passes that measure effects, together, but for a longer sequence."""
 
 

@@ -169,9 +169,12 @@ def _experts(
 
 
 def _frozen(whole: Tensor, rest: Tensor, keyed: Tensor, of_nothing: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of what the keys read, [P, n], and what is there without it: of biases, and of nothing at all."""
-    factors = torch.where(keyed == 0, 0, (whole - rest) / keyed)
-    return factors, factors * of_nothing + rest
+    """Factors of what the keys read, [P, n], and what is there without it: of biases, and of nothing at all.
+
+    What is not active reads nothing, even where that nothing is a constant less what was read.
+    """
+    factors = torch.where((keyed == 0) | (whole == 0), 0, (whole - rest) / keyed)
+    return factors, factors * of_nothing + torch.where(whole == 0, 0, rest)
 
 
 def _part(
