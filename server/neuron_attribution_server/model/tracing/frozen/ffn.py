@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from neuron_attribution.requests import Subkey
@@ -158,14 +159,18 @@ def _experts(
         yield _part(
             first + expert * experts.width,
             positions,
-            lambda expert=expert: experts.block(expert).float(),
-            lambda expert=expert: experts.key_matrix(expert, subkey),
+            partial(_rows, experts, expert),
+            partial(experts.key_matrix, expert, subkey),
             read,
             write,
             (1.0 if own is None else own[:, None]) / experts.multiplier,
             (whole, factors, constants),
             times,
         )
+
+
+def _rows(experts: Experts, expert: int) -> Tensor:
+    return experts.block(expert).float()
 
 
 def _frozen(whole: Tensor, rest: Tensor, keyed: Tensor, of_nothing: Tensor) -> tuple[Tensor, Tensor]:
