@@ -71,6 +71,12 @@ class FfnPart:
         """Where positions [n], all of them its own, are among its own."""
         return positions if self.positions is None else torch.searchsorted(self.positions, positions)
 
+    def place(self, position: int) -> int:
+        """Where one of its positions is among its own."""
+        if self.positions is None:
+            return position
+        return int(torch.searchsorted(self.positions, torch.tensor(position, device=self.positions.device)))
+
     def gradients(self, written: Tensor) -> Tensor:
         """Gradients of activations, [..., P, n], from those of the residual stream, [..., P, d]."""
         return (written if self.write is None else self.write.transpose(written)) @ self.rows().T
