@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neuron_attribution_server.tasks.tasks import Task
+from neuron_attribution_server.tasks.tasks import Cost, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,18 @@ class MemoryCost:
     """Of each source position whose attention weights are in an answer: those of all heads, as they go out."""
     heads: int = 2**31
     """Those that the model has: no more are detailed, whatever is asked for."""
+    per_value: int = 0
+    """Of each number that neurons are ranked by, up to `values_at_once` of them."""
+    values_at_once: int = 0
+    ffn_neurons: int = 0
+    """Such numbers of an explained token."""
+    attention_neurons: int = 0
+    """Such numbers of an explained token, and of each position at which they are searched."""
+    widest_ffn: int = 0
+    """Such numbers of a query source."""
+    per_kept_token: int = 0
+    """Of each padded token of a batch that asks for query neurons, up to `kept` bytes: every neuron's coefficient."""
+    kept: int = 0
 
     def batch(self, tasks: Sequence[Task]) -> int:
         """The bytes that a batch of tasks takes."""
@@ -59,4 +71,15 @@ class MemoryCost:
             + self.per_held_vector * sum(cost.held_vectors for cost in costs)
             + self.per_pattern_position * sum(cost.pattern_positions for cost in costs)
             + self.per_projected_token * sum(cost.projected_tokens for cost in costs)
+            + self.per_value * min(self.values_at_once, self._values(costs, longest))
+            + min(self.kept, self.per_kept_token * longest * sum(cost.kept_sequences for cost in costs))
+        )
+
+    def _values(self, costs: Sequence[Cost], longest: int) -> int:
+        """Numbers that neurons are ranked by, every sequence as long as the longest."""
+        return sum(
+            cost.scored_rows * (self.ffn_neurons + self.attention_neurons)
+            + cost.searched_positions * longest // cost.length * self.attention_neurons
+            + cost.held_vectors * self.widest_ffn
+            for cost in costs
         )

@@ -68,6 +68,8 @@ class Cost:
     """Source positions of which every head's attention weight is in the answer, of all explained tokens together."""
     rows_together: int = 0
     """Positions whose base states are scored at once, however many others are: those of tokens taken together."""
+    kept_sequences: int = 0
+    """Sequences whose coefficients at all positions are of use to query neurons."""
 
 
 class Shaped:
@@ -214,6 +216,7 @@ class AttributeTask(Shaped):
             held_vectors=2 * own * self.query_sources * bool(options.parts & QUERY_PARTS),
             pattern_positions=own * self.length * (Part.ATTENTION_PATTERNS in options.parts),
             rows_together=self.rows if options.aggregate else 0,
+            kept_sequences=self.sequences * (Part.QUERY_FFN_NEURONS in options.parts),
         )
 
     @property

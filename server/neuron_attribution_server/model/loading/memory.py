@@ -29,6 +29,8 @@ PROJECTED_TOKEN = 512
 COPIES_OF_COEFFICIENTS = 15
 """Numbers for each neuron of an explained token: captured, read, two scores of query FFN neurons and what passes on the
 way to them; 9 to 13 measured."""
+COPIES_OF_VALUES = 4
+"""Numbers for each that neurons are ranked by: a bound, what it is made of, and what passes on the way to it."""
 HELD_COPIES = 14
 """Numbers for each of a vector that is held with others; 8 to 11 measured."""
 FLOAT = 4
@@ -42,12 +44,12 @@ def memory_cost(view: ModelView) -> MemoryCost:
     captured = sizes.layers * (3 * sizes.hidden_size + width) + sizes.hidden_size
     forward = 4 * _ffn_width(view) + 8 * sizes.hidden_size
     scoring = FLOAT * sizes.layers * width
+    widest = sizes.ffn_width + sizes.experts * sizes.expert_width
     return MemoryCost(
         available=int(SHARE * _free_bytes(view.device)),
         fixed=LIBRARIES
-        + KEPT_BYTES * (kept_tokens(view) > 0)
         + unpacked_bytes(view.model, view.device)
-        + FLOAT * (4 * BOUNDS_AT_ONCE + 4 * vectors_at_once(view.device) * vocabulary_block(view.device))
+        + FLOAT * 4 * vectors_at_once(view.device) * vocabulary_block(view.device)
         + (0 if view.logit_cap is None else 4 * FLOAT * CAPPED_AT_ONCE * sizes.vocabulary),
         per_token=int(ALLOCATOR * (element * (captured + forward) + scoring + recurrent.per_token)),
         per_sequence=int(ALLOCATOR * recurrent.per_sequence),
@@ -61,10 +63,14 @@ def memory_cost(view: ModelView) -> MemoryCost:
         per_held_vector=HELD_COPIES * FLOAT * sizes.hidden_size,
         per_pattern_position=6 * FLOAT * sizes.layers * sizes.heads,
         heads=sizes.layers * sizes.heads,
-        per_explained=COPIES_OF_COEFFICIENTS
-        * FLOAT
-        * sizes.layers
-        * (sizes.ffn_width + sizes.experts * sizes.expert_width),
+        per_explained=COPIES_OF_COEFFICIENTS * FLOAT * sizes.layers * widest,
+        per_value=COPIES_OF_VALUES * FLOAT,
+        values_at_once=BOUNDS_AT_ONCE,
+        ffn_neurons=sizes.layers * widest,
+        attention_neurons=sizes.layers * sizes.heads * sizes.head_size,
+        widest_ffn=widest,
+        per_kept_token=FLOAT * sizes.layers * widest,
+        kept=KEPT_BYTES * (kept_tokens(view) > 0),
     )
 
 
