@@ -1,6 +1,7 @@
 """Whose words a conversation's tokens are: those of the author of each message, and the template's around them."""
 
 import json
+import time
 
 import pytest
 from jinja2.exceptions import TemplateError
@@ -143,6 +144,22 @@ def test_a_template_that_looks_at_lengths_claims_nothing():
 def test_text_with_the_marks_characters_is_nobodys():
     talk = Talk([user("\U000f0100 a \x1c b")])
     assert {(message, author) for _, message, author in parts("chatml", talk)} == {(-1, False), (-2, False)}
+
+
+def test_many_messages_take_a_time_that_grows_as_they_do():
+    """Ten times as many take about ten times as long; where each looks at all others, it is a hundred times."""
+
+    def seconds(count):
+        talk = Talk([user("one"), assistant("two")] * (count // 2))
+        given = {**job(TEMPLATES["chatml"], asked(talk)), "characters": 100 * count}
+        begun = time.process_time()
+        found = render(given)
+        taken = time.process_time() - begun
+        assert sum(author for *_, author in found["segments"]) == count
+        return taken
+
+    few = min(seconds(2000) for _ in range(3))
+    assert seconds(20_000) < 40 * few
 
 
 def test_tokens_are_whose_the_text_is_that_they_cover():
