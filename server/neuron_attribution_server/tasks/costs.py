@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neuron_attribution_server.tasks.tasks import Task
+from neuron_attribution_server.tasks.tasks import Cost, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,14 @@ class MemoryCost:
     """Of each query source: its vector as it is, folded, scaled, and its key in float64."""
     per_pattern_position: int = 0
     """Of each source position whose attention weights are in an answer: those of all heads, as they go out."""
+    traced: int = 0
+    """Of a trace, whatever it traces: what targets are given by a layer's neurons, and logits of reruns."""
+    per_traced_token: int = 0
+    """Of each token of a trace: every neuron as it is frozen, and what its pass keeps for gradients."""
+    per_traced_pair: int = 0
+    """Of each pair of its positions: attention weights, kept and with what gradients need."""
+    per_rerun_token: int = 0
+    """Of each token of its reruns: what a forward pass takes."""
     heads: int = 2**31
     """Those that the model has: no more are detailed, whatever is asked for."""
 
@@ -59,4 +67,16 @@ class MemoryCost:
             + self.per_held_vector * sum(cost.held_vectors for cost in costs)
             + self.per_pattern_position * sum(cost.pattern_positions for cost in costs)
             + self.per_projected_token * sum(cost.projected_tokens for cost in costs)
+            + max(map(self._trace, costs))
+        )
+
+    def _trace(self, cost: Cost) -> int:
+        """Those of a batch run one after another."""
+        if not cost.traced_tokens:
+            return 0
+        return (
+            self.traced
+            + self.per_traced_token * cost.traced_tokens
+            + self.per_traced_pair * cost.traced_tokens**2
+            + self.per_rerun_token * cost.rerun_tokens
         )

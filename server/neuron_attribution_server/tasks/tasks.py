@@ -69,6 +69,10 @@ class Cost:
     """Source positions of which every head's attention weight is in the answer, of all explained tokens together."""
     rows_together: int = 0
     """Positions whose base states are scored at once, however many others are: those of tokens taken together."""
+    traced_tokens: int = 0
+    """Tokens of a sequence that is frozen whole, with the gradients of what it computes."""
+    rerun_tokens: int = 0
+    """Tokens of reruns that are in memory at once."""
 
 
 class Shaped:
@@ -237,6 +241,10 @@ class AttributeTask(Shaped):
         return max(self.ends * by_position, int(sources))
 
 
+RERUN_TOKENS = 1024
+"""Tokens of the passes that measure effects, together, but for a longer sequence."""
+
+
 def generated_at_once(length: int) -> int:
     """How many sequences of a task generate together: by their length alone, so that their number changes nothing."""
     return 16 if 16 * length <= 4096 else 1
@@ -302,6 +310,11 @@ class ProjectTask(Shaped):
         return Cost(length=self.length, projected_tokens=2 * len(self.neurons) * self.top_k)
 
 
+def reruns_at_once(length: int) -> int:
+    """How many sequences that measure effects run together."""
+    return max(1, RERUN_TOKENS // length)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceTask(Shaped):
     """The graph of one prediction, or of several together; a target that is None means the model's own token there."""
@@ -330,12 +343,18 @@ class TraceTask(Shaped):
         asked = SCREENED_PER_NODE * options.nodes if options.screened is None else options.screened
         return max(asked, options.nodes) if options.measure else options.nodes
 
+    @property
+    def reruns(self) -> int:
+        """The passes that measure effects, each of one sequence."""
+        return self.screened if self.options.measure else 0
+
     def cost(self, _heads: int) -> Cost:
-        """What it puts into a batch."""
+        """What it puts into a batch. It shares no pass with others."""
         return Cost(
             length=self.length,
-            rows=self.rows,
             projected_tokens=2 * self.options.nodes * self.options.projection_top_k,
+            traced_tokens=self.length,
+            rerun_tokens=self.length * min(self.reruns, reruns_at_once(self.length)),
         )
 
 

@@ -112,7 +112,7 @@ class Engine:
         self._projector = Projector(view, weights.unembedding, token_text)
         self._pass_tokens = PASS_TOKENS.get(view.device.type, OTHER_PASS_TOKENS)
         self._explainer = Explainer(view, weights, self._projector, ranges, activity)
-        self._tracer = Tracer(view, weights.unembedding, self._projector, activity, self._pass_tokens)
+        self._tracer = Tracer(view, weights.unembedding, self._projector, activity)
 
     @torch.inference_mode()
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:

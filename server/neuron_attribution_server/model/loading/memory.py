@@ -16,6 +16,8 @@ from neuron_attribution_server.model.attribution.search.value_neurons import BOU
 from neuron_attribution_server.model.attribution.unembedding import vocabulary_block
 from neuron_attribution_server.model.engine.engine import KEPT_BYTES, bytes_per_row, kept_tokens, rows_at_once
 from neuron_attribution_server.model.loading.recurrent_memory import recurrent_bytes
+from neuron_attribution_server.model.tracing.frozen.sweeps import NUMBERS_AT_ONCE
+from neuron_attribution_server.model.tracing.outputs import READ_AT_ONCE
 from neuron_attribution_server.tasks.costs import MemoryCost
 
 SHARE = 0.5
@@ -31,6 +33,14 @@ COPIES_OF_COEFFICIENTS = 15
 way to them; 9 to 13 measured."""
 HELD_COPIES = 14
 """Numbers for each of a vector that is held with others; 8 to 11 measured."""
+SWEPT_COPIES = 5
+"""Numbers for each that a sweep holds at once: gradients, products, and what passes on the way to them."""
+FROZEN_COPIES = 6
+"""Numbers for each neuron of a token that is traced: captured, frozen with its factor and constant, its relevance."""
+GRADIENT_COPIES = 8
+"""Numbers for each neuron that a token activates, kept for its gradient."""
+PAIR_COPIES = 8
+"""Attention weights of a trace for each pair: captured, turned, and those of passes that do not fuse attention."""
 FLOAT = 4
 
 
@@ -61,6 +71,18 @@ def memory_cost(view: ModelView) -> MemoryCost:
         per_held_vector=HELD_COPIES * FLOAT * sizes.hidden_size,
         per_pattern_position=6 * FLOAT * sizes.layers * sizes.heads,
         heads=sizes.layers * sizes.heads,
+        traced=FLOAT * (SWEPT_COPIES * NUMBERS_AT_ONCE + 4 * READ_AT_ONCE * sizes.vocabulary),
+        per_traced_token=int(
+            ALLOCATOR
+            * sizes.layers
+            * (
+                FLOAT * FROZEN_COPIES * (sizes.ffn_width + sizes.experts * sizes.expert_width)
+                + element * (GRADIENT_COPIES * _ffn_width(view) + 24 * sizes.hidden_size + 8 * width)
+            )
+        )
+        + FLOAT * SWEPT_COPIES * max(sizes.ffn_width, sizes.expert_width, 4 * sizes.hidden_size),
+        per_traced_pair=PAIR_COPIES * FLOAT * sizes.layers * sizes.heads,
+        per_rerun_token=int(ALLOCATOR * element * (forward + 4 * width)) + FLOAT * sizes.hidden_size,
         per_explained=COPIES_OF_COEFFICIENTS
         * FLOAT
         * sizes.layers
