@@ -88,6 +88,7 @@ class ServedModel:
             version=version("neuron-attribution"),
             activity_contexts=facts.activity_contexts,
             layers=facts.layers,
+            untraceable=facts.untraceable,
         )
 
     def describe(self, message: messages.GetModelRequest) -> messages.GetModelResponse:
