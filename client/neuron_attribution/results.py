@@ -472,6 +472,8 @@ class Limits:
     """Predicted seconds of a worker's time."""
     batch_seconds: float = 0.0
     """Predicted seconds of a worker's time."""
+    trace_nodes: int = 0
+    trace_screened: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -526,3 +528,5 @@ class ModelInfo(Displayed):
     """The part that is ready of what bounds decreases; until it is whole, requests for them wait for the rest."""
     layers: tuple[LayerParts, ...] = ()
     """What each layer is made of; empty from a server that does not say."""
+    untraceable: str = ""
+    """What of the model no trace can hold; empty where it can be traced, or from an older server."""

@@ -26,6 +26,7 @@ from statistics import median
 from neuron_attribution import convert
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.requests import AttributeRequest, InterveneRequest
+from neuron_attribution.traces import TraceRequest
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution_server.front_end.service.served_model import ServedModel
 from neuron_attribution_server.model.process.main import load_measured
@@ -33,7 +34,7 @@ from neuron_attribution_server.settings import heap
 from neuron_attribution_server.settings.config import LoadSettings, ServerConfig
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import run_batch
-from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, Task
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, Task, TraceTask
 
 from soak.random_requests import RandomRequests, Request
 
@@ -74,6 +75,8 @@ def prepared(model: ServedModel, request: Request) -> Task:
         return model.prepare_attribution(convert.attribute_request_to_proto(request)).task
     if isinstance(request, InterveneRequest):
         return model.prepare_intervention(convert.intervene_request_to_proto(request)).task
+    if isinstance(request, TraceRequest):
+        return model.prepare_trace(convert.trace_request_to_proto(request)).task
     return model.prepare_projection(convert.project_neuron_request_to_proto(request))
 
 
@@ -87,6 +90,8 @@ def kind_of(task: Task) -> str:
         return f"attribute, {method}" + (", generated" if task.generate else "")
     if isinstance(task, InterveneTask):
         return "intervene, generated" if task.generate else "intervene"
+    if isinstance(task, TraceTask):
+        return "trace" if task.options.measure else "trace, unmeasured"
     return "project"
 
 

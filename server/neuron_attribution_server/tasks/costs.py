@@ -44,6 +44,14 @@ class MemoryCost:
     """Of each query source: its vector as it is, folded, scaled, and its key in float64."""
     per_pattern_position: int = 0
     """Of each source position whose attention weights are in an answer: those of all heads, as they go out."""
+    traced: int = 0
+    """Of a trace, whatever it traces: what targets are given by a layer's neurons, and logits of reruns."""
+    per_traced_token: int = 0
+    """Of each token of a trace: every neuron as it is frozen, and what its pass keeps for gradients."""
+    per_traced_pair: int = 0
+    """Of each pair of its positions: attention weights, kept and with what gradients need."""
+    per_rerun_token: int = 0
+    """Of each token of its reruns: what a forward pass takes."""
     heads: int = 2**31
     """Those that the model has: no more are detailed, whatever is asked for."""
     per_value: int = 0
@@ -88,6 +96,18 @@ class MemoryCost:
             + self.per_projected_token * sum(cost.projected_tokens for cost in costs)
             + self.per_value * min(self.values_at_once, self._values(costs, longest))
             + min(self.kept, self.per_kept_token * longest * sum(cost.kept_sequences for cost in costs))
+            + max(map(self._trace, costs))
+        )
+
+    def _trace(self, cost: Cost) -> int:
+        """Those of a batch run one after another."""
+        if not cost.traced_tokens:
+            return 0
+        return (
+            self.traced
+            + self.per_traced_token * cost.traced_tokens
+            + self.per_traced_pair * cost.traced_tokens**2
+            + self.per_rerun_token * cost.rerun_tokens
         )
 
     def _values(self, costs: Sequence[Cost], longest: int) -> int:

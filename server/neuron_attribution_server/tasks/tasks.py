@@ -17,6 +17,7 @@ from neuron_attribution.requests import (
     Side,
     Subkey,
 )
+from neuron_attribution.traces import SCREENED_PER_NODE, TraceOptions
 
 RANKED_PARTS = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS, Part.QUERY_FFN_NEURONS})
 """The parts that are rankings of neurons, whose projections an answer holds."""
@@ -74,6 +75,10 @@ class Cost:
     """Whether the residual stream is read at other positions than those."""
     reads_sources: bool = False
     """Whether value vectors and attention weights are read of every source position by itself."""
+    traced_tokens: int = 0
+    """Tokens of a sequence that is frozen whole, with the gradients of what it computes."""
+    rerun_tokens: int = 0
+    """Tokens of reruns that are in memory at once."""
 
 
 class Shaped:
@@ -260,6 +265,10 @@ class AttributeTask(Shaped):
         return max(self.ends * by_position, int(sources))
 
 
+RERUN_TOKENS = 1024
+"""Tokens of the passes that measure effects, together, but for a longer sequence."""
+
+
 def generated_at_once(length: int) -> int:
     """How many sequences of a task generate together: by their length alone, so that their number changes nothing."""
     return 16 if 16 * length <= 4096 else 1
@@ -325,4 +334,52 @@ class ProjectTask(Shaped):
         return Cost(length=self.length, projected_tokens=2 * len(self.neurons) * self.top_k)
 
 
-Task = AttributeTask | InterveneTask | ProjectTask
+def reruns_at_once(length: int) -> int:
+    """How many sequences that measure effects run together."""
+    return max(1, RERUN_TOKENS // length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceTask(Shaped):
+    """The graph of one prediction, or of several together; a target that is None means the model's own token there."""
+
+    token_ids: tuple[int, ...]
+    explained: tuple[ExplainedToken, ...]
+    contrast: int | None = None
+    options: TraceOptions = field(default_factory=TraceOptions)
+    in_prompt: bool = False
+    """Whether the explained tokens are the prompt's own, which stays as it is where fewer of them are explained."""
+
+    @property
+    def length(self) -> int:
+        """Those of the prompt, and of a completion that is explained."""
+        return len(self.token_ids)
+
+    @property
+    def rows(self) -> int:
+        """The explained tokens."""
+        return len(self.explained)
+
+    @property
+    def screened(self) -> int:
+        """FFN neurons, each at its position, that pass the screening, where there are as many."""
+        options = self.options
+        asked = SCREENED_PER_NODE * options.nodes if options.screened is None else options.screened
+        return max(asked, options.nodes) if options.measure else options.nodes
+
+    @property
+    def reruns(self) -> int:
+        """The passes that measure effects, each of one sequence."""
+        return self.screened if self.options.measure else 0
+
+    def cost(self, _heads: int) -> Cost:
+        """What it puts into a batch. It shares no pass with others."""
+        return Cost(
+            length=self.length,
+            projected_tokens=2 * self.options.nodes * self.options.projection_top_k,
+            traced_tokens=self.length,
+            rerun_tokens=self.length * min(self.reruns, reruns_at_once(self.length)),
+        )
+
+
+Task = AttributeTask | InterveneTask | ProjectTask | TraceTask

@@ -17,6 +17,8 @@ from neuron_attribution_server.model.attribution.unembedding import vocabulary_b
 from neuron_attribution_server.model.engine.engine import KEPT_BYTES, bytes_per_row, kept_tokens, rows_at_once
 from neuron_attribution_server.model.engine.explanation.heads import numbers_held
 from neuron_attribution_server.model.loading.recurrent_memory import recurrent_bytes
+from neuron_attribution_server.model.tracing.frozen.sweeps import NUMBERS_AT_ONCE
+from neuron_attribution_server.model.tracing.outputs import READ_AT_ONCE
 from neuron_attribution_server.tasks.costs import MemoryCost
 
 SHARE = 0.5
@@ -37,6 +39,14 @@ HELD_COPIES = 14
 NUMBERS_OF_A_POSITION = 16
 """Numbers for each source position of a head that is detailed: weight, score, which vector times what, from which base,
 what its slope and its reach are."""
+SWEPT_COPIES = 5
+"""Numbers for each that a sweep holds at once: gradients, products, and what passes on the way to them."""
+FROZEN_COPIES = 6
+"""Numbers for each neuron of a token that is traced: captured, frozen with its factor and constant, its relevance."""
+GRADIENT_COPIES = 8
+"""Numbers for each neuron that a token activates, kept for its gradient."""
+PAIR_COPIES = 8
+"""Attention weights of a trace for each pair: captured, turned, and those of passes that do not fuse attention."""
 FLOAT = 4
 
 
@@ -71,6 +81,18 @@ def memory_cost(view: ModelView) -> MemoryCost:
         per_held_vector=HELD_COPIES * FLOAT * sizes.hidden_size,
         per_pattern_position=6 * FLOAT * sizes.layers * sizes.heads,
         heads=sizes.layers * sizes.heads,
+        traced=FLOAT * (SWEPT_COPIES * NUMBERS_AT_ONCE + 4 * READ_AT_ONCE * sizes.vocabulary),
+        per_traced_token=int(
+            ALLOCATOR
+            * sizes.layers
+            * (
+                FLOAT * FROZEN_COPIES * widest
+                + element * (GRADIENT_COPIES * _ffn_width(view) + 24 * sizes.hidden_size + 8 * width)
+            )
+        )
+        + FLOAT * SWEPT_COPIES * max(sizes.ffn_width, sizes.expert_width, 4 * sizes.hidden_size),
+        per_traced_pair=PAIR_COPIES * FLOAT * sizes.layers * sizes.heads,
+        per_rerun_token=int(ALLOCATOR * element * (forward + 4 * width)) + FLOAT * sizes.hidden_size,
         per_explained=COPIES_OF_COEFFICIENTS * FLOAT * sizes.layers * widest,
         per_value=COPIES_OF_VALUES * FLOAT,
         values_at_once=BOUNDS_AT_ONCE,
