@@ -82,9 +82,11 @@ async function fetchHead(request, head, index, explanation) {
   const end = ranks.INCREASE <= ranks.DECREASE ? "INCREASE" : "DECREASE";
   const { limits } = await callService("get_model", {});
   if (ranks[end] > limits.top_k) throw new Error(`This head stands at place ${ranks[end]} from the nearer end; this server returns the first ${limits.top_k} (--maximum-top-k).`);
-  const message = { ...request, direction: `DIRECTION_${end}`, head_top_k: ranks[end], parts: ["PART_HEADS", "PART_HEAD_POSITIONS"] };
+  const whole = index === WHOLE;
+  const message = { ...request, direction: `DIRECTION_${end}`, head_top_k: ranks[end], parts: ["PART_HEADS", "PART_HEAD_POSITIONS"], aggregate_only: whole };
+  if (!whole) delete message.aggregate;
   const answer = await callService("attribute", message);
-  const { heads, heads_decreasing: lowering } = answer.explanations[index];
+  const { heads, heads_decreasing: lowering } = whole ? answer.aggregate : answer.explanations[index];
   return [...heads, ...lowering].find((other) => headName(other.head) === headName(head)) ?? Promise.reject(new Error("The server did not return this head."));
 }
 

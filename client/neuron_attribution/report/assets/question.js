@@ -17,6 +17,7 @@ function requestOf({ prompt, messages, target, completion, generate, contrast, d
   if (target) request.target = chosenToken(target);
   if (completion) request.completion = { text: completion };
   if (generate) request.generate = Number(generate);
+  if (completion || generate) request.aggregate = "AGGREGATE_SUM";
   if (contrast) request.contrast = chosenToken(contrast);
   return request;
 }
