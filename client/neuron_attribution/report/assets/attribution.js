@@ -19,6 +19,7 @@ function showAttribution(root, { result, version }, live = {}) {
     view.explain = (other) => picture.choose(other);
     const sections = (whole ? WHOLE_SECTIONS : SECTIONS).map((build) => build(view)).filter(Boolean);
     body.replaceChildren(whole ? answerTitle(result.aggregate) : title(explanation), contents(sections), ...sections);
+    if (body.getBoundingClientRect().top < 0) body.scrollIntoView();
   };
   const several = result.aggregate || result.explanations.length > 1;
   const picture = several ? new AnswerPicture(result, show) : undefined;

@@ -37,7 +37,7 @@ function answerSection(view) {
     .map(([name, quantities]) => folded(`${name} × tokens`, () => tokenMap(name, quantities.map((shown) => ({ shown, name: shown.name })), view)));
   const answers = [["Answer", aggregate.targets], ["The other answer", aggregate.contrast_targets]].filter(([, targets]) => targets.length);
   const tables = answers.map(([name, targets]) => folded(`${name} as a table (${targets.length})`, () => answerTable(name, targets, view)));
-  const how = maps.length ? [note("A row shades the text above.", explanations.length ? " A token at the top of a column opens its own explanation." : "")] : [];
+  const how = maps.length ? [note("Each neuron stands with what it promotes. A row shades the text above.", explanations.length ? " A token at the top of a column opens its own explanation." : "")] : [];
   return section("answer", "Answer, token by token", ...how, ...maps, ...folds, ...tables);
 }
 
