@@ -23,8 +23,9 @@ from neuron_attribution.comparisons import (
     NeuronDifference,
 )
 from neuron_attribution.conversations.messages import Conversation, Message, TokenOrigin
+from neuron_attribution.convert.graphs.answers import trace_json
 from neuron_attribution.display.drawn import html_tables, rich_tables
-from neuron_attribution.display.frames import data_frame
+from neuron_attribution.display.frames import data_frame, edge_data_frame
 from neuron_attribution.display.summaries import summary
 from neuron_attribution.errors import (
     AbortedError,
@@ -43,6 +44,8 @@ from neuron_attribution.errors import (
     UnimplementedError,
 )
 from neuron_attribution.generation import FinishReason, Generation, Sampling
+from neuron_attribution.graphs.circuit_tracer import circuit_tracer_json
+from neuron_attribution.graphs.networks import network, node_link
 from neuron_attribution.neurons import (
     AttentionNeuron,
     FfnNeuron,
@@ -113,6 +116,17 @@ from neuron_attribution.results import (
     TokenizerFacts,
     TokenPrediction,
 )
+from neuron_attribution.traces import (
+    Graph,
+    Trace,
+    TraceCoverage,
+    TraceEdge,
+    TraceNode,
+    TraceNodeKind,
+    TraceOptions,
+    TracePath,
+    TraceRequest,
+)
 from neuron_attribution.transport.streams import StreamResult
 
 rendering.summary.register(rendering.Displayed, summary)
@@ -121,6 +135,11 @@ rendering.html_tables.register(rendering.Displayed, html_tables)
 rendering.data_frame.register(rendering.Displayed, data_frame)
 rendering.page.register(AttributeResult, attribution_page)
 rendering.page.register(Comparison, comparison_page)
+rendering.json_text.register(Trace, trace_json)
+rendering.edge_data_frame.register(Trace, edge_data_frame)
+rendering.node_link.register(Trace, node_link)
+rendering.network.register(Trace, network)
+rendering.circuit_tracer_json.register(Trace, circuit_tracer_json)
 
 __all__ = [
     "AbortedError",
@@ -148,6 +167,7 @@ __all__ = [
     "FieldViolation",
     "FinishReason",
     "Generation",
+    "Graph",
     "Head",
     "HeadEffects",
     "HeadPosition",
@@ -208,6 +228,14 @@ __all__ = [
     "TokenizeResult",
     "TokenizedToken",
     "TokenizerFacts",
+    "Trace",
+    "TraceCoverage",
+    "TraceEdge",
+    "TraceNode",
+    "TraceNodeKind",
+    "TraceOptions",
+    "TracePath",
+    "TraceRequest",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

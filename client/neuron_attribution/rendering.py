@@ -7,9 +7,10 @@ A result imports nothing that draws it. Each way of drawing is a function of the
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import networkx
     import pandas
     from rich.console import RenderableType
 
@@ -60,6 +61,36 @@ def data_frame(result: object) -> pandas.DataFrame:
 @singledispatch
 def page(result: object) -> str:
     """A result as one self-contained HTML page."""
+    raise _nothing_draws(result)
+
+
+@singledispatch
+def json_text(result: object) -> str:
+    """A result as protobuf JSON."""
+    raise _nothing_draws(result)
+
+
+@singledispatch
+def edge_data_frame(result: object) -> pandas.DataFrame:
+    """A graph's edges, one a row."""
+    raise _nothing_draws(result)
+
+
+@singledispatch
+def node_link(result: object) -> dict[str, Any]:
+    """A graph as the nodes and links that networkx reads."""
+    raise _nothing_draws(result)
+
+
+@singledispatch
+def network(result: object) -> networkx.DiGraph:
+    """A graph as one of networkx."""
+    raise _nothing_draws(result)
+
+
+@singledispatch
+def circuit_tracer_json(result: object, slug: str, node_threshold: float, edge_threshold: float) -> dict[str, Any]:
+    """A graph as circuit-tracer writes its own."""
     raise _nothing_draws(result)
 
 

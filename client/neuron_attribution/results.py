@@ -472,6 +472,8 @@ class Limits:
     """Predicted seconds of a worker's time."""
     batch_seconds: float = 0.0
     """Predicted seconds of a worker's time."""
+    trace_nodes: int = 0
+    trace_screened: int = 0
 
 
 @dataclass(frozen=True, slots=True)

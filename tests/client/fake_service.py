@@ -47,6 +47,7 @@ from neuron_attribution.results import (
     TokenizerFacts,
     TokenPrediction,
 )
+from neuron_attribution.traces import Graph, Trace, TraceCoverage, TraceEdge, TraceNode, TraceNodeKind
 from neuron_attribution.transport import status
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
 
@@ -150,6 +151,49 @@ INTERVENED = InterveneResult(
     (InterventionResult(PredictionState(EXPLANATION.contrast, EXPLANATION.predictions), 0.5),),
     Timings(0.001, 0.002, 0.003, 0.004, 2, 12),
 )
+TRACE = Trace(
+    IDENTITY,
+    TOKENS,
+    Graph(
+        positions=(2,),
+        targets=(EXPLANATION.target,),
+        contrasts=(EXPLANATION.contrast,),
+        output=4.0,
+        log_odds=3.5,
+        nodes=(
+            TraceNode(TraceNodeKind.OUTPUT, 4.0, 4.0, other=0.25),
+            TraceNode(
+                TraceNodeKind.FFN_NEURON,
+                -2.0,
+                1.5,
+                FfnNeuron(1, 17),
+                position=2,
+                effect=0.5,
+                gradient=0.75,
+                projection=PROJECTION,
+                promoted_side=PromotedSide.BOTTOM,
+                activity=0.125,
+                other=-0.5,
+            ),
+            TraceNode(TraceNodeKind.FFN_NEURON, 8.0, 1.0, FfnNeuron(0, 5), position=1, effect=-0.25, always_on=True),
+            TraceNode(TraceNodeKind.TOKEN, 1.0, 2.5, position=1),
+            TraceNode(TraceNodeKind.TOKEN, 1.0, -0.5, position=2),
+            TraceNode(TraceNodeKind.BIAS, 1.0, 0.75, layer=0),
+        ),
+        edges=(
+            TraceEdge(1, 0, 2.0, 0.5),
+            TraceEdge(3, 0, 1.0, 0.25),
+            TraceEdge(5, 0, 0.75, 0.125),
+            TraceEdge(2, 1, -1.0, 0.5, Head(1, 0), -0.75),
+            TraceEdge(4, 1, -0.5, 0.25),
+            TraceEdge(3, 2, 6.0, 0.75),
+            TraceEdge(5, 2, 2.0, 0.25),
+        ),
+        coverage=TraceCoverage(192, 8, 8, 0.9375, 0.875, 0.75),
+    ),
+    Timings(0.001, 0.002, 0.003, 0.004, 1, 3),
+)
+"""Two neurons between two tokens, the biases of a layer and the output."""
 TOKENIZATION = TokenizeResult(IDENTITY, (TokenizedToken(TOKENS[0], 0, 3), TokenizedToken(TOKENS[1], 3, 7)))
 INFO = ModelInfo(
     model=IDENTITY,
@@ -187,6 +231,10 @@ class FakeService(services.NeuronAttributionServiceServicer):
     def Intervene(self, request, context):
         self._receive(convert.intervene_request_from_proto, request, context)
         return convert.intervene_result_to_proto(replace(INTERVENED, results=INTERVENED.results * len(request.sets)))
+
+    def Trace(self, request, context):
+        self._receive(convert.trace_request_from_proto, request, context)
+        return convert.trace_to_proto(TRACE)
 
     def Tokenize(self, request, context):
         self._receive(convert.tokenize_request_from_proto, request, context)

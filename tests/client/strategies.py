@@ -25,6 +25,7 @@ from neuron_attribution.requests import (
     Span,
     Subkey,
 )
+from neuron_attribution.traces import TraceOptions, TraceRequest
 
 COUNTS = st.integers(1, 2**32 - 1)
 TEXTS = st.text(min_size=1, max_size=8)
@@ -143,6 +144,23 @@ def intervene_requests() -> st.SearchStrategy:
         instances(InterveneRequest, **common, **prompt, **generation)
         for prompt in ({"prompt": TEXTS}, {"prompt": IDS | conversations(), "add_special_tokens": st.none()})
         for generation in (plain, drawn)
+    )
+
+
+def trace_requests() -> st.SearchStrategy:
+    """Requests the service accepts: at most one thing explained, at least as many neurons screened as kept."""
+    shares = st.floats(0, 1, exclude_min=True)
+    subkeys = st.sampled_from([Subkey.UP, Subkey.GATE])
+    unscreened = instances(TraceOptions, nodes=COUNTS, edge_share=shares, subkey=subkeys, screened=st.none())
+    numbers = {"nodes": st.integers(1, 1000), "screened": st.integers(1000, 2**32 - 1)}
+    screened = instances(TraceOptions, **numbers, edge_share=shares, subkey=subkeys, measure=st.just(True))
+    token = st.none() | TEXTS | SCALARS[int]
+    common = {"options": unscreened | screened, "contrast": token}
+    common |= {"target": st.none(), "completion": st.none(), "span": st.none()}
+    return st.one_of(
+        instances(TraceRequest, **{**common, **explanation, **prompt})
+        for explanation in ({"target": token}, {"completion": TEXTS | IDS}, {"span": spans()})
+        for prompt in ({"prompt": TEXTS}, {"prompt": IDS | conversations(), "add_special_tokens": st.none()})
     )
 
 

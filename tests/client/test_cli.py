@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from client.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKENIZATION
+from client.fake_service import ATTRIBUTION, INFO, INTERVENED, PROJECTIONS, TOKENIZATION, TRACE
 from google.protobuf.json_format import Parse
 from neuron_attribution import convert
 from neuron_attribution.cli import output
@@ -40,6 +40,7 @@ from neuron_attribution.requests import (
 CLIENT_COMMANDS = {
     "attribute": (["The sky is"], convert.attribute_result_to_proto(ATTRIBUTION)),
     "intervene": (["The sky is", "--zero", "1.17"], convert.intervene_result_to_proto(INTERVENED)),
+    "trace": (["The sky is"], convert.trace_to_proto(TRACE)),
     "project": (["1.17"], convert.project_neuron_result_to_proto(PROJECTIONS)),
     "tokenize": (["The sky"], convert.tokenize_result_to_proto(TOKENIZATION)),
     "model": ([], convert.model_info_to_proto(INFO)),

@@ -11,6 +11,7 @@ from client.strategies import (
     instances,
     intervene_requests,
     project_neuron_requests,
+    trace_requests,
 )
 from examples import examples
 from google.protobuf.message import Message
@@ -48,6 +49,7 @@ from neuron_attribution.results import (
     PromotedSide,
     TokenizeResult,
 )
+from neuron_attribution.traces import Trace, TraceNodeKind, TraceRequest
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 RELAXED = settings(deadline=None, max_examples=examples(40), suppress_health_check=list(HealthCheck))
@@ -60,6 +62,7 @@ TABLES = [
     (enums.SIDES, Side, messages.NeuronSide),
     (enums.PROMOTED_SIDES, PromotedSide, messages.PromotedSide),
     (enums.COMPONENT_KINDS, ComponentKind, messages.ComponentKind),
+    (enums.TRACE_NODE_KINDS, TraceNodeKind, messages.TraceNodeKind),
     (enums.LAYER_PART_KINDS, LayerPartKind, messages.LayerPartKind),
 ]
 
@@ -95,6 +98,24 @@ def test_intervene_request_round_trip(request_: InterveneRequest) -> None:
 def test_intervene_result_round_trip(result: InterveneResult) -> None:
     message = over_the_wire(convert.intervene_result_to_proto(result))
     assert_same(convert.intervene_result_from_proto(message), result)
+
+
+@RELAXED
+@given(trace_requests())
+def test_trace_request_round_trip(request_: TraceRequest) -> None:
+    message = over_the_wire(convert.trace_request_to_proto(request_))
+    assert convert.trace_request_from_proto(message) == request_
+
+
+@RELAXED
+@given(instances(Trace))
+def test_trace_round_trip(trace: Trace) -> None:
+    """In one message, and as a worker's part of it with what completes that."""
+    message = over_the_wire(convert.trace_to_proto(trace))
+    assert_same(convert.trace_from_proto(message), trace)
+    written = convert.graph_to_proto(trace.model, trace.graph).SerializeToString()
+    whole = convert.completed_trace(written, trace.tokens, trace.timings, trace.origins)
+    assert messages.TraceResponse.FromString(whole) == message
 
 
 NEURONS = [messages.Neuron(ffn=messages.FfnNeuron(layer=1))]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas
 import pytest
 from checkout import ROOT
-from neuron_attribution import Client, NeuronProjection, ProjectedToken, Projection, Token, results
+from neuron_attribution import Client, NeuronProjection, ProjectedToken, Projection, Token, results, traces
 from neuron_attribution.display.common import without_common
 from neuron_attribution.display.tables import tables
 from neuron_attribution.neurons import FfnNeuron
@@ -31,6 +31,7 @@ RESULTS = (
     samples.HEAD,
     samples.QUERY_LAYERS,
     samples.INTERVENED,
+    samples.TRACE,
     samples.PROJECTIONS,
     samples.PROJECTIONS.projections[0],
     samples.TOKENIZATION,
@@ -65,7 +66,8 @@ def name(result):
 
 
 def test_every_kind_of_result_is_here():
-    displayed = {kind for kind in vars(results).values() if isinstance(kind, type) and issubclass(kind, Displayed)}
+    kinds = (kind for module in (results, traces) for kind in vars(module).values())
+    displayed = {kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Displayed)}
     assert {type(result) for result in RESULTS} == displayed - {Displayed}
 
 
@@ -78,6 +80,7 @@ def test_a_line_says_what_it_is(result):
 
 
 def test_the_lines():
+    assert repr(samples.TRACE) == "Trace(' blue' 0.7500: 1.17@2 0.5000, 0.5@1 -0.2500; 6 nodes, 7 edges; tiny)"
     assert repr(samples.INTERVENED) == "InterveneResult(' blue' 0.7500 → ' red' 0.1250, KL 0.5000; tiny)"
     assert repr(samples.ATTRIBUTION) == "AttributeResult('The sky is\\n' → ' blue' 0.7500; tiny)"
     assert repr(samples.EXPLANATION.ffn_value_neurons) == "NeuronRanking(1.17 0.5000; 1 of 64, exact)"

@@ -9,15 +9,16 @@ PUBLIC = """
     AbortedError Aggregate AggregateExplanation AsyncClient AttentionNeuron AttributeOptions AttributeRequest
     AttributeResult CancelledError Client ComparedSide Comparison ComponentKind Conversation Coverage
     DeadlineExceededError DifferenceRanking Direction Exactness Explanation FailedPreconditionError FfnNeuron
-    FieldViolation FinishReason Generation Head HeadEffects HeadPosition HeadScore InternalError InterveneRequest
-    InterveneResult Intervention InterventionResult InterventionSet InvalidArgumentError Invariant LayerPart
-    LayerPartKind LayerParts LayerScores Limits Message Mixer ModelIdentity ModelInfo ModelSizes Neuron
-    NeuronAttributionError NeuronComparison NeuronDifference NeuronProjection NeuronRanking NeuronScore
-    NotFoundError Operation Part PermissionDeniedError PredictionState ProjectNeuronRequest ProjectNeuronResult
-    ProjectedRank ProjectedToken Projection PromotedSide QueryLayer QueryLayers QuerySource ResourceExhaustedError
-    Sampling Scale ScoringMethod SetTo Side Span StreamResult Subkey Timings Token TokenOrigin TokenPrediction
-    TokenizeRequest TokenizeResult TokenizedToken TokenizerFacts UnauthenticatedError UnavailableError
-    UnimplementedError Zero parse_head parse_neuron parse_query_source
+    FieldViolation FinishReason Generation Graph Head HeadEffects HeadPosition HeadScore InternalError
+    InterveneRequest InterveneResult Intervention InterventionResult InterventionSet InvalidArgumentError
+    Invariant LayerPart LayerPartKind LayerParts LayerScores Limits Message Mixer ModelIdentity ModelInfo
+    ModelSizes Neuron NeuronAttributionError NeuronComparison NeuronDifference NeuronProjection NeuronRanking
+    NeuronScore NotFoundError Operation Part PermissionDeniedError PredictionState ProjectNeuronRequest
+    ProjectNeuronResult ProjectedRank ProjectedToken Projection PromotedSide QueryLayer QueryLayers
+    QuerySource ResourceExhaustedError Sampling Scale ScoringMethod SetTo Side Span StreamResult Subkey
+    Timings Token TokenOrigin TokenPrediction TokenizeRequest TokenizeResult TokenizedToken TokenizerFacts
+    Trace TraceCoverage TraceEdge TraceNode TraceNodeKind TraceOptions TracePath TraceRequest
+    UnauthenticatedError UnavailableError UnimplementedError Zero parse_head parse_neuron parse_query_source
 """
 
 
@@ -41,6 +42,7 @@ def test_the_two_clients_have_the_same_methods() -> None:
         "intervene",
         "project_neuron",
         "tokenize",
+        "trace",
     }
     assert names[0] == names[1] == methods
 
@@ -58,7 +60,7 @@ sys.exit(", ".join(sorted(heavy)) or 0)
 def test_what_only_some_need_is_imported_when_it_is_needed() -> None:
     code = """
 import sys, neuron_attribution
-sys.exit(", ".join(sorted({"shtab", "pandas", "matplotlib"} & set(sys.modules))) or 0)
+sys.exit(", ".join(sorted({"shtab", "pandas", "matplotlib", "networkx"} & set(sys.modules))) or 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

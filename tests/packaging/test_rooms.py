@@ -13,7 +13,7 @@ DOORS = [
     for path in FILES
     if path.name == "__init__.py" and path.parent not in PACKAGES and any(map(path.is_relative_to, PACKAGES))
 ]
-INTERFACES = {CLIENT / "convert", CLIENT / "plots", CLIENT / "report"}
+INTERFACES = {CLIENT / "convert", CLIENT / "plots", CLIENT / "report", CLIENT / "traces"}
 """Rooms whose door names what others may use."""
 
 

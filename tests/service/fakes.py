@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 from neuron_attribution.errors import FailedPreconditionError
+from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import ALL_PARTS, Part
 from neuron_attribution.results import (
     AggregateExplanation,
@@ -22,11 +23,12 @@ from neuron_attribution.results import (
     Token,
     TokenPrediction,
 )
-from neuron_attribution_server.tasks.answers import AttributeOutcome, InterveneOutcome, ProjectOutcome
+from neuron_attribution.traces import Graph, TraceCoverage, TraceEdge, TraceNode, TraceNodeKind
+from neuron_attribution_server.tasks.answers import AttributeOutcome, InterveneOutcome, ProjectOutcome, TraceOutcome
 from neuron_attribution_server.tasks.costs import MemoryCost
 from neuron_attribution_server.tasks.model_facts import ModelFacts
 from neuron_attribution_server.tasks.running import WARM_UP
-from neuron_attribution_server.tasks.tasks import AttributeTask, ProjectTask
+from neuron_attribution_server.tasks.tasks import AttributeTask, ProjectTask, TraceTask
 from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -120,6 +122,8 @@ def _outcome(task, tasks):
         return FailedPreconditionError("this model cannot")
     shared = {"forward": 0.25, "scoring": 0.5, "started": time.time()}
     shared |= {"batch_requests": len(tasks), "batch_tokens": sum(task.tokens for task in tasks)}
+    if isinstance(task, TraceTask):
+        return TraceOutcome(token_ids=task.token_ids, graph=_graph(task), **shared)
     if not isinstance(task, AttributeTask):
         state = PredictionState(TokenPrediction(TOKENIZER.token(task.target or 0), 0.5, -0.6931472, 1), ())
         return InterveneOutcome(state, tuple(InterventionResult(state, 0.25) for _ in task.sets), **shared)
@@ -130,6 +134,32 @@ def _outcome(task, tasks):
         bound=0.125,
         exact=0.0625,
         **shared,
+    )
+
+
+def _graph(task):
+    """The last token, by one neuron and by itself, and the biases of a layer."""
+    last = len(task.token_ids) - 1
+    neuron = TraceNode(TraceNodeKind.FFN_NEURON, 2.0, 1.0, FfnNeuron(1, 3), last, effect=0.5, gradient=0.25)
+    return Graph(
+        positions=tuple(each.position for each in task.explained),
+        targets=tuple(_explanation(0, each.target or 0).target for each in task.explained),
+        contrasts=tuple(_explanation(0, task.contrast).target for _ in task.explained) if task.contrast else (),
+        output=4.0,
+        log_odds=3.5,
+        nodes=(
+            TraceNode(TraceNodeKind.OUTPUT, 4.0, 4.0, other=0.5),
+            neuron,
+            TraceNode(TraceNodeKind.TOKEN, 1.0, 2.0, position=last),
+            TraceNode(TraceNodeKind.BIAS, 1.0, 0.5, layer=0),
+        ),
+        edges=(
+            TraceEdge(2, 0, 2.0, 0.5),
+            TraceEdge(1, 0, 1.0, 0.25),
+            TraceEdge(3, 0, 0.5, 0.125),
+            TraceEdge(2, 1, 2.0, 1.0),
+        ),
+        coverage=TraceCoverage(128, task.screened, task.screened, 0.875, 0.875, 0.9),
     )
 
 

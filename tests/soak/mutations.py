@@ -57,6 +57,16 @@ VALID = {
             sampling=messages.Sampling(seed=2**63),
         )
     ],
+    "Trace": [
+        messages.TraceRequest(prompt=messages.Prompt(text=PROMPT), nodes=3, edge_share=0.5, heads=True),
+        messages.TraceRequest(
+            prompt=messages.Prompt(text=PROMPT),
+            completion=messages.Completion(text=" Paris is"),
+            contrast=messages.TokenChoice(text=" Rome"),
+            measure=False,
+            projection_top_k=2,
+        ),
+    ],
     "Tokenize": [messages.TokenizeRequest(text=PROMPT, add_special_tokens=True)],
     "GetModel": [messages.GetModelRequest(model="fake")],
 }

@@ -8,7 +8,7 @@ import threading
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from neuron_attribution_server.tasks.pipe import FrontEnd, WorkerEnd
+from neuron_attribution_server.tasks.wire.pipe import FrontEnd, WorkerEnd
 
 LARGE = bytes(range(256)) * 40_000  # many times what a socket holds
 

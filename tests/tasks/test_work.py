@@ -10,6 +10,7 @@ from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import Aggregate, AttributeOptions, Direction, Intervention, Part, ScoringMethod
 from neuron_attribution.results import ModelSizes
+from neuron_attribution.traces import SCREENED_PER_NODE, TraceOptions
 from neuron_attribution_server.front_end.service.too_long import check_seconds
 from neuron_attribution_server.model.process import calibration
 from neuron_attribution_server.model.process.calibration import measured_work
@@ -20,6 +21,7 @@ from neuron_attribution_server.tasks.tasks import (
     ExplainedToken,
     InterveneTask,
     ProjectTask,
+    TraceTask,
     generated_at_once,
 )
 from neuron_attribution_server.tasks.work import SPARE_CANDIDATES, Work, work_of
@@ -93,7 +95,21 @@ PROJECTIONS = st.builds(
     st.integers(1, 1000),
     st.integers(1, 1000),
 )
-TASKS = st.one_of(ATTRIBUTIONS, INTERVENTIONS, PROJECTIONS)
+TRACES = st.builds(
+    lambda more, rows, nodes, further, measure, in_prompt: TraceTask(
+        token_ids=(1,) * (rows + more),
+        explained=tuple(map(ExplainedToken, range(more, rows + more))),
+        options=TraceOptions(nodes=nodes, screened=nodes + further if measure else None, measure=measure),
+        in_prompt=in_prompt,
+    ),
+    st.integers(1, 300),
+    st.integers(1, 100),
+    st.integers(1, 500),
+    st.integers(0, 3500),
+    st.booleans(),
+    st.booleans(),
+)
+TASKS = st.one_of(ATTRIBUTIONS, INTERVENTIONS, PROJECTIONS, TRACES)
 
 
 def predictor():
@@ -241,13 +257,34 @@ def test_advice_is_about_a_field_and_holds(task, part):
         check_seconds(task, prices, limit)
     assert refused.value.reason == "TAKES_TOO_LONG"
     [violation] = refused.value.violations
-    advised = re.search(r"at most (\d+)", violation.description)
+    advised = re.search(r"at most (\d+)|set it to false", violation.description)
     if advised is not None:
-        check_seconds(heeding(task, violation.field, int(advised[1])), prices, limit)
+        check_seconds(heeding(task, violation.field, int(advised[1] or 0)), prices, limit)
+
+
+def heeding_of_trace(task, field, value):
+    options = task.options
+    match field:
+        case "span":
+            return replace(task, explained=task.explained[:value])
+        case "completion":
+            ids = task.token_ids[: len(task.token_ids) - len(task.explained) + value]
+            return replace(task, explained=task.explained[:value], token_ids=ids)
+        case "nodes":
+            screened = min(SCREENED_PER_NODE * value, task.screened) if options.measure else None
+            lower = {"nodes": value, "screened": screened}
+        case "screened":
+            assert value >= options.nodes, "fewer would be refused"
+            lower = {"screened": value}
+        case "measure":
+            lower = {"measure": False, "screened": None}
+    return replace(task, options=replace(options, **lower))
 
 
 def heeding(task, field, value):
     match field:
+        case _ if isinstance(task, TraceTask):
+            return heeding_of_trace(task, field, value)
         case "completion":
             start = len(task.explained) - value
             return replace(

@@ -26,6 +26,7 @@ from neuron_attribution.cli.commands import (
     project,
     serve,
     tokenize,
+    trace,
 )
 from neuron_attribution.cli.commands.serve import MissingExtraError
 from neuron_attribution.cli.connection import TOKEN_VARIABLE
@@ -35,7 +36,7 @@ from neuron_attribution.errors import NeuronAttributionError
 PROGRAM = "neuron-attribution"
 DESCRIPTION = "Which neurons of a language model made it say what it said."
 INTERRUPTED = 130
-EXCLUSIVE = (("--json", "--csv"), ("--target", "--target-id", "--completion", "--generate"))
+EXCLUSIVE = (("--json", "--csv", "--format"), ("--target", "--target-id", "--completion", "--generate"))
 """Options that exclude each other."""
 
 
@@ -59,6 +60,7 @@ COMMANDS: dict[str, Command] = {
     "project": project,
     "compare": compare,
     "intervene": intervene,
+    "trace": trace,
     "evaluate": evaluate,
     "model": model,
     "tokenize": tokenize,

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, TypeVar
 
+from neuron_attribution.requests import Span
+
 SOME_FAILED = 3
 """Exit status: all was done, but some prompts have failed."""
 PREFIX = "NEURON_ATTRIBUTION_"
@@ -122,6 +124,25 @@ def positive_number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def positions(text: str) -> Span:
+    """Read two positions."""
+    start, colon, end = text.partition(":")
+    if not colon:
+        raise ValueError(f"{text!r} is not two positions; write START:END")
+    return Span(whole_number(start), whole_number(end))
+
+
+def share(text: str) -> float:
+    """Read a part of 1, more than none of it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise ValueError(f"{text!r} is not a share above 0, of at most 1")
+    return value
 
 
 def positive_seconds(text: str) -> float:

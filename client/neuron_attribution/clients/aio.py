@@ -19,6 +19,7 @@ from neuron_attribution.conversations.written import ConversationArguments, Prom
 from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.requests import Intervention
 from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
+from neuron_attribution.traces import Trace
 from neuron_attribution.transport import calls
 from neuron_attribution.transport.base import BaseClient
 from neuron_attribution.transport.calls import (
@@ -26,6 +27,7 @@ from neuron_attribution.transport.calls import (
     InterveneArguments,
     NeuronLike,
     ProjectArguments,
+    TraceArguments,
 )
 from neuron_attribution.transport.streams import AsyncRequestStream, StreamItem, StreamResult, read_response
 
@@ -154,6 +156,17 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         generate, sampling, add_special_tokens, freeze_scale, model.
         """
         return await self._run(calls.intervene(prompt, sets, **arguments), timeout)
+
+    async def trace(
+        self, prompt: PromptLike | None = None, *, timeout: float | None = None, **arguments: Unpack[TraceArguments]
+    ) -> Trace:
+        """Follow a prediction back to the prompt's tokens: a graph of FFN neurons, each at its position, and edges.
+
+        The prompt is what `attribute` takes. Keyword arguments are the fields of TraceRequest (target, completion,
+        span, contrast, add_special_tokens, model) and of TraceOptions (nodes, edge_share, subkey, measure, heads,
+        screened, projection_top_k, leave_out_always_on).
+        """
+        return await self._run(calls.trace(prompt, **arguments), timeout)
 
     async def tokenize(
         self,

@@ -13,6 +13,8 @@ from neuron_attribution.convert.attributions import (
     serialized_token,
     stream_answer,
 )
+from neuron_attribution.convert.graphs.answers import completed_trace, graph_to_proto, trace_from_proto, trace_to_proto
+from neuron_attribution.convert.graphs.requests import trace_request_from_proto, trace_request_to_proto
 from neuron_attribution.convert.interventions import (
     intervene_request_from_proto,
     intervene_request_to_proto,
@@ -38,8 +40,10 @@ __all__ = [
     "attribute_result_from_proto",
     "attribute_result_to_proto",
     "completed_attribution",
+    "completed_trace",
     "explanations_apart",
     "explanations_to_proto",
+    "graph_to_proto",
     "intervene_request_from_proto",
     "intervene_request_to_proto",
     "intervene_result_from_proto",
@@ -58,4 +62,8 @@ __all__ = [
     "tokenize_request_to_proto",
     "tokenize_result_from_proto",
     "tokenize_result_to_proto",
+    "trace_from_proto",
+    "trace_request_from_proto",
+    "trace_request_to_proto",
+    "trace_to_proto",
 ]

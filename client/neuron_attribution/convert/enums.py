@@ -10,6 +10,7 @@ from neuron_attribution.errors import InternalError, InvalidArgumentError
 from neuron_attribution.generation import FinishReason
 from neuron_attribution.requests import Aggregate, Direction, LayerPartKind, Part, ScoringMethod, Side, Subkey
 from neuron_attribution.results import ComponentKind, Mixer, PromotedSide
+from neuron_attribution.traces import TraceNodeKind
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 Member = TypeVar("Member", bound=Enum)
@@ -67,3 +68,4 @@ COMPONENT_KINDS = EnumTable(ComponentKind, _values(messages.ComponentKind), "COM
 MIXERS = EnumTable(Mixer, _values(messages.Mixer), "MIXER", Mixer.UNKNOWN)
 LAYER_PART_KINDS = EnumTable(LayerPartKind, _values(messages.LayerPartKind), "LAYER_PART_KIND", None)
 FINISH_REASONS = EnumTable(FinishReason, _values(messages.FinishReason), "FINISH_REASON", None)
+TRACE_NODE_KINDS = EnumTable(TraceNodeKind, _values(messages.TraceNodeKind), "TRACE_NODE_KIND", None)

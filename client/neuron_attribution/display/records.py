@@ -13,6 +13,7 @@ import numpy as np
 
 from neuron_attribution.comparisons import Comparison, HeadEffects
 from neuron_attribution.display.attributions import component_name, heads_of, layer_text
+from neuron_attribution.display.traces import EDGES, NODES, edge_rows, node_rows
 from neuron_attribution.neurons import FfnNeuron, Head, Neuron
 from neuron_attribution.results import (
     AggregateExplanation,
@@ -31,6 +32,7 @@ from neuron_attribution.results import (
     Token,
     TokenizeResult,
 )
+from neuron_attribution.traces import Trace
 
 Value = str | int | float | tuple[str, ...] | None
 Row = tuple[Value, ...]
@@ -153,6 +155,16 @@ def _(result: InterveneResult) -> Records:
     ]
     columns = ("set", "kind", "token_id", "token", "probability", "log_probability", "rank", "kl_divergence")
     return Records(columns, rows)
+
+
+@records.register
+def _(trace: Trace) -> Records:
+    return Records(NODES, node_rows(trace))
+
+
+def edge_records(trace: Trace) -> Records:
+    """The edges of a graph, whose nodes are its own rows."""
+    return Records(EDGES, edge_rows(trace))
 
 
 @records.register

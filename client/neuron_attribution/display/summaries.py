@@ -27,6 +27,7 @@ from neuron_attribution.results import (
     TokenizeResult,
     TokenPrediction,
 )
+from neuron_attribution.traces import Trace, TraceNodeKind
 
 SHOWN = 3
 _PARTS = (
@@ -126,6 +127,14 @@ def _(result: InterveneResult) -> str:
     before = _prediction(result.before.target)
     after = [f"{_prediction(each.after.target)}, KL {number(each.kl_divergence)}" for each in result.results]
     return f"{before} → {_some(after)}; {result.model.name}"
+
+
+@inside.register
+def _(trace: Trace) -> str:
+    graph = trace.graph
+    targets = ", ".join(map(_prediction, graph.targets))
+    neurons = [f"{node.name} {number(node.effect)}" for node in graph.nodes if node.kind is TraceNodeKind.FFN_NEURON]
+    return f"{targets}: {_some(neurons)}; {len(graph.nodes)} nodes, {len(graph.edges)} edges; {trace.model.name}"
 
 
 @inside.register

@@ -22,6 +22,7 @@ from neuron_attribution.display.attributions import (
 from neuron_attribution.display.comparisons import comparison_tables, head_effect_tables
 from neuron_attribution.display.interventions import intervention_tables
 from neuron_attribution.display.table import TextTable
+from neuron_attribution.display.traces import trace_tables
 from neuron_attribution.display.words import number, token_text
 from neuron_attribution.results import (
     AggregateExplanation,
@@ -39,6 +40,7 @@ from neuron_attribution.results import (
     QueryLayers,
     TokenizeResult,
 )
+from neuron_attribution.traces import Trace
 
 _UNITS = {"maximum_wait": " s", "maximum_age": " s"}
 
@@ -106,6 +108,11 @@ def _(item: NeuronProjection) -> Sequence[TextTable]:
 @tables.register
 def _(result: InterveneResult) -> Sequence[TextTable]:
     return intervention_tables(result)
+
+
+@tables.register
+def _(trace: Trace) -> Sequence[TextTable]:
+    return trace_tables(trace)
 
 
 @tables.register

@@ -50,6 +50,7 @@ from neuron_attribution.requests import (
     TokenizeRequest,
 )
 from neuron_attribution.results import AttributeResult, InterveneResult, ModelInfo, ProjectNeuronResult, TokenizeResult
+from neuron_attribution.traces import Trace, TraceOptions, TraceRequest
 from neuron_attribution.transport.changes import NamedLike, one_set
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
@@ -127,6 +128,28 @@ class InterveneArguments(ConversationArguments, total=False):
     model: str
 
 
+class TraceArguments(ConversationArguments, total=False):
+    """What `trace` takes besides the prompt: the fields of TraceRequest and TraceOptions.
+
+    Messages may stand in place of a prompt. The subkey is also accepted by its value ("gate").
+    """
+
+    target: str | int | None
+    completion: TextOrIds | None
+    span: Span | tuple[int, int] | None
+    contrast: str | int | None
+    add_special_tokens: bool | None
+    model: str
+    nodes: int
+    edge_share: float
+    subkey: Subkey | str
+    measure: bool
+    heads: bool
+    screened: int | None
+    projection_top_k: int
+    leave_out_always_on: bool
+
+
 class ProjectArguments(TypedDict, total=False):
     """What `project_neuron` takes besides the neurons: the fields of ProjectNeuronRequest."""
 
@@ -148,7 +171,7 @@ def attribute_request(prompt: PromptLike | None = None, **arguments: Unpack[Attr
     fields = _read_fields(cast(dict[str, Any], arguments))
     asked = read_prompt(prompt, fields)
     options = {name: fields.pop(name) for name in AttributeOptions.__dataclass_fields__ if name in fields}
-    _check_names(fields, AttributeRequest)
+    _check_names(fields, AttributeRequest, AttributeOptions)
     return AttributeRequest(prompt=asked, options=AttributeOptions(**options), **fields)
 
 
@@ -177,6 +200,16 @@ def intervene(
     return Call("Intervene", convert.intervene_request_to_proto(request), convert.intervene_result_from_proto)
 
 
+def trace(prompt: PromptLike | None = None, **arguments: Unpack[TraceArguments]) -> Call[Trace]:
+    """The call for a graph."""
+    fields = _read_fields(cast(dict[str, Any], arguments))
+    asked = read_prompt(prompt, fields)
+    options = {name: fields.pop(name) for name in TraceOptions.__dataclass_fields__ if name in fields}
+    _check_names(fields, TraceRequest, TraceOptions)
+    request = TraceRequest(prompt=asked, options=TraceOptions(**options), **fields)
+    return Call("Trace", convert.trace_request_to_proto(request), convert.trace_from_proto)
+
+
 def tokenize(
     text: str | Conversation | None,
     add_special_tokens: bool | None,
@@ -201,11 +234,11 @@ def stub(channel: grpc.Channel | grpc.aio.Channel) -> services.NeuronAttribution
     return services.NeuronAttributionServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
-def _check_names(fields: Mapping[str, object], kind: type[Any]) -> None:
+def _check_names(fields: Mapping[str, object], kind: type[Any], options: type[Any]) -> None:
     """Raise TypeError, as Python does, for an argument that there is not."""
     known = {field.name for field in dataclasses.fields(kind)} - {"prompt", "options", "sets"}
     for name in fields.keys() - known:
-        near = difflib.get_close_matches(name, {*known, *AttributeOptions.__dataclass_fields__}, 1)
+        near = difflib.get_close_matches(name, {*known, *options.__dataclass_fields__}, 1)
         raise TypeError(f"there is no argument {name!r}" + "".join(f"; did you mean {each!r}?" for each in near))
 
 

@@ -146,6 +146,8 @@ class ServerConfig:
     )
     maximum_neurons: int = _setting(_count, "neurons named in one request or in one set of interventions", 1000)
     maximum_intervention_sets: int = _setting(_count, "sets of interventions in one request", 32)
+    maximum_trace_nodes: int = _setting(_count, "FFN neurons that the graph of a trace may keep", 500)
+    maximum_trace_screened: int = _setting(_count, "FFN neurons that may be measured for a graph", 4096)
     maximum_message_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per answer", 64 * 2**20)
     maximum_request_bytes: int = _setting(_number(int, 1024, _LONGEST_MESSAGE), "bytes per request", 4 * 2**20)
     stream_window: int = _setting(_count, "items of one stream that are read and not yet answered", 64)
@@ -348,6 +350,8 @@ class ServerConfig:
             held_request_bytes=self.held_request_bytes,
             transfer_timeout=self.transfer_timeout,
             call_unread_bytes=self.call_unread_bytes,
+            trace_nodes=self.maximum_trace_nodes,
+            trace_screened=self.maximum_trace_screened,
         )
 
 

@@ -14,6 +14,7 @@ from neuron_attribution.results import (
     PredictionState,
     Timings,
 )
+from neuron_attribution.traces import Graph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +59,22 @@ class InterveneOutcome:
     started: float = 0.0
 
 
-Outcome = AttributeOutcome | InterveneOutcome | ProjectOutcome | NeuronAttributionError
+@dataclass(frozen=True, slots=True, eq=False)
+class TraceOutcome:
+    """A prediction's graph, and the batch it was part of; times in seconds."""
+
+    token_ids: tuple[int, ...]
+    graph: Graph
+    forward: float
+    """The pass that is traced."""
+    scoring: float
+    """Everything behind it: sweeps, reruns that measure effects, edges, projections."""
+    batch_requests: int
+    batch_tokens: int
+    started: float = 0.0
+
+
+Outcome = AttributeOutcome | InterveneOutcome | ProjectOutcome | TraceOutcome | NeuronAttributionError
 """What the engine gives for one task."""
 
 
@@ -76,11 +92,20 @@ class PackedAttribution:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedTrace:
+    """A prediction's graph as it leaves the worker: a serialized TraceResponse that lacks tokens and times."""
+
+    token_ids: tuple[int, ...]
+    response: bytes
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
 class PackedProjections:
     """Projections as they leave the worker: a serialized ProjectNeuronResponse."""
 
     response: bytes
 
 
-Answer = PackedAttribution | InterveneOutcome | PackedProjections | NeuronAttributionError
+Answer = PackedAttribution | InterveneOutcome | PackedProjections | PackedTrace | NeuronAttributionError
 """What the worker gives for one task."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from neuron_attribution.results import NeuronRanking
 
-from neuron_attribution_server.tasks.answers import AttributeOutcome, InterveneOutcome, Outcome
+from neuron_attribution_server.tasks.answers import AttributeOutcome, InterveneOutcome, Outcome, TraceOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,9 @@ class BatchReport:
         """Note what one run of the engine gave."""
         self.device, self.gpu_memory = device, gpu_memory(device)
         attributions = [outcome for outcome in outcomes if isinstance(outcome, AttributeOutcome)]
-        passed = [outcome for outcome in outcomes if isinstance(outcome, AttributeOutcome | InterveneOutcome)]
+        passed = [
+            outcome for outcome in outcomes if isinstance(outcome, AttributeOutcome | InterveneOutcome | TraceOutcome)
+        ]
         for first in attributions[:1] or passed[:1]:  # its times are those of the whole pass
             bound, exact = (first.bound, first.exact) if isinstance(first, AttributeOutcome) else (0.0, 0.0)
             self.passes.append(PassReport(first.started, first.forward, first.scoring, bound, exact))

@@ -16,7 +16,9 @@ from neuron_attribution_server.tasks.answers import (
     Outcome,
     PackedAttribution,
     PackedProjections,
+    PackedTrace,
     ProjectOutcome,
+    TraceOutcome,
 )
 from neuron_attribution_server.tasks.model_facts import Engine, ModelFacts
 from neuron_attribution_server.tasks.out_of_memory import does_not_fit, free_caches, is_out_of_memory
@@ -87,7 +89,7 @@ def _packed(facts: ModelFacts, outcome: Outcome, walk: Walk) -> Answer:
     if isinstance(outcome, ProjectOutcome):
         result = ProjectNeuronResult(facts.identity, outcome.projections)
         return PackedProjections(convert.project_neuron_result_to_proto(result).SerializeToString())
-    if not isinstance(outcome, AttributeOutcome):
+    if not isinstance(outcome, AttributeOutcome | TraceOutcome):
         return outcome
     timings = Timings(
         forward=outcome.forward,
@@ -95,6 +97,9 @@ def _packed(facts: ModelFacts, outcome: Outcome, walk: Walk) -> Answer:
         batch_requests=outcome.batch_requests,
         batch_tokens=outcome.batch_tokens,
     )
+    if isinstance(outcome, TraceOutcome):
+        graph = convert.graph_to_proto(facts.identity, outcome.graph)
+        return PackedTrace(outcome.token_ids, graph.SerializeToString(), timings)
     message = convert.explanations_to_proto(
         facts.identity, outcome.explanations, outcome.aggregate, walk, outcome.generation
     )

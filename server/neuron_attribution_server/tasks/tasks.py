@@ -17,6 +17,7 @@ from neuron_attribution.requests import (
     Side,
     Subkey,
 )
+from neuron_attribution.traces import SCREENED_PER_NODE, TraceOptions
 
 RANKED_PARTS = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS, Part.QUERY_FFN_NEURONS})
 """The parts that are rankings of neurons, whose projections an answer holds."""
@@ -301,4 +302,41 @@ class ProjectTask(Shaped):
         return Cost(length=self.length, projected_tokens=2 * len(self.neurons) * self.top_k)
 
 
-Task = AttributeTask | InterveneTask | ProjectTask
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceTask(Shaped):
+    """The graph of one prediction, or of several together; a target that is None means the model's own token there."""
+
+    token_ids: tuple[int, ...]
+    explained: tuple[ExplainedToken, ...]
+    contrast: int | None = None
+    options: TraceOptions = field(default_factory=TraceOptions)
+    in_prompt: bool = False
+    """Whether the explained tokens are the prompt's own, which stays as it is where fewer of them are explained."""
+
+    @property
+    def length(self) -> int:
+        """Those of the prompt, and of a completion that is explained."""
+        return len(self.token_ids)
+
+    @property
+    def rows(self) -> int:
+        """The explained tokens."""
+        return len(self.explained)
+
+    @property
+    def screened(self) -> int:
+        """FFN neurons, each at its position, that pass the screening, where there are as many."""
+        options = self.options
+        asked = SCREENED_PER_NODE * options.nodes if options.screened is None else options.screened
+        return max(asked, options.nodes) if options.measure else options.nodes
+
+    def cost(self, _heads: int) -> Cost:
+        """What it puts into a batch."""
+        return Cost(
+            length=self.length,
+            rows=self.rows,
+            projected_tokens=2 * self.options.nodes * self.options.projection_top_k,
+        )
+
+
+Task = AttributeTask | InterveneTask | ProjectTask | TraceTask

@@ -21,6 +21,7 @@ from neuron_attribution_server.tasks.tasks import (
     InterveneTask,
     ProjectTask,
     Task,
+    TraceTask,
     generated_at_once,
 )
 
@@ -111,6 +112,12 @@ def _own_work(task: Task, sizes: ModelSizes) -> Counts:
             return _intervention(task)
         case ProjectTask():
             return _projection(task)
+        case TraceTask():
+            return _trace(task)
+
+
+def _trace(task: TraceTask) -> Counts:
+    return {Work.ROW: task.rows, Work.PROJECTION: task.options.nodes * bool(task.options.projection_top_k)}
 
 
 def _projection(task: ProjectTask) -> Counts:

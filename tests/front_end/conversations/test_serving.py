@@ -44,6 +44,7 @@ def test_a_conversation_is_the_tokens_of_its_text(client):
     assert [token.id for token in result.tokens] == ids
     assert ids.count(0) == 1, "one <bos>"
     assert client.intervene(messages=SAYS, zero=["1.2"]).tokens == result.tokens
+    assert client.trace(messages=SAYS).tokens == result.tokens
     shown = client.tokenize(messages=SAYS)
     assert shown.text == TEXT
     assert [item.token for item in shown.tokens] == list(result.tokens)
@@ -59,6 +60,7 @@ def test_every_token_says_whose_it_is(client):
     assert origins[" Rome"] == TokenOrigin(2, "u", template=False)
     assert result.origins[-1] == TokenOrigin(None, "assistant", template=True)
     assert client.intervene(messages=SAYS, zero=["1.2"]).origins == client.tokenize(messages=SAYS).origins
+    assert client.trace(messages=SAYS).origins == client.tokenize(messages=SAYS).origins
     assert client.attribute(PROMPT).origins == ()
     assert client.tokenize(PROMPT).origins == ()
 
@@ -66,6 +68,7 @@ def test_every_token_says_whose_it_is(client):
 def test_what_follows_is_the_answers_or_the_message_that_goes_on(client):
     answer = client.attribute(messages=SAYS, completion=" Paris")
     assert answer.origins[-1] == TokenOrigin(None, "assistant", template=False)
+    assert client.trace(messages=SAYS, completion=" Paris").origins == answer.origins
     messages = [*SAYS, {"role": "a", "content": "The capital of France is"}]
     going_on = client.attribute(messages=messages, continue_final_message=True, completion=" Paris")
     assert "".join(texts(going_on.tokens)) == "<bos>u:The capital of France is;a:The capital of France is Paris"

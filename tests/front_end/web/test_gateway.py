@@ -39,6 +39,7 @@ CALLS = {
     "attribute": (ASKED, "explanations"),
     "project_neuron": ({"neurons": [{"ffn": {"layer": 1, "index": 2}}]}, "projections"),
     "intervene": ({"prompt": {"text": PROMPT}, "sets": [{"interventions": [ABLATION]}]}, "results"),
+    "trace": (ASKED, "nodes"),
     "tokenize": ({"text": " Paris"}, "tokens"),
     "get_model": ({}, "sizes"),
 }

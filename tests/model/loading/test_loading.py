@@ -6,7 +6,7 @@ import pytest
 import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution_server.model.architectures.families import FAMILIES
-from neuron_attribution_server.model.architectures.layer_modules import attends
+from neuron_attribution_server.model.architectures.layers.layer_modules import attends
 from neuron_attribution_server.model.architectures.spec import Layout, Rows
 from neuron_attribution_server.model.capture.capture import ATTENTION_KEY
 from neuron_attribution_server.model.loading.invariants import INVARIANTS

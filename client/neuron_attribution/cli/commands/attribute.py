@@ -14,6 +14,7 @@ from neuron_attribution.cli.options import (
     add_switch,
     comma_separated,
     enum_value,
+    positions,
     positive_number,
     whole_number,
 )
@@ -25,7 +26,7 @@ from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.convert import attribute_result_to_proto
 from neuron_attribution.display.records import records
 from neuron_attribution.neurons import parse_neuron, parse_query_source
-from neuron_attribution.requests import Aggregate, AttributeOptions, Direction, Part, ScoringMethod, Span, Subkey
+from neuron_attribution.requests import Aggregate, AttributeOptions, Direction, Part, ScoringMethod, Subkey
 
 HELP = "explain next-token predictions of a text by layers, heads and neurons"
 EXAMPLE = 'attribute "The capital of France is"'
@@ -103,7 +104,7 @@ def _add_explained_arguments(group: argparse._ArgumentGroup) -> None:
     add_option(
         group,
         "--span",
-        kind=_span,
+        kind=positions,
         metavar="START:END",
         help="explain the prompt's tokens from START up to END, without it",
     )
@@ -187,14 +188,6 @@ def _add_number_arguments(group: argparse._ArgumentGroup) -> None:
         DEFAULTS.position_projection_top_k,
         "vocabulary tokens for each position of the returned heads",
     )
-
-
-def _span(text: str) -> Span:
-    """Read two positions."""
-    start, colon, end = text.partition(":")
-    if not colon:
-        raise ValueError(f"{text!r} is not two positions; write START:END")
-    return Span(whole_number(start), whole_number(end))
 
 
 def _add_enum_option(group: argparse._ArgumentGroup, flag: str, default: Direction | Subkey, help: str) -> None:

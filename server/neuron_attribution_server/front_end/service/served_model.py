@@ -18,9 +18,9 @@ from neuron_attribution_server.front_end.scheduling.request_queue import Deliver
 from neuron_attribution_server.front_end.service.task_sizes import answer_bytes
 from neuron_attribution_server.front_end.service.token_reader import TokenReader
 from neuron_attribution_server.front_end.service.validate import RequestValidator
-from neuron_attribution_server.tasks.answers import InterveneOutcome, PackedAttribution
+from neuron_attribution_server.tasks.answers import InterveneOutcome, PackedAttribution, PackedTrace
 from neuron_attribution_server.tasks.model_facts import ModelFacts
-from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, ProjectTask, Task, TraceTask
 from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
@@ -40,6 +40,16 @@ class PreparedIntervention:
     """Interventions ready for the queue, and the seconds that reading and tokenizing them took."""
 
     task: InterveneTask
+    tokenization: float
+    origins: Origins | None = None
+    """Where the prompt's tokens come from, if it is a conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTrace:
+    """A trace ready for the queue, and the seconds that reading and tokenizing it took."""
+
+    task: TraceTask
     tokenization: float
     origins: Origins | None = None
     """Where the prompt's tokens come from, if it is a conversation."""
@@ -106,6 +116,13 @@ class ServedModel:
         task, origins = self._validator.intervene(convert.intervene_request_from_proto(message))
         return PreparedIntervention(task, time.perf_counter() - started, origins)
 
+    def prepare_trace(self, message: messages.TraceRequest) -> PreparedTrace:
+        """Read, check and tokenize a request for a graph."""
+        started = time.perf_counter()
+        self._validator.check_conversation(message)
+        task, origins = self._validator.trace(convert.trace_request_from_proto(message))
+        return PreparedTrace(task, time.perf_counter() - started, origins)
+
     def prepare_projection(self, message: messages.ProjectNeuronRequest) -> ProjectTask:
         """Read and check a request for projections."""
         self._validator.check_counts(message)
@@ -125,6 +142,12 @@ class ServedModel:
             timings,
             () if origins is None else origins.of(len(answer.token_ids)),
         )
+
+    def finish_trace(self, answer: PackedTrace, timings: Timings, origins: Origins | None = None) -> bytes:
+        """Write the answer to a trace, serialized: as it left the worker, and what completes it."""
+        tokens = map(self._tokenizer.token, answer.token_ids)
+        said = () if origins is None else origins.of(len(answer.token_ids))
+        return convert.completed_trace(answer.response, tokens, timings, said)
 
     def close(self) -> None:
         """End the processes that render conversations."""

@@ -27,8 +27,8 @@ from neuron_attribution_server.front_end.scheduling.scheduler import Scheduler
 from neuron_attribution_server.front_end.service.early_headers import EarlyHeaders
 from neuron_attribution_server.front_end.service.reading_limit import ReadingLimit
 from neuron_attribution_server.front_end.service.rendering_turns import RenderingTurns
-from neuron_attribution_server.front_end.service.result_cache import ResultCache
-from neuron_attribution_server.front_end.service.served_model import PreparedAttribution, ServedModel
+from neuron_attribution_server.front_end.service.result_cache import Kept, ResultCache
+from neuron_attribution_server.front_end.service.served_model import PreparedAttribution, PreparedTrace, ServedModel
 from neuron_attribution_server.front_end.service.stream_items import (
     ReadItem,
     has_conversation,
@@ -41,8 +41,8 @@ from neuron_attribution_server.front_end.service.stream_items import (
 from neuron_attribution_server.front_end.service.streaming import Answer, Item, ItemStream, retry
 from neuron_attribution_server.front_end.service.task_sizes import task_bytes
 from neuron_attribution_server.front_end.transfer.exchange import ITEM_COPIES, Exchange, Received
-from neuron_attribution_server.tasks.answers import PackedAttribution, PackedProjections
-from neuron_attribution_server.tasks.tasks import AttributeTask, Task
+from neuron_attribution_server.tasks.answers import PackedAttribution, PackedProjections, PackedTrace
+from neuron_attribution_server.tasks.tasks import AttributeTask, Task, TraceTask
 
 Value = TypeVar("Value")
 Request = TypeVar("Request", bound=Message)
@@ -149,6 +149,19 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         delivery = await _submit(backend, exchange, prepared.task)
         return self._within_size(await self._apart(partial(backend.model.finish_intervention, prepared, delivery)))
 
+    async def Trace(self, request: Received[messages.TraceRequest], exchange: Exchange) -> bytes:
+        """Follow a prediction back to the prompt. The response is serialized already."""
+        backend = self._ready()
+        backend.scheduler.check_room()
+        with backend.scheduler.expecting():
+            prepared = await self._read(request, backend.model.prepare_trace)
+        self._expect(backend, request, exchange, prepared.task, prepared.origins)
+        answer, timings = await self._answered(backend, prepared, partial(_submit, backend, exchange))
+        assert isinstance(answer, PackedTrace)
+        response = backend.model.finish_trace(answer, timings, prepared.origins)
+        self._check_size(len(response))
+        return response
+
     async def Tokenize(
         self, request: Received[messages.TokenizeRequest], exchange: Exchange
     ) -> messages.TokenizeResponse:
@@ -201,23 +214,32 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         self, backend: Backend, prepared: PreparedAttribution, submit: Callable[[AttributeTask], Awaitable[Delivery]]
     ) -> tuple[bytes, bytes]:
         """Look into the cache or `submit`, and write."""
-        model = backend.model
-        current_call.get().prepared(prepared.task.token_ids, prepared.tokenization)
-        answer = backend.cache.get(model.identity, prepared.task)
+        answer, timings = await self._answered(backend, prepared, submit)
+        assert isinstance(answer, PackedAttribution)
+        return backend.model.finish_attribution(answer, timings, prepared.origins)
+
+    async def _answered(
+        self,
+        backend: Backend,
+        prepared: PreparedAttribution | PreparedTrace,
+        submit: Callable[[Any], Awaitable[Delivery]],
+    ) -> tuple[Kept, Timings]:
+        """What is in the cache, or what `submit` brings, which is kept there."""
+        model, task = backend.model, prepared.task
+        current_call.get().prepared(task.token_ids, prepared.tokenization)
+        answer = backend.cache.get(model.identity, task)
         if answer is not None:
-            timings = Timings(tokenization=prepared.tokenization, batch_requests=0, cached=True)
-        else:
-            delivery = await submit(prepared.task)
-            assert isinstance(delivery.outcome, PackedAttribution)
-            answer = delivery.outcome
-            backend.cache.put(model.identity, prepared.task, answer)
-            timings = replace(
-                answer.timings,
-                queue=delivery.queue,
-                tokenization=prepared.tokenization,
-                predicted=delivery.predicted,
-            )
-        return model.finish_attribution(answer, timings, prepared.origins)
+            return answer, Timings(tokenization=prepared.tokenization, batch_requests=0, cached=True)
+        delivery = await submit(task)
+        assert isinstance(delivery.outcome, PackedAttribution | PackedTrace)
+        backend.cache.put(model.identity, task, delivery.outcome)
+        timings = replace(
+            delivery.outcome.timings,
+            queue=delivery.queue,
+            tokenization=prepared.tokenization,
+            predicted=delivery.predicted,
+        )
+        return delivery.outcome, timings
 
     def _expect(
         self,
@@ -233,7 +255,8 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
 
     def _expected_bytes(self, backend: Backend, task: Task, origins: Origins | None, messages: int = 1) -> int:
         """What the answer will have, in so many messages: more than these may have is refused, and held no longer."""
-        cached = backend.cache.size(backend.model.identity, task) if isinstance(task, AttributeTask) else None
+        kept = isinstance(task, AttributeTask | TraceTask)
+        cached = backend.cache.size(backend.model.identity, task) if kept else None
         said = 0 if origins is None else messages * origins.bytes(task.length)
         return min((cached or backend.model.answer_bytes(task)) + said, messages * self._message_bytes)
 
@@ -284,7 +307,7 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
         if size > self._message_bytes:
             raise ResourceExhaustedError(
                 f"the answer has {size} bytes, over the limit {self._message_bytes}; ask for fewer explained tokens, "
-                "parts, neurons, sets or projected tokens",
+                "parts, neurons, sets, nodes or projected tokens",
                 reason="RESPONSE_TOO_LARGE",
             )
 

@@ -51,7 +51,7 @@ def has_conversation(message: Message) -> bool:
     match message:
         case messages.AttributeStreamRequest():
             return has_conversation(message.request)
-        case messages.AttributeRequest() | messages.InterveneRequest():
+        case messages.AttributeRequest() | messages.InterveneRequest() | messages.TraceRequest():
             return bool(message.prompt.WhichOneof("source") == "conversation")
         case messages.TokenizeRequest():
             return message.HasField("conversation")

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from neuron_attribution.requests import Intervention, Part
 from neuron_attribution.results import ModelSizes
+from neuron_attribution.traces import MOST_EDGES
 
-from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, ProjectTask, Task, TraceTask
 
 _TOKEN_ID = 40
 _NAME = 160
@@ -20,6 +21,10 @@ _NAMED = 64
 """A neuron, a head or a component of an answer with its scores, without what it projects to."""
 _STANDING = 28
 """Where the target and the contrast stand in a neuron's projection, and how usual the neuron is."""
+_NODE = 80
+"""A node of a graph with its scores, without what it projects to."""
+_EDGE = 40
+"""An edge of a graph, and the head that carries it."""
 _PREDICTIONS = 13 * _TOKEN
 """The target, the same behind a space, the contrast and the most probable tokens of a prediction."""
 _FLOAT = 4
@@ -33,6 +38,8 @@ def task_bytes(task: Task) -> int:
         return _NAME * len(task.neurons)
     if isinstance(task, InterveneTask):
         return _TOKEN_ID * len(task.token_ids) + sum(map(_interventions_bytes, task.sets))
+    if isinstance(task, TraceTask):
+        return _TOKEN_ID * len(task.token_ids) + _NAME * len(task.explained)
     names = len(task.explained) + len(task.contrast_answer) + len(task.options.neurons) + len(task.options.query_from)
     return _TOKEN_ID * len(task.token_ids) + _NAME * names + _interventions_bytes(task.options.interventions)
 
@@ -52,6 +59,10 @@ def answer_bytes(task: Task, sizes: ModelSizes) -> int:
     tokens = _NAMED + _TOKEN * task.length
     if isinstance(task, InterveneTask):
         return tokens + task.sequences * (_NAMED + _PREDICTIONS + _TOKEN * task.generate)
+    if isinstance(task, TraceTask):
+        inner = 1 + task.options.nodes
+        sources = task.length + sizes.layers
+        return tokens + 2 * _TOKEN * task.rows + (_NODE + MOST_EDGES * _EDGE) * inner + _NODE * sources + projected
     heads = task.listed_heads(every_head) * (_NAMED + 2 * _FLOAT * task.length)
     own = task.explanations * (_explanation(task, sizes) + heads)
     return tokens + own + _together(task, sizes, heads) + pattern_bytes(task, sizes) + projected

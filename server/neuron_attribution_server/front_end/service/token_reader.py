@@ -10,6 +10,7 @@ from neuron_attribution.convert.values import unicode_text
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.requests import AttributeRequest, InterveneRequest, Span
 from neuron_attribution.results import Limits, TokenizedToken
+from neuron_attribution.traces import TraceRequest
 
 from neuron_attribution_server.front_end.conversations.answer_ends import AnswerEnds
 from neuron_attribution_server.front_end.conversations.chat import Chat
@@ -48,10 +49,11 @@ class TokenReader:
     chat: Chat
     answer_ends: AnswerEnds
 
-    def prompt(self, request: AttributeRequest | InterveneRequest) -> ReadPrompt:
+    def prompt(self, request: AttributeRequest | InterveneRequest | TraceRequest) -> ReadPrompt:
         """The ids of a prompt, at least one."""
         if isinstance(request.prompt, Conversation):
-            read = self.conversation(request.prompt, "prompt.conversation", goes_on=bool(request.generate))
+            goes_on = not isinstance(request, TraceRequest) and bool(request.generate)
+            read = self.conversation(request.prompt, "prompt.conversation", goes_on=goes_on)
             return ReadPrompt(tuple(item.token.id for item in read.tokens), read.origins, read.stops)
         if not isinstance(request.prompt, str):
             return ReadPrompt(self._given_ids(request.prompt, "prompt"))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from neuron_attribution.errors import InvalidArgumentError
 from neuron_attribution.requests import AttributeOptions, Part
+from neuron_attribution.traces import SCREENED_PER_NODE
 
-from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, ProjectTask, Task, TraceTask
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
 Shorter = Callable[[int], Task]
@@ -22,6 +23,8 @@ class _Remedy:
     value: int
     advice: str
     shorter: Shorter
+    least: int = 1
+    """The lowest value there is."""
 
 
 def check_seconds(task: Task, predictor: WorkPredictor, limit: float) -> None:
@@ -54,17 +57,13 @@ def _advice(task: Task, predictor: WorkPredictor, limit: float) -> tuple[str, st
 
 def _largest(remedy: _Remedy, fits: Callable[[Task], bool]) -> int | None:
     """The largest lower value that fits, by halving; None where not even the least does."""
-    least = 0 if remedy.field in _MAY_BE_ZERO else 1
-    if remedy.value <= least or not fits(remedy.shorter(least)):
+    if remedy.value <= remedy.least or not fits(remedy.shorter(remedy.least)):
         return None
-    low, high = least, remedy.value
+    low, high = remedy.least, remedy.value
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(remedy.shorter(middle)) else (low, middle)
     return low
-
-
-_MAY_BE_ZERO = {"exhaustive", "parts", "projection_top_k"}
 
 
 def _remedies(task: Task) -> Iterator[_Remedy]:
@@ -73,6 +72,8 @@ def _remedies(task: Task) -> Iterator[_Remedy]:
             yield from _attribution(task)
         case InterveneTask():
             yield from _intervention(task)
+        case TraceTask():
+            yield from _trace(task)
         case ProjectTask():
             yield _Remedy("neurons", len(task.neurons), "name at most {} at a time", _fewer_neurons(task))
             yield _Remedy("top_k", task.top_k, "with top_k at most {} it would do", _set(task, "top_k"))
@@ -80,22 +81,55 @@ def _remedies(task: Task) -> Iterator[_Remedy]:
 
 def _attribution(task: AttributeTask) -> Iterator[_Remedy]:
     options = task.options
-    yield _Remedy("exhaustive", int(options.exhaustive), "leave it unset", _option(task, "exhaustive", bool))
+    yield _Remedy("exhaustive", int(options.exhaustive), "leave it unset", _option(task, "exhaustive", bool), 0)
     if task.generate:
         yield _Remedy("generate", task.generate, "generate at most {} tokens at a time", _set(task, "generate"))
     else:
         field, advice = "span" if task.in_prompt else "completion", "explain at most {} tokens at a time"
         yield _Remedy(field, len(task.explained), advice, lambda count: _explaining(task, count))
     parts = int(Part.HEAD_POSITIONS in options.parts)
-    yield _Remedy("parts", parts, "leave out the head positions", lambda _: _without_positions(task))
-    for field in ("top_k", "projection_top_k", "query_sources"):
-        yield _Remedy(field, getattr(options, field), f"with {field} at most {{}} it would do", _option(task, field))
+    yield _Remedy("parts", parts, "leave out the head positions", lambda _: _without_positions(task), 0)
+    for field, least in (("top_k", 1), ("projection_top_k", 0), ("query_sources", 1)):
+        advice = f"with {field} at most {{}} it would do"
+        yield _Remedy(field, getattr(options, field), advice, _option(task, field), least)
 
 
 def _intervention(task: InterveneTask) -> Iterator[_Remedy]:
     yield _Remedy("generate", task.generate, "generate at most {} tokens at a time", _set(task, "generate"))
     advice = "send at most {} sets at a time"
     yield _Remedy("sets", len(task.sets), advice, lambda count: replace(task, sets=task.sets[:count]))
+
+
+def _trace(task: TraceTask) -> Iterator[_Remedy]:
+    options, advice = task.options, "with screened at most {} it would do"
+    if options.measure:
+        yield _Remedy("screened", task.screened, advice, lambda count: _screening(task, count), options.nodes)
+    yield _Remedy(
+        "nodes", options.nodes, "keep at most {}, with screened left out", lambda count: _keeping(task, count)
+    )
+    yield _Remedy("measure", int(options.measure), "set it to false", lambda _: _unmeasured(task), 0)
+    field, advice = "span" if task.in_prompt else "completion", "explain at most {} tokens at a time"
+    yield _Remedy(field, len(task.explained), advice, lambda count: _tracing(task, count))
+
+
+def _screening(task: TraceTask, count: int) -> TraceTask:
+    return replace(task, options=replace(task.options, screened=count))
+
+
+def _keeping(task: TraceTask, count: int) -> TraceTask:
+    """With so many nodes, and as many screened as such a request has by itself."""
+    screened = min(SCREENED_PER_NODE * count, task.screened) if task.options.measure else None
+    return replace(task, options=replace(task.options, nodes=count, screened=screened))
+
+
+def _unmeasured(task: TraceTask) -> TraceTask:
+    return replace(task, options=replace(task.options, measure=False, screened=None))
+
+
+def _tracing(task: TraceTask, count: int) -> TraceTask:
+    """With so many explained tokens, and of a completion no more."""
+    dropped = 0 if task.in_prompt else len(task.explained) - count
+    return replace(task, explained=task.explained[:count], token_ids=task.token_ids[: len(task.token_ids) - dropped])
 
 
 def _set(task: Task, field: str) -> Shorter:

@@ -29,6 +29,7 @@ from neuron_attribution.requests import (
     TokenizeRequest,
 )
 from neuron_attribution.results import Limits, TokenizeResult
+from neuron_attribution.traces import SCREENED_PER_NODE, TraceOptions, TraceRequest
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 
 from neuron_attribution_server.front_end.conversations.origins import Origins
@@ -53,6 +54,7 @@ from neuron_attribution_server.tasks.tasks import (
     InterveneTask,
     ProjectTask,
     Task,
+    TraceTask,
 )
 from neuron_attribution_server.tasks.work_prices import WorkPredictor
 
@@ -96,6 +98,10 @@ class RequestValidator:
             self._check_set_size(each.interventions, f"sets[{index}].interventions")
         check_at_most(together, self.limits.neurons, "sets", "interventions in all sets together")
 
+    def check_conversation(self, message: messages.TraceRequest) -> None:
+        """The same for a trace."""
+        self.reader.chat.check_sizes(message.prompt.conversation, "prompt.conversation")
+
     def check_sizes(self, message: messages.TokenizeRequest) -> None:
         """The same for what becomes tokens."""
         self.reader.chat.check_sizes(message.conversation, "conversation")
@@ -110,14 +116,11 @@ class RequestValidator:
         contrasted = self.reader.completion(request.contrast_completion, "contrast_completion", len(completion))
         self.reader.check_length(len(prompt), max(len(completion), len(contrasted)), request.generate)
         _check_answers(completion, contrasted)
-        target, contrast = (
-            self.reader.chosen(request.target, "target"),
-            self.reader.chosen(request.contrast, "contrast"),
-        )
-        _check_contrast(target, contrast, options)
+        target, contrast = self._target_and_contrast(request)
+        _check_contrast_method(contrast, options)
         task = AttributeTask(
             token_ids=prompt + completion,
-            explained=self._explained(request, prompt, target, completion),
+            explained=() if request.generate else self._explained(request, prompt, target, completion),
             generate=request.generate or 0,
             sampling=_with_seed(request.sampling),
             stops=read.stops,
@@ -151,6 +154,27 @@ class RequestValidator:
         )
         self._check_generated(task)
         self._check_batch(task)
+        check_seconds(task, self.predictor, self.limits.request_seconds)
+        return task, read.origins
+
+    def trace(self, request: TraceRequest) -> tuple[TraceTask, Origins | None]:
+        """Make a trace a task, and say where the tokens of a conversation come from."""
+        self.check_model(request.model)
+        options = self._trace_options(request.options)
+        read = self.reader.prompt(request)
+        completion = self.reader.completion(request.completion)
+        self.reader.check_length(len(read.ids), len(completion), None)
+        target, contrast = self._target_and_contrast(request)
+        explained = self._explained(request, read.ids, target, completion)
+        task = TraceTask(
+            token_ids=read.ids + completion,
+            explained=tuple(replace(each, spaced=None) for each in explained),
+            contrast=contrast,
+            options=options,
+            in_prompt=request.span is not None,
+        )
+        asked = f"{options.nodes} neurons of a prompt of {task.length} tokens are to be kept"
+        self._check_memory(task, "nodes", asked, "keep fewer, or shorten the prompt")
         check_seconds(task, self.predictor, self.limits.request_seconds)
         return task, read.origins
 
@@ -196,6 +220,24 @@ class RequestValidator:
         parts = self._parts(options.parts)
         return replace(options, parts=parts & SUMMED_PARTS if options.aggregate_only else parts)
 
+    def _trace_options(self, options: TraceOptions) -> TraceOptions:
+        """The options, with the number that is screened where it was left out."""
+        check_at_most(options.nodes, self.limits.trace_nodes, "nodes")
+        self._check_count(options.projection_top_k, "projection_top_k")
+        if options.screened is not None:
+            check_at_most(options.screened, self.limits.trace_screened, "screened", "neurons")
+        if options.screened is not None or not options.measure:
+            return options
+        most = max(options.nodes, self.limits.trace_screened)
+        return replace(options, screened=min(SCREENED_PER_NODE * options.nodes, most))
+
+    def _target_and_contrast(self, request: AttributeRequest | TraceRequest) -> tuple[int | None, int | None]:
+        target = self.reader.chosen(request.target, "target")
+        contrast = self.reader.chosen(request.contrast, "contrast")
+        if contrast is not None and contrast == target:
+            raise InvalidArgumentError.of("contrast", f"token {contrast} is the target itself; name another token")
+        return target, contrast
+
     def _parts(self, parts: frozenset[Part]) -> frozenset[Part]:
         supported = frozenset(self.facts.supported_parts)
         if parts == ALL_PARTS:  # all there are, not a wish for each one
@@ -210,11 +252,13 @@ class RequestValidator:
         return parts
 
     def _explained(
-        self, request: AttributeRequest, prompt: tuple[int, ...], target: int | None, completion: tuple[int, ...]
+        self,
+        request: AttributeRequest | TraceRequest,
+        prompt: tuple[int, ...],
+        target: int | None,
+        completion: tuple[int, ...],
     ) -> tuple[ExplainedToken, ...]:
         """What is explained: each prediction is made at the position before its token."""
-        if request.generate:
-            return ()
         last = len(prompt) - 1
         if completion:
             return tuple(ExplainedToken(last + index, token) for index, token in enumerate(completion))
@@ -337,12 +381,8 @@ def _check_answers(answer: tuple[int, ...], contrasted: tuple[int, ...]) -> None
         raise InvalidArgumentError.of("contrast_completion", "is the completion itself; give another answer")
 
 
-def _check_contrast(target: int | None, contrast: int | None, options: AttributeOptions) -> None:
-    if contrast is None:
-        return
-    if contrast == target:
-        raise InvalidArgumentError.of("contrast", f"token {contrast} is the target itself; name another token")
-    if options.scoring_method is not ScoringMethod.LOG_PROBABILITY_INCREASE:
+def _check_contrast_method(contrast: int | None, options: AttributeOptions) -> None:
+    if contrast is not None and options.scoring_method is not ScoringMethod.LOG_PROBABILITY_INCREASE:
         raise InvalidArgumentError.of(
             "scoring_method", "only the log probability increase works with a contrast; leave one of them out"
         )

@@ -21,7 +21,10 @@ from neuron_attribution_server.front_end.workers.deaths import Death, killed_for
 from neuron_attribution_server.front_end.workers.interface import NOBODY, Listener, ModelLoadError, check_warm_up
 from neuron_attribution_server.front_end.workers.watchdog import Watchdog
 from neuron_attribution_server.tasks.answers import Answer
-from neuron_attribution_server.tasks.messages import (
+from neuron_attribution_server.tasks.model_facts import ModelFacts
+from neuron_attribution_server.tasks.running import WARM_UP, EngineFactory
+from neuron_attribution_server.tasks.tasks import Task
+from neuron_attribution_server.tasks.wire.messages import (
     Batch,
     Begun,
     Computed,
@@ -33,10 +36,7 @@ from neuron_attribution_server.tasks.messages import (
     Prepared,
     Ready,
 )
-from neuron_attribution_server.tasks.model_facts import ModelFacts
-from neuron_attribution_server.tasks.pipe import FrontEnd
-from neuron_attribution_server.tasks.running import WARM_UP, EngineFactory
-from neuron_attribution_server.tasks.tasks import Task
+from neuron_attribution_server.tasks.wire.pipe import FrontEnd
 
 EXIT_SECONDS = 5.0
 """How long a process may take to end when told to, and again once it is killed."""

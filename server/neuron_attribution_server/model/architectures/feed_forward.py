@@ -112,13 +112,30 @@ class DenseFfn:
         share = self.share(normed)
         return activated if share is None else activated * share
 
+    @property
+    def norm(self) -> NormView | None:
+        """The norm of the neurons themselves, where there is one."""
+        return self._norm
+
+    def key_matrix(self, subkey: Subkey) -> Tensor:
+        """Every neuron's row of the up or the gate projection, in float32, [N, d]."""
+        is_gate = subkey is Subkey.GATE and self._gate is not None
+        rows = (self._gate if is_gate and self._gate is not None else self._up).weight.float()
+        return rows * self._gate_multiplier if is_gate else rows
+
+    def projected(self, normed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the up and the gate projection make of what the network reads, [..., N] each."""
+        return self._up(normed), None if self._gate is None else self._gate(normed) * self._gate_multiplier
+
     def _activated(self, normed: Tensor) -> Tensor:
-        up = self._up(normed)
-        gate = None if self._gate is None else self._gate(normed) * self._gate_multiplier
+        return self.activate(*self.projected(normed))
+
+    def activate(self, up: Tensor, gate: Tensor | None) -> Tensor:
+        """What the neurons make of both, before a norm of theirs, [..., N]."""
         if gate is None:
             found: Tensor = self._activation(up)
         elif self._join is None:
-            found = self._activation(gate).to(normed.device) * up
+            found = self._activation(gate).to(up.device) * up
         else:
             found = self._join(self._activation, gate, up)
         return found
@@ -224,17 +241,41 @@ class Experts:
         del expert
         return output.view(sequences, -1, output.shape[-1])
 
+    weighs_reads = False
+    """Whether what an expert reads is weighed, and not what it gives."""
+
     def _weighed(self, normed: Tensor, share: Tensor, expert: int) -> Tensor:
         """Coefficients [P, N] of what an expert reads, [P, d], with its weight, [P, 1]."""
         return self._activated(normed, expert) * share
 
     def _activated(self, normed: Tensor, expert: int) -> Tensor:
+        return self.activate(self.projected(normed, expert))
+
+    def projected(self, normed: Tensor, expert: int) -> Tensor:
+        """What an expert's input projection makes of what it reads: of gates and up rows as they lie, [P, n]."""
         projected = normed @ self._inputs(expert).float().T
         if self._facts.has_bias:
             name = "gate_up_proj_bias" if self.gated else "up_proj_bias"
             projected = projected + required(self.module, name)[expert].float()
+        return projected
+
+    def activate(self, projected: Tensor) -> Tensor:
+        """What the neurons make of that, [P, N]."""
         activated: Tensor = self._gated(projected) if self.gated else self.module.act_fn(projected)
         return activated
+
+    def key_columns(self, subkey: Subkey) -> slice:
+        """Where the neurons' up rows, or their gates, are among what is projected."""
+        if not self.gated:
+            return slice(None)
+        second = int(subkey is not Subkey.GATE)
+        if self._facts.is_concatenated:
+            return slice(second * self.width, (second + 1) * self.width)
+        return slice(second, None, 2)
+
+    def key_matrix(self, expert: int, subkey: Subkey) -> Tensor:
+        """Every neuron's row of its expert's up or gate projection, in float32, [N, d]."""
+        return self._inputs(expert)[self.key_columns(subkey)].float()
 
     def _gated(self, projected: Tensor) -> Tensor:
         activated: Tensor = self.module._apply_gate(projected)
@@ -255,6 +296,8 @@ class WeighedExperts(Experts):
     A neuron's coefficient is what its expert's activation makes of the weighed input. Its key is the row itself: the
     weight, frozen, is a factor of everything that the key reads.
     """
+
+    weighs_reads = True
 
     def __init__(self, module: nn.Module, router: nn.Module, multiplier: float = 1.0) -> None:
         facts = ExpertsFacts(has_gate=True, has_bias=False, is_transposed=True, is_concatenated=True)
@@ -310,14 +353,20 @@ class LayerFfn:
 
     def subvalues(self, write: FrozenWrite | None) -> Subvalues:
         """What the neurons write."""
-
         lengths = [] if self.dense is None else [self.dense.width]
         lengths += [] if self.experts is None else [self.experts.width] * self.experts.count
         if self._part_weights is None or self.experts is None:
             return Subvalues(self._blocks, write, lengths=lengths)
+        dense, experts = self.part_writes(write)
+        return Subvalues(self._blocks, [dense, *[experts] * self.experts.count], lengths=lengths)
+
+    def part_writes(self, write: FrozenWrite | None) -> tuple[FrozenWrite | None, FrozenWrite | None]:
+        """What stands between the dense network, and the experts, and the residual stream."""
+        if self._part_weights is None or self.experts is None:
+            return write, write
         plain = FrozenWrite(torch.ones(()), centred=False)
         dense, experts = ((write or plain).after(weight) for weight in self._part_weights)
-        return Subvalues(self._blocks, [dense, *[experts] * self.experts.count], lengths=lengths)
+        return dense, experts
 
     def _blocks(self) -> Sequence[Tensor]:
         """What the dense network's neurons write, and each expert's."""

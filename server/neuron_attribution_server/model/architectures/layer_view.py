@@ -18,13 +18,14 @@ from neuron_attribution_server.model.architectures.feed_forward import (
     Routing,
     WeighedExperts,
 )
-from neuron_attribution_server.model.architectures.layer_modules import (
+from neuron_attribution_server.model.architectures.layers.layer_modules import (
     attends,
     attribute,
     factor_of,
     submodule,
     value_rows,
 )
+from neuron_attribution_server.model.architectures.layers.value_reading import Latent, ValueReading, clipped
 from neuron_attribution_server.model.architectures.norms import NormView, WriteView, no_norm, norm_view
 from neuron_attribution_server.model.architectures.parameters import required
 from neuron_attribution_server.model.architectures.projections import (
@@ -240,22 +241,31 @@ class LayerView:
 
     def ffn_reads(self, inputs: Tensor, attention_writes: Tensor) -> Tensor:
         """What the FFN reads, after its norm, from the layer's input and attention's write, [..., d]."""
-        return self.ffn_norm.normed(self._ffn_base(inputs, attention_writes))
+        return self.ffn_norm.normed(self.ffn_base(inputs, attention_writes))
 
     def ffn_coefficients(self, inputs: Tensor, attention_writes: Tensor, routing: Routing | None) -> Tensor:
         """What multiplies W_down's rows, [P, N], from the layer's input and attention's write, [P, d]."""
-        base = self._ffn_base(inputs, attention_writes)
+        base = self.ffn_base(inputs, attention_writes)
         normed = self.ffn_norm.normed(base)
         routed = normed if self.experts_norm is self.ffn_norm else self.experts_norm.normed(base)
         return self.ffn.coefficients(normed, routed, routing)
 
-    def _ffn_base(self, inputs: Tensor, attention_writes: Tensor) -> Tensor:
+    def ffn_base(self, inputs: Tensor, attention_writes: Tensor) -> Tensor:
         """What the norm before the FFN reads, [..., d]."""
         return self._own(inputs.float() if self._spec.parallel else inputs.float() + attention_writes.float())
 
     def attention_reads(self, inputs: Tensor) -> Tensor:
         """What attention reads, after its norm, from the layer's input, [..., d]."""
-        return self.attention_norm.normed(self._own(inputs.float()))
+        return self.attention_norm.normed(self.attention_base(inputs))
+
+    def attention_base(self, inputs: Tensor) -> Tensor:
+        """What the norm before attention reads, [..., d]."""
+        return self._own(inputs.float())
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the FFN reads the layer's input, as attention does."""
+        return self._spec.parallel
 
     def _own(self, states: Tensor) -> Tensor:
         """The residual stream as it is in this layer."""
@@ -276,23 +286,23 @@ class LayerView:
 
     def value_vectors(self, normed: Tensor) -> Tensor:
         """The value vectors, [..., key/value heads * head size], from what attention reads, [..., d]."""
+        return self.value_reading.vectors(normed)
+
+    @property
+    def value_reading(self) -> ValueReading:
+        """How value vectors are made, by the layer that makes them, in layers that have attention."""
+        latent = None
         if self._spec.value_latent is not None:
             projection, norm = (self.module.get_submodule(path) for path in self._spec.value_latent)
-            latent = norm_view(norm, self._spec)
-            compressed = normed @ weight_of(projection)[: len(latent.weight)].float().T
-            bias = bias_of(projection)
-            normed = latent.normed(compressed if bias is None else compressed + bias[: len(latent.weight)])
-        values = self._value_multiplier * self._clipped(self._value(normed))
-        of_values = self._optional_norm(self._spec.value_norm)
-        if of_values is None:
-            return values
-        return of_values.normed(values.unflatten(-1, (-1, self.sizes.head_size))).flatten(-2)
+            latent = Latent.of(projection, norm_view(norm, self._spec))
+        norm_of_values = self._optional_norm(self._spec.value_norm)
+        return ValueReading(self._value, self.sizes, self._value_multiplier, self._clip, latent, norm_of_values)
 
     def projected_values(self, projected: Tensor) -> Tensor:
         """The value vectors [B, K, T, D] among what the value projection returned, [B, T, rows]."""
         values = select(projected.movedim(-1, 0), self.value.layout, self.sizes).movedim(0, -1)
         heads = values.unflatten(-1, (-1, self.sizes.head_size)).transpose(1, 2)
-        return self._value_multiplier * self._clipped(heads)
+        return self._value_multiplier * clipped(heads, self._clip)
 
     @property
     def gate_module(self) -> nn.Module | None:
@@ -344,9 +354,6 @@ class LayerView:
         projection, norm = (self.module.get_submodule(path) for path in self._spec.value_latent)
         weight = norm_view(norm, self._spec).weight
         return rows * weight @ weight_of(projection)[: len(weight)].float()
-
-    def _clipped(self, values: Tensor) -> Tensor:
-        return values if self._clip is None else values.clamp(-self._clip, self._clip)
 
     def _recurrence_output(self) -> nn.Module | None:
         """The recurrent mixer's; in a layer that attends, not what attention itself goes out by."""

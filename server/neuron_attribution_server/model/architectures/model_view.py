@@ -15,8 +15,8 @@ from neuron_attribution.results import ModelSizes
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from neuron_attribution_server.model.architectures.layer_modules import head_sizes, value_rows
 from neuron_attribution_server.model.architectures.layer_view import LayerView
+from neuron_attribution_server.model.architectures.layers.layer_modules import head_sizes, value_rows
 from neuron_attribution_server.model.architectures.norms import norm_view
 from neuron_attribution_server.model.architectures.projections import HeadSizes, bias_of, weight_of
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec

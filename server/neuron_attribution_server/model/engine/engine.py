@@ -53,6 +53,8 @@ from neuron_attribution_server.model.engine.passes import (
     rows_of,
     sequences_of,
 )
+from neuron_attribution_server.model.engine.tracer import Tracer
+from neuron_attribution_server.model.tracing.support import check_traceable
 from neuron_attribution_server.tasks.answers import AttributeOutcome, Outcome, ProjectOutcome
 from neuron_attribution_server.tasks.model_facts import NOTHING_TO_PREPARE, ModelFacts, Preparation
 from neuron_attribution_server.tasks.tasks import (
@@ -61,6 +63,7 @@ from neuron_attribution_server.tasks.tasks import (
     InterveneTask,
     ProjectTask,
     Task,
+    TraceTask,
 )
 
 PASS_TOKENS = {"cpu": 1024}
@@ -109,6 +112,7 @@ class Engine:
         self._projector = Projector(view, weights.unembedding, token_text)
         self._pass_tokens = PASS_TOKENS.get(view.device.type, OTHER_PASS_TOKENS)
         self._explainer = Explainer(view, weights, self._projector, ranges, activity)
+        self._tracer = Tracer(view, weights.unembedding, self._projector, activity, self._pass_tokens)
 
     @torch.inference_mode()
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
@@ -116,11 +120,14 @@ class Engine:
         outcomes: dict[int, Outcome] = {}
         batch: dict[int, PassTask] = {}
         generations: dict[int, Generation | None] = {}
+        traces: dict[int, TraceTask] = {}
         for index, task in enumerate(tasks):
             try:
                 self._check(task)
                 if isinstance(task, ProjectTask):
                     outcomes[index] = self._project(task)
+                elif isinstance(task, TraceTask):
+                    traces[index] = task
                 elif isinstance(task, AttributeTask) and task.generate:
                     batch[index], generations[index] = self._with_generation(task)
                 else:
@@ -130,6 +137,8 @@ class Engine:
         for together in checked(self._batches(batch)):
             found = self._run([batch[index] for index in together])
             outcomes |= dict(zip(together, found, strict=True))
+        for index, trace in checked(traces.items()):
+            outcomes[index] = self._trace(trace)
         for index, generation in generations.items():
             outcome = outcomes[index]
             if isinstance(outcome, AttributeOutcome):
@@ -161,8 +170,11 @@ class Engine:
             for number, interventions in enumerate(task.sets):
                 check_units(self._view, interventions, f"sets[{number}].interventions")
             return
-        options = task.options if isinstance(task, AttributeTask) else task
+        options = task if isinstance(task, ProjectTask) else task.options
         check_subkey(self._view, options.subkey)
+        if isinstance(task, TraceTask):
+            check_traceable(self._view)
+            return
         named = {f"neurons[{place}]": neuron for place, neuron in enumerate(options.neurons)}
         if isinstance(task, AttributeTask):
             sources = enumerate(task.options.query_from)
@@ -176,6 +188,12 @@ class Engine:
     def _project(self, task: ProjectTask) -> ProjectOutcome:
         found = self._projector.neurons(task.neurons, task.side, task.subkey, task.through, task.top_k)
         return ProjectOutcome(tuple(NeuronProjection(*pair) for pair in zip(task.neurons, found, strict=True)))
+
+    def _trace(self, task: TraceTask) -> Outcome:
+        try:
+            return self._tracer.trace(task, self._synchronize)
+        except NeuronAttributionError as error:
+            return error
 
     def _with_generation(self, task: AttributeTask) -> tuple[AttributeTask, Generation | None]:
         """The task with its generated tokens as the completion to explain, and how they ended."""

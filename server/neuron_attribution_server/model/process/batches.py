@@ -15,11 +15,11 @@ from neuron_attribution.errors import CancelledError
 
 from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints, checked
 from neuron_attribution_server.tasks.answers import Answer
-from neuron_attribution_server.tasks.messages import Batch, Begun, Computed, Drop, Finished, Prepared, ToWorker
 from neuron_attribution_server.tasks.model_facts import Engine, preparation_of
-from neuron_attribution_server.tasks.pipe import WorkerEnd
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import failed_batch, run_batch
+from neuron_attribution_server.tasks.wire.messages import Batch, Begun, Computed, Drop, Finished, Prepared, ToWorker
+from neuron_attribution_server.tasks.wire.pipe import WorkerEnd
 
 YIELD_SECONDS = 1.0
 """What is prepared for later goes on for so long after a batch, at most, or as long as that took: half of the time."""

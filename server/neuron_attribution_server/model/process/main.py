@@ -22,10 +22,10 @@ from neuron_attribution_server.model.process.calibration import MeasuredEngine, 
 from neuron_attribution_server.settings import heap
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.settings.logs import configure_logging
-from neuron_attribution_server.tasks.messages import Beat, Failed, Load, Ready
 from neuron_attribution_server.tasks.model_facts import Engine
-from neuron_attribution_server.tasks.pipe import WorkerEnd
 from neuron_attribution_server.tasks.running import EngineFactory
+from neuron_attribution_server.tasks.wire.messages import Beat, Failed, Load, Ready
+from neuron_attribution_server.tasks.wire.pipe import WorkerEnd
 
 BEAT_SECONDS = 1.0
 _TIDY_SECONDS = 1.0

@@ -8,7 +8,7 @@ from neuron_attribution.errors import FailedPreconditionError, InvalidArgumentEr
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
-from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask
+from neuron_attribution_server.tasks.tasks import AttributeTask, InterveneTask, TraceTask
 
 OVERFLOW = "OVERFLOW"
 FARTHEST = 4
@@ -42,7 +42,7 @@ def check_scales(task: AttributeTask | InterveneTask, own: Tensor) -> None:
             )
 
 
-def check_finite(finite: Sequence[bool], task: AttributeTask | InterveneTask) -> None:
+def check_finite(finite: Sequence[bool], task: AttributeTask | InterveneTask | TraceTask) -> None:
     """Refuse a task one of whose rows cannot be read. The first row of interventions is that of the plain prompt.
 
     Raises InvalidArgumentError where interventions are to blame, and FailedPreconditionError where the prompt is
@@ -50,7 +50,10 @@ def check_finite(finite: Sequence[bool], task: AttributeTask | InterveneTask) ->
     """
     if all(finite):
         return
-    plain_overflows = not finite[0] if isinstance(task, InterveneTask) else not task.options.interventions
+    if isinstance(task, InterveneTask):
+        plain_overflows = not finite[0]
+    else:
+        plain_overflows = isinstance(task, TraceTask) or not task.options.interventions
     if plain_overflows:
         raise FailedPreconditionError(
             "this prompt makes the model's activations overflow; serve the model with --dtype float32 or bfloat16",
