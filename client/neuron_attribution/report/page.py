@@ -32,6 +32,10 @@ MODULES = (
     "answer.js",
     "attribution.js",
     "comparison.js",
+    "graph.js",
+    "layout.js",
+    "drawing.js",
+    "trace.js",
     "page.js",
 )
 
