@@ -13,7 +13,7 @@ CSV = {
     "attribute": (18, "explanation,target,ranking,direction,rank,component,kind,layer,head,expert,index,position,"),
     "project": (4, "component,end,rank,token_id,token,score"),
     "tokenize": (3, "position,token_id,token,first_byte,end_byte,message,role,template"),
-    "model": (38, "section,name,value"),
+    "model": (40, "section,name,value"),
 }
 
 

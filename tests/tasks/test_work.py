@@ -96,16 +96,18 @@ PROJECTIONS = st.builds(
     st.integers(1, 1000),
 )
 TRACES = st.builds(
-    lambda more, rows, nodes, screened, options: TraceTask(
+    lambda more, rows, nodes, further, measure, in_prompt: TraceTask(
         token_ids=(1,) * (rows + more),
         explained=tuple(map(ExplainedToken, range(more, rows + more))),
-        options=TraceOptions(nodes=nodes, screened=SCREENED_PER_NODE * nodes + screened, **options),
+        options=TraceOptions(nodes=nodes, screened=nodes + further if measure else None, measure=measure),
+        in_prompt=in_prompt,
     ),
-    st.integers(0, 300),
+    st.integers(1, 300),
     st.integers(1, 100),
-    st.integers(1, 1000),
-    st.integers(0, 1000),
-    st.fixed_dictionaries({"measure": st.booleans(), "heads": st.booleans(), "projection_top_k": st.integers(0, 1000)}),
+    st.integers(1, 500),
+    st.integers(0, 3500),
+    st.booleans(),
+    st.booleans(),
 )
 TASKS = st.one_of(ATTRIBUTIONS, INTERVENTIONS, PROJECTIONS, TRACES)
 
@@ -183,7 +185,7 @@ def larger(task):
         case TraceTask():
             longer = tuple(replace(token, position=token.position + 1) for token in task.explained)
             yield replace(task, token_ids=(*task.token_ids, 1), explained=longer)
-            for field in ("nodes", "screened", "projection_top_k"):
+            for field in ("nodes", "projection_top_k", *(["screened"] if task.options.measure else [])):
                 yield replace(task, options=replace(task.options, **{field: getattr(task.options, field) + 1}))
         case ProjectTask():
             yield replace(task, neurons=(*task.neurons, FfnNeuron(0, 2)))
@@ -273,24 +275,34 @@ def test_advice_is_about_a_field_and_holds(task, part):
         check_seconds(task, prices, limit)
     assert refused.value.reason == "TAKES_TOO_LONG"
     [violation] = refused.value.violations
-    advised = re.search(r"at most (\d+)", violation.description)
+    advised = re.search(r"at most (\d+)|set it to false", violation.description)
     if advised is not None:
-        check_seconds(heeding(task, violation.field, int(advised[1])), prices, limit)
+        check_seconds(heeding(task, violation.field, int(advised[1] or 0)), prices, limit)
+
+
+def heeding_of_trace(task, field, value):
+    options = task.options
+    match field:
+        case "span":
+            return replace(task, explained=task.explained[:value])
+        case "completion":
+            ids = task.token_ids[: len(task.token_ids) - len(task.explained) + value]
+            return replace(task, explained=task.explained[:value], token_ids=ids)
+        case "nodes":
+            screened = min(SCREENED_PER_NODE * value, task.screened) if options.measure else None
+            lower = {"nodes": value, "screened": screened}
+        case "screened":
+            assert value >= options.nodes, "fewer would be refused"
+            lower = {"screened": value}
+        case "measure":
+            lower = {"measure": False, "screened": None}
+    return replace(task, options=replace(options, **lower))
 
 
 def heeding(task, field, value):
-    match task, field:
-        case TraceTask(), "completion":
-            kept = task.token_ids[: len(task.token_ids) - len(task.explained) + value]
-            return replace(task, explained=task.explained[:value], token_ids=kept)
-        case TraceTask(), "nodes":
-            return replace(task, options=replace(task.options, nodes=value, screened=None))
-        case _:
-            return heeding_another(task, field, value)
-
-
-def heeding_another(task, field, value):
     match field:
+        case _ if isinstance(task, TraceTask):
+            return heeding_of_trace(task, field, value)
         case "completion":
             start = len(task.explained) - value
             return replace(
@@ -303,7 +315,7 @@ def heeding_another(task, field, value):
             return replace(task, generate=value)
         case "sets" | "neurons":
             return replace(task, **{field: getattr(task, field)[:value]})
-        case _ if isinstance(task, AttributeTask | TraceTask):
+        case _ if isinstance(task, AttributeTask):
             return replace(task, options=replace(task.options, **{field: value}))
         case _:
             return replace(task, **{field: value})

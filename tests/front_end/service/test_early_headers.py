@@ -46,6 +46,7 @@ def serving(worker):
 
 CALLS = {
     "Attribute": attribution(),
+    "Trace": messages.TraceRequest(prompt=attribution().prompt),
     "ProjectNeuron": messages.ProjectNeuronRequest(
         neurons=[messages.Neuron(ffn=messages.FfnNeuron(layer=0, index=1))], top_k=1
     ),
