@@ -282,7 +282,6 @@ class Tracer:
                 _relevance(frozen, relevance, neuron.place),
                 neuron=name,
                 position=neuron.place.position,
-                layer=neuron.place.layer,
                 effect=neuron.effect,
                 gradient=neuron.candidate.gradient,
                 projection=projections.get(name),
