@@ -56,7 +56,7 @@ from neuron_attribution.neurons import (
     parse_neuron,
     parse_query_source,
 )
-from neuron_attribution.report import attribution_page, comparison_page
+from neuron_attribution.report import attribution_page, comparison_page, trace_page
 from neuron_attribution.requests import (
     Aggregate,
     AttributeOptions,
@@ -135,6 +135,7 @@ rendering.html_tables.register(rendering.Displayed, html_tables)
 rendering.data_frame.register(rendering.Displayed, data_frame)
 rendering.page.register(AttributeResult, attribution_page)
 rendering.page.register(Comparison, comparison_page)
+rendering.page.register(Trace, trace_page)
 rendering.json_text.register(Trace, trace_json)
 rendering.edge_data_frame.register(Trace, edge_data_frame)
 rendering.node_link.register(Trace, node_link)

@@ -48,3 +48,15 @@ def visit(browser):
         assert [trouble for trouble in troubles if not (errors and errors in trouble)] == []
 
     return open_page
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A result as a report on disk."""
+
+    def write(result):
+        path = tmp_path / "report.html"
+        path.write_text(result.to_html(), encoding="utf-8")
+        return path.as_uri()
+
+    return write

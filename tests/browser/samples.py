@@ -1,8 +1,13 @@
 """Made-up attributions: as large as models get, and as hostile as token texts get."""
 
+from dataclasses import replace
+
 import numpy as np
+from neuron_attribution.conversations.messages import TokenOrigin
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
+from neuron_attribution.requests import Aggregate
 from neuron_attribution.results import (
+    AggregateExplanation,
     AttributeResult,
     ComponentKind,
     Coverage,
@@ -63,6 +68,47 @@ def made_up(layers, heads, tokens, texts=(" river", " bank", ",", " old", "\n"))
     )
     model = ModelIdentity("made-up", "revision-1", "float32")
     return AttributeResult(model, tuple(words), (explanation,), Timings(forward=0.1, scoring=0.2, batch_tokens=tokens))
+
+
+def made_up_answer(layers, heads, prompt, answer):
+    """An answer of so many tokens to a conversation, explained together and token by token."""
+    result = made_up(layers, heads, prompt + answer)
+    (whole,) = result.explanations
+    targets = [TokenPrediction(token, float(RANDOM.random()), -1.0, 1) for token in result.tokens[prompt:]]
+    explanations = tuple(
+        replace(
+            whole,
+            position=prompt - 1 + number,
+            target=target,
+            layers=LayerScores(_numbers(layers), _numbers(layers), -10.0, -1.0, 0.0),
+            head_scores=_numbers(layers, heads),
+        )
+        for number, target in enumerate(targets)
+    )
+    together = AggregateExplanation(
+        Aggregate.SUM,
+        -1.0 * answer,
+        tuple(range(prompt - 1, prompt + answer - 1)),
+        tuple(targets),
+        layers=whole.layers,
+        head_scores=whole.head_scores,
+        heads=tuple(_by_token(head, answer) for head in whole.heads),
+        ffn_value_neurons=_summed(whole.ffn_value_neurons, answer),
+        attention_value_neurons=_summed(whole.attention_value_neurons, answer),
+    )
+    origins = [TokenOrigin(0, "user", template=number not in (2, 3)) for number in range(prompt - 2)]
+    origins += [TokenOrigin(None, "assistant", template=number < 2) for number in range(2 + answer)]
+    return replace(result, explanations=explanations, aggregate=together, origins=tuple(origins))
+
+
+def _summed(ranking, tokens):
+    neurons = (replace(_by_token(neuron, tokens), coefficient=None) for neuron in ranking.neurons)
+    return replace(ranking, neurons=tuple(neurons))
+
+
+def _by_token(item, tokens):
+    scores = tuple(_numbers(tokens).tolist())
+    return replace(item, score=sum(scores), token_scores=scores)
 
 
 def _numbers(*shape):

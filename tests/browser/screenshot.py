@@ -10,7 +10,10 @@ from service.demo_server import serving
 from service.scraping import free_address
 
 PROMPT = "Tim's dad lent him a bicycle, and Anna's mother gave her a piano.\nIn the evening she liked to play the"
+QUESTION = "What is the capital of Australia, and why not Sydney?"
+ANSWER_TOKENS = 30
 REPORT_SIZE = {"width": 1180, "height": 1500}
+ANSWER_SIZE = {"width": 1180, "height": 1180}
 WEB_SIZE = {"width": 1180, "height": 900}
 
 
@@ -29,7 +32,20 @@ def main(folder):
         page.get_by_role("heading", level=1).wait_for()
         page.wait_for_timeout(500)
         page.screenshot(path=folder / "web.png")
+        take_answer(browser, client, folder)
         browser.close()
+
+
+def take_answer(browser, client, folder):
+    """A whole answer, shaded by the second of its neurons."""
+    asked = [{"role": "user", "content": QUESTION}]
+    result = client.attribute(messages=asked, generate=ANSWER_TOKENS, aggregate="sum", direction="both", timeout=120)
+    page = browser.new_page(viewport=ANSWER_SIZE)
+    page.set_content(result.to_html())
+    page.wait_for_selector("html[data-ready]")
+    page.get_by_role("rowheader").nth(1).click()
+    page.mouse.move(0, 0)
+    page.screenshot(path=folder / "answer.png")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The report in a real browser: it runs without errors, by mouse and by keyboard, whatever the tokens hold."""
 
-import csv
 import json
 from dataclasses import replace
 
 import pytest
 from browser.accessibility import serious_faults
 from browser.samples import HOSTILE, made_up
+from browser.saving import saved_csv
 from google.protobuf import json_format
 from neuron_attribution.requests import Aggregate
 from neuron_attribution.results import AggregateExplanation, Explanation, Token
@@ -37,25 +37,6 @@ def report(answer_and_report, visit):
     with visit(answer_and_report[1]) as page:
         page.wait_for_selector(READY)
         yield page
-
-
-@pytest.fixture
-def written(tmp_path):
-    """A result as a report on disk."""
-
-    def write(result):
-        path = tmp_path / "report.html"
-        path.write_text(result.to_html(), encoding="utf-8")
-        return path.as_uri()
-
-    return write
-
-
-def saved_csv(page, name):
-    with page.expect_download() as download:
-        page.get_by_role("button", name=f"Save as CSV: {name}", exact=True).click()
-    with open(download.value.path(), encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_it_shows_every_part(report):
@@ -136,7 +117,7 @@ def test_a_neuron_unfolds_into_its_projection(report, answer_and_report):
 
 def test_another_explained_token_can_be_chosen(report, answer_and_report):
     second = answer_and_report[0]["explanations"][1]
-    report.get_by_role("group", name="Explained tokens").get_by_role("button").nth(1).click()
+    report.get_by_role("toolbar", name="Explained tokens").get_by_role("button").nth(1).click()
     assert f"after position {second['position']}" in report.locator("header").inner_text()
     report.get_by_text("Layers as a table").click()
     rows = saved_csv(report, "Layer scores, nats")
@@ -195,14 +176,14 @@ def test_a_whole_answer_comes_first_and_each_token_is_a_click_away(visit, writte
         assert page.get_by_role("heading", level=1).inner_text().startswith("Why ␣river")
         assert page.get_by_text("log probability −1.5000; sums over 2 tokens").is_visible()
         titles = page.get_by_role("heading", level=2).all_inner_texts()
-        assert titles == ["Answer", "Prompt", "Layers", "Heads", "Value neurons", "Conditions"]
+        assert titles == ["Answer, token by token", "Prompt", "Layers", "Heads", "Value neurons", "Conditions"]
         page.get_by_text("Answer as a table (2)").click()
         rows = saved_csv(page, "Answer, token by token")
         assert [float(row["probability"]) for row in rows] == [0.5, 0.5]
         page.get_by_role("button", name="␣river", exact=True).click()
         assert page.get_by_role("heading", level=2).all_inner_texts()[1] == "Prediction"
         page.get_by_role("button", name="their sum", exact=True).click()
-        assert page.get_by_role("heading", level=2).all_inner_texts()[0] == "Answer"
+        assert page.get_by_role("heading", level=2).all_inner_texts()[0] == "Answer, token by token"
 
 
 @pytest.mark.parametrize(

@@ -79,15 +79,18 @@ def test_the_address_holds_the_question(page, demo_server, visit):
     page.get_by_role("heading", name="Why ␣Paris rather than ␣London?").wait_for()
 
 
-def test_a_continuation_and_what_the_model_writes_are_explained_token_by_token(page):
+def test_a_continuation_and_what_the_model_writes_are_explained_together_and_token_by_token(page):
     page.get_by_label("What is explained").select_option("completion")
     explain(page, "The capital of France is", Continuation=" Paris.")
-    page.get_by_role("group", name="Explained tokens").get_by_role("button", name=".", exact=True).click()
+    tokens = page.get_by_role("toolbar", name="Explained tokens")
+    tokens.get_by_role("button", name=".", exact=True).click()
     page.get_by_role("heading", name="Why .?").wait_for()
     page.get_by_label("What is explained").select_option("generate")
     explain(page, "The capital of France is", Tokens_to_write="3")
-    page.get_by_role("heading", name="Why ␣Paris?").wait_for()
-    assert page.get_by_role("group", name="Explained tokens").get_by_role("button").count() == 3
+    page.get_by_text("sums over 3 tokens").wait_for()
+    assert tokens.get_by_role("button").all_inner_texts()[:2] == ["their sum", "␣Paris"]
+    page.locator(".head-map g > rect").nth(5).click()
+    page.get_by_text("Positions of head 0.h5 as a table").wait_for()
 
 
 def test_a_neuron_is_zeroed_from_its_row(page):

@@ -7,5 +7,6 @@ May import `convert`, `display` and the data.
 
 from neuron_attribution.report.attribution import attribution_page
 from neuron_attribution.report.comparison import comparison_page
+from neuron_attribution.report.trace import trace_page
 
-__all__ = ["attribution_page", "comparison_page"]
+__all__ = ["attribution_page", "comparison_page", "trace_page"]

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from neuron_attribution.conversations.messages import TokenOrigin
-from neuron_attribution.rendering import Displayed, circuit_tracer_json, edge_data_frame, json_text, network, node_link
+from neuron_attribution.rendering import (
+    Displayed,
+    circuit_tracer_json,
+    edge_data_frame,
+    json_text,
+    network,
+    node_link,
+    page,
+)
 from neuron_attribution.results import ModelIdentity, Timings, Token
 from neuron_attribution.traces.graph import Graph
 
@@ -25,6 +33,10 @@ class Trace(Displayed):
     timings: Timings
     origins: tuple[TokenOrigin, ...] = ()
     """Where each of `tokens` comes from; empty where the prompt is no conversation."""
+
+    def to_html(self) -> str:
+        """The graph as one self-contained HTML page, to be walked by mouse or keyboard."""
+        return page(self)
 
     def to_json(self) -> str:
         """The answer as protobuf JSON, as the command line and the calls over HTTP have it."""

@@ -69,6 +69,12 @@ class Cost:
     """Source positions of which every head's attention weight is in the answer, of all explained tokens together."""
     rows_together: int = 0
     """Positions whose base states are scored at once, however many others are: those of tokens taken together."""
+    kept_sequences: int = 0
+    """Sequences whose coefficients at all positions are of use to query neurons."""
+    reads_streams: bool = False
+    """Whether the residual stream is read at other positions than those."""
+    reads_sources: bool = False
+    """Whether value vectors and attention weights are read of every source position by itself."""
     traced_tokens: int = 0
     """Tokens of a sequence that is frozen whole, with the gradients of what it computes."""
     rerun_tokens: int = 0
@@ -219,7 +225,25 @@ class AttributeTask(Shaped):
             held_vectors=2 * own * self.query_sources * bool(options.parts & QUERY_PARTS),
             pattern_positions=own * self.length * (Part.ATTENTION_PATTERNS in options.parts),
             rows_together=self.rows if options.aggregate else 0,
+            kept_sequences=self.sequences * (Part.QUERY_FFN_NEURONS in options.parts),
+            reads_streams=self.reads_streams,
+            reads_sources=self.reads_sources,
         )
+
+    @property
+    def reads_streams(self) -> bool:
+        """Whether explanations read the residual stream at source positions, each of which may be one of theirs."""
+        options = self.options
+        projected = Part.HEAD_POSITIONS in options.parts and options.position_projection_top_k > 0
+        return self.explanations > 0 and (bool(options.parts & QUERY_PARTS) or projected)
+
+    @property
+    def reads_sources(self) -> bool:
+        """Whether they read value vectors, or attention weights, at each source position."""
+        parts, own = self.options.parts, self.explanations > 0
+        summed_apart = Part.ATTENTION_VALUE_NEURONS in self.summed_parts and not self.sums_over_positions
+        asked = Part.ATTENTION_PATTERNS in parts or bool(parts & QUERY_PARTS) or bool(self._position_searches)
+        return Part.HEAD_POSITIONS in parts or summed_apart or (own and asked)
 
     @property
     def query_sources(self) -> int:

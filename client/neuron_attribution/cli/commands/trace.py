@@ -21,6 +21,7 @@ from neuron_attribution.cli.options import (
 )
 from neuron_attribution.cli.output import Lines, facts, model_text, print_csv, text_tables
 from neuron_attribution.cli.prompts import add_prompt_arguments, prompt_of
+from neuron_attribution.cli.report import add_report_argument, write_report
 from neuron_attribution.cli.waiting import waiting
 from neuron_attribution.display.records import edge_records, records
 from neuron_attribution.display.tables import tables
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help="text; json as --json; nodes-csv, edges-csv; node-link JSON for networkx; JSON as circuit-tracer's",
     )
+    add_report_argument(parser)
     add_connection_arguments(parser)
 
 
@@ -83,6 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
             projection_top_k=arguments.projection_top_k,
             leave_out_always_on=arguments.leave_out_always_on,
         )
+    if arguments.report is not None:
+        write_report(arguments.report, trace.to_html())
     _print(trace, Format.JSON if arguments.json else arguments.format)
     return 0
 

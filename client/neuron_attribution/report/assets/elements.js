@@ -45,17 +45,17 @@ function scrolling(label, child, className = "") {
 /**
  * A table and the button that saves it as CSV.
  * Columns: {title, cell(row), csv(row), numeric}; one without `cell` is only in the CSV, one without `csv` only shown.
- * `isFaint(row)` says which rows say less than others; `more(row)` is what a row unfolds beneath itself, under the button its first cell becomes.
+ * `isFaint(row)` says which rows say less than others; `more(row)` is what a row unfolds beneath itself, under the button its first cell becomes; `opened(row)` is told.
  */
-function dataTable({ file, caption, columns, rows, more, isFaint }) {
+function dataTable({ file, caption, columns, rows, more, opened, isFaint }) {
   const shown = columns.filter((column) => column.cell);
   const heads = shown.map(({ title, numeric }) => make("th", { scope: "col", class: numeric && "numeric" }, title));
-  const body = make("tbody", {}, rows.map((row) => tableRows(row, shown, more, isFaint?.(row) && "faint")));
+  const body = make("tbody", {}, rows.map((row) => tableRows(row, shown, more, opened, isFaint?.(row) && "faint")));
   const table = make("table", {}, make("caption", {}, make("span", {}, caption)), make("thead", {}, make("tr", {}, heads)), body);
   return make("div", { class: "data" }, scrolling(caption, table), saveButtons(file, columns, rows, caption));
 }
 
-function tableRows(row, columns, more, faint) {
+function tableRows(row, columns, more, opened, faint) {
   const [first, ...others] = columns;
   const extra = more?.(row);
   const head = make("th", { scope: "row" });
@@ -65,17 +65,18 @@ function tableRows(row, columns, more, faint) {
     return [line];
   }
   const beneath = make("tr", { class: `more ${faint || ""}`, hidden: true }, make("td", { colspan: String(columns.length) }));
-  head.append(unfoldButton(first.cell(row), beneath, extra));
+  head.append(unfoldButton(first.cell(row), beneath, extra, () => opened?.(row)));
   return [line, beneath];
 }
 
-function unfoldButton(content, beneath, build) {
+function unfoldButton(content, beneath, build, opened) {
   const button = make("button", { type: "button", class: "unfold", "aria-expanded": "false" }, content);
   button.addEventListener("click", () => {
     const cell = beneath.firstChild;
     if (!cell.hasChildNodes()) cell.append(build());
     beneath.hidden = !beneath.hidden;
     button.setAttribute("aria-expanded", String(!beneath.hidden));
+    if (!beneath.hidden) opened();
   });
   return button;
 }

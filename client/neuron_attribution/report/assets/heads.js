@@ -11,6 +11,7 @@ function headsSection(view) {
   parts.push(make("div", { class: "columns" }, headList(heads, selection, view), detail));
   if (explanation.head_scores) parts.push(folded("All heads as a table", () => headTable(explanation.head_scores, view)));
   if (heads.length) selection.select(heads[0].head);
+  selection.listeners.push((head) => view.shade(headQuantity(head, view.result)));
   return section("heads", "Heads", ...parts);
 }
 

@@ -47,10 +47,8 @@ async function explain(asked) {
   running = new AbortController();
   begin();
   try {
-    const request = requestOf(asked);
     const started = performance.now();
-    const result = await callService("attribute", { ...request, position_projection_top_k: 5 }, running.signal);
-    showAnswer(request, result);
+    await (asked.shown ? explainByGraph : explainByParts)(asked, running.signal);
     return say(`Answered in ${((performance.now() - started) / 1000).toFixed(2)} s.`);
   } catch (error) {
     return error.name === "AbortError" ? say("Cancelled.") : complain(error);
@@ -58,6 +56,18 @@ async function explain(asked) {
     running = undefined;
     field("explain").textContent = "Explain";
   }
+}
+
+async function explainByParts(asked, signal) {
+  const request = requestOf(asked);
+  showAnswer(request, await callService("attribute", { ...request, position_projection_top_k: 5 }, signal));
+}
+
+async function explainByGraph(asked, signal) {
+  const result = await callService("trace", traceRequestOf(asked), signal);
+  const live = result.positions.length === 1 ? { zeroMembers: (nodes) => zeroMembers(nodes, result) } : {};
+  showTrace(field("page"), { result }, live);
+  offerJson("trace.json", result);
 }
 
 function begin() {
@@ -70,8 +80,11 @@ function showAnswer(request, result) {
   const live = { fetchHead: (head, index, explanation) => fetchHead(request, head, index, explanation), fetchProjection, zero: (neuron, explanation) => zero(neuron, result, explanation) };
   if (result.explanations.length === 1) live.explainToken = explainToken;
   showAttribution(field("page"), { result }, live);
-  const whole = () => JSON.stringify(result, null, 2);
-  field("tools").replaceChildren(saveButton("JSON", "Save all of it as JSON", "attribution.json", "application/json", whole));
+  offerJson("attribution.json", result);
+}
+
+function offerJson(name, result) {
+  field("tools").replaceChildren(saveButton("JSON", "Save all of it as JSON", name, "application/json", () => JSON.stringify(result, null, 2)));
 }
 
 /** Heads come strongest first: one is reached by asking for as many as stand before it, from the nearer end. */
@@ -82,9 +95,11 @@ async function fetchHead(request, head, index, explanation) {
   const end = ranks.INCREASE <= ranks.DECREASE ? "INCREASE" : "DECREASE";
   const { limits } = await callService("get_model", {});
   if (ranks[end] > limits.top_k) throw new Error(`This head stands at place ${ranks[end]} from the nearer end; this server returns the first ${limits.top_k} (--maximum-top-k).`);
-  const message = { ...request, direction: `DIRECTION_${end}`, head_top_k: ranks[end], parts: ["PART_HEADS", "PART_HEAD_POSITIONS"] };
+  const whole = index === WHOLE;
+  const message = { ...request, direction: `DIRECTION_${end}`, head_top_k: ranks[end], parts: ["PART_HEADS", "PART_HEAD_POSITIONS"], aggregate_only: whole };
+  if (!whole) delete message.aggregate;
   const answer = await callService("attribute", message);
-  const { heads, heads_decreasing: lowering } = answer.explanations[index];
+  const { heads, heads_decreasing: lowering } = whole ? answer.aggregate : answer.explanations[index];
   return [...heads, ...lowering].find((other) => headName(other.head) === headName(head)) ?? Promise.reject(new Error("The server did not return this head."));
 }
 
@@ -94,9 +109,21 @@ async function fetchProjection(neuron) {
 }
 
 /** The prediction at the explained position with a neuron zeroed. */
-function zero(neuron, { tokens }, { position, target }) {
+function zero(neuron, result, explanation) {
+  return zeroed([neuron], result, explanation);
+}
+
+function zeroed(neurons, { tokens }, { position, target }, where = {}) {
   const ids = tokens.slice(0, position + 1).map(({ id }) => id);
-  return callService("intervene", { prompt: { token_ids: { ids } }, target: { id: target.token.id }, sets: [{ interventions: [{ neurons: [neuron], zero: true }] }] });
+  return callService("intervene", { prompt: { token_ids: { ids } }, target: { id: target.token.id }, sets: [{ interventions: [{ neurons, zero: true, ...where }] }] });
+}
+
+/** The same without the neurons of a graph's nodes: where all of them are at the explained position there alone. */
+async function zeroMembers(nodes, result) {
+  const [position] = result.positions;
+  const there = nodes.every((node) => node.position === position);
+  const answer = await zeroed(nodes.map(({ neuron }) => ({ ffn: neuron })), result, { position, target: result.targets[0] }, { explained_position_only: there });
+  return { ...answer, where: there ? `Zeroed at position ${position}` : "Zeroed at every position, not at its own alone" };
 }
 
 function explainToken({ id, text }) {

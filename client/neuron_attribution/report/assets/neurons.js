@@ -52,7 +52,8 @@ function neuronTable(file, title, neurons, view, falling = false) {
     { title: known ? (falling ? "suppresses" : "promotes") : "top tokens", cell: (row) => chips(end(row)), csv: (row) => csvText(end(row).map(({ token }) => token.text).join(" | ")) },
   ];
   const more = (row) => row.projection && (() => projectionOf(row, view));
-  return dataTable({ file: view.file(file), caption: title, rows: neurons, columns: columns.filter(Boolean), more, isFaint: isCommon });
+  const opened = (row) => view.shade(quantityOfNeuron(row, view.result));
+  return dataTable({ file: view.file(file), caption: title, rows: neurons, columns: columns.filter(Boolean), more, opened, isFaint: isCommon });
 }
 
 /** Where the target stands in a neuron's projection; beside a contrast what counts are the values of both. */

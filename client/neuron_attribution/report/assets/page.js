@@ -1,6 +1,6 @@
 // Shows the data the page holds.
 
-const VIEWS = { attribution: showAttribution, comparison: showComparison };
+const VIEWS = { attribution: showAttribution, comparison: showComparison, trace: showTrace };
 
 const embedded = document.getElementById("data");
 if (embedded) {

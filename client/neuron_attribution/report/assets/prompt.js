@@ -11,32 +11,27 @@ function promptSection(view) {
   const { result, explanation } = view;
   const heads = [...explanation.heads, ...explanation.heads_decreasing];
   const taken = takenByHeads(heads, explanation.position + 1);
-  const text = make("p", { class: "prompt" }, promptTokens(result, explanation.position, taken, view.explainedPositions));
+  const text = promptText(result, explanation.position, taken, view.explainedPositions);
   const shading = heads.length
     ? note(`Shaded by what the ${heads.length} returned heads take from each token: `, shadeKey("positive", "raises the target"), " ", shadeKey("negative", "lowers it"), ".")
     : note("Not shaded: no head positions were asked for.");
   return section("prompt", "Prompt", scrolling("Prompt", text, "tall"), shading, folded(`Tokens as a table (${result.tokens.length})`, () => tokenTable(result.tokens, taken, view)));
 }
 
-function promptTokens({ tokens, origins = [] }, last, taken, explainedPositions) {
-  const largest = d3.max(taken, Math.abs) || 1;
-  return tokens.flatMap((token, position) => {
-    const amount = taken[position] ?? 0;
-    const part = Math.round((60 * Math.abs(amount)) / largest);
-    const chip = tokenChip(token, {
-      class: `${amount < 0 ? "negative" : "positive"} ${origins[position]?.template ? "template" : ""} ${position > last ? "later" : ""} ${explainedPositions.has(position) ? "explained" : ""}`,
-      title: `position ${position}, id ${token.id}${position > last ? ", after the explained position" : `, taken ${number(amount, true)}`}`,
-      style: { "--shade": `${part}%` },
-    });
-    return [speaker(origins, position), chip, make(token.text.includes("\n") ? "br" : "wbr")];
-  });
+/** The tokens of the pass: as messages where there are any, else as the text they are. */
+function promptText({ tokens, origins = [] }, last, taken, explainedPositions) {
+  const chips = tokens.map((token, position) => [promptToken(token, position, last, taken, explainedPositions), make(token.text.includes("\n") ? "br" : "wbr")]);
+  return origins.length ? conversation(chips, origins, taken) : make("p", { class: "prompt" }, chips);
 }
 
-/** Who speaks, where a message of a conversation begins, or the answer. */
-function speaker(origins, position) {
-  const [before, here] = [origins[position - 1], origins[position]];
-  if (!here?.role || (before && before.message === here.message && before.role === here.role)) return [];
-  return [position ? make("br") : [], make("span", { class: "speaker" }, here.role), " "];
+function promptToken(token, position, last, taken, explainedPositions) {
+  const amount = taken[position] ?? 0;
+  const { side, style } = shadeOf(amount, d3.max(taken, Math.abs));
+  return tokenChip(token, {
+    class: `${side} ${position > last ? "later" : ""} ${explainedPositions.has(position) ? "explained" : ""}`,
+    title: `position ${position}, id ${token.id}${position > last ? ", after the explained position" : `, taken ${number(amount, true)}`}`,
+    style,
+  });
 }
 
 function shadeKey(kind, text) {

@@ -91,6 +91,10 @@ class ServedModel:
             untraceable=facts.untraceable,
         )
 
+    def prepare(self) -> None:
+        """Have ready what the first requests would wait for."""
+        self._chat.prepare()
+
     def describe(self, message: messages.GetModelRequest) -> messages.GetModelResponse:
         """Answer what is served."""
         self._validator.check_model(message.model)
