@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,13 @@ from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.capture.capture import capture
 from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
 from neuron_attribution_server.model.engine.engine import Engine
+from neuron_attribution_server.model.loading.models import engine_from
 from neuron_attribution_server.model.tracing.frozen.model import FrozenModel, frozen_model
 from neuron_attribution_server.model.tracing.frozen.sweeps import Edges, Place, Relevances, edges, relevances
 from neuron_attribution_server.model.tracing.outputs import Output
 from torch import Tensor
+
+from reference.tiny_families import tiny_family
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Traced:
     output: Tensor
     value: float
 
-    @property
+    @functools.cached_property
     def places(self) -> list[Place]:
         """Every neuron at every position where it is active."""
         return [
@@ -40,7 +44,7 @@ class Traced:
 
     def activations(self, places: Sequence[Place]) -> Tensor:
         """Theirs, [n]."""
-        return torch.stack([_at(self.frozen, place, None) for place in places])
+        return self._of([part.activations for layer in self.frozen.layers for part in layer.ffn], places)
 
     def relevances(self) -> Relevances:
         """Of everything."""
@@ -48,7 +52,16 @@ class Traced:
 
     def relevance_of(self, found: Relevances, places: Sequence[Place]) -> Tensor:
         """Of some neurons, [n]."""
-        return torch.stack([_at(self.frozen, place, found) for place in places])
+        return self._of([part for layer in found.ffn for part in layer], places)
+
+    def _of(self, parts: Sequence[Tensor], places: Sequence[Place]) -> Tensor:
+        """Numbers of every part's neurons, [P, n] each, of some of them."""
+        every = self.places
+        found = torch.cat([part.flatten() for part in parts])
+        if len(places) == len(every):
+            return found
+        numbers = {place: number for number, place in enumerate(every)}
+        return found[[numbers[place] for place in places]]
 
     def edges(self, targets: Sequence[Place], sources: Sequence[Place]) -> Edges:
         """To the output and targets."""
@@ -76,10 +89,7 @@ def traced(
         return Traced(view, captured, frozen, whole, float((gradients * finals).sum()))
 
 
-def _at(frozen: FrozenModel, place: Place, found: Relevances | None) -> Tensor:
-    parts = frozen.layers[place.layer].ffn
-    number = next(n for n, part in enumerate(parts) if part.first <= place.unit < part.first + part.count)
-    part = parts[number]
-    numbers = part.activations if found is None else found.ffn[place.layer][number]
-    where = place.position if part.positions is None else part.positions.tolist().index(place.position)
-    return numbers[where, place.unit - part.first]
+@functools.cache
+def engine_of(name: str) -> Engine:
+    """A family's tiny model as it is served, made once."""
+    return engine_from(tiny_family(name), None, name)

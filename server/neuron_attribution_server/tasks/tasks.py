@@ -265,7 +265,7 @@ class AttributeTask(Shaped):
         return max(self.ends * by_position, int(sources))
 
 
-RERUN_TOKENS = 1024
+RERUN_TOKENS = 512
 """Tokens of the passes that measure effects, together, but for a longer sequence."""
 
 
@@ -379,6 +379,8 @@ class TraceTask(Shaped):
             projected_tokens=2 * self.options.nodes * self.options.projection_top_k,
             traced_tokens=self.length,
             rerun_tokens=self.length * min(self.reruns, reruns_at_once(self.length)),
+            reads_streams=True,
+            reads_sources=True,
         )
 
 

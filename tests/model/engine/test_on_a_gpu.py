@@ -8,9 +8,10 @@ import pytest
 import torch
 from neuron_attribution.requests import AttributeOptions, Direction
 from neuron_attribution.results import Explanation
+from neuron_attribution.traces import TraceOptions
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.loading.models import engine_from
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, TraceTask
 from reference.compare import assert_close
 from reference.compare_answers import VALUE_RANKINGS, assert_same
 from reference.tiny_families import VOCABULARY, tiny_family
@@ -126,3 +127,27 @@ def test_a_batch_takes_at_most_the_memory_that_was_predicted(requests: int, toke
     before = torch.cuda.memory_allocated()
     _explained(engine, *tasks)
     assert 0 < torch.cuda.max_memory_allocated() - before <= engine.facts.memory.batch(tasks)
+
+
+@pytest.mark.parametrize(("family", "dtype", "device"), PLACES)
+def test_traces_are_those_of_a_cpu(family: str, dtype: torch.dtype, device: str) -> None:
+    """In float32: activations, effects, gradients, relevances and edges, by every node of either."""
+    if dtype is not torch.float32:
+        pytest.skip("rounded states are other prompts")
+    options = TraceOptions(nodes=8, heads=True, projection_top_k=2)
+    task = TraceTask(token_ids=PROMPTS[2], explained=(ExplainedToken(4, 5), ExplainedToken(9, 8)), options=options)
+    graphs = []
+    for place in (device, "cpu"):
+        (outcome,) = _engine(family, place, dtype).run([task])
+        if isinstance(outcome, Exception):
+            raise outcome
+        graphs.append(outcome.graph)
+    got, wanted = graphs
+    assert got.log_odds == pytest.approx(wanted.log_odds, abs=TOLERANCE)
+    theirs = {(node.kind, node.neuron, node.position, node.layer): node for node in wanted.nodes}
+    assert len(theirs) > 8
+    for node in got.nodes:
+        other = theirs[node.kind, node.neuron, node.position, node.layer]
+        for name in ("activation", "relevance", "effect", "gradient"):
+            mine, its = (getattr(each, name) or 0.0 for each in (node, other))
+            assert mine == pytest.approx(its, abs=TOLERANCE, rel=TOLERANCE)

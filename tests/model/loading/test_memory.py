@@ -54,7 +54,8 @@ import ctypes, gc, json, re, sys
 from pathlib import Path
 from neuron_attribution.requests import AttributeOptions, Part
 from neuron_attribution_server.model.loading.models import engine_from
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
+from neuron_attribution.traces import TraceOptions
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, TraceTask
 from transformers import BambaConfig, BambaForCausalLM, LlamaConfig, LlamaForCausalLM
 
 def resident(field):
@@ -97,14 +98,27 @@ def mixers(batches):
         found.append([taken(engine, [task] * requests), engine.facts.memory.batch([task] * requests)])
     return found
 
+def traces(config, tokens):
+    engine = engine_from(LlamaForCausalLM(LlamaConfig(
+        num_attention_heads=8, num_key_value_heads=2, vocab_size=97, max_position_embeddings=1024, bos_token_id=None,
+        eos_token_id=None, **config)))
+    found = []
+    for length in tokens:
+        task = TraceTask(token_ids=tuple(position % 97 for position in range(length)),
+                         explained=(ExplainedToken(length - 1),), options=TraceOptions(nodes=16, projection_top_k=0))
+        found.append([taken(engine, [task]), engine.facts.memory.batch([task])])
+    return found
+
 asked = json.loads(sys.argv[1])
 print(json.dumps({name: globals()[function](**facts) for name, (function, facts) in asked.items()}))
 """
 WIDE = {"num_hidden_layers": 8, "hidden_size": 32, "intermediate_size": 16384}
 DEEP = {"num_hidden_layers": 24, "hidden_size": 2048, "intermediate_size": 32}
+TRACED = {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 2048}
 MEASURED = {
     "mixers": ("mixers", {"batches": [(1, 16), (8, 16), (1, 96)]}),
     "wide": ("growth", {"config": WIDE, "parts": ["query-ffn-neurons"], "rows": [64, 128], "sources": [4]}),
+    "traces": ("traces", {"config": TRACED, "tokens": [32, 512]}),
     "deep": ("growth", {"config": DEEP, "parts": ["query-layers"], "rows": [1], "sources": [10, 1000]}),
 }
 
@@ -135,6 +149,14 @@ def test_what_a_thousand_query_sources_take_is_predicted(measured):
     """Their vectors and keys, not the components at their positions, of which each has 0.4 MiB."""
     grown, predicted = grown_by(measured["deep"], "1 10", "1 1000")
     assert 0.2 * predicted < grown < predicted
+
+
+def test_what_a_trace_takes_is_predicted(measured):
+    """Of each token every neuron frozen and what gradients need, of each pair of positions attention weights."""
+    (few, predicted_of_few), (many, predicted_of_many) = measured["traces"]
+    print(measured["traces"])
+    assert few < predicted_of_few
+    assert (predicted_of_many - predicted_of_few) / 6 < many - few < predicted_of_many - predicted_of_few
 
 
 def grown_by(found, few, many):

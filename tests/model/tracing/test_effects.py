@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from examples import few
 from neuron_attribution.requests import Intervention, Zero
 from neuron_attribution.traces import Graph, TraceNode, TraceNodeKind, TraceOptions
+from neuron_attribution_server.model.capture.capture import capture
+from neuron_attribution_server.model.capture.captured import ExplainedRows
+from neuron_attribution_server.model.capture.edits import Edits, Placed
 from neuron_attribution_server.model.engine.engine import Engine
-from neuron_attribution_server.model.loading.models import engine_from
 from neuron_attribution_server.model.tracing.support import why_untraceable
 from neuron_attribution_server.tasks.tasks import ExplainedToken, InterveneTask, TraceTask
 from reference.compared import Compared
 from reference.in_double import doubled, in_double
-from reference.tiny_families import TINY_FAMILIES, tiny_family
+from reference.tiny_families import TINY_FAMILIES
+from reference.tracing import engine_of
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -77,18 +78,12 @@ def test_reruns_from_recorded_states_are_reruns(name: str) -> None:
     if why_untraceable(engine._view) is not None:
         pytest.skip("refused by name")
     graph = trace(engine, (LAST,), None, nodes=60)
-    tracer = engine._tracer
     for node in [node for node in neurons(graph) if node.position < LAST][:4]:
         assert node.effect == pytest.approx(rerun(engine, node, graph.log_odds), abs=2e-5)
-    assert tracer is engine._tracer
 
 
 def rerun(engine: Engine, node: TraceNode, before: float) -> float:
     """The effect where one sequence alone runs from the first layer on, its neuron zeroed by an edit."""
-    from neuron_attribution_server.model.capture.capture import capture
-    from neuron_attribution_server.model.capture.captured import ExplainedRows
-    from neuron_attribution_server.model.capture.edits import Edits, Placed
-
     zero = Intervention(neurons=(node.neuron,), operation=Zero(), explained_position_only=True)
     rows = ExplainedRows.from_counts([[LAST]], torch.device("cpu"))
     with torch.inference_mode():
@@ -96,11 +91,6 @@ def rerun(engine: Engine, node: TraceNode, before: float) -> float:
         final = captured.inputs[-1][0, LAST].float()
         logits = engine._unembedding.own_logits(final[None])[0]
     return before - odds(torch.log_softmax(logits.double(), 0)[TARGET].item())
-
-
-@functools.cache
-def engine_of(name: str) -> Engine:
-    return engine_from(tiny_family(name), None, name)
 
 
 def trace(engine: Engine, explained: tuple[int, ...], contrast: int | None, nodes: int) -> Graph:

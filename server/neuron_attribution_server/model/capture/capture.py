@@ -40,6 +40,7 @@ SMALLEST_PASS = 16
 EVERYTHING = Kept()
 
 _RECORDING: ContextVar[CapturedStates | None] = ContextVar("recording", default=None)
+_TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
 
 Hook = Callable[..., Any]
 
@@ -71,6 +72,16 @@ def set_plain(view: ModelView) -> None:
         view.model.set_attn_implementation("eager")
     if view.uses_experts_interface:
         view.model.set_experts_implementation("eager")
+
+
+@contextmanager
+def attending_together() -> Iterator[None]:
+    """While sequences of one length may attend in one call on a CPU, too: one's bits may depend on the others."""
+    token = _TOGETHER.set(True)
+    try:
+        yield
+    finally:
+        _TOGETHER.reset(token)
 
 
 def capture(
@@ -294,7 +305,7 @@ def _recordable_attention(
     if states is not None:
         states.record_attention(query, key, value, attention_mask, scaling, **kwargs)
         lengths = list(states.lengths)
-    if not is_host(query.device) or lengths == [query.shape[2]]:
+    if not is_host(query.device) or lengths == [query.shape[2]] or _TOGETHER.get():
         return attend(module, query, key, value, attention_mask, scaling, **kwargs), None
     output = query.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[3])
     mask = None if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1)

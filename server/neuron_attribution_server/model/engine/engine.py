@@ -173,11 +173,12 @@ class Engine:
             for number, interventions in enumerate(task.sets):
                 check_units(self._view, interventions, f"sets[{number}].interventions")
             return
-        options = task if isinstance(task, ProjectTask) else task.options
-        check_subkey(self._view, options.subkey)
         if isinstance(task, TraceTask):
             check_traceable(self._view)
+            check_subkey(self._view, task.options.subkey)
             return
+        options = task.options if isinstance(task, AttributeTask) else task
+        check_subkey(self._view, options.subkey)
         named = {f"neurons[{place}]": neuron for place, neuron in enumerate(options.neurons)}
         if isinstance(task, AttributeTask):
             sources = enumerate(task.options.query_from)

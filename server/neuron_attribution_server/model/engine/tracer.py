@@ -318,8 +318,7 @@ def _heads(
 def _relevance(frozen: FrozenModel, found: Relevances, place: Place) -> float:
     part = part_of(frozen, place)
     number = frozen.layers[place.layer].ffn.index(part)
-    position = int(part.places(torch.tensor(place.position, device=part.activations.device)))
-    return float(found.ffn[place.layer][number][position, place.unit - part.first])
+    return float(found.ffn[place.layer][number][part.place(place.position), place.unit - part.first])
 
 
 def _share(part: float, whole: float) -> float:

@@ -45,8 +45,8 @@ FROZEN_COPIES = 6
 """Numbers for each neuron of a token that is traced: captured, frozen with its factor and constant, its relevance."""
 GRADIENT_COPIES = 8
 """Numbers for each neuron that a token activates, kept for its gradient."""
-PAIR_COPIES = 8
-"""Attention weights of a trace for each pair: captured, turned, and those of passes that do not fuse attention."""
+FUSED_PAIR_COPIES, PAIR_COPIES = 2, 8
+"""Attention weights of a trace for each pair: as captured; where attention is not fused, also kept for gradients."""
 FLOAT = 4
 
 
@@ -81,7 +81,7 @@ def memory_cost(view: ModelView) -> MemoryCost:
         per_held_vector=HELD_COPIES * FLOAT * sizes.hidden_size,
         per_pattern_position=6 * FLOAT * sizes.layers * sizes.heads,
         heads=sizes.layers * sizes.heads,
-        traced=FLOAT * (SWEPT_COPIES * NUMBERS_AT_ONCE + 4 * READ_AT_ONCE * sizes.vocabulary),
+        traced=FLOAT * (SWEPT_COPIES * NUMBERS_AT_ONCE + 4 * READ_AT_ONCE * sizes.vocabulary) + _converted_bytes(view),
         per_traced_token=int(
             ALLOCATOR
             * sizes.layers
@@ -91,7 +91,7 @@ def memory_cost(view: ModelView) -> MemoryCost:
             )
         )
         + FLOAT * SWEPT_COPIES * max(sizes.ffn_width, sizes.expert_width, 4 * sizes.hidden_size),
-        per_traced_pair=PAIR_COPIES * FLOAT * sizes.layers * sizes.heads,
+        per_traced_pair=_pair_copies(view) * FLOAT * sizes.layers * sizes.heads,
         per_rerun_token=int(ALLOCATOR * element * (forward + 4 * width)) + FLOAT * sizes.hidden_size,
         per_explained=COPIES_OF_COEFFICIENTS * FLOAT * sizes.layers * widest,
         per_value=COPIES_OF_VALUES * FLOAT,
@@ -102,6 +102,20 @@ def memory_cost(view: ModelView) -> MemoryCost:
         per_kept_token=FLOAT * sizes.layers * widest,
         kept=KEPT_BYTES * (kept_tokens(view) > 0),
     )
+
+
+def _converted_bytes(view: ModelView) -> int:
+    """What the matrices of a layer take that sweeps read in float32, where they are something else."""
+    sizes = view.sizes
+    widest = max(sizes.ffn_width, sizes.expert_width, sizes.heads * sizes.head_size)
+    return 0 if view.dtype is torch.float32 else 3 * FLOAT * sizes.hidden_size * widest
+
+
+def _pair_copies(view: ModelView) -> int:
+    """How many numbers for each pair of positions and each head a trace holds."""
+    has_sinks = any(name.endswith("sinks") for name, _ in view.model.named_parameters())
+    capped = getattr(view.config, "attn_logit_softcapping", None) is not None
+    return FUSED_PAIR_COPIES if view.spec.uses_attention_interface and not (has_sinks or capped) else PAIR_COPIES
 
 
 def _free_bytes(device: torch.device) -> int:

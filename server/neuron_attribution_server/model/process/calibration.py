@@ -51,10 +51,10 @@ def measured_work(engine: Engine) -> WorkPrices:
 
     One sample is taken however slow the device is: what is not priced is not bounded.
     """
-    sizes, layers = engine.facts.sizes, engine.facts.layers
+    sizes, facts = engine.facts.sizes, engine.facts
     samples: list[Sample] = []
     began = time.perf_counter()
-    for place, task in enumerate(_tasks(sizes, layers, engine.facts.maximum_tokens)):
+    for place, task in enumerate(_tasks(facts)):
         if samples and time.perf_counter() - began > BUDGET_SECONDS:
             break
         started = time.perf_counter()
@@ -65,7 +65,8 @@ def measured_work(engine: Engine) -> WorkPrices:
     return measured_prices(sizes, samples) if samples else WorkPrices()
 
 
-def _tasks(sizes: ModelSizes, parts: Sequence[LayerParts], most: int) -> Iterator[Task]:
+def _tasks(facts: ModelFacts) -> Iterator[Task]:
+    sizes, parts, most = facts.sizes, facts.layers, facts.maximum_tokens
     short, long = min(_SHORT, most), min(_LONG, most)
     everything = AttributeOptions()
     layers = AttributeOptions(parts=frozenset({Part.LAYERS}))
@@ -78,7 +79,8 @@ def _tasks(sizes: ModelSizes, parts: Sequence[LayerParts], most: int) -> Iterato
     yield _attribution(short, short, layers)
     yield ProjectTask(neurons=_neurons(sizes, parts, _FEW, _FEW), side=Side.SUBKEY, top_k=min(300, sizes.vocabulary))
     traced = TraceOptions(nodes=_FEW, screened=_FEW, projection_top_k=0)
-    yield TraceTask(token_ids=_ids(short), explained=(ExplainedToken(short - 1),), options=traced)
+    if not facts.untraceable:
+        yield TraceTask(token_ids=_ids(short), explained=(ExplainedToken(short - 1),), options=traced)
     yield InterveneTask(token_ids=_ids(max(1, min(short, most - 2))), sets=((),), generate=2)
 
 

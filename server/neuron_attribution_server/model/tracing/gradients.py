@@ -88,7 +88,7 @@ def _kept(view: ModelView, found: _Pass) -> Iterator[None]:
 
 def _followed(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Gradients are followed from the first layer's input on."""
-    states = first_input(args, kwargs).detach().clone().requires_grad_(requires_grad=True)
+    states = first_input(args, kwargs).detach().clone().requires_grad_()
     return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
 
 

@@ -51,10 +51,9 @@ def neuron_writers(frozen: FrozenModel, places: Sequence[Place]) -> Ends:
     rows = []
     for place in places:
         part = part_of(frozen, place)
-        position = int(part.places(torch.tensor(place.position, device=part.activations.device)))
         row = part.rows()[place.unit - part.first]
         written = row if part.write is None else part.write.apply(row)
-        rows.append(written * part.activations[position, place.unit - part.first])
+        rows.append(written * part.activations[part.place(place.position), place.unit - part.first])
     return _ends(frozen, rows, places, 1)
 
 
@@ -70,8 +69,8 @@ def neuron_readers(frozen: FrozenModel, places: Sequence[Place]) -> Ends:
     for place in places:
         part = part_of(frozen, place)
         position = torch.tensor([place.position], device=part.activations.device)
-        factor = part.factors[part.places(position), place.unit - part.first]
-        rows.append(part.read.transpose(part.keys()[place.unit - part.first, None] * factor[:, None], position)[0])
+        factor = part.factors[part.place(place.position), place.unit - part.first]
+        rows.append(part.read.transpose(part.keys()[place.unit - part.first, None] * factor, position)[0])
     lower = [-int(frozen.layers[place.layer].parallel) for place in places]
     return _ends(frozen, rows, places, torch.tensor(lower, device=frozen.embeddings.device))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.checkpoints import checked
+from neuron_attribution_server.model.capture.capture import attending_together
 from neuron_attribution_server.model.capture.edits import Edits, Placed, first_input
 from neuron_attribution_server.model.tracing.frozen.sweeps import Place
 from neuron_attribution_server.model.tracing.gradients import Returned
@@ -61,6 +62,7 @@ def _finals(
     placed = [Placed((_without(view, place),), (place.position,)) for place in places]
     lowest, returned = begin
     with ExitStack() as stack:
+        stack.enter_context(attending_together())
         stack.enter_context(Edits(view, placed).made())
         stack.enter_context(_begun_at(view, lowest, inputs[lowest][:, : len(token_ids)], returned))
         handle = view.final_norm_module.register_forward_pre_hook(_final_to(found), with_kwargs=True)

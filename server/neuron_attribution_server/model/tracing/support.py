@@ -6,6 +6,7 @@ from neuron_attribution.errors import FailedPreconditionError
 
 from neuron_attribution_server.model.architectures.layer_view import LayerView
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.architectures.packed.modules import has_packed_experts
 
 
 def why_untraceable(view: ModelView) -> str | None:
@@ -29,6 +30,8 @@ def _of_layer(layer: LayerView) -> str | None:
     if not layer.has_attention or len(mixers) > 1:
         what = " and ".join(mixers) or "nothing"
         return f"mixes positions by {what}, where only attention has weights that can be frozen"
+    if layer.ffn.experts is not None and has_packed_experts(layer.ffn.experts.module):
+        return "has experts whose matrices stay packed, which gradients would keep unpacked, all at once"
     if layer.also_written_module is not None:
         return "writes beside its FFN what no neuron writes (per-layer inputs)"
     if layer.ffn.dense is not None and layer.ffn.dense.norm is not None and layer.ffn.dense.norm.centred:

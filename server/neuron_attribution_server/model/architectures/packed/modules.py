@@ -53,9 +53,15 @@ class PackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The product with the whole matrix, as `nn.Linear` has it."""
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            product: Tensor = _ProductUnpackedAgain.apply(inputs, self)
+            return product
+        return nn.functional.linear(inputs, self.unpacked(), self.bias)
+
+    def unpacked(self) -> Tensor:
+        """The weight, [outputs, inputs], where the module runs; it is not kept."""
         self._memo.forget()
-        parts = {name: getattr(self, name) for name in self._names}
-        return nn.functional.linear(inputs, self._packing.unpack(parts, self.form), self.bias)
+        return self._packing.unpack({name: getattr(self, name) for name in self._names}, self.form)
 
     def matrix(self) -> Tensor:
         """The weight, [outputs, inputs], where scoring reads it."""
@@ -70,6 +76,19 @@ class PackedLinear(nn.Module):
 
     def _read(self) -> Parts:
         return {name: required(self, name) for name in self._names}
+
+
+class _ProductUnpackedAgain(torch.autograd.Function):
+    """A product whose matrix is unpacked again for the gradient: no other one is kept meanwhile."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, module: PackedLinear) -> Tensor:  # noqa: ANN401 - PyTorch's own
+        ctx.module = module
+        return nn.functional.linear(inputs, module.unpacked(), module.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - PyTorch's own
+        return gradients[0] @ ctx.module.unpacked(), None
 
 
 class PackedExperts:

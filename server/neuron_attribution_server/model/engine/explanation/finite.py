@@ -50,10 +50,7 @@ def check_finite(finite: Sequence[bool], task: AttributeTask | InterveneTask | T
     """
     if all(finite):
         return
-    if isinstance(task, InterveneTask):
-        plain_overflows = not finite[0]
-    else:
-        plain_overflows = isinstance(task, TraceTask) or not task.options.interventions
+    plain_overflows = not (finite[0] if isinstance(task, InterveneTask) else getattr(task.options, "interventions", ()))
     if plain_overflows:
         raise FailedPreconditionError(
             "this prompt makes the model's activations overflow; serve the model with --dtype float32 or bfloat16",

@@ -98,7 +98,7 @@ class FrozenAttention:
 
         return cls(
             sizes,
-            weights.transpose(0, 1).contiguous(),
+            weights.transpose(0, 1),
             gates,
             rows,
             layer.attention_write.frozen,
@@ -117,7 +117,7 @@ class FrozenAttention:
             written = self.write.transpose(written)
         if self.over is not None:
             written = written / self.over[where, None]
-        found = (written @ self.rows().T).unflatten(-1, (self.sizes.heads, self.sizes.head_size))
+        found: Tensor = (written @ self.rows().T).unflatten(-1, (self.sizes.heads, self.sizes.head_size))
         return found if self.gates is None else found * self.gates[where]
 
     def value_gradients(self, written: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class FrozenAttention:
         batch, length = heads.shape[:2]
         by_head = heads.permute(2, 1, 0, 3).reshape(self.sizes.heads, length, -1)
         mixed = (self.weights.transpose(1, 2) @ by_head).unflatten(-1, (batch, -1))
-        grouped = mixed.unflatten(0, (self.sizes.key_value_heads, -1)).sum(1)
+        grouped: Tensor = mixed.unflatten(0, (self.sizes.key_value_heads, -1)).sum(1)
         return grouped.permute(2, 1, 0, 3).flatten(2)
 
 

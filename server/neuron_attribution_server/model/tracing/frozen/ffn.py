@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from neuron_attribution.requests import Subkey
@@ -69,6 +70,12 @@ class FfnPart:
     def places(self, positions: Tensor) -> Tensor:
         """Where positions [n], all of them its own, are among its own."""
         return positions if self.positions is None else torch.searchsorted(self.positions, positions)
+
+    def place(self, position: int) -> int:
+        """Where one of its positions is among its own."""
+        if self.positions is None:
+            return position
+        return int(torch.searchsorted(self.positions, torch.tensor(position, device=self.positions.device)))
 
     def gradients(self, written: Tensor) -> Tensor:
         """Gradients of activations, [..., P, n], from those of the residual stream, [..., P, d]."""
@@ -158,8 +165,8 @@ def _experts(
         yield _part(
             first + expert * experts.width,
             positions,
-            lambda expert=expert: experts.block(expert).float(),
-            lambda expert=expert: experts.key_matrix(expert, subkey),
+            partial(_rows, experts, expert),
+            partial(experts.key_matrix, expert, subkey),
             read,
             write,
             (1.0 if own is None else own[:, None]) / experts.multiplier,
@@ -168,10 +175,17 @@ def _experts(
         )
 
 
+def _rows(experts: Experts, expert: int) -> Tensor:
+    return experts.block(expert).float()
+
+
 def _frozen(whole: Tensor, rest: Tensor, keyed: Tensor, of_nothing: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of what the keys read, [P, n], and what is there without it: of biases, and of nothing at all."""
-    factors = torch.where(keyed == 0, 0, (whole - rest) / keyed)
-    return factors, factors * of_nothing + rest
+    """Factors of what the keys read, [P, n], and what is there without it: of biases, and of nothing at all.
+
+    What is not active reads nothing, even where that nothing is a constant less what was read.
+    """
+    factors = torch.where((keyed == 0) | (whole == 0), 0, (whole - rest) / keyed)
+    return factors, factors * of_nothing + torch.where(whole == 0, 0, rest)
 
 
 def _part(

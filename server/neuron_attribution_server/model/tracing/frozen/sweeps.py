@@ -111,8 +111,9 @@ def _edges(frozen: FrozenModel, output: Tensor | None, targets: Sequence[Place],
             for part in layer.ffn:
                 given = part.gradients(part.at(gradients[:begun])).mul_(part.activations)
                 sums[:begun] += given.sum((1, 2))
-                for column, place, unit in _of(part, number, sources):
-                    neurons[:begun, column] = given[:, place, unit]
+                if wanted := list(_of(part, number, sources)):
+                    columns, places, units = torch.tensor(wanted, device=given.device).T
+                    neurons[:begun, columns] = given[:, places, units]
                 magnitudes[:begun] += given.abs_().sum((1, 2))
             swept.write_constant(number, layer.ffn_constant)
             if layer.parallel:
@@ -190,5 +191,4 @@ def _of(part: FfnPart, layer: int, sources: Sequence[Place]) -> Iterator[tuple[i
     """Which sources are in a part, as their number, the place of their position and their own."""
     for column, source in enumerate(sources):
         if source.layer == layer and part.has(source.unit):
-            position = torch.tensor(source.position, device=part.activations.device)
-            yield column, int(part.places(position)), source.unit - part.first
+            yield column, part.place(source.position), source.unit - part.first
