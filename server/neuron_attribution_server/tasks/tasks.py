@@ -265,6 +265,8 @@ class AttributeTask(Shaped):
         return max(self.ends * by_position, int(sources))
 
 
+FEWEST_RERUNS = 8
+"""One of so many may be the prompt as it is, to compare the others with."""
 RERUN_TOKENS = 512
 """Tokens of the passes that measure effects, together, but for a longer sequence."""
 
@@ -335,8 +337,8 @@ class ProjectTask(Shaped):
 
 
 def reruns_at_once(length: int) -> int:
-    """How many sequences that measure effects run together."""
-    return max(1, RERUN_TOKENS // length)
+    """How many sequences that measure effects run together, one of them as it is; each of a longer prompt alone."""
+    return RERUN_TOKENS // length if FEWEST_RERUNS * length <= RERUN_TOKENS else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,8 +371,14 @@ class TraceTask(Shaped):
 
     @property
     def reruns(self) -> int:
-        """The passes that measure effects, each of one sequence."""
-        return self.screened if self.options.measure else 0
+        """The sequences that measure effects."""
+        return self.screened + self.rerun_passes * (reruns_at_once(self.length) > 1) if self.options.measure else 0
+
+    @property
+    def rerun_passes(self) -> int:
+        """The passes that they go through."""
+        together = reruns_at_once(self.length)
+        return ceil(self.screened / max(1, together - 1)) if self.options.measure else 0
 
     def cost(self, _heads: int) -> Cost:
         """What it puts into a batch. It shares no pass with others."""

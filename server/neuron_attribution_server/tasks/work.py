@@ -23,7 +23,6 @@ from neuron_attribution_server.tasks.tasks import (
     Task,
     TraceTask,
     generated_at_once,
-    reruns_at_once,
 )
 
 SPARE_CANDIDATES = 8
@@ -122,7 +121,7 @@ def _own_work(task: Task, sizes: ModelSizes) -> Counts:
 def _trace(task: TraceTask, sizes: ModelSizes) -> Counts:
     """A pass and its gradient, sweeps of the output and of every node, reruns that begin halfway up on average."""
     options, length, rows = task.options, task.length, task.rows
-    reruns, passes = task.reruns, 4 + ceil(task.reruns / reruns_at_once(length))
+    reruns, passes = task.screened * options.measure, 4 + task.rerun_passes
     return {
         Work.BATCH: 1,
         Work.TOKEN: 5 * length + reruns * length // 2,

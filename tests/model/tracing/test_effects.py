@@ -12,6 +12,7 @@ from neuron_attribution_server.model.capture.captured import ExplainedRows
 from neuron_attribution_server.model.capture.edits import Edits, Placed
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.tracing.support import why_untraceable
+from neuron_attribution_server.tasks import tasks
 from neuron_attribution_server.tasks.tasks import ExplainedToken, InterveneTask, TraceTask
 from reference.compared import Compared
 from reference.in_double import doubled, in_double
@@ -50,6 +51,14 @@ def test_effects_are_what_zeroing_does(tiny: Compared, contrast: int | None, exp
         assert node.activation == pytest.approx(activation(tiny.model, node), abs=1e-5)
     effects = [abs(node.effect) for node in neurons(graph)]
     assert effects == sorted(effects, reverse=True)
+
+
+def test_neurons_of_a_long_prompt_are_zeroed_one_by_one(tiny: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the effects that they have together."""
+    together = neurons(trace(tiny.engine, (LAST,), None, nodes=9))
+    monkeypatch.setattr(tasks, "RERUN_TOKENS", len(PROMPT))
+    alone = neurons(trace(tiny.engine, (LAST,), None, nodes=9))
+    assert [node.effect for node in alone] == pytest.approx([node.effect for node in together], abs=1e-5)
 
 
 @families

@@ -63,7 +63,7 @@ def test_a_whole_graph_carries_all_of_the_output(tiny: Compared) -> None:
     graph = trace(tiny, nodes=3 * 48 * len(PROMPT), screened=3 * 48 * len(PROMPT), edge_share=1.0, measure=False)
     kept = [KeptEdge(edge.source - 1, edge.target, edge.contribution, edge.share) for edge in graph.edges]
     neurons = [node for node in graph.nodes if node.kind is TraceNodeKind.FFN_NEURON]
-    paths = carried(kept, [graph.output, *(n.activation for n in neurons)], [n.layer for n in neurons])
+    paths = carried(kept, [graph.output, *(n.activation for n in neurons)], [n.neuron.layer for n in neurons])
     assert paths / graph.output == pytest.approx(graph.coverage.output_paths, rel=1e-5)
     found = traced(tiny.engine, PROMPT, [LAST], [TARGET])
     places = [place for place in found.places if float(found.activations([place])[0])]

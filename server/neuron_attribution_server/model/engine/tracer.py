@@ -193,8 +193,9 @@ class Tracer:
             gradients.returned,
         )
         for which, finals in reruns:
-            after = predicted.output.value(finals).tolist()
-            effects |= {number: predicted.log_odds - value for number, value in zip(which, after, strict=True)}
+            values = predicted.output.value(finals).tolist()
+            before, after = (predicted.log_odds, values) if len(values) == len(which) else (values[0], values[1:])
+            effects |= {number: before - value for number, value in zip(which, after, strict=True)}
         found = [_Neuron(each, effects[number]) for number, each in enumerate(screened)]
         return sorted(found, key=lambda neuron: -abs(neuron.effect or 0.0))
 
@@ -281,7 +282,6 @@ class Tracer:
                 _relevance(frozen, relevance, neuron.place),
                 neuron=name,
                 position=neuron.place.position,
-                layer=neuron.place.layer,
                 effect=neuron.effect,
                 gradient=neuron.candidate.gradient,
                 projection=projections.get(name),

@@ -33,15 +33,20 @@ def without_each(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Final residuals at some positions without each neuron at its place: which ones, and theirs, [n, E, d].
 
+    Where several sequences run together, those of the prompt as it is come before them, [1 + n, E, d]: what half
+    precision rounds away is the same in one pass.
     `inputs` are those of every layer as they were recorded, [1, T, d].
     """
     order = sorted(range(len(places)), key=lambda number: -places[number].layer)
     together = reruns_at_once(len(token_ids))
+    plain = [Placed()] if together > 1 else []
+    together -= len(plain)
     chunks = [order[start : start + together] for start in range(0, len(order), together)]
     for chunk in checked(chunks):
         mine = [places[number] for number in chunk]
         lowest = _lowest(view, returned, min(place.layer for place in mine))
-        yield chunk, _finals(view, token_ids, inputs, mine, positions, (lowest, returned))
+        placed = [*plain, *(Placed((_without(view, place),), (place.position,)) for place in mine)]
+        yield chunk, _finals(view, token_ids, inputs, placed, positions, (lowest, returned))
 
 
 def _lowest(view: ModelView, returned: Returned, changed: int) -> int:
@@ -53,13 +58,12 @@ def _finals(
     view: ModelView,
     token_ids: Sequence[int],
     inputs: Sequence[Tensor],
-    places: Sequence[Place],
+    placed: Sequence[Placed],
     positions: Sequence[int],
     begin: tuple[int, Returned],
 ) -> Tensor:
     found: list[Tensor] = []
-    tokens = torch.tensor([list(token_ids)] * len(places), device=view.device)
-    placed = [Placed((_without(view, place),), (place.position,)) for place in places]
+    tokens = torch.tensor([list(token_ids)] * len(placed), device=view.device)
     lowest, returned = begin
     with ExitStack() as stack:
         stack.enter_context(attending_together())

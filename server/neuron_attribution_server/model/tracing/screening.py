@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -64,8 +64,3 @@ def _largest(number: int, part: FfnPart, scores: Tensor, last: int, count: int) 
     for position, unit, activation, score in zip(*(column.tolist() for column in columns), strict=True):
         if score:
             yield Candidate(Place(number, part.first + unit, position), activation, score)
-
-
-def kept_apart(found: Sequence[Candidate], activities: Sequence[float], usual: float) -> list[Candidate]:
-    """Those that are not on whatever is asked: in less than the part `usual` of the contexts."""
-    return [each for each, activity in zip(found, activities, strict=True) if activity < usual]
