@@ -173,8 +173,13 @@ def test_a_live_page_draws_a_graph_and_zeroes_a_neuron(visit):
             page.get_by_role("button", name="Explain").click()
             page.get_by_role("button", name="neuron 1.3 at").click()
             page.get_by_role("button", name="Zero 1.3").click()
-            page.get_by_text("Zeroed at position 5: ").wait_for()
+            page.locator(".zeroing").get_by_text("Zeroed at position 5: ").wait_for()
             assert "KL 0.2500 nats" in page.locator(".zeroing").inner_text()
+            page.get_by_role("button", name="Pin", exact=True).click()
+            page.get_by_label("Name of the group").fill("towns")
+            page.get_by_role("button", name="Make one node of them").click()
+            page.get_by_role("button", name="Zero towns").click()
+            page.locator(".zeroing").get_by_text("Zeroed at position 5: ").wait_for()
             with visit(page.url) as other:
                 other.get_by_role("button", name="neuron 1.3 at").wait_for()
 
