@@ -13,6 +13,9 @@ PROMPT = "Tim's dad lent him a bicycle, and Anna's mother gave her a piano.\nIn 
 QUESTION = "What is the capital of Australia, and why not Sydney?"
 ANSWER_TOKENS = 30
 REPORT_SIZE = {"width": 1180, "height": 1500}
+TRACED = "The capital of France is"
+TRACED_NODES = 40
+TRACE_SIZE = {"width": 1280, "height": 1000}
 ANSWER_SIZE = {"width": 1180, "height": 1180}
 WEB_SIZE = {"width": 1180, "height": 900}
 
@@ -33,6 +36,7 @@ def main(folder):
         page.wait_for_timeout(500)
         page.screenshot(path=folder / "web.png")
         take_answer(browser, client, folder)
+        take_trace(browser, client, folder)
         browser.close()
 
 
@@ -46,6 +50,22 @@ def take_answer(browser, client, folder):
     page.get_by_role("rowheader").nth(1).click()
     page.mouse.move(0, 0)
     page.screenshot(path=folder / "answer.png")
+
+
+def take_trace(browser, client, folder):
+    """A graph, with the paths through the neuron that raises the output most of those at the last position."""
+    trace = client.trace(TRACED, nodes=TRACED_NODES, heads=True, timeout=120)
+    position = trace.graph.positions[0]
+    nodes = enumerate(trace.graph.nodes)
+    index, _ = max((each for each in nodes if each[1].neuron and each[1].position == position), key=_effect)
+    page = browser.new_page(viewport=TRACE_SIZE)
+    page.set_content(trace.to_html())
+    page.locator(f"#node-{index}").click()
+    page.screenshot(path=folder / "trace.png")
+
+
+def _effect(numbered):
+    return numbered[1].effect
 
 
 if __name__ == "__main__":

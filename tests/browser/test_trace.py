@@ -1,5 +1,6 @@
 """The picture of a graph in a real browser: drawn, walked, grouped, and its neurons zeroed."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -174,7 +175,10 @@ def test_a_live_page_draws_a_graph_and_zeroes_a_neuron(visit):
             page.get_by_role("button", name="neuron 1.3 at").click()
             page.get_by_role("button", name="Zero 1.3").click()
             page.locator(".zeroing").get_by_text("Zeroed at position 5: ").wait_for()
-            assert "KL 0.2500 nats" in page.locator(".zeroing").inner_text()
+            told = page.locator(".zeroing").inner_text()
+            odds = re.search(r"log odds (\S+) → (\S+);", told.replace("−", "-")).groups()
+            assert [float(value) for value in odds] == pytest.approx([0, 0], abs=1e-5)
+            assert "KL 0.2500 nats" in told
             page.get_by_role("button", name="Pin", exact=True).click()
             page.get_by_label("Name of the group").fill("towns")
             page.get_by_role("button", name="Make one node of them").click()

@@ -12,7 +12,7 @@ function traceTitle({ targets, contrasts, log_odds: odds, output, coverage, node
   const chips = (predictions) => predictions.slice(0, TITLE_TOKENS).map(({ token }) => tokenChip(token));
   const than = contrasts.length ? [" rather than ", chips(contrasts)] : [];
   const what = contrasts.length ? "difference of the logits" : "log odds";
-  const share = (value) => `${(100 * value).toFixed(0)} %`;
+  const share = (value) => `${value < 0 ? "−" : ""}${Math.abs(100 * value).toFixed(0)} %`;
   return make("header", {}, make("h1", {}, "What carried ", chips(targets), ...than, "?"),
     note(`${what} ${number(odds, true)}; in the frozen linear model ${number(output, true)}. ${nodes.length} nodes, ${edges.length} edges.`),
     note(`Of ${Number(coverage.neuron_positions).toLocaleString("en")} neurons at positions ${coverage.screened} passed a screening, a heuristic, and ${coverage.measured} were measured. ` +
