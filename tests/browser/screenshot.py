@@ -25,19 +25,29 @@ def main(folder):
     web = free_address()
     with sync_playwright() as playwright, serving("--web", web) as (address, _), Client(address) as client:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport=REPORT_SIZE)
-        page.set_content(client.attribute(PROMPT).to_html())
-        page.wait_for_selector("html[data-ready]")
-        page.screenshot(path=folder / "report.png")
-        page = browser.new_page(viewport=WEB_SIZE, color_scheme="dark")
-        page.goto(f"http://{web}/")
-        page.get_by_role("button", name="Explain").click()
-        page.get_by_role("heading", level=1).wait_for()
-        page.wait_for_timeout(500)
-        page.screenshot(path=folder / "web.png")
+        take_report(browser, client, folder)
+        take_web(browser, web, folder)
         take_answer(browser, client, folder)
         take_trace(browser, client, folder)
         browser.close()
+
+
+def take_report(browser, client, folder):
+    """One next token."""
+    page = browser.new_page(viewport=REPORT_SIZE)
+    page.set_content(client.attribute(PROMPT).to_html())
+    page.wait_for_selector("html[data-ready]")
+    page.screenshot(path=folder / "report.png")
+
+
+def take_web(browser, web, folder):
+    """The live page."""
+    page = browser.new_page(viewport=WEB_SIZE, color_scheme="dark")
+    page.goto(f"http://{web}/")
+    page.get_by_role("button", name="Explain").click()
+    page.get_by_role("heading", level=1).wait_for()
+    page.wait_for_timeout(500)
+    page.screenshot(path=folder / "web.png")
 
 
 def take_answer(browser, client, folder):

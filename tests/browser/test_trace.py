@@ -1,6 +1,7 @@
 """The picture of a graph in a real browser: drawn, walked, grouped, and its neurons zeroed."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ from browser.accessibility import serious_faults
 from browser.graphs import made_up_trace
 from browser.samples import HOSTILE
 from browser.saving import saved_csv
+from neuron_attribution.conversations.messages import TokenOrigin
 from neuron_attribution.traces import TraceNodeKind
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import PROMPT, FakeEngine
@@ -136,6 +138,20 @@ def test_pinned_neurons_become_one_node_and_are_taken_apart_again(page, trace):
     assert f"{effects:+.4f} together".replace("-", "−") in page.locator(".side .detail").inner_text()
     page.get_by_role("button", name="Take towns apart").click()
     assert all(node_at(page, member).count() == 1 for member in members)
+
+
+def test_the_templates_tokens_without_neurons_are_one_node_at_first(visit, written):
+    trace = made_up_trace(neurons=6, layers=4, texts=["<|user|>"] * 20 + [" river", " bank"])
+    origins = tuple(TokenOrigin(0, "user", template=number < 20) for number in range(22))
+    busy = {node.position for node in trace.graph.nodes if node.neuron}
+    folded = [node.position for node in trace.graph.nodes[7:27] if node.position not in busy]
+    with visit(written(replace(trace, origins=origins))) as page:
+        page.wait_for_selector(READY)
+        assert page.locator("#group-0 title").text_content().startswith(f"group ⋯{len(folded)} template")
+        shown = page.locator(".graph .node.token").count()
+        page.get_by_role("button", name="template apart").click()
+        assert page.locator("#group-0").count() == 0
+        assert page.locator(".graph .node.token").count() > shown
 
 
 def test_nodes_and_edges_are_saved(page, trace):

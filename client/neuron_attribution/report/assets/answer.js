@@ -14,7 +14,7 @@ class AnswerPicture {
     const bar = make("div", { class: "bar" }, make("label", {}, "Shaded by ", this.choice), this.key, this.reading);
     this.element = make("div", { class: "picture" }, this.texts(), bar);
     this.shade(probabilities(result));
-    // Sections that are gone to stop beneath it.
+    // What is gone to, or focused, stops beneath it.
     new ResizeObserver(() => document.documentElement.style.setProperty("--picture-height", `${this.element.offsetHeight}px`)).observe(this.element);
   }
 

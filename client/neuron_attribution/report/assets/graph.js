@@ -39,6 +39,13 @@ function drawnNode(node, index, { tokens, targets }) {
   return { ...common, name, label: first ? visible(first.token.text) : neuronName({ ffn: node.neuron }), layer: node.neuron.layer };
 }
 
+/** The tokens of a chat template at positions without neurons, as a group: none, or one. */
+function templateGroups({ nodes, origins = [] }) {
+  const busy = new Set(nodes.filter(({ neuron }) => neuron).map(({ position }) => position));
+  const members = d3.range(nodes.length).filter((index) => NODE_KINDS[nodes[index].kind] === "token" && origins[nodes[index].position]?.template && !busy.has(nodes[index].position));
+  return members.length > 1 ? [{ name: `⋯${members.length} template`, members }] : [];
+}
+
 /** A group stands where its member of the largest effect would. */
 function groupNode({ name, members }, number, singles) {
   const nodes = members.map((member) => singles[member]);

@@ -22,7 +22,7 @@ function traceTitle({ targets, contrasts, log_odds: odds, output, coverage, node
 /** The graph with what is chosen in it. */
 class TracePage {
   constructor(view) {
-    Object.assign(this, { view, groups: [], pins: new Set() });
+    Object.assign(this, { view, groups: templateGroups(view.result), pins: new Set() });
     this.detail = make("div", { class: "detail" });
     this.groupBox = make("div", { class: "groups" });
     this.reading = make("p", { class: "reading", role: "status" });
@@ -104,7 +104,7 @@ function whatItDid(node, { result }) {
   const what = result.contrasts.length ? "difference of the logits" : "log odds";
   if (node.kind === "group") {
     const sum = node.effect === undefined ? "" : ` Alone, each at its position, their measured effects are ${number(node.effect, true)} together: not what zeroing all of them does.`;
-    return [note(`${node.nodes.map(({ name }) => name).join(", ")}.${sum}`)];
+    return [note(`${node.nodes.map(({ name }) => name).join(", ")}. Relevance ${number(node.relevance, true)}.${sum}`)];
   }
   if (node.kind !== "neuron") return [note(`Relevance ${number(node.relevance, true)}${node.other ? `; from what the graph leaves out ${number(node.other, true)}` : ""}.`)];
   if (!isScore(node.effect)) return [note("Its effect was not measured.")];
@@ -136,8 +136,9 @@ function edgeText({ signed, single }) {
 
 /** A live page zeroes a neuron or a group, by a call of its own. */
 function membersZeroing(node, view) {
-  if (!view.zeroMembers || !["neuron", "group"].includes(node.kind)) return [];
-  return [zeroingBox(node.name, () => view.zeroMembers(node.kind === "group" ? node.nodes : [node]), view)];
+  const members = node.nodes ?? [node];
+  if (!view.zeroMembers || members.some(({ kind }) => kind !== "neuron")) return [];
+  return [zeroingBox(node.name, () => view.zeroMembers(members), view)];
 }
 
 function nodesSection(view) {
