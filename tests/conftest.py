@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from checkout import ROOT
+from hypothesis import HealthCheck, settings
 from neuron_attribution_server.model.loading import math_libraries
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ math_libraries.configure()
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many tests run as there are cores: one thread each, and for the servers they start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says what else the machine does.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 gc.disable()  # until all is imported and collected, which leaves no garbage
 

@@ -528,3 +528,5 @@ class ModelInfo(Displayed):
     """The part that is ready of what bounds decreases; until it is whole, requests for them wait for the rest."""
     layers: tuple[LayerParts, ...] = ()
     """What each layer is made of; empty from a server that does not say."""
+    untraceable: str = ""
+    """What of the model no trace can hold; empty where it can be traced, or from an older server."""

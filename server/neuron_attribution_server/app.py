@@ -122,6 +122,7 @@ class Application:
         facts = await self._worker.start()
         limits = self._config.limits(facts.maximum_tokens)
         model = await asyncio.to_thread(ServedModel, facts, limits, self._ranges_ready)
+        await asyncio.to_thread(model.prepare)
         observer = BatchObserver(self._metrics, self._tracing)
         scheduler = Scheduler(self._worker, self._config, facts.memory, model.predictor, observer)
         cache = ResultCache(self._config.cache_bytes)

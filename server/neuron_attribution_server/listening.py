@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ from neuron_attribution_server.front_end.transfer.exchange import Terms
 from neuron_attribution_server.front_end.web.gateway import WebGateway
 from neuron_attribution_server.services import HEALTH, REFLECTION, SERVICE
 from neuron_attribution_server.settings.config import ConfigurationError, ServerConfig
+
+_LULL_SECONDS = 2.0
+"""How long a server that stops takes calls that keep coming."""
 
 _log = logging.getLogger(__name__)
 
@@ -80,9 +84,11 @@ class Ports:
         await self._server.start()
 
     async def stop_calls(self, grace: float) -> None:
-        """Take no new calls over gRPC; what runs may end within so many seconds."""
+        """Take those that have come over gRPC, and then no more; what runs may end within so many seconds."""
         if self._server is not None:
-            await self._server.stop(grace)
+            until = time.monotonic() + grace
+            await self._answering.calls.lull(min(grace, _LULL_SECONDS))
+            await self._server.stop(max(0.0, until - time.monotonic()))
 
     async def stop_web(self) -> None:
         """The same for the web page, within the configured grace."""

@@ -19,10 +19,11 @@ import pytest
 import torch
 from neuron_attribution.convert import explanations_to_proto
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
-from neuron_attribution.requests import Aggregate, AttributeOptions, Direction, Part, Side
+from neuron_attribution.requests import Aggregate, AttributeOptions, Direction, Part, Side, Subkey
 from neuron_attribution.results import ModelIdentity
 from neuron_attribution_server.model.loading.models import load_engine
 from neuron_attribution_server.model.loading.sources.demo import DemoUnavailableError, demo_folder
+from neuron_attribution_server.model.tracing.frozen.sweeps import Place
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, ProjectTask
 from reference.compare import assert_close, assert_projection, assert_ranking
@@ -32,11 +33,13 @@ from reference.compared import Compared
 from reference.oracle import Explained
 from reference.projections import project_neuron, project_through
 from reference.served import served
+from reference.tracing import traced
 from reference.weights import read_weights
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from verify.brute_force import KINDS, BruteForce, Scores
+from verify.effects import LEAST, graph_of, neurons, rank_correlation
 from verify.rankings import compare as compare_rankings
 from verify.states import States, of_oracle, record
 from verify.subjects import SUBJECTS
@@ -390,3 +393,23 @@ def test_reproducible_answers_do_not_depend_on_their_batch(demo: Compared, encod
     [got] = explanations_to_proto(IDENTITY, together[2].explanations).explanations
     for other in (apart, pair[1]):
         assert got == explanations_to_proto(IDENTITY, other.explanations).explanations[0]
+
+
+def test_the_frozen_model_adds_up(demo: Compared, encode: Encode) -> None:
+    """In 30 layers of float32: relevances to the output, edges of a neuron in every third layer to its activation."""
+    found = traced(demo.engine, encode(PROMPT), [4], [demo.oracle(encode(PROMPT)).top_token(4)])
+    relevance = found.relevances()
+    size = float(relevance.tokens.abs().sum())
+    assert float(relevance.tokens.sum() + relevance.biases.sum()) == pytest.approx(found.value, abs=1e-4 * size)
+    targets = [Place(layer, 7 * layer, layer % 5) for layer in range(0, LAYERS, 3)]
+    edges = found.edges(targets, [])
+    wanted = torch.cat([torch.tensor([found.value]), found.activations(targets)])
+    assert torch.all((edges.sums - wanted).abs() <= 1e-4 * edges.magnitudes)
+
+
+def test_gradients_rank_neurons_as_their_effects_do(demo: Compared, encode: Encode) -> None:
+    """Over more prompts by `verify.effects`, beside frozen relevances, which rank them worse."""
+    found = neurons(graph_of(demo.engine, encode(PROMPT), 120, Subkey.UP))
+    effects, gradients, relevances = zip(*((n.effect, n.gradient, n.relevance) for n in found), strict=True)
+    assert rank_correlation(effects, gradients) > LEAST
+    assert rank_correlation(effects, gradients) > rank_correlation(effects, relevances)

@@ -31,6 +31,7 @@ from neuron_attribution.requests import (
     ProjectNeuronRequest,
     ScoringMethod,
 )
+from neuron_attribution.traces import TraceOptions, TraceRequest
 from neuron_attribution.transport.status import from_rpc_error
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
 from neuron_attribution.v1 import neuron_attribution_pb2_grpc as services
@@ -45,7 +46,7 @@ IDLE = 200
 """Connections that are opened to use up file descriptors."""
 SPARE_FILES = 24
 REVOKED_AND_VALID = "A REVOKED TOKEN IS VALID"
-Request = AttributeRequest | InterveneRequest | ProjectNeuronRequest
+Request = AttributeRequest | InterveneRequest | ProjectNeuronRequest | TraceRequest
 SHORT_OF_FILES = SHORT_OF_MEMORY = 1.5
 """Seconds."""
 SHORT_ATTRIBUTION = messages.AttributeRequest(prompt=messages.Prompt(text="The capital of Spain is"))
@@ -133,6 +134,7 @@ class Actors:
             "AttributeStream": messages.AttributeStreamRequest(key="key", request=SHORT_ATTRIBUTION, each_token=True),
             "ProjectNeuron": messages.ProjectNeuronRequest(neurons=[_neuron(24, 1005)]),
             "Intervene": messages.InterveneRequest(prompt=SHORT_ATTRIBUTION.prompt, sets=[messages.InterventionSet()]),
+            "Trace": messages.TraceRequest(prompt=SHORT_ATTRIBUTION.prompt, nodes=5),
             "Tokenize": messages.TokenizeRequest(text="The capital"),
             "GetModel": messages.GetModelRequest(),
         }
@@ -212,6 +214,8 @@ class Actors:
             call, message = stub.Attribute, convert.attribute_request_to_proto(request)
         elif isinstance(request, InterveneRequest):
             call, message = stub.Intervene, convert.intervene_request_to_proto(request)
+        elif isinstance(request, TraceRequest):
+            call, message = stub.Trace, convert.trace_request_to_proto(request)
         else:
             call, message = stub.ProjectNeuron, convert.project_neuron_request_to_proto(request)
         call(message, timeout=timeout, metadata=self._metadata)
@@ -361,6 +365,7 @@ def _heavy_requests() -> Iterator[Request]:
     changed = (Intervention(neurons=neurons[:30]),)
     yield InterveneRequest(prompt=ids[:100], sets=(changed,) * 30)
     yield InterveneRequest(prompt=ids[:40], sets=(changed,) * 16, generate=100)
+    yield TraceRequest(prompt=ids, completion=ids[:50], options=TraceOptions(nodes=500, screened=4096, heads=True))
 
 
 def _lowered(request: Request, error: NeuronAttributionError) -> Request | None:
@@ -372,6 +377,9 @@ def _lowered(request: Request, error: NeuronAttributionError) -> Request | None:
     if isinstance(request, AttributeRequest) and request.options.exhaustive:
         shorter = request.prompt[: len(request.prompt) // 2]
         return replace(request, prompt=shorter) if shorter else None
+    if isinstance(request, TraceRequest):
+        fewer = replace(request.options, nodes=request.options.nodes // 4, screened=None)
+        return replace(request, options=fewer) if fewer.nodes else None
     for field in ("generate", "completion", "neurons"):
         asked = getattr(request, field, None)
         if asked:

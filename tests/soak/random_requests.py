@@ -23,8 +23,9 @@ from neuron_attribution.requests import (
     Zero,
 )
 from neuron_attribution.results import ModelInfo
+from neuron_attribution.traces import TraceOptions, TraceRequest
 
-Request = AttributeRequest | InterveneRequest | ProjectNeuronRequest
+Request = AttributeRequest | InterveneRequest | ProjectNeuronRequest | TraceRequest
 
 
 class RandomRequests:
@@ -34,11 +35,13 @@ class RandomRequests:
         self._sizes = model.sizes
         self._random = random.Random(seed)
         self._longest = longest
-        self._kinds: tuple[Callable[[], Request], ...] = (self.attribution, self.intervention, self.projection)
+        self._kinds: tuple[Callable[[], Request], ...] = (
+            *(self.attribution, self.intervention, self.projection, self.trace),
+        )
 
     def any(self) -> Request:
         """A request of any kind."""
-        return self._random.choices(self._kinds, (6, 2, 1))[0]()
+        return self._random.choices(self._kinds, (6, 2, 1, 1))[0]()
 
     def attribution(self) -> AttributeRequest:
         """An attribution of a few tokens or many, by any method, of any parts."""
@@ -73,6 +76,23 @@ class RandomRequests:
             through = self._head()
             neurons = tuple(each for each in neurons if isinstance(each, FfnNeuron)) or (FfnNeuron(0, 0),)
         return ProjectNeuronRequest(neurons=neurons, side=side, through=through, top_k=self._count(1, 1000))
+
+    def trace(self) -> TraceRequest:
+        """A graph of a few nodes or many; of some nothing is measured."""
+        nodes = self._count(1, 500)
+        measure = self._random.random() < 0.8
+        return TraceRequest(
+            prompt=self._ids(self._count(1, self._longest)),
+            completion=self._rarely(0.2, None, lambda: self._ids(self._count(1, 16))),
+            contrast=self._rarely(0.2, None, self._id),
+            options=TraceOptions(
+                nodes=nodes,
+                measure=measure,
+                heads=self._random.random() < 0.3,
+                screened=self._rarely(0.3, None, lambda: self._count(nodes, 4096)) if measure else None,
+                projection_top_k=self._rarely(0.4, 10, lambda: self._count(1, 100)),
+            ),
+        )
 
     def _options(self, method: ScoringMethod, tokens: int) -> AttributeOptions:
         return AttributeOptions(

@@ -96,18 +96,19 @@ PROJECTIONS = st.builds(
     st.integers(1, 1000),
 )
 TRACES = st.builds(
-    lambda more, rows, nodes, further, measure, in_prompt: TraceTask(
+    lambda more, rows, nodes, further, measure, in_prompt, options: TraceTask(
         token_ids=(1,) * (rows + more),
         explained=tuple(map(ExplainedToken, range(more, rows + more))),
-        options=TraceOptions(nodes=nodes, screened=nodes + further if measure else None, measure=measure),
+        options=TraceOptions(nodes=nodes, screened=nodes + further if measure else None, measure=measure, **options),
         in_prompt=in_prompt,
     ),
-    st.integers(1, 300),
+    st.integers(0, 300),
     st.integers(1, 100),
-    st.integers(1, 500),
+    st.integers(1, 1000),
     st.integers(0, 3500),
     st.booleans(),
     st.booleans(),
+    st.fixed_dictionaries({"heads": st.booleans(), "projection_top_k": st.integers(0, 1000)}),
 )
 TASKS = st.one_of(ATTRIBUTIONS, INTERVENTIONS, PROJECTIONS, TRACES)
 
@@ -182,6 +183,11 @@ def larger(task):
             further = replace(task, generate=task.generate + 1)
             if generated_at_once(further.length) == generated_at_once(task.length):  # else no places are left empty
                 yield further
+        case TraceTask():
+            longer = tuple(replace(token, position=token.position + 1) for token in task.explained)
+            yield replace(task, token_ids=(*task.token_ids, 1), explained=longer)
+            for field in ("nodes", "projection_top_k", *(("screened",) if task.options.measure else ())):
+                yield replace(task, options=replace(task.options, **{field: getattr(task.options, field) + 1}))
         case ProjectTask():
             yield replace(task, neurons=(*task.neurons, FfnNeuron(0, 2)))
 
@@ -231,6 +237,19 @@ def test_tokens_together_are_priced_by_what_their_sums_take():
     assert work_of([contrasted], DEMO)[Work.VECTOR] > 1.9 * counts[2][Work.VECTOR]
 
 
+def test_traces_are_priced_by_what_they_run_again_and_sweep():
+    """Reruns by their tokens, half of the layers on average; sweeps by nodes; and both are held a few at a time."""
+    task = TraceTask(token_ids=(1,) * 12, explained=(ExplainedToken(11),), options=TraceOptions(nodes=100))
+    counts, alone = work_of([task], DEMO), replace(task, options=replace(task.options, measure=False))
+    unmeasured = work_of([alone], DEMO)
+    assert counts[Work.TOKEN] - unmeasured[Work.TOKEN] == 400 * 12 // 2
+    assert counts[Work.SWEEP] == unmeasured[Work.SWEEP] == 12 * 52
+    assert counts[Work.VECTOR] - unmeasured[Work.VECTOR] == 400
+    memory = MemoryCost(available=0, traced=1000, per_traced_token=100, per_traced_pair=10, per_rerun_token=1)
+    assert memory.batch([task, task, alone]) == 1000 + 12 * 100 + 144 * 10 + 12 * (1024 // 12)
+    assert memory.batch([alone]) == 1000 + 12 * 100 + 144 * 10
+
+
 def test_tokens_together_are_in_memory_together():
     """However few are scored at once elsewhere."""
     cost = MemoryCost(available=0, per_row=1000, rows_at_once=4)
@@ -271,7 +290,7 @@ def heeding_of_trace(task, field, value):
             ids = task.token_ids[: len(task.token_ids) - len(task.explained) + value]
             return replace(task, explained=task.explained[:value], token_ids=ids)
         case "nodes":
-            screened = min(SCREENED_PER_NODE * value, task.screened) if options.measure else None
+            screened = SCREENED_PER_NODE * value if options.measure else None
             lower = {"nodes": value, "screened": screened}
         case "screened":
             assert value >= options.nodes, "fewer would be refused"
@@ -297,7 +316,7 @@ def heeding(task, field, value):
             return replace(task, generate=value)
         case "sets" | "neurons":
             return replace(task, **{field: getattr(task, field)[:value]})
-        case _ if isinstance(task, AttributeTask):
+        case _ if isinstance(task, AttributeTask | TraceTask):
             return replace(task, options=replace(task.options, **{field: value}))
         case _:
             return replace(task, **{field: value})

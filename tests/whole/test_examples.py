@@ -49,6 +49,13 @@ def test_intervene(address):
     assert_shown(lines, "intervening.md")
 
 
+def test_a_wrong_answer(address):
+    """Of a conversation: ten neurons behind the whole answer, and without them the right one."""
+    lines = example("wrong_answer", address).splitlines()
+    assert lines[-1] == "without them: 'The capital of Turkey is Ankara.<|im_end|>'"
+    assert_shown(lines, "answers.md")
+
+
 def test_the_command_prints_what_the_page_shows(address):
     words = ["intervene", PROMPT, "--zero", "24.1005", "23.h4", "--generate", "5"]
     lines = run(*words, address=address).stdout.splitlines()

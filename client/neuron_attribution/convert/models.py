@@ -46,6 +46,7 @@ def model_info_to_proto(info: ModelInfo) -> messages.GetModelResponse:
         activity=messages.Activity(contexts=info.activity_contexts),
         ranges_ready=info.ranges_ready,
         layers=[_layer_to_proto(layer) for layer in info.layers],
+        untraceable=info.untraceable,
     )
 
 
@@ -67,6 +68,7 @@ def model_info_from_proto(message: messages.GetModelResponse) -> ModelInfo:
         activity_contexts=message.activity.contexts,
         ranges_ready=message.ranges_ready,
         layers=tuple(_layer_from_proto(layer) for layer in message.layers),
+        untraceable=message.untraceable,
     )
 
 

@@ -15,6 +15,8 @@ from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.traces import Graph, Trace, TraceNode, TraceNodeKind
 
 Key = TypeVar("Key", bound=Hashable)
+_LABELLED = 5
+"""Promoted tokens in a neuron's label."""
 _ALWAYS = frozenset({TraceNodeKind.OUTPUT, TraceNodeKind.TOKEN})
 
 
@@ -34,7 +36,8 @@ def circuit_tracer_json(trace: Trace, slug: str, node_threshold: float, edge_thr
         if edge.source in kept and edge.target in kept
     }
     links = strongest(weighed, edge_threshold)
-    kept = {index for index in kept if graph.nodes[index].kind in _ALWAYS or any(index in link for link in links)}
+    linked = {index for link in links for index in link}
+    kept = {index for index in kept if index in linked or graph.nodes[index].kind in _ALWAYS}
     ids = {index: _node(trace, graph.nodes[index], shares.get(index)) for index in sorted(kept)}
     return {
         "metadata": {
@@ -99,32 +102,41 @@ def strongest(values: Mapping[Key, float], share: float) -> set[Key]:
 
 def _node(trace: Trace, node: TraceNode, influence: float | None) -> dict[str, Any]:
     graph, place = trace.graph, node.position or 0
-    common = {"influence": influence, "activation": node.activation}
-    match node.kind:
-        case TraceNodeKind.FFN_NEURON if node.neuron is not None:
-            layer, index = node.neuron.layer, _feature_index(graph, node.neuron)
-            label = f"{node.neuron}: {token_list(node.promoted[:5])}" if node.promoted else str(node.neuron)
-            names = {"node_id": f"{layer}_{index}_{place}", "jsNodeId": f"{layer}_{index}-0", "clerp": label}
-            feature, kind = pairing(layer, index), "cross layer transcoder"
-        case TraceNodeKind.TOKEN:
-            token = trace.tokens[place]
-            names = {"node_id": f"E_{token.id}_{place}", "jsNodeId": f"E_{token.id}-{place}", "clerp": token.text}
-            layer, feature, kind = "E", place, "embedding"
-        case TraceNodeKind.BIAS:
-            layer = node.layer or 0
-            names = {"node_id": f"{layer}_-1_0", "jsNodeId": f"{layer}_-1-0", "clerp": f"biases of layer {layer}"}
-            feature, kind = -1, "bias"
-        case _:
-            return _output(graph, node)
-    return {
-        **names,
-        "feature": feature,
-        "layer": str(layer),
-        "ctx_idx": place,
-        "feature_type": kind,
-        **_flags(),
-        **common,
-    }
+    common = {"ctx_idx": place, **_flags(), "influence": influence, "activation": node.activation}
+    if node.neuron is not None:
+        layer, index = node.neuron.layer, _feature_index(graph, node.neuron)
+        promoted = token_list(node.promoted[:_LABELLED])
+        return {
+            "node_id": f"{layer}_{index}_{place}",
+            "jsNodeId": f"{layer}_{index}-0",
+            "clerp": f"{node.neuron}: {promoted}" if promoted else str(node.neuron),
+            "feature": pairing(layer, index),
+            "layer": str(layer),
+            "feature_type": "cross layer transcoder",
+            **common,
+        }
+    if node.kind is TraceNodeKind.TOKEN:
+        token = trace.tokens[place]
+        return {
+            "node_id": f"E_{token.id}_{place}",
+            "jsNodeId": f"E_{token.id}-{place}",
+            "clerp": token.text,
+            "feature": place,
+            "layer": "E",
+            "feature_type": "embedding",
+            **common,
+        }
+    if node.kind is TraceNodeKind.BIAS:
+        return {
+            "node_id": f"{node.layer}_-1_0",
+            "jsNodeId": f"{node.layer}_-1-0",
+            "clerp": f"biases of layer {node.layer}",
+            "feature": -1,
+            "layer": str(node.layer),
+            "feature_type": "bias",
+            **common,
+        }
+    return _output(graph, node)
 
 
 def _output(graph: Graph, node: TraceNode) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class ModelFacts:
     """In how many contexts the activity of FFN neurons was looked at."""
     layers: tuple[LayerParts, ...] = ()
     """What each layer is made of."""
+    untraceable: str = ""
+    """What of the model no trace can hold; empty where it can be traced."""
 
 
 class Preparation(Protocol):

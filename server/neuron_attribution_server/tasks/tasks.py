@@ -69,6 +69,16 @@ class Cost:
     """Source positions of which every head's attention weight is in the answer, of all explained tokens together."""
     rows_together: int = 0
     """Positions whose base states are scored at once, however many others are: those of tokens taken together."""
+    kept_sequences: int = 0
+    """Sequences whose coefficients at all positions are of use to query neurons."""
+    reads_streams: bool = False
+    """Whether the residual stream is read at other positions than those."""
+    reads_sources: bool = False
+    """Whether value vectors and attention weights are read of every source position by itself."""
+    traced_tokens: int = 0
+    """Tokens of a sequence that is frozen whole, with the gradients of what it computes."""
+    rerun_tokens: int = 0
+    """Tokens of reruns that are in memory at once."""
 
 
 class Shaped:
@@ -215,7 +225,25 @@ class AttributeTask(Shaped):
             held_vectors=2 * own * self.query_sources * bool(options.parts & QUERY_PARTS),
             pattern_positions=own * self.length * (Part.ATTENTION_PATTERNS in options.parts),
             rows_together=self.rows if options.aggregate else 0,
+            kept_sequences=self.sequences * (Part.QUERY_FFN_NEURONS in options.parts),
+            reads_streams=self.reads_streams,
+            reads_sources=self.reads_sources,
         )
+
+    @property
+    def reads_streams(self) -> bool:
+        """Whether explanations read the residual stream at source positions, each of which may be one of theirs."""
+        options = self.options
+        projected = Part.HEAD_POSITIONS in options.parts and options.position_projection_top_k > 0
+        return self.explanations > 0 and (bool(options.parts & QUERY_PARTS) or projected)
+
+    @property
+    def reads_sources(self) -> bool:
+        """Whether they read value vectors, or attention weights, at each source position."""
+        parts, own = self.options.parts, self.explanations > 0
+        summed_apart = Part.ATTENTION_VALUE_NEURONS in self.summed_parts and not self.sums_over_positions
+        asked = Part.ATTENTION_PATTERNS in parts or bool(parts & QUERY_PARTS) or bool(self._position_searches)
+        return Part.HEAD_POSITIONS in parts or summed_apart or (own and asked)
 
     @property
     def query_sources(self) -> int:
@@ -235,6 +263,10 @@ class AttributeTask(Shaped):
         by_position = Part.ATTENTION_VALUE_NEURONS in options.parts and not options.attention_neurons_over_positions
         sources = bool(options.parts & QUERY_PARTS) and not options.query_from
         return max(self.ends * by_position, int(sources))
+
+
+RERUN_TOKENS = 1024
+"""Tokens of the passes that measure effects, together, but for a longer sequence."""
 
 
 def generated_at_once(length: int) -> int:
@@ -302,6 +334,11 @@ class ProjectTask(Shaped):
         return Cost(length=self.length, projected_tokens=2 * len(self.neurons) * self.top_k)
 
 
+def reruns_at_once(length: int) -> int:
+    """How many sequences that measure effects run together."""
+    return max(1, RERUN_TOKENS // length)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceTask(Shaped):
     """The graph of one prediction, or of several together; a target that is None means the model's own token there."""
@@ -330,12 +367,18 @@ class TraceTask(Shaped):
         asked = SCREENED_PER_NODE * options.nodes if options.screened is None else options.screened
         return max(asked, options.nodes) if options.measure else options.nodes
 
+    @property
+    def reruns(self) -> int:
+        """The passes that measure effects, each of one sequence."""
+        return self.screened if self.options.measure else 0
+
     def cost(self, _heads: int) -> Cost:
-        """What it puts into a batch."""
+        """What it puts into a batch. It shares no pass with others."""
         return Cost(
             length=self.length,
-            rows=self.rows,
             projected_tokens=2 * self.options.nodes * self.options.projection_top_k,
+            traced_tokens=self.length,
+            rerun_tokens=self.length * min(self.reruns, reruns_at_once(self.length)),
         )
 
 

@@ -23,6 +23,7 @@ from neuron_attribution_server.tasks.tasks import (
     Task,
     TraceTask,
     generated_at_once,
+    reruns_at_once,
 )
 
 SPARE_CANDIDATES = 8
@@ -62,6 +63,8 @@ class Work(Enum):
     NEURON = "neurons ranked or looked up"
     CHANGE = "neurons, heads and layers changed"
     PATTERN = "attention weights written into answers"
+    SWEEP = "tokens of targets that traces sweep back through every layer"
+    LAYER = "layers that traces begin with, pass by pass"
     STATE = "sequences whose predictions are compared"
 
 
@@ -72,7 +75,7 @@ def work_of(tasks: Sequence[Task], sizes: ModelSizes) -> Counts:
     """The work of one batch of tasks."""
     counts: Counter[Work] = Counter({Work.BATCH: 1})
     attributions = [task for task in tasks if isinstance(task, AttributeTask)]
-    passes = [task for task in tasks if not isinstance(task, ProjectTask)]
+    passes = [task for task in tasks if isinstance(task, AttributeTask | InterveneTask)]
     longest = max((task.length for task in passes), default=0)
     sequences = sum(task.sequences for task in passes)
     counts[Work.TOKEN] += longest * sequences
@@ -113,11 +116,26 @@ def _own_work(task: Task, sizes: ModelSizes) -> Counts:
         case ProjectTask():
             return _projection(task)
         case TraceTask():
-            return _trace(task)
+            return _trace(task, sizes)
 
 
-def _trace(task: TraceTask) -> Counts:
-    return {Work.ROW: task.rows, Work.PROJECTION: task.options.nodes * bool(task.options.projection_top_k)}
+def _trace(task: TraceTask, sizes: ModelSizes) -> Counts:
+    """A pass and its gradient, sweeps of the output and of every node, reruns that begin halfway up on average."""
+    options, length, rows = task.options, task.length, task.rows
+    reruns, passes = task.reruns, 4 + ceil(task.reruns / reruns_at_once(length))
+    return {
+        Work.BATCH: 1,
+        Work.TOKEN: 5 * length + reruns * length // 2,
+        Work.PAIR: (5 + reruns // 2) * length**2,
+        Work.GROUP: 2,
+        Work.VECTOR: (3 + reruns) * rows,
+        Work.SWEEP: length * (2 + options.nodes * (1 + options.heads) // 2),
+        Work.LAYER: sizes.layers * passes,
+        Work.CHANGE: reruns,
+        Work.PROJECTION: options.nodes * bool(options.projection_top_k),
+        Work.WRITTEN: 2 * options.nodes * options.projection_top_k,
+        Work.NEURON: options.nodes,
+    }
 
 
 def _projection(task: ProjectTask) -> Counts:

@@ -25,6 +25,7 @@ _CONSTANT_SECONDS = {
     Work.CHANGE: 1e-4,
     Work.ROW: 5e-3,
     Work.PATTERN: 2e-8,
+    Work.LAYER: 5e-4,
 }
 """What is Python's work, whatever the device."""
 _PRIOR_WEIGHT = 0.03
@@ -123,6 +124,7 @@ def _operations(sizes: ModelSizes) -> dict[Work, float]:
     vector = product + 20 * vocabulary
     return {
         Work.TOKEN: token,
+        Work.SWEEP: sizes.layers * (attention // 2 + hidden * width),
         Work.PAIR: 2 * sizes.layers * heads,
         Work.STEP: 20 * token,
         Work.GROUP: _READ * 2 * product,

@@ -189,6 +189,7 @@ def _served(server):
 def test_a_drain_answers_what_is_rendered_and_leaves_no_process(settings):
     with server_process(**settings) as process, grpc.insecure_channel(listening_address(process)) as channel:
         assert process.stdout.readline().startswith("ready")
+        assert eventually(lambda: len(renderers(process)) == 1), "one is there before anybody asks"
         server = RunningServer("", channel, None)
         server.attribute(chat("The"), **ALICE)
         begun = time.monotonic()

@@ -1,8 +1,10 @@
 """Whose words a conversation's tokens are: those of the author of each message, and the template's around them."""
 
 import json
+import time
 
 import pytest
+from examples import few
 from jinja2.exceptions import TemplateError
 from neuron_attribution.conversations.messages import TokenOrigin
 from neuron_attribution_server.front_end.conversations import rendering
@@ -109,7 +111,7 @@ def test_what_is_called_is_the_authors_too():
     assert "Zürich" in mine
 
 
-@pytest.mark.parametrize("family", sorted(TEMPLATES))
+@pytest.mark.parametrize("family", few(sorted(TEMPLATES), 3))
 @pytest.mark.parametrize("name", TALKS)
 def test_nobody_is_said_to_have_written_what_he_has_not(family, name):
     """Whatever a template does with the messages: an author's part is a part of what the message has."""
@@ -143,6 +145,22 @@ def test_a_template_that_looks_at_lengths_claims_nothing():
 def test_text_with_the_marks_characters_is_nobodys():
     talk = Talk([user("\U000f0100 a \x1c b")])
     assert {(message, author) for _, message, author in parts("chatml", talk)} == {(-1, False), (-2, False)}
+
+
+def test_many_messages_take_a_time_that_grows_as_they_do():
+    """Ten times as many take about ten times as long; where each looks at all others, it is a hundred times."""
+
+    def seconds(count):
+        talk = Talk([user("one"), assistant("two")] * (count // 2))
+        given = {**job(TEMPLATES["chatml"], asked(talk)), "characters": 100 * count}
+        begun = time.process_time()
+        found = render(given)
+        taken = time.process_time() - begun
+        assert sum(author for *_, author in found["segments"]) == count
+        return taken
+
+    few = min(seconds(2000) for _ in range(3))
+    assert seconds(20_000) < 40 * few
 
 
 def test_tokens_are_whose_the_text_is_that_they_cover():

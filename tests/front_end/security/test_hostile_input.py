@@ -89,7 +89,7 @@ def test_every_kind_of_text_has_tokens_that_cover_its_bytes(harmless_server, kin
 
 
 @given(text=st.text(min_size=1, max_size=40), field=st.sampled_from(sorted(FIELDS)))
-@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_answered_or_refused_by_name(harmless_server, text, field):
     send(harmless_server, "Attribute", FIELDS[field](text).SerializeToString())
 

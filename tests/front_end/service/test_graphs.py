@@ -1,10 +1,16 @@
 """Traces over the wire: what becomes of a request, what is refused, what is kept, and that calls are counted."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from neuron_attribution import AsyncClient, Client
-from neuron_attribution.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from neuron_attribution.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
 from neuron_attribution.requests import Subkey
 from neuron_attribution.traces import TraceNodeKind, TraceOptions
 from neuron_attribution.v1 import neuron_attribution_pb2 as messages
@@ -12,7 +18,7 @@ from neuron_attribution_server.front_end.service.task_sizes import answer_bytes
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from neuron_attribution_server.tasks.tasks import ExplainedToken, TraceTask
 from service.browsing import ask, served
-from service.fakes import PROMPT, SIZES, TOKENIZER, FakeEngine
+from service.fakes import FACTS, PROMPT, SIZES, TOKENIZER, FakeEngine
 from service.scraping import Scrape
 from service.servers import PATIENCE, failure, measured, running_server
 
@@ -143,6 +149,21 @@ def test_every_field_of_a_request_can_be_refused_by_name():
 def test_another_model_is_not_served(client):
     with pytest.raises(NotFoundError, match="'other' is not served here"):
         client.trace(PROMPT, model="other")
+
+
+def test_a_model_that_cannot_be_traced_says_why_and_is_not_asked():
+    class Recurrent(FakeEngine):
+        facts = replace(FACTS, untraceable="layer 0 mixes positions by recurrence")
+
+    with Recurrent() as engine, running_server(ThreadWorker(engine)) as server:
+        assert server.loaded.wait(PATIENCE)
+        engine.batches.clear()
+        with Client(server.address) as client:
+            assert client.get_model().untraceable == "layer 0 mixes positions by recurrence"
+            with pytest.raises(FailedPreconditionError, match="cannot be traced: layer 0 mixes") as caught:
+                client.trace(PROMPT)
+    assert caught.value.reason == "NOT_TRACEABLE"
+    assert engine.batches == []
 
 
 def test_the_client_refuses_what_it_cannot_send(client):

@@ -20,7 +20,7 @@ from neuron_attribution_server.model.attribution.search.ranking import (
 )
 from torch import Tensor
 
-FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=examples(150))
+FIXED = settings(derandomize=True, database=None, max_examples=examples(150))
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,16 @@ from neuron_attribution.requests import (
     Side,
     Zero,
 )
+from neuron_attribution.traces import TraceOptions
 from neuron_attribution_server.model.attribution.checkpoints import at_checkpoints
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.tasks.tasks import (
+    AttributeTask,
+    ExplainedToken,
+    InterveneTask,
+    ProjectTask,
+    Task,
+    TraceTask,
+)
 from reference.compare_answers import assert_same
 from reference.compared import Compared, compare_dissected, compare_tiny
 from reference.tiny_families import tiny_family
@@ -42,6 +50,11 @@ LONG: dict[str, Task] = {
     "contrast": AttributeTask(token_ids=PROMPT, explained=(ExplainedToken(5),), contrast=3),
     "interventions": InterveneTask(
         token_ids=PROMPT, sets=(EDITED, (Intervention(Zero(), heads=(Head(0, 1),)),)), generate=3
+    ),
+    "traced": TraceTask(
+        token_ids=PROMPT,
+        explained=(ExplainedToken(3), ExplainedToken(5)),
+        options=TraceOptions(nodes=4, screened=200, heads=True),
     ),
     "projections": ProjectTask(
         neurons=tuple(AttentionNeuron(1, 1, index) for index in range(8)), side=Side.SUBKEY, top_k=3
@@ -88,6 +101,8 @@ def same(one: object, other: object) -> None:
             assert_same(got, wanted, tolerance=0.0)
     elif hasattr(one, "results"):
         assert (one.before, one.results) == (other.before, other.results)
+    elif hasattr(one, "graph"):
+        assert (one.graph.nodes, one.graph.edges) == (other.graph.nodes, other.graph.edges)
     else:
         assert one.projections == other.projections
 

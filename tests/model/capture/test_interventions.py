@@ -227,7 +227,7 @@ def test_what_overflows_is_refused_alone(tiny: Compared, value: float) -> None:
     assert_same(answered.explanations[0], tiny.explain(PLAIN)[0])
 
 
-@settings(deadline=None, max_examples=examples(25), suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25), suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_interventions_in_any_batch(data: st.DataObject) -> None:
     compared = compare_tiny(data.draw(st.sampled_from(["llama", "gpt2"])))

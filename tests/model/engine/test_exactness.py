@@ -29,9 +29,7 @@ from reference.compared import Compared, compare
 from safetensors.torch import save_file
 
 TOLERANCE = 1e-5
-FIXED = settings(
-    derandomize=True, database=None, deadline=None, max_examples=examples(150), suppress_health_check=list(HealthCheck)
-)
+FIXED = settings(derandomize=True, database=None, max_examples=examples(150), suppress_health_check=list(HealthCheck))
 PARTS = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
 FROM_INCREASE = (
     ScoringMethod.LOG_PROBABILITY_INCREASE,

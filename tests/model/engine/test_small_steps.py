@@ -6,7 +6,8 @@ import pytest
 from neuron_attribution.requests import AttributeOptions, Direction, ScoringMethod
 from neuron_attribution_server.model.attribution import objectives, pooled, projection, query_scores
 from neuron_attribution_server.model.attribution.search import exact_scores, ranking, value_neurons
-from neuron_attribution_server.model.engine.explanation import heads, query_neurons
+from neuron_attribution_server.model.engine.explanation import heads
+from neuron_attribution_server.model.engine.explanation.queries import neurons as query_neurons
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from reference.compare_answers import assert_same
 from reference.compared import compare_tiny

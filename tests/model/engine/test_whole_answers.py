@@ -37,9 +37,7 @@ TOLERANCE = 1e-5
 VALUE_PARTS = frozenset({Part.FFN_VALUE_NEURONS, Part.ATTENTION_VALUE_NEURONS})
 SIGNS = {Direction.INCREASE: (1,), Direction.DECREASE: (-1,), Direction.BOTH: (1, -1)}
 A = ScoringMethod.LOG_PROBABILITY_INCREASE
-FIXED = settings(
-    derandomize=True, database=None, deadline=None, max_examples=examples(150), suppress_health_check=list(HealthCheck)
-)
+FIXED = settings(derandomize=True, database=None, max_examples=examples(150), suppress_health_check=list(HealthCheck))
 PROMPT, ANSWER, OTHER = (17, 4, 56, 60, 8), (3, 91, 3, 44), (7, 20, 11)
 
 

@@ -78,6 +78,7 @@ def _identity(info: ModelInfo) -> list[tuple[str, str]]:
         ("parts", ", ".join(part.value for part in info.supported_parts)),
         ("rankings", f"{exactness}: {info.exactness.explanation}"),
         *ready,
+        *([("tracing", f"refused: {info.untraceable}")] if info.untraceable else []),
         ("special tokens", _special_tokens(info)),
         ("chat template", _chat_templates(info)),
         ("service", info.version),

@@ -24,18 +24,13 @@ DEFAULTS = TraceOptions()
 
 def trace_request_to_proto(request: TraceRequest) -> messages.TraceRequest:
     """Write a request for a graph."""
-    explained = {name: getattr(request, name) for name in ("target", "completion", "span")}
-    given = [name for name, value in explained.items() if value is not None]
+    given = [name for name in ("target", "completion", "span") if getattr(request, name) is not None]
     if len(given) > 1:
         raise InvalidArgumentError.of("explain", f"{' and '.join(given)} exclude each other; give one of them")
     options = request.options
-    return messages.TraceRequest(
+    message = messages.TraceRequest(
         model=unicode_text(request.model, "model"),
         prompt=prompt_to_proto(request.prompt, request.add_special_tokens),
-        target=unless_none(request.target, lambda token: token_choice_to_proto(token, "target")),
-        completion=unless_none(request.completion, completion_to_proto),
-        span=unless_none(request.span, span_to_proto),
-        contrast=unless_none(request.contrast, lambda token: token_choice_to_proto(token, "contrast")),
         nodes=unsigned(options.nodes, "nodes"),
         edge_share=_number(options.edge_share),
         subkey=SUBKEYS.encode(options.subkey),
@@ -45,6 +40,15 @@ def trace_request_to_proto(request: TraceRequest) -> messages.TraceRequest:
         projection_top_k=unsigned(options.projection_top_k, "projection_top_k"),
         leave_out_always_on=options.leave_out_always_on,
     )
+    if request.target is not None:
+        message.target.CopyFrom(token_choice_to_proto(request.target, "target"))
+    if request.completion is not None:
+        message.completion.CopyFrom(completion_to_proto(request.completion))
+    if request.span is not None:
+        message.span.CopyFrom(span_to_proto(request.span))
+    if request.contrast is not None:
+        message.contrast.CopyFrom(token_choice_to_proto(request.contrast, "contrast"))
+    return message
 
 
 def trace_request_from_proto(message: messages.TraceRequest) -> TraceRequest:

@@ -31,6 +31,11 @@ class Chat:
         """Those of its templates, where it has several."""
         return tuple(self.templates.templates) if len(self.templates.templates) > 1 else ()
 
+    def prepare(self) -> None:
+        """Have a process ready for the first conversation, where there can be one."""
+        if self.templates.templates:
+            self.renderer.prepare()
+
     def check_sizes(self, conversation: proto.Conversation, field: str) -> None:
         """Refuse what cannot be short enough before time and memory are spent on it. Raises InvalidArgumentError."""
         check_at_most(len(conversation.messages), self.messages, f"{field}.messages", "messages")

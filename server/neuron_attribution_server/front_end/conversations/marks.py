@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,18 +185,14 @@ class _Painted:
 
     def segments(self) -> list[Segment]:
         """What was claimed, and around it what belongs to which message."""
+        in_order = sorted(self._claims)
         for (start, message), (end, _) in zip(self.turns, [*self.turns[1:], (self._length, 0)], strict=True):
-            owner = self._only_message(start, end) if message == NO_MESSAGE else message
+            owner = _only_message(in_order, start, end) if message == NO_MESSAGE else message
             self._owners[start:end] = array("i", [owner]) * (end - start)
         for start, end, message in self._claims:
             self._owners[start:end] = array("i", [message]) * (end - start)
             self._authors[start:end] = b"\1" * (end - start)
         return self._runs()
-
-    def _only_message(self, start: int, end: int) -> int:
-        """The one whose words are written there, if there is one."""
-        found = {message for first, last, message in self._claims if start <= first and last <= end}
-        return found.pop() if len(found) == 1 else NO_MESSAGE
 
     def _runs(self) -> list[Segment]:
         places = {start for start, _ in self.turns} | {place for claim in self._claims for place in claim[:2]}
@@ -207,3 +204,15 @@ class _Painted:
                 runs.pop()
             runs.append(run)
         return runs
+
+
+def _only_message(claims: Sequence[tuple[int, int, int]], start: int, end: int) -> int:
+    """The one whose words are written there, by claims in the order of the text, if there is one."""
+    found: set[int] = set()
+    for place in range(bisect_left(claims, (start,)), len(claims)):
+        first, last, message = claims[place]
+        if first > end or len(found) > 1:
+            break
+        if last <= end:
+            found.add(message)
+    return found.pop() if len(found) == 1 else NO_MESSAGE

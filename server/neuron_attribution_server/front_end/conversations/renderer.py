@@ -1,4 +1,7 @@
-"""Conversations are rendered by a few processes: started when they are needed, ended when they take too long."""
+"""Conversations are rendered by a few processes: one is ready before anybody asks, another when that one is asked.
+
+They are ended when they take too long.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +52,24 @@ class Renderer:
         for child in self._children:
             self._idle.put(child)
 
+    def prepare(self) -> None:
+        """Start the process that the next conversation is rendered by, where it has not been; nothing waits for it."""
+        with suppress(queue.Empty):
+            child = self._idle.get_nowait()
+            try:
+                child.start()
+            finally:
+                self._idle.put(child)
+
     @contextmanager
     def turn(self) -> Iterator[Render]:
-        """What renders while this is entered. It raises InvalidArgumentError and FailedPreconditionError."""
+        """What renders while this is entered. It raises InvalidArgumentError and FailedPreconditionError.
+
+        Whoever comes meanwhile finds another process that has begun to start.
+        """
         child = self._idle.get()
         try:
+            self.prepare()
             yield child.render
         finally:
             self._idle.put(child)
@@ -65,7 +81,7 @@ class Renderer:
 
 
 class _Child:
-    """A process that renders, started at its first conversation, and again where it had to be ended."""
+    """A process that renders, started when it is told to or at its first conversation, and again where it ended."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
@@ -85,6 +101,12 @@ class _Child:
                 self._restart()
             raise _failure(found["error"], found["message"], job, field)
         return Rendered(found["text"], [tuple(segment) for segment in found["segments"]])
+
+    def start(self) -> None:
+        """Start the process, where there is none. What hinders it is told to the next conversation."""
+        if self._socket is None:
+            with suppress(OSError):
+                self._start()
 
     def close(self) -> None:
         """End the process, and start none any more."""

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +29,8 @@ _HANDLERS: dict[tuple[bool, bool], tuple[str, Callable[..., Handler]]] = {
 }
 _DEADLINE_SLACK = 0.1
 """Seconds by which a caller, whose clock started earlier, cancels before the deadline has come here."""
+_LOOK_SECONDS = 0.05
+_LOOKS_WITHOUT_A_CALL = 3
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
@@ -37,6 +40,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         self._metrics = metrics
         self._rpcs = rpcs
         self._tracing = tracing
+        self._arrived = 0
 
     async def intercept_service(
         self,
@@ -46,6 +50,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         """Return the call's handler, observed."""
         path, metadata = handler_call_details.method, handler_call_details.invocation_metadata
         call = Call(self._metrics, request_id(metadata), is_ours=path.startswith(OURS))
+        self._arrived += call.is_ours
         current_call.set(call)
         handler: Any = await continuation(handler_call_details)  # None for a call nobody serves
         observation = _Observation(call, self._rpcs.of(path), self._tracing)
@@ -58,6 +63,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         kind, make = _HANDLERS[handler.request_streaming, handler.response_streaming]
         behaviour = observation.of(getattr(handler, kind))
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    async def lull(self, seconds: float) -> None:
+        """Return when no call has come for a moment, or after so many seconds.
+
+        gRPC takes calls from its queue one by one, and cancels those that are still in it when a server stops.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                seen, quiet = self._arrived, 0
+                while quiet < _LOOKS_WITHOUT_A_CALL:
+                    await asyncio.sleep(_LOOK_SECONDS)
+                    quiet = quiet + 1 if self._arrived == seen else 0
+                    seen = self._arrived
 
 
 class _Observation:

@@ -88,7 +88,12 @@ class ServedModel:
             version=version("neuron-attribution"),
             activity_contexts=facts.activity_contexts,
             layers=facts.layers,
+            untraceable=facts.untraceable,
         )
+
+    def prepare(self) -> None:
+        """Have ready what the first requests would wait for."""
+        self._chat.prepare()
 
     def describe(self, message: messages.GetModelRequest) -> messages.GetModelResponse:
         """Answer what is served."""

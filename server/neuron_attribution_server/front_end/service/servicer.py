@@ -255,8 +255,9 @@ class AttributionServicer(services.NeuronAttributionServiceServicer):
 
     def _expected_bytes(self, backend: Backend, task: Task, origins: Origins | None, messages: int = 1) -> int:
         """What the answer will have, in so many messages: more than these may have is refused, and held no longer."""
-        kept = isinstance(task, AttributeTask | TraceTask)
-        cached = backend.cache.size(backend.model.identity, task) if kept else None
+        cached = None
+        if isinstance(task, AttributeTask | TraceTask):
+            cached = backend.cache.size(backend.model.identity, task)
         said = 0 if origins is None else messages * origins.bytes(task.length)
         return min((cached or backend.model.answer_bytes(task)) + said, messages * self._message_bytes)
 

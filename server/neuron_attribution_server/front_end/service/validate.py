@@ -160,6 +160,10 @@ class RequestValidator:
     def trace(self, request: TraceRequest) -> tuple[TraceTask, Origins | None]:
         """Make a trace a task, and say where the tokens of a conversation come from."""
         self.check_model(request.model)
+        if self.facts.untraceable:
+            raise FailedPreconditionError(
+                f"{self.facts.identity.name} cannot be traced: {self.facts.untraceable}", reason="NOT_TRACEABLE"
+            )
         options = self._trace_options(request.options)
         read = self.reader.prompt(request)
         completion = self.reader.completion(request.completion)

@@ -68,7 +68,7 @@ class RowStates:
     mixing: Tensor
     """What multiplies the value vectors, [E, L, H, T]: the attention weights, over the scale of a norm after it."""
     values: Tensor
-    """Value vectors of S sequences, [S, L, K, T, D]; in the model's own dtype."""
+    """Value vectors of S sequences, [S, L, K, T, D]; in the model's own dtype. T is 0 where nothing reads sources."""
     sequences: Tensor
     """Which of them each row is in, [E]."""
     gates: Tensor | None

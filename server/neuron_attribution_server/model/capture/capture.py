@@ -30,12 +30,14 @@ from neuron_attribution_server.model.architectures.norms import NormView
 from neuron_attribution_server.model.architectures.packed.modules import has_packed_experts
 from neuron_attribution_server.model.attribution.host import is_host, on_device
 from neuron_attribution_server.model.capture.attention import attend, sparse_mask
-from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
+from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows, Kept
 from neuron_attribution_server.model.capture.edits import Edits, first_input
 
 ATTENTION_KEY = "neuron_attribution"
 SMALLEST_PASS = 16
 """Positions in the smallest pass: products of fewer than 12 rows rounded otherwise (MKL 2024.2 with AVX-512)."""
+
+EVERYTHING = Kept()
 
 _RECORDING: ContextVar[CapturedStates | None] = ContextVar("recording", default=None)
 
@@ -76,14 +78,13 @@ def capture(
     sequences: Sequence[Sequence[int]],
     rows: ExplainedRows,
     edits: Edits | None = None,
-    *,
-    keeps_coefficients: bool = False,
+    kept: Kept = EVERYTHING,
 ) -> CapturedStates:
     """Run the model on token ids and return what it went through. The unembedding is left to scoring."""
     tokens = _padded(sequences, 1 if view.depends_on_length else SMALLEST_PASS, view.device)
     lengths = tuple(len(sequence) for sequence in sequences)
     shape, copies = tuple(tokens.shape), view.spec.adds_in_place
-    states = CapturedStates(rows, lengths, shape, view.heads, keeps_coefficients, copies, edits)
+    states = CapturedStates(rows, lengths, shape, view.heads, kept, copies, edits)
     wanted = {} if view.spec.uses_attention_interface else {"output_attentions": True}
     edited = nullcontext() if edits is None else edits.made(lengths)  # before the recording, which sees what is changed
     with torch.inference_mode(), edited, _recording(view, states):
@@ -168,9 +169,10 @@ def _scale_hooks(number: int, layer: LayerView, states: CapturedStates) -> Itera
 
 def _input_to(view: ModelView, layer: LayerView, states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        read = states.kept(first_input(args, kwargs))
-        states.inputs.append(read if layer.remaining == 1 else read * layer.remaining)
-        states.leave_out(view, layer, read)
+        read = first_input(args, kwargs)
+        stream = states.stream(read)
+        states.inputs.append(stream if layer.remaining == 1 else stream * layer.remaining)
+        states.leave_out(view, layer, states.here(read))
 
     return hook
 
@@ -180,7 +182,7 @@ def _final_to(states: CapturedStates, layers: int) -> Hook:
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(states.inputs) == layers:
-            states.inputs.append(states.kept(first_input(args, kwargs)))
+            states.inputs.append(states.stream(first_input(args, kwargs)))
 
     return hook
 
@@ -199,15 +201,15 @@ def _numbered_rows_to(destination: list[Tensor], number: int, states: CapturedSt
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         coefficients = states.by_position(first_input(args, kwargs))
         destination[number] = states.rows.of(coefficients)
-        if states.keeps_coefficients:
-            states.every_coefficient[number] = states.kept(coefficients)
+        if states.kept.coefficients:
+            states.every_coefficient[number] = states.here(coefficients)
 
     return hook
 
 
 def _scale_to(states: CapturedStates, destination: list[Tensor], norm: NormView) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        destination.append(states.kept(norm.scale(states.by_position(first_input(args, kwargs)).float())))
+        destination.append(states.here(norm.scale(states.by_position(first_input(args, kwargs)).float())))
 
     return hook
 
@@ -216,7 +218,7 @@ def _output_to(destination: list[Tensor], multiplier: float, states: CapturedSta
     """The first that runs of those that write together starts their sum."""
 
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401 - a tensor, or the first
-        written = states.kept(states.by_position(output if isinstance(output, Tensor) else output[0]))
+        written = states.stream(states.by_position(output if isinstance(output, Tensor) else output[0]))
         if multiplier != 1:
             written = written * multiplier
         elif states.copies:
@@ -239,7 +241,8 @@ def _beside_to(states: CapturedStates, number: int, factor: float) -> Hook:
 
 def _values_to(states: CapturedStates, layer: LayerView) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        states.values.append(states.heads.of_values(states.kept(layer.projected_values(output))))
+        if states.kept.sources:
+            states.values.append(states.heads.of_values(states.here(layer.projected_values(output))))
 
     return hook
 
@@ -261,7 +264,8 @@ def _norm_gates_to(states: CapturedStates, layer: LayerView) -> Hook:
 
 def _weights_to(states: CapturedStates) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
-        states.attention_rows.append(states.rows.of(output[1].transpose(1, 2)).float())
+        if states.kept.sources:
+            states.attention_rows.append(states.rows.of(output[1].transpose(1, 2)).float())
         return (output[0], None, *output[2:])  # or the model would keep every layer's
 
     return hook
@@ -269,7 +273,7 @@ def _weights_to(states: CapturedStates) -> Hook:
 
 def _routing_to(states: CapturedStates, number: int, experts: WeighedExperts) -> Hook:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        states.routings[number] = experts.routing(states.kept(states.by_position(output[0])))
+        states.routings[number] = experts.routing(states.here(states.by_position(output[0])))
 
     return hook
 
@@ -312,7 +316,7 @@ def _recordable_experts(module: Any, hidden_states: Tensor, indices: Tensor, wei
     """The experts' own computation; where tokens go is recorded."""
     states = _RECORDING.get()
     if states is not None:
-        routing = Routing(states.kept(states.by_position(indices)), states.kept(states.by_position(weights)))
+        routing = Routing(states.here(states.by_position(indices)), states.here(states.by_position(weights)))
         states.routings[states.experts[module]] = routing
     if hidden_states.device.type == "cuda" and not has_packed_experts(module):
         output: Tensor = grouped_mm_experts_forward(module, hidden_states, indices, weights)
@@ -323,6 +327,5 @@ def _recordable_experts(module: Any, hidden_states: Tensor, indices: Tensor, wei
 
 def _add_routed_coefficients(view: ModelView, states: CapturedStates) -> None:
     """The coefficients of layers with experts, at the explained rows: transformers has no module that takes them in."""
-    at = (states.rows.sequences, states.rows.positions)
     for number in states.routings:
-        states.coefficients[number] = states.ffn_coefficients(view, number, at)
+        states.coefficients[number] = states.ffn_coefficients(view, number)

@@ -62,6 +62,18 @@ class ExplainedRows:
         return ExplainedRows(self.sequences.to(device), self.positions.to(device), self.starts.to(device), self.spans)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a pass keeps beside what the explained rows themselves have: of a long text it is most of the memory."""
+
+    streams: bool = True
+    """The residual stream, and what is written into it, at every position."""
+    sources: bool = True
+    """The value vectors of every position, and how the explained rows attend to each."""
+    coefficients: bool = False
+    """What multiplies W_down's rows at every position."""
+
+
 @dataclass(slots=True, eq=False)
 class CapturedStates:
     """What one forward pass went through, per layer, in the model's dtype.
@@ -80,20 +92,19 @@ class CapturedStates:
     """B, T."""
     heads: HeadSizes
     """What the heads of every layer fit in: those of smaller ones are followed by zeros."""
-    keeps_coefficients: bool = False
-    """Whether what multiplies W_down's rows is kept of every position."""
+    kept: Kept = Kept()
     copies: bool = False
     """Whether the model changes afterwards what its modules returned."""
     edits: Edits | None = None
     """How the pass was intervened in."""
     inputs: list[Tensor] = field(default_factory=list)
-    """x_l [B, T, d], then x_L."""
+    """x_l [B, T, d], then x_L; of the explained rows alone, [E, d], where streams are not kept."""
     attention_writes: list[Tensor] = field(default_factory=list)
-    """A_l [B, T, d]."""
+    """A_l, in the same way."""
     beside_attention: dict[int, Tensor] = field(default_factory=dict)
     """What of A_l a recurrent mixer beside attention wrote, at the explained rows, [E, d]."""
     ffn_writes: list[Tensor] = field(default_factory=list)
-    """F_l [B, T, d]."""
+    """F_l, in the same way."""
     attention_scales: list[Tensor] = field(default_factory=list)
     """The scale of the norm that attention's write passes through, [B, T]; empty where no layer has such a norm."""
     ffn_scales: list[Tensor] = field(default_factory=list)
@@ -109,10 +120,10 @@ class CapturedStates:
     gates: list[Tensor] = field(default_factory=list)
     """What multiplies the mixed heads of the explained rows, [E, H * D], float32; empty where nothing does."""
     values: list[Tensor] = field(default_factory=list)
-    """Value vectors [B, K, T, D]; zeros without attention."""
+    """Value vectors [B, K, T, D]; zeros without attention. None where sources are not kept."""
     attention_rows: list[Tensor] = field(default_factory=list)
     """Attention weights from the explained rows, [E, H, T], float32; zero where the row may not look, and without
-    attention."""
+    attention. None where sources are not kept."""
     experts: dict[nn.Module, int] = field(default_factory=dict)
     """The layer of every module of routed experts."""
     routings: dict[int, Routing] = field(default_factory=dict)
@@ -128,10 +139,12 @@ class CapturedStates:
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Keep the values and the explained rows' attention weights."""
-        self.values.append(self.heads.of_values(self.kept(value)))
+        if not self.kept.sources:
+            return
+        self.values.append(self.heads.of_values(self.here(value)))
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         rows = self.rows.on(query.device)
-        self.attention_rows.append(self.kept(attention_rows(rows, self.lengths, query, key, mask, scaling, **kwargs)))
+        self.attention_rows.append(self.here(attention_rows(rows, self.lengths, query, key, mask, scaling, **kwargs)))
 
     def leave_out(self, view: ModelView, layer: LayerView, read: Tensor) -> None:
         """Zeros where a layer that has read [B, T, d] has no attention, writes nothing, or nothing scales its write."""
@@ -140,14 +153,15 @@ class CapturedStates:
         if not layer.has_attention:
             explained = len(self.rows.sequences)
             self.head_outputs.append(nothing.expand(explained, sizes.heads * sizes.head_size))
-            self.values.append(nothing.expand(batch, sizes.key_value_heads, length, sizes.head_size))
-            self.attention_rows.append(nothing.float().expand(explained, sizes.heads, length))
+            if self.kept.sources:
+                self.values.append(nothing.expand(batch, sizes.key_value_heads, length, sizes.head_size))
+                self.attention_rows.append(nothing.float().expand(explained, sizes.heads, length))
             if view.spec.attention_gate is not None or view.spec.mixed_norm is not None:
                 self.gates.append(nothing.float().expand(explained, sizes.heads * sizes.head_size))
         if not layer.attention_write_modules:
-            self.attention_writes.append(nothing.expand_as(read))
+            self.attention_writes.append(nothing.expand_as(self.stream(read)))
         if not layer.ffn.width:
-            self.ffn_writes.append(nothing.expand_as(read))
+            self.ffn_writes.append(nothing.expand_as(self.stream(read)))
         one = torch.ones((), device=read.device).expand(batch, length)
         if view.norms_attention_writes and layer.attention_write.norm is None:
             self.attention_scales.append(one)
@@ -158,17 +172,34 @@ class CapturedStates:
         """States [B, T, ...], from where a module takes them with both dimensions in one."""
         return states if states.shape[:2] == self.shape else states.unflatten(0, self.shape)
 
-    def kept(self, states: Tensor) -> Tensor:
+    def here(self, states: Tensor) -> Tensor:
         """States where scoring happens: the layers of a model that is spread over devices leave theirs elsewhere."""
         return states.to(self.rows.device)
 
-    def ffn_coefficients(self, view: ModelView, number: int, at: tuple[Any, Tensor]) -> Tensor:
+    def stream(self, states: Tensor) -> Tensor:
+        """What is kept of states [B, T, ...] of the residual stream."""
+        return self.here(states) if self.kept.streams else self.rows.of(states)
+
+    def of_rows(self, states: Tensor) -> Tensor:
+        """The explained rows [E, ...] of what is kept of the residual stream."""
+        return self.rows.of(states) if self.kept.streams else states
+
+    def ffn_coefficients(self, view: ModelView, number: int, at: tuple[Any, Tensor] | None = None) -> Tensor:
         """What multiplies W_down's rows at a few places of a layer, [P, N], computed from the residual stream.
 
-        Keeping them for every position would double what a token costs.
+        At the explained rows where no others are named. Keeping them for every position would double what a token
+        costs.
         """
-        layer = view.layers[number]
+        layer, inputs, written = view.layers[number], self.inputs[number], self.attention_writes[number]
+        if at is None:
+            at, inputs, written = (
+                (self.rows.sequences, self.rows.positions),
+                self.of_rows(inputs),
+                self.of_rows(written),
+            )
+        else:
+            inputs, written = inputs[at], written[at]
         routing = None if number not in self.routings else self.routings[number].at(at)
-        found = layer.ffn_coefficients(self.inputs[number][at], self.attention_writes[number][at], routing)
+        found = layer.ffn_coefficients(inputs, written, routing)
         changed = found if self.edits is None else self.edits.change_ffn(number, at, found)
         return layer.ffn.over(changed, [scales[at] for scales in self.part_scales.get(number, ())])

@@ -32,7 +32,7 @@ from neuron_attribution_server.model.attribution.search.value_search import Lazy
 from neuron_attribution_server.model.attribution.search_seconds import SearchSeconds
 from neuron_attribution_server.model.attribution.states import Weights
 from neuron_attribution_server.model.capture.capture import capture
-from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
+from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows, Kept
 from neuron_attribution_server.model.capture.edits import Edits, Placed
 from neuron_attribution_server.model.engine.explanation.activity import Activity
 from neuron_attribution_server.model.engine.explanation.explainer import Explainer
@@ -74,6 +74,9 @@ KEPT_BYTES = 1 << 27
 SCORING_BYTES = 1 << 30
 """Memory for the base states' log probabilities of the rows scored together."""
 
+LAST_STATES = Kept(streams=False, sources=False)
+"""What is kept of a pass of which only predictions are read."""
+
 
 def kept_tokens(view: ModelView) -> int:
     """Padded tokens of a pass whose coefficients are kept: so many as take `KEPT_BYTES`, of a model in float32."""
@@ -112,7 +115,7 @@ class Engine:
         self._projector = Projector(view, weights.unembedding, token_text)
         self._pass_tokens = PASS_TOKENS.get(view.device.type, OTHER_PASS_TOKENS)
         self._explainer = Explainer(view, weights, self._projector, ranges, activity)
-        self._tracer = Tracer(view, weights.unembedding, self._projector, activity, self._pass_tokens)
+        self._tracer = Tracer(view, weights.unembedding, self._projector, activity)
 
     @torch.inference_mode()
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
@@ -212,7 +215,7 @@ class Engine:
         began, start = time.time(), time.perf_counter()
         seconds = SearchSeconds()
         sequences = [each for task in tasks for each in sequences_of(task)]
-        captured = self._capture(sequences, keeps_coefficients=self._keeps_coefficients(tasks, sequences))
+        captured = self._capture(sequences, self._kept(tasks, sequences))
         self._synchronize()
         middle = time.perf_counter()
         answers = self._answers(captured, tasks, continuations, seconds)
@@ -230,7 +233,7 @@ class Engine:
         sequences = sequences_of(task)
         together = max(1, self._pass_tokens // task.length)
         passes = [sequences[first : first + together] for first in range(0, len(sequences), together)]
-        finals = torch.cat([_final_states(self._capture(each)) for each in checked(passes)])
+        finals = torch.cat([_final_states(self._capture(each, LAST_STATES)) for each in checked(passes)])
         self._synchronize()
         middle = time.perf_counter()
         try:
@@ -249,6 +252,15 @@ class Engine:
             return [Continuation() for _ in sequences]
         return generate_several(self._view, task.token_ids, task.generate, sequences, task.sampling, task.stops)
 
+    def _kept(self, tasks: Sequence[PassTask], sequences: Sequence[PassSequence]) -> Kept:
+        """Of every position what any task reads: a long text would take several times what its pass alone takes."""
+        asked = [task for task in tasks if isinstance(task, AttributeTask)]
+        return Kept(
+            streams=any(task.reads_streams for task in asked),
+            sources=any(task.reads_sources for task in asked),
+            coefficients=self._keeps_coefficients(tasks, sequences),
+        )
+
     def _keeps_coefficients(self, tasks: Sequence[PassTask], sequences: Sequence[PassSequence]) -> bool:
         """Whether every FFN neuron's coefficients at every position are kept: query neurons ask for those of many.
 
@@ -259,11 +271,11 @@ class Engine:
         )
         return is_asked and len(sequences) * max(task.length for task in tasks) <= kept_tokens(self._view)
 
-    def _capture(self, sequences: Sequence[PassSequence], *, keeps_coefficients: bool = False) -> CapturedStates:
+    def _capture(self, sequences: Sequence[PassSequence], kept: Kept) -> CapturedStates:
         rows = ExplainedRows.from_counts([sequence.positions for sequence in sequences], self._view.device)
         edits = Edits(self._view, [sequence.placed for sequence in sequences])
         token_ids = [sequence.token_ids for sequence in sequences]
-        return capture(self._view, token_ids, rows, edits or None, keeps_coefficients=keeps_coefficients)
+        return capture(self._view, token_ids, rows, edits or None, kept)
 
     def _answers(
         self,
@@ -364,4 +376,4 @@ def _is_reproducible(task: PassTask) -> bool:
 
 def _final_states(captured: CapturedStates) -> Tensor:
     """What the final norm reads at each row. [rows, d]"""
-    return captured.rows.of(captured.inputs[-1]).float()
+    return captured.of_rows(captured.inputs[-1]).float()

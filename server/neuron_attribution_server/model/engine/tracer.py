@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from neuron_attribution.neurons import FfnNeuron
+from neuron_attribution.neurons import FfnNeuron, Head
 from neuron_attribution.results import Projection, PromotedSide, TokenPrediction
 from neuron_attribution.traces import MOST_EDGES, Graph, TraceCoverage, TraceEdge, TraceNode, TraceNodeKind
 from torch import Tensor
 
 from neuron_attribution_server.model.architectures.model_view import ModelView
+from neuron_attribution_server.model.attribution.host import to_host
 from neuron_attribution_server.model.attribution.unembedding import Unembedding
 from neuron_attribution_server.model.capture.capture import capture
 from neuron_attribution_server.model.capture.captured import CapturedStates, ExplainedRows
@@ -31,9 +31,16 @@ from neuron_attribution_server.model.engine.explanation.value_rankings import si
 from neuron_attribution_server.model.tracing.frozen.model import FrozenModel, frozen_model
 from neuron_attribution_server.model.tracing.frozen.sweeps import Edges, Place, Relevances, edges, part_of, relevances
 from neuron_attribution_server.model.tracing.gradients import RealGradients, real_gradients
+from neuron_attribution_server.model.tracing.head_paths import (
+    neuron_readers,
+    neuron_writers,
+    output_readers,
+    strongest_heads,
+    token_writers,
+)
 from neuron_attribution_server.model.tracing.measuring import without_each
 from neuron_attribution_server.model.tracing.outputs import Output
-from neuron_attribution_server.model.tracing.pruning import carried, kept_edges
+from neuron_attribution_server.model.tracing.pruning import KeptEdge, carried, kept_edges
 from neuron_attribution_server.model.tracing.screening import Candidate, candidates
 from neuron_attribution_server.tasks.answers import TraceOutcome
 from neuron_attribution_server.tasks.tasks import TraceTask
@@ -78,14 +85,11 @@ class Tracer:
         unembedding: Unembedding,
         projector: Projector,
         activity: Activity | None,
-        tokens_at_once: int,
     ) -> None:
-        """`tokens_at_once` run in one pass, at most, but for a longer sequence."""
         self._view = view
         self._unembedding = unembedding
         self._projector = projector
         self._activity = activity
-        self._tokens_at_once = tokens_at_once
 
     def trace(self, task: TraceTask, synchronize: Callable[[], None]) -> TraceOutcome:
         """The graph of a task. Raises FailedPreconditionError where the prompt's activations overflow."""
@@ -120,7 +124,8 @@ class Tracer:
         found = edges(frozen, output, places, places)
         measured = len(screened) if task.options.measure else 0
         existing = sum(layer.ffn.width for layer in self._view.layers) * (max(positions) + 1)
-        return self._assembled(task, predicted, frozen, neurons, relevance, found, (existing, len(screened), measured))
+        counts = existing, len(screened), measured
+        return self._assembled(task, predicted, (frozen, output), neurons, relevance, found, counts)
 
     def _predicted(self, task: TraceTask, captured: CapturedStates) -> _Predicted:
         device, count = self._view.device, len(task.explained)
@@ -185,7 +190,6 @@ class Tracer:
             captured.inputs,
             [each.place for each in screened],
             [token.position for token in task.explained],
-            self._tokens_at_once,
             gradients.returned,
         )
         for which, finals in reruns:
@@ -198,18 +202,17 @@ class Tracer:
         self,
         task: TraceTask,
         predicted: _Predicted,
-        frozen: FrozenModel,
+        traced: tuple[FrozenModel, Tensor],
         neurons: Sequence[_Neuron],
         relevance: Relevances,
         found: Edges,
         counts: tuple[int, int, int],
     ) -> Graph:
         visible = task.explained[-1].position + 1
-        columns = torch.cat([found.neurons, found.tokens[:, :visible], found.biases], 1).tolist()
-        contributions, magnitudes = np.array(columns), np.array(found.magnitudes.tolist())
+        columns = torch.cat([found.neurons, found.tokens[:, :visible], found.biases], 1)
+        contributions, magnitudes, others = to_host([columns, found.magnitudes, found.sums.clone()])
         kept = kept_edges(contributions, magnitudes, task.options.edge_share, MOST_EDGES)
         activations = [predicted.value, *(neuron.candidate.activation for neuron in neurons)]
-        others = np.array(found.sums.tolist())
         for edge in kept:
             others[edge.target] -= edge.contribution
         biases = relevance.biases.tolist()
@@ -218,7 +221,7 @@ class Tracer:
         layers = [layer for layer, bias in enumerate(biases) if bias or first + layer in used]
         nodes = [
             TraceNode(TraceNodeKind.OUTPUT, predicted.value, predicted.value, other=float(others[0])),
-            *self._neuron_nodes(task, frozen, neurons, relevance, others[1:].tolist()),
+            *self._neuron_nodes(task, traced[0], neurons, relevance, others[1:].tolist()),
             *(
                 TraceNode(TraceNodeKind.TOKEN, 1.0, value, position=position)
                 for position, value in enumerate(relevance.tokens[:visible].tolist())
@@ -227,6 +230,9 @@ class Tracer:
         ]
         numbers = {first + layer: 1 + first + place for place, layer in enumerate(layers)}
         numbers |= {column: 1 + column for column in range(first)}
+        heads: list[tuple[Head | None, float | None]] = [(None, None)] * len(kept)
+        if task.options.heads:
+            heads = _heads(*traced, [neuron.place for neuron in neurons], task, kept)
         paths = carried(kept, activations, [neuron.place.layer for neuron in neurons])
         existing, screened, measured = counts
         total = float(magnitudes.sum())
@@ -237,7 +243,10 @@ class Tracer:
             output=predicted.value,
             log_odds=predicted.log_odds,
             nodes=tuple(nodes),
-            edges=tuple(TraceEdge(numbers[edge.source], edge.target, edge.contribution, edge.share) for edge in kept),
+            edges=tuple(
+                TraceEdge(numbers[edge.source], edge.target, edge.contribution, edge.share, *head)
+                for edge, head in zip(kept, heads, strict=True)
+            ),
             coverage=TraceCoverage(
                 neuron_positions=existing,
                 screened=screened,
@@ -283,6 +292,27 @@ class Tracer:
             )
             for neuron, name, activity, other in zip(neurons, named, activities, others, strict=True)
         ]
+
+
+def _heads(
+    frozen: FrozenModel, output: Tensor, places: Sequence[Place], task: TraceTask, kept: Sequence[KeptEdge]
+) -> list[tuple[Head | None, float | None]]:
+    """The head that carries most of each edge from an earlier position, and what it carries."""
+    positions = [token.position for token in task.explained]
+    writers = neuron_writers(frozen, places).and_also(token_writers(frozen, positions[-1] + 1))
+    readers = output_readers(frozen, output, positions).and_also(neuron_readers(frozen, places))
+    rows = [range(len(positions)), *([len(positions) + place] for place in range(len(places)))]
+    pairs = [
+        (edge.source, reader, number)
+        for number, edge in enumerate(kept)
+        if edge.source < len(writers.positions)
+        for reader in rows[edge.target]
+    ]
+    columns = torch.tensor(pairs, dtype=torch.long, device=output.device).reshape(-1, 3).unbind(1)
+    found = strongest_heads(frozen, writers, readers, (columns[0], columns[1], columns[2]), len(kept))
+    arrays = to_host([found.layers, found.heads, found.contributions])
+    named = zip(*(array.tolist() for array in arrays), strict=True)
+    return [(Head(layer, head), carries) if carries else (None, None) for layer, head, carries in named]
 
 
 def _relevance(frozen: FrozenModel, found: Relevances, place: Place) -> float:

@@ -15,7 +15,10 @@ from neuron_attribution_server.model.attribution.objectives import vectors_at_on
 from neuron_attribution_server.model.attribution.search.value_neurons import BOUNDS_AT_ONCE
 from neuron_attribution_server.model.attribution.unembedding import vocabulary_block
 from neuron_attribution_server.model.engine.engine import KEPT_BYTES, bytes_per_row, kept_tokens, rows_at_once
+from neuron_attribution_server.model.engine.explanation.heads import numbers_held
 from neuron_attribution_server.model.loading.recurrent_memory import recurrent_bytes
+from neuron_attribution_server.model.tracing.frozen.sweeps import NUMBERS_AT_ONCE
+from neuron_attribution_server.model.tracing.outputs import READ_AT_ONCE
 from neuron_attribution_server.tasks.costs import MemoryCost
 
 SHARE = 0.5
@@ -29,8 +32,21 @@ PROJECTED_TOKEN = 512
 COPIES_OF_COEFFICIENTS = 15
 """Numbers for each neuron of an explained token: captured, read, two scores of query FFN neurons and what passes on the
 way to them; 9 to 13 measured."""
+COPIES_OF_VALUES = 4
+"""Numbers for each that neurons are ranked by: a bound, what it is made of, and what passes on the way to it."""
 HELD_COPIES = 14
 """Numbers for each of a vector that is held with others; 8 to 11 measured."""
+NUMBERS_OF_A_POSITION = 16
+"""Numbers for each source position of a head that is detailed: weight, score, which vector times what, from which base,
+what its slope and its reach are."""
+SWEPT_COPIES = 5
+"""Numbers for each that a sweep holds at once: gradients, products, and what passes on the way to them."""
+FROZEN_COPIES = 6
+"""Numbers for each neuron of a token that is traced: captured, frozen with its factor and constant, its relevance."""
+GRADIENT_COPIES = 8
+"""Numbers for each neuron that a token activates, kept for its gradient."""
+PAIR_COPIES = 8
+"""Attention weights of a trace for each pair: captured, turned, and those of passes that do not fuse attention."""
 FLOAT = 4
 
 
@@ -39,32 +55,52 @@ def memory_cost(view: ModelView) -> MemoryCost:
     recurrent = recurrent_bytes(view)
     sizes, element = view.sizes, torch.finfo(view.dtype).bits // 8
     width = sizes.key_value_heads * sizes.head_size
-    captured = sizes.layers * (3 * sizes.hidden_size + width) + sizes.hidden_size
+    streams = (3 * sizes.layers + 1) * sizes.hidden_size
     forward = 4 * _ffn_width(view) + 8 * sizes.hidden_size
-    scoring = FLOAT * sizes.layers * width
+    widest = sizes.ffn_width + sizes.experts * sizes.expert_width
+    sources = (element + FLOAT) * sizes.layers * width
     return MemoryCost(
         available=int(SHARE * _free_bytes(view.device)),
         fixed=LIBRARIES
-        + KEPT_BYTES * (kept_tokens(view) > 0)
         + unpacked_bytes(view.model, view.device)
-        + FLOAT * (4 * BOUNDS_AT_ONCE + 4 * vectors_at_once(view.device) * vocabulary_block(view.device))
+        + FLOAT * 4 * vectors_at_once(view.device) * vocabulary_block(view.device)
         + (0 if view.logit_cap is None else 4 * FLOAT * CAPPED_AT_ONCE * sizes.vocabulary),
-        per_token=int(ALLOCATOR * (element * (captured + forward) + scoring + recurrent.per_token)),
+        per_token=int(ALLOCATOR * (element * forward + recurrent.per_token)),
+        per_stream_token=int(ALLOCATOR * element * streams),
+        per_source_token=int(ALLOCATOR * sources),
         per_sequence=int(ALLOCATOR * recurrent.per_sequence),
         per_row=2 * bytes_per_row(sizes),
         per_row_token=2 * FLOAT * sizes.layers * sizes.heads,
         per_scored_head=6 * FLOAT * sizes.hidden_size,
-        per_head_position=6 * FLOAT * sizes.hidden_size,
+        per_head_position=NUMBERS_OF_A_POSITION * FLOAT,
+        per_held_position=6 * FLOAT * sizes.hidden_size,
+        positions_at_once=numbers_held(view.device) // sizes.hidden_size,
         rows_at_once=rows_at_once(sizes),
         per_projected_token=PROJECTED_TOKEN,
         per_searched_position=int(2 * FLOAT * sizes.layers * sizes.heads * sizes.head_size),
         per_held_vector=HELD_COPIES * FLOAT * sizes.hidden_size,
         per_pattern_position=6 * FLOAT * sizes.layers * sizes.heads,
         heads=sizes.layers * sizes.heads,
-        per_explained=COPIES_OF_COEFFICIENTS
-        * FLOAT
-        * sizes.layers
-        * (sizes.ffn_width + sizes.experts * sizes.expert_width),
+        traced=FLOAT * (SWEPT_COPIES * NUMBERS_AT_ONCE + 4 * READ_AT_ONCE * sizes.vocabulary),
+        per_traced_token=int(
+            ALLOCATOR
+            * sizes.layers
+            * (
+                FLOAT * FROZEN_COPIES * widest
+                + element * (GRADIENT_COPIES * _ffn_width(view) + 24 * sizes.hidden_size + 8 * width)
+            )
+        )
+        + FLOAT * SWEPT_COPIES * max(sizes.ffn_width, sizes.expert_width, 4 * sizes.hidden_size),
+        per_traced_pair=PAIR_COPIES * FLOAT * sizes.layers * sizes.heads,
+        per_rerun_token=int(ALLOCATOR * element * (forward + 4 * width)) + FLOAT * sizes.hidden_size,
+        per_explained=COPIES_OF_COEFFICIENTS * FLOAT * sizes.layers * widest,
+        per_value=COPIES_OF_VALUES * FLOAT,
+        values_at_once=BOUNDS_AT_ONCE,
+        ffn_neurons=sizes.layers * widest,
+        attention_neurons=sizes.layers * sizes.heads * sizes.head_size,
+        widest_ffn=widest,
+        per_kept_token=FLOAT * sizes.layers * widest,
+        kept=KEPT_BYTES * (kept_tokens(view) > 0),
     )
 
 

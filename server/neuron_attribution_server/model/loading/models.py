@@ -39,6 +39,7 @@ from neuron_attribution_server.model.loading.sources.model_source import ModelSo
 from neuron_attribution_server.model.loading.text_only import keep_language_model, loader_of
 from neuron_attribution_server.model.loading.usual_contexts import usual_activity
 from neuron_attribution_server.model.loading.weights import weights_of
+from neuron_attribution_server.model.tracing.support import why_untraceable
 from neuron_attribution_server.settings.config import LoadSettings
 from neuron_attribution_server.tasks.model_facts import ChatTemplates, ModelFacts
 from neuron_attribution_server.tasks.tokenizer import ExactTokenizer
@@ -139,6 +140,7 @@ def _engine(
         chat=chat,
         activity_contexts=0 if activity is None else activity.contexts,
         layers=tuple(layer.parts for layer in view.layers),
+        untraceable=why_untraceable(view) or "",
     )
     token_text = str if tokenizer is None else tokenizer.text
     vocabulary_ranges = VocabularyRanges(weights, ranges)

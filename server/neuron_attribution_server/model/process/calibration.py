@@ -10,12 +10,20 @@ from neuron_attribution.errors import NeuronAttributionError
 from neuron_attribution.neurons import FfnNeuron
 from neuron_attribution.requests import AttributeOptions, Intervention, Part, Side
 from neuron_attribution.results import LayerParts, ModelSizes
+from neuron_attribution.traces import TraceOptions
 
 from neuron_attribution_server.tasks.answers import Outcome
 from neuron_attribution_server.tasks.model_facts import Engine, ModelFacts, WorkPrices, preparation_of
 from neuron_attribution_server.tasks.reports import BatchReport
 from neuron_attribution_server.tasks.running import run_batch
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, ProjectTask, Task
+from neuron_attribution_server.tasks.tasks import (
+    AttributeTask,
+    ExplainedToken,
+    InterveneTask,
+    ProjectTask,
+    Task,
+    TraceTask,
+)
 from neuron_attribution_server.tasks.work import work_of
 from neuron_attribution_server.tasks.work_prices import Sample, measured_prices
 
@@ -69,6 +77,8 @@ def _tasks(sizes: ModelSizes, parts: Sequence[LayerParts], most: int) -> Iterato
     yield _attribution(long, 1, layers)
     yield _attribution(short, short, layers)
     yield ProjectTask(neurons=_neurons(sizes, parts, _FEW, _FEW), side=Side.SUBKEY, top_k=min(300, sizes.vocabulary))
+    traced = TraceOptions(nodes=_FEW, screened=_FEW, projection_top_k=0)
+    yield TraceTask(token_ids=_ids(short), explained=(ExplainedToken(short - 1),), options=traced)
     yield InterveneTask(token_ids=_ids(max(1, min(short, most - 2))), sets=((),), generate=2)
 
 

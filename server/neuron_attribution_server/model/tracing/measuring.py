@@ -19,6 +19,7 @@ from neuron_attribution_server.model.attribution.checkpoints import checked
 from neuron_attribution_server.model.capture.edits import Edits, Placed, first_input
 from neuron_attribution_server.model.tracing.frozen.sweeps import Place
 from neuron_attribution_server.model.tracing.gradients import Returned
+from neuron_attribution_server.tasks.tasks import reruns_at_once
 
 
 def without_each(
@@ -27,7 +28,6 @@ def without_each(
     inputs: Sequence[Tensor],
     places: Sequence[Place],
     positions: Sequence[int],
-    tokens_at_once: int,
     returned: Returned,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Final residuals at some positions without each neuron at its place: which ones, and theirs, [n, E, d].
@@ -35,7 +35,7 @@ def without_each(
     `inputs` are those of every layer as they were recorded, [1, T, d].
     """
     order = sorted(range(len(places)), key=lambda number: -places[number].layer)
-    together = max(1, tokens_at_once // len(token_ids))
+    together = reruns_at_once(len(token_ids))
     chunks = [order[start : start + together] for start in range(0, len(order), together)]
     for chunk in checked(chunks):
         mine = [places[number] for number in chunk]

@@ -71,7 +71,7 @@ from neuron_attribution_server.model.engine.explanation.predictions import (
     predicted,
 )
 from neuron_attribution_server.model.engine.explanation.projector import Projector
-from neuron_attribution_server.model.engine.explanation.queries import Queries
+from neuron_attribution_server.model.engine.explanation.queries.parts import Queries
 from neuron_attribution_server.model.engine.explanation.rows import Row, row_states
 from neuron_attribution_server.model.engine.explanation.sources import Sources
 from neuron_attribution_server.model.engine.explanation.sums.totals import HEAD_FIELDS, RANKING_FIELDS, Findings, Totals

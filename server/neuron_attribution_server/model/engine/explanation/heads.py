@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,14 @@ from neuron_attribution.results import HeadPosition
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checked
-from neuron_attribution_server.model.attribution.host import Array, Ids, columns_on_device, numbers_at_once, on_device
+from neuron_attribution_server.model.attribution.host import (
+    Array,
+    Ids,
+    columns_on_device,
+    is_host,
+    numbers_at_once,
+    on_device,
+)
 from neuron_attribution_server.model.attribution.objectives import Multiples, Vectors, is_shared
 from neuron_attribution_server.model.attribution.pooled import PooledIncreases
 from neuron_attribution_server.model.attribution.states import RowStates, Weights
@@ -22,6 +29,9 @@ from neuron_attribution_server.model.capture.captured import CapturedStates
 from neuron_attribution_server.model.engine.explanation.keys import layer_spans
 from neuron_attribution_server.model.engine.explanation.projector import Projector
 from neuron_attribution_server.model.engine.explanation.rows import Row
+
+HELD, OTHER_HELD = 1 << 24, 1 << 28
+"""Numbers of source positions' vectors that are held at once, on a CPU and elsewhere, but for those of one head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,34 +60,70 @@ class HeadDetails:
         self.places = {each: place for place, each in enumerate(self.chosen)}
         numbers = [(each.row, each.head.layer, each.head.head) for each in self.chosen]
         rows, self._layers, heads = np.array(numbers, dtype=np.int64).T
-        length = max(states.lengths)
-        first, which = _distinct(rows if states.gates is not None else sequences[rows], self._layers, heads)
-        shared = is_shared(len(rows) * length, len(first) * length)
-        own = first if shared else np.arange(len(rows))
-        step = max(1, numbers_at_once(scale.device) // (length * states.inputs.shape[-1]))
-        parts = [slice(start, start + step) for start in range(0, len(own), step)]
-        columns = rows[own], self._layers[own], heads[own]
-        self._vectors = join(
+        self._weights, self._states = weights, states
+        self._length = length = max(states.lengths)
+        first, self._which = _distinct(rows if states.gates is not None else sequences[rows], self._layers, heads)
+        self._shared = is_shared(len(rows) * length, len(first) * length)
+        if not self._shared:
+            first = self._which = np.arange(len(rows))
+        self._own = rows[first], self._layers[first], heads[first]
+        self._at_once = max(1, numbers_held(scale.device) // (length * states.inputs.shape[-1]))
+        self._row, self._layer, self._head = columns_on_device([rows, self._layers, heads], scale.device)
+        self.attention = states.attention[self._row, self._layer, self._head]
+        """The weights of each source position, [C, T]."""
+        self._increases = self._ask(scale, pooled)
+
+    def _ask(self, scale: Tensor, pooled: PooledIncreases) -> Callable[[], Tensor]:
+        """What gives the increases [C * T] later, together with what else is asked for; of very many in turn."""
+        groups = self._groups()
+        if len(groups) == 1:
+            return self._ask_group(groups[0], slice(None), scale, pooled)
+        found = torch.empty(len(self._which), self._length, device=scale.device)
+        for own in checked(groups):
+            mine = on_device(np.flatnonzero((self._which >= own.start) & (self._which < own.stop)), scale.device)
+            found[mine] = self._ask_group(own, mine, scale, pooled)().view(-1, self._length)
+        return found.flatten
+
+    def _ask_group(
+        self, own: slice, mine: Tensor | slice, scale: Tensor, pooled: PooledIncreases
+    ) -> Callable[[], Tensor]:
+        """The same of those whose vectors are `own`."""
+        row, layer, length = self._row[mine], self._layer[mine], self._length
+        bases = (row * pooled.objective.values.shape[1] + layer)[:, None].expand(len(row), length).flatten()
+        held = self._vectors(own)
+        folded = join([self._weights.unembedding.fold(some) for some in checked(held.split(self._step))], 0)
+        del held
+        if self._shared:
+            which = on_device(self._which, scale.device)[mine] - own.start
+            places = which[:, None] * length + torch.arange(length, device=scale.device)
+            factors = self._states.mixing[row, layer, self._head[mine]] / scale[row, None]
+            vectors: Vectors = Multiples(folded.flatten(0, 1), places.flatten(), factors.flatten())
+        else:
+            vectors = folded.div_(scale[row, None, None]).flatten(0, 1)
+        return pooled.ask(vectors, bases, weak=True)
+
+    def _groups(self) -> list[slice]:
+        """The distinct heads whose vectors are held at once."""
+        count = len(self._own[0])
+        return [slice(start, min(start + self._at_once, count)) for start in range(0, count, self._at_once)]
+
+    @property
+    def _step(self) -> int:
+        """How many heads' vectors are computed between two checkpoints."""
+        return max(1, numbers_at_once(self.attention.device) // (self._length * self._states.inputs.shape[-1]))
+
+    def _vectors(self, own: slice) -> Tensor:
+        """What some distinct heads add from each source position, [., T, d]; where they are shared, before mixing."""
+        parts = [slice(start, min(start + self._step, own.stop)) for start in range(own.start, own.stop, self._step)]
+        return join(
             [
-                position_vectors(weights, states, *(column[some] for column in columns), mixed=not shared)
+                position_vectors(
+                    self._weights, self._states, *(column[some] for column in self._own), mixed=not self._shared
+                )
                 for some in checked(parts)
             ],
             0,
         )
-        row, layer, head = columns_on_device([rows, self._layers, heads], scale.device)
-        bases = (row * pooled.objective.values.shape[1] + layer)[:, None].expand(len(rows), length).flatten()
-        self._mixing = self._of = None
-        folded = join([weights.unembedding.fold(self._vectors[some]) for some in checked(parts)], 0)
-        if shared:
-            self._of, self._mixing = on_device(which, scale.device), states.mixing[row, layer, head]
-            places = self._of[:, None] * length + torch.arange(length, device=scale.device)
-            factors = self._mixing / scale[row, None]
-            vectors: Vectors = Multiples(folded.flatten(0, 1), places.flatten(), factors.flatten())
-        else:
-            vectors = folded.div_(scale[row, None, None]).flatten(0, 1)
-        self._increases = pooled.ask(vectors, bases, weak=True)
-        self.attention = states.attention[row, layer, head]
-        """The weights of each source position, [C, T]."""
 
     @property
     def scores(self) -> Tensor:
@@ -106,7 +152,7 @@ class HeadDetails:
         self, captured: CapturedStates, which: Ids, sequences: Ids, positions: Ids
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The layer's input, what attention alone wrote into it, and what the head adds, at positions: [K, d] each."""
-        place, sequence, position = columns_on_device([which, sequences, positions], self._vectors.device)
+        sequence, position = columns_on_device([sequences, positions], self.attention.device)
         layers = self._layers[which]
         spans = list(layer_spans(layers))
         inputs = torch.cat([captured.inputs[layer][sequence[span], position[span]] for layer, span in spans]).float()
@@ -114,9 +160,28 @@ class HeadDetails:
         for layer in range(int(layers[-1])):
             above = slice(int(np.searchsorted(layers, layer, side="right")), None)
             attention_only[above] += captured.attention_writes[layer][sequence[above], position[above]]
-        if self._of is None or self._mixing is None:
-            return inputs, attention_only, self._vectors[place, position]
-        return inputs, attention_only, self._vectors[self._of[place], position] * self._mixing[place, position, None]
+        return inputs, attention_only, self._added(which, positions)
+
+    def _added(self, which: Ids, positions: Ids) -> Tensor:
+        """What heads add from positions, [K, d], computed again."""
+        own = self._which[which]
+        added = self._states.inputs.new_empty(len(which), self._states.inputs.shape[-1])
+        for group in checked(self._groups()):
+            mine = np.flatnonzero((own >= group.start) & (own < group.stop))
+            if not len(mine):
+                continue
+            at, head, position = columns_on_device([mine, own[mine] - group.start, positions[mine]], added.device)
+            added[at] = self._vectors(group)[head, position]
+        if self._shared:
+            place, position = columns_on_device([which, positions], added.device)
+            row, layer, head = (column[place] for column in (self._row, self._layer, self._head))
+            added *= self._states.mixing[row, layer, head, position, None]
+        return added
+
+
+def numbers_held(device: torch.device) -> int:
+    """Numbers of source positions' vectors that are held at once."""
+    return HELD if is_host(device) else OTHER_HELD
 
 
 def highest_heads(scores: Array, k: int, sign: int) -> list[tuple[Head, float]]:

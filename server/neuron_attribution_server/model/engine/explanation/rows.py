@@ -59,10 +59,13 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
     device = captured.rows.device
     (which,) = columns_on_device([np.array([row.index for row in rows])], device)
     sequences, positions = captured.rows.sequences[which], captured.rows.positions[which]
-    longest = max(row.position for row in rows) + 1
+    longest = max(row.position for row in rows) + 1 if captured.kept.sources else 0
 
     def at_rows(states: Sequence[Tensor]) -> Tensor:
         return torch.stack([layer[sequences, positions] for layer in states], 1).float()
+
+    def of_streams(states: Sequence[Tensor]) -> Tensor:
+        return at_rows(states) if captured.kept.streams else torch.stack([layer[which] for layer in states], 1).float()
 
     def over(states: Tensor, scales: Sequence[Tensor]) -> Tensor:
         """States [E, L, ...] over the scales of the norms they pass through, where there are norms."""
@@ -70,14 +73,17 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
             return states
         return states / at_rows(scales).view(*states.shape[:2], *(1,) * (states.dim() - 2))
 
-    attention = torch.stack([layer[which, :, :longest] for layer in captured.attention_rows], 1)
     head_outputs = torch.stack([layer[which] for layer in captured.head_outputs], 1).float()
     coefficients = stack_layers([layer[which] for layer in captured.coefficients], 1).float()
+    if captured.kept.sources:
+        attention = torch.stack([layer[which, :, :longest] for layer in captured.attention_rows], 1)
+    else:
+        attention = head_outputs.new_empty(*head_outputs.shape[:2], heads, 0)
     distinct = list(dict.fromkeys(row.sequence for row in rows))
     numbers = [distinct.index(row.sequence) for row in rows]
     return RowStates(
-        inputs=at_rows(captured.inputs),
-        attention_writes=at_rows(captured.attention_writes),
+        inputs=of_streams(captured.inputs),
+        attention_writes=of_streams(captured.attention_writes),
         coefficients=over(coefficients, captured.ffn_scales),
         head_outputs=over(head_outputs, captured.attention_scales).unflatten(2, (heads, -1)),
         attention=attention,
@@ -92,6 +98,9 @@ def row_states(captured: CapturedStates, rows: Sequence[Row], heads: int) -> Row
 
 def _values(captured: CapturedStates, distinct: Sequence[int], longest: int) -> Tensor:
     """Value vectors of sequences, [S, L, K, T, D]."""
+    if not captured.kept.sources:
+        sizes = len(captured.head_outputs), captured.heads.key_value_heads, 0, captured.heads.head_size
+        return torch.empty(len(distinct), *sizes, device=captured.rows.device)
     every = list(distinct) == list(range(len(captured.lengths)))
     which = slice(None) if every else columns_on_device([np.array(distinct)], captured.rows.device)[0]
     return torch.stack([layer[which, :, :longest] for layer in captured.values], 1)

@@ -12,7 +12,7 @@ from neuron_attribution_server.model.attribution.checkpoints import checked, che
 from neuron_attribution_server.model.tracing.frozen.ffn import FfnPart
 from neuron_attribution_server.model.tracing.frozen.model import FrozenModel
 
-NUMBERS_AT_ONCE = 1 << 23
+NUMBERS_AT_ONCE = 1 << 22
 """What targets are given by the neurons of a layer, held at once: so many targets are swept together."""
 
 

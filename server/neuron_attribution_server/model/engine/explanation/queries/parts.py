@@ -16,13 +16,13 @@ from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.attribution.host import Array
 from neuron_attribution_server.model.attribution.search.value_search import Kind
 from neuron_attribution_server.model.capture.captured import CapturedStates
-from neuron_attribution_server.model.engine.explanation.query_layers import (
+from neuron_attribution_server.model.engine.explanation.queries.layers import (
     attention_reading,
     ffn_reading,
     named_layers,
     query_layers,
 )
-from neuron_attribution_server.model.engine.explanation.query_neurons import named_neurons, query_ffn_neurons
+from neuron_attribution_server.model.engine.explanation.queries.neurons import named_neurons, query_ffn_neurons
 from neuron_attribution_server.model.engine.explanation.rows import Row
 from neuron_attribution_server.model.engine.explanation.sources import Asked, Sources
 from neuron_attribution_server.model.engine.explanation.value_rankings import SIGNS
