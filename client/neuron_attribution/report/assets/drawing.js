@@ -3,9 +3,9 @@
 const EDGES_AT_FIRST = 150;
 
 class GraphDrawing {
-  /** `told` hears of a node that is looked at, `chosen` of one that is clicked, `pinned` of one that is to be pinned. */
-  constructor({ tokens }, { looked, chosen, pinned }) {
-    Object.assign(this, { tokens, looked, chosen, pinned, edgesShown: EDGES_AT_FIRST, pins: new Set() });
+  /** `looked` hears of a node that is pointed at, `chosen` of one that is clicked, `pinned` of one that is to be pinned. */
+  constructor({ looked, chosen, pinned }) {
+    Object.assign(this, { looked, chosen, pinned, edgesShown: EDGES_AT_FIRST, pins: new Set() });
     const label = "Graph. Arrow down and up follow the strongest edge to what a node gets from and gives to; left and right try the next strongest. Enter shows a node, P pins it.";
     this.element = make("div", { class: "graph scrolling", role: "group", "aria-label": label });
     this.element.addEventListener("keydown", (event) => this.press(event));
@@ -15,7 +15,7 @@ class GraphDrawing {
   draw(graph) {
     this.graph = graph;
     this.drawnWidth = this.element.clientWidth;
-    const { width, height, rows, columns, shown } = placeNodes(graph, this.tokens, this.drawnWidth - 4);
+    const { width, height, rows, columns, shown } = placeNodes(graph, this.drawnWidth - 4);
     const svg = d3.create("svg").attr("width", width).attr("height", height);
     this.largest = d3.max(graph.edges, ({ signed }) => Math.abs(signed)) ?? 1;
     const strength = d3.max(shown, (node) => (node.kind === "neuron" || node.kind === "group" ? strengthOf(node) : 0)) || 1;

@@ -6,13 +6,13 @@ const COLUMN_GAP = 12;
 const TOKEN_WIDTH = 50; // Where a position has no neurons.
 
 /** Sets x and y (the middle) of every node; gives the size of the drawing, its rows and its columns. */
-function placeNodes({ nodes }, tokens, width) {
+function placeNodes({ nodes }, width) {
   const shown = nodes.filter((node) => node.kind !== "token" || node.gives.length);
   nodes.forEach((node) => (node.hidden = true));
   shown.forEach((node) => (node.hidden = false));
   const inner = shown.filter(({ kind }) => kind !== "output");
   const cells = d3.group(inner, columnOf, ({ layer }) => layer);
-  for (const node of shown) node.width = node.layer === -1 && cells.get(columnOf(node)).size === 1 ? TOKEN_WIDTH : BOX.width;
+  for (const node of shown) node.width = node.kind === "token" && cells.get(columnOf(node)).size === 1 ? TOKEN_WIDTH : BOX.width;
   const columns = placeColumns(cells, width);
   const rows = placeRows(cells, columns);
   for (const [column, layers] of cells) for (const [layer, members] of layers) placeCell(members, columns.get(column), rows.get(layer));

@@ -26,7 +26,7 @@ class TracePage {
     this.detail = make("div", { class: "detail" });
     this.groupBox = make("div", { class: "groups" });
     this.reading = make("p", { class: "reading", role: "status" });
-    this.drawing = new GraphDrawing(view.result, { looked: (node) => (this.reading.textContent = spokenNode(node)), chosen: (node) => this.choose(node), pinned: (node) => this.pin(node) });
+    this.drawing = new GraphDrawing({ looked: (node) => (this.reading.textContent = spokenNode(node)), chosen: (node) => this.choose(node), pinned: (node) => this.pin(node) });
     this.amount = make("input", { type: "range", min: "0", oninput: () => this.drawing.showEdges(Number(this.amount.value)) });
     const bar = make("div", { class: "bar" }, make("label", {}, "Edges shown, by influence ", this.amount), this.key(), this.reading);
     const side = make("div", { class: "side" }, this.detail, this.groupBox);
@@ -37,7 +37,8 @@ class TracePage {
 
   key() {
     const keys = [["positive", "raises"], ["negative", "lowers"]];
-    return make("span", { class: "keys" }, keys.map(([side, text]) => make("span", { class: `swatch ${side}` }, text)), "boxes: by the measured effect; edges: width by share, colour by what they do to the node they enter");
+    const by = this.view.result.coverage.measured ? "measured effect" : "gradient times activation";
+    return make("span", { class: "keys" }, keys.map(([side, text]) => make("span", { class: `swatch ${side}` }, text)), `boxes: by ${by}; edges: width by share, colour by what they do to the node they enter`);
   }
 
   redraw() {
