@@ -2,12 +2,15 @@
 
 const EDGES_AT_FIRST = 150;
 
+const GRAPH_LABEL =
+  "Graph. Arrow down and up follow the strongest edge to what a node gets from and gives to; " +
+  "left and right try the next strongest. Enter shows a node, P pins it.";
+
 class GraphDrawing {
   /** `looked` hears of a node that is pointed at, `chosen` of one that is clicked, `pinned` of one that is to be pinned. */
   constructor({ looked, chosen, pinned }) {
     Object.assign(this, { looked, chosen, pinned, edgesShown: EDGES_AT_FIRST, pins: new Set() });
-    const label = "Graph. Arrow down and up follow the strongest edge to what a node gets from and gives to; left and right try the next strongest. Enter shows a node, P pins it.";
-    this.element = make("div", { class: "graph scrolling", role: "group", "aria-label": label });
+    this.element = make("div", { class: "graph scrolling", role: "group", "aria-label": GRAPH_LABEL });
     this.element.addEventListener("keydown", (event) => this.press(event));
     new ResizeObserver(() => this.graph && this.element.clientWidth !== this.drawnWidth && this.draw(this.graph)).observe(this.element);
   }
@@ -30,7 +33,8 @@ class GraphDrawing {
       .on("pointerenter", (_, node) => this.light(node)).on("pointerleave", () => this.light(this.current))
       .on("focus", (_, node) => this.arrive(node))
       .on("click", (event, node) => (event.shiftKey ? this.pinned(node) : this.choose(node)));
-    this.boxes.append("rect").attr("x", ({ width: wide }) => -wide / 2).attr("y", -BOX.height / 2).attr("width", ({ width: wide }) => wide).attr("height", BOX.height).attr("rx", (node) => (node.kind === "group" ? 10 : 4));
+    this.boxes.append("rect").attr("x", (node) => -node.width / 2).attr("y", -BOX.height / 2)
+      .attr("width", (node) => node.width).attr("height", BOX.height).attr("rx", (node) => (node.kind === "group" ? 10 : 4));
     this.boxes.append("text").attr("dy", "0.35em").text((node) => shortened(node.label, Math.floor(node.width / 7)));
     this.boxes.append("title").text(spokenNode);
     this.showEdges();
@@ -135,7 +139,8 @@ function edgePath({ source, target }) {
 }
 
 function spokenNode(node) {
-  const effect = node.kind === "group" && isScore(node.effect) ? `, effects of its ${node.members.length} neurons ${number(node.effect, true)} together` : isScore(node.effect) ? `, effect ${number(node.effect, true)}` : "";
-  const text = node.kind === "neuron" ? `neuron ${node.name}, promotes ${node.label}` : node.kind === "group" ? `group ${node.name}` : `${node.name} ${node.label}`;
-  return text + effect;
+  const effect = number(node.effect, true);
+  if (node.kind === "neuron") return `neuron ${node.name}, promotes ${node.label}${effect && `, effect ${effect}`}`;
+  if (node.kind !== "group") return `${node.name} ${node.label}`;
+  return `group ${node.name}${effect && `, effects of its ${node.members.length} neurons ${effect} together`}`;
 }

@@ -18,7 +18,8 @@ function placeNodes({ nodes }, width) {
   for (const [column, layers] of cells) for (const [layer, members] of layers) placeCell(members, columns.get(column), rows.get(layer));
   const total = Math.max(width, d3.max(columns.values(), ({ x, width: wide }) => x + wide) + GRAPH_MARGIN.right);
   const height = d3.max(rows.values(), ({ y, height: high }) => y + high) + GRAPH_MARGIN.bottom;
-  for (const node of shown.filter(({ kind }) => kind === "output")) Object.assign(node, { x: outputPlace(node, columns, total), y: GRAPH_MARGIN.top + BOX.height / 2 });
+  const output = shown.find(({ kind }) => kind === "output");
+  Object.assign(output, { x: outputPlace(output, columns, total), y: GRAPH_MARGIN.top + BOX.height / 2 });
   return { width: total, height, rows, columns, shown };
 }
 
