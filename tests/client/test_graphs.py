@@ -252,6 +252,14 @@ def test_every_form_is_printed_and_nothing_else(run) -> None:
     assert json.loads(run("--format", "circuit-tracer")) == TRACE.to_circuit_tracer()
 
 
+def test_the_report_is_the_page_of_the_trace(run, tmp_path) -> None:
+    path = tmp_path / "trace.html"
+    run("--report", str(path))
+    assert path.read_text(encoding="utf-8") == TRACE.to_html()
+    for text in ("<title>What carried &#x27; blue&#x27;?</title>", "<td>1.17</td>", "<td>biases of layer 0</td>"):
+        assert text in TRACE.to_html()
+
+
 def test_every_option_is_sent(run, service) -> None:
     first = "--target blue --contrast red --nodes 5 --edge-share .5 --subkey gate --heads --screened 9"
     second = "--span 1:3 --contrast-id 7 --no-measure --projection-top-k 0 --leave-out-always-on"
