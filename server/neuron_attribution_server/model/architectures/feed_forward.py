@@ -28,6 +28,7 @@ from neuron_attribution_server.model.architectures.projections import (
     weight_of,
 )
 from neuron_attribution_server.model.architectures.spec import FeedForward
+from neuron_attribution_server.model.attribution.exact_products import products_by_pieces
 from neuron_attribution_server.model.attribution.host import Ids
 from neuron_attribution_server.model.attribution.subvalues import FrozenWrite, Subvalues
 
@@ -229,7 +230,7 @@ class Experts:
         return self._activated(normed, expert) * share
 
     def _activated(self, normed: Tensor, expert: int) -> Tensor:
-        projected = normed @ self._inputs(expert).float().T
+        projected = products_by_pieces(normed, self._inputs(expert))
         if self._facts.has_bias:
             name = "gate_up_proj_bias" if self.gated else "up_proj_bias"
             projected = projected + required(self.module, name)[expert].float()

@@ -36,6 +36,7 @@ from neuron_attribution_server.model.architectures.projections import (
     weight_of,
 )
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, FeedForward, Rows
+from neuron_attribution_server.model.attribution.exact_products import products_by_pieces
 from neuron_attribution_server.model.attribution.host import Ids, on_device
 from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
@@ -279,7 +280,7 @@ class LayerView:
         if self._spec.value_latent is not None:
             projection, norm = (self.module.get_submodule(path) for path in self._spec.value_latent)
             latent = norm_view(norm, self._spec)
-            compressed = normed @ weight_of(projection)[: len(latent.weight)].float().T
+            compressed = products_by_pieces(normed, weight_of(projection)[: len(latent.weight)])
             bias = bias_of(projection)
             normed = latent.normed(compressed if bias is None else compressed + bias[: len(latent.weight)])
         values = self._value_multiplier * self._clipped(self._value(normed))
@@ -343,7 +344,7 @@ class LayerView:
             return rows
         projection, norm = (self.module.get_submodule(path) for path in self._spec.value_latent)
         weight = norm_view(norm, self._spec).weight
-        return rows * weight @ weight_of(projection)[: len(weight)].float()
+        return products_by_pieces(rows * weight, weight_of(projection)[: len(weight)].T)
 
     def _clipped(self, values: Tensor) -> Tensor:
         return values if self._clip is None else values.clamp(-self._clip, self._clip)
