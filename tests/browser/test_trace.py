@@ -1,5 +1,7 @@
 """The picture of a graph in a real browser: drawn, walked, grouped, and its neurons zeroed."""
 
+import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,6 +9,7 @@ from browser.accessibility import serious_faults
 from browser.graphs import made_up_trace
 from browser.samples import HOSTILE
 from browser.saving import saved_csv
+from neuron_attribution.conversations.messages import TokenOrigin
 from neuron_attribution.traces import TraceNodeKind
 from neuron_attribution_server.front_end.workers.thread import ThreadWorker
 from service.fakes import PROMPT, FakeEngine
@@ -137,6 +140,20 @@ def test_pinned_neurons_become_one_node_and_are_taken_apart_again(page, trace):
     assert all(node_at(page, member).count() == 1 for member in members)
 
 
+def test_the_templates_tokens_without_neurons_are_one_node_at_first(visit, written):
+    trace = made_up_trace(neurons=6, layers=4, texts=["<|user|>"] * 20 + [" river", " bank"])
+    origins = tuple(TokenOrigin(0, "user", template=number < 20) for number in range(22))
+    busy = {node.position for node in trace.graph.nodes if node.neuron}
+    folded = [node.position for node in trace.graph.nodes[7:27] if node.position not in busy]
+    with visit(written(replace(trace, origins=origins))) as page:
+        page.wait_for_selector(READY)
+        assert page.locator("#group-0 title").text_content().startswith(f"group ⋯{len(folded)} template")
+        shown = page.locator(".graph .node.token").count()
+        page.get_by_role("button", name="template apart").click()
+        assert page.locator("#group-0").count() == 0
+        assert page.locator(".graph .node.token").count() > shown
+
+
 def test_nodes_and_edges_are_saved(page, trace):
     page.get_by_text("Edges (", exact=False).last.click()
     rows = saved_csv(page, "Edges")
@@ -173,8 +190,16 @@ def test_a_live_page_draws_a_graph_and_zeroes_a_neuron(visit):
             page.get_by_role("button", name="Explain").click()
             page.get_by_role("button", name="neuron 1.3 at").click()
             page.get_by_role("button", name="Zero 1.3").click()
-            page.get_by_text("Zeroed at position 5: ").wait_for()
-            assert "KL 0.2500 nats" in page.locator(".zeroing").inner_text()
+            page.locator(".zeroing").get_by_text("Zeroed at position 5: ").wait_for()
+            told = page.locator(".zeroing").inner_text()
+            odds = re.search(r"log odds (\S+) → (\S+);", told.replace("−", "-")).groups()
+            assert [float(value) for value in odds] == pytest.approx([0, 0], abs=1e-5)
+            assert "KL 0.2500 nats" in told
+            page.get_by_role("button", name="Pin", exact=True).click()
+            page.get_by_label("Name of the group").fill("towns")
+            page.get_by_role("button", name="Make one node of them").click()
+            page.get_by_role("button", name="Zero towns").click()
+            page.locator(".zeroing").get_by_text("Zeroed at position 5: ").wait_for()
             with visit(page.url) as other:
                 other.get_by_role("button", name="neuron 1.3 at").wait_for()
 

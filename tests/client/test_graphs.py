@@ -228,10 +228,12 @@ def test_the_trace_for_people(run) -> None:
     out = run()
     for line in (
         "  2 ' is\\n'       ' blue'       0.7500     1  ' red'             0.1250         2",
-        "  logit difference             3.5000",
-        "  in the frozen linear model   4.0000",
-        "  neurons, each at a position  192 exist, 8 screened, 8 measured",
-        "  of the output's value        94% by edges into it, 88% by paths from tokens and biases",
+        "  logit difference                     3.5000",
+        "  in the frozen linear model           4.0000",
+        "  neurons, each at a position          192 exist, 8 screened, 8 measured",
+        "  carried by its edges to the output   3.7500, 94%",
+        "  by its paths from tokens and biases  3.5000, 88%",
+        "  of all edges into its nodes          75% of their magnitudes",
         "   0.7500  ' sky'@1 -> 0.5@1 -> 1.17@2 -> ' blue'",
         "  1.17    2 ' is\\n'   0.5000    0.7500     1.5000     -2.0000        12%  ' 緑'",
         "  1 ' sky'              2.5000",
@@ -248,6 +250,14 @@ def test_every_form_is_printed_and_nothing_else(run) -> None:
         assert list(rows[0]) == list(frame.columns)
     assert json.loads(run("--format", "node-link")) == TRACE.to_node_link()
     assert json.loads(run("--format", "circuit-tracer")) == TRACE.to_circuit_tracer()
+
+
+def test_the_report_is_the_page_of_the_trace(run, tmp_path) -> None:
+    path = tmp_path / "trace.html"
+    run("--report", str(path))
+    assert path.read_text(encoding="utf-8") == TRACE.to_html()
+    for text in ("<title>What carried &#x27; blue&#x27;?</title>", "<td>1.17</td>", "<td>biases of layer 0</td>"):
+        assert text in TRACE.to_html()
 
 
 def test_every_option_is_sent(run, service) -> None:

@@ -289,7 +289,7 @@ def heeding_of_trace(task, field, value):
             ids = task.token_ids[: len(task.token_ids) - len(task.explained) + value]
             return replace(task, explained=task.explained[:value], token_ids=ids)
         case "nodes":
-            screened = min(SCREENED_PER_NODE * value, task.screened) if options.measure else None
+            screened = SCREENED_PER_NODE * value if options.measure else None
             lower = {"nodes": value, "screened": screened}
         case "screened":
             assert value >= options.nodes, "fewer would be refused"

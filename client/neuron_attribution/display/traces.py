@@ -38,15 +38,20 @@ def coverage_table(graph: Graph) -> TextTable:
     """What was looked at, and how much the graph holds of what there is."""
     coverage = graph.coverage
     measured = f"{coverage.neuron_positions:,} exist, {coverage.screened:,} screened, {coverage.measured:,} measured"
-    held = f"{coverage.output_edges:.0%} by edges into it, {coverage.output_paths:.0%} by paths from tokens and biases"
     rows = [
         ("log odds" if not graph.contrasts else "logit difference", number(graph.log_odds)),
         ("in the frozen linear model", number(graph.output)),
         ("neurons, each at a position", measured),
-        ("of the output's value", held),
-        ("of all edges into its nodes", f"{coverage.edges:.0%}"),
+        ("carried by its edges to the output", _part(graph, coverage.output_edges)),
+        ("by its paths from tokens and biases", _part(graph, coverage.output_paths)),
+        ("of all edges into its nodes", f"{coverage.edges:.0%} of their magnitudes"),
     ]
     return TextTable("the graph", ("", "value"), rows)
+
+
+def _part(graph: Graph, share: float) -> str:
+    """A part of the output: a share of one that is nearly zero says little by itself."""
+    return f"{number(share * graph.output)}, {share:.0%}"
 
 
 def path_table(trace: Trace) -> TextTable:

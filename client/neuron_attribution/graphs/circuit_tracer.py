@@ -36,7 +36,8 @@ def circuit_tracer_json(trace: Trace, slug: str, node_threshold: float, edge_thr
         if edge.source in kept and edge.target in kept
     }
     links = strongest(weighed, edge_threshold)
-    kept = {index for index in kept if graph.nodes[index].kind in _ALWAYS or any(index in link for link in links)}
+    linked = {index for link in links for index in link}
+    kept = {index for index in kept if index in linked or graph.nodes[index].kind in _ALWAYS}
     ids = {index: _node(trace, graph.nodes[index], shares.get(index)) for index in sorted(kept)}
     return {
         "metadata": {

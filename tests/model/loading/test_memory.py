@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from neuron_attribution.requests import ALL_PARTS
 from neuron_attribution_server.model.loading.sources.demo import DemoUnavailableError, demo_folder
 from neuron_attribution_server.tasks.costs import MemoryCost
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
@@ -55,7 +56,7 @@ from pathlib import Path
 from neuron_attribution.requests import AttributeOptions, Part
 from neuron_attribution_server.model.loading.models import engine_from
 from neuron_attribution.traces import TraceOptions
-from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, TraceTask
+from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken, InterveneTask, TraceTask
 from transformers import BambaConfig, BambaForCausalLM, LlamaConfig, LlamaForCausalLM
 
 def resident(field):
@@ -109,17 +110,47 @@ def traces(config, tokens):
         found.append([taken(engine, [task]), engine.facts.memory.batch([task])])
     return found
 
+def long(config, explained, tokens, asked):
+    "Of the last tokens of a long prompt, with how often the model ran; and of its forward pass alone."
+    engine = engine_from(LlamaForCausalLM(LlamaConfig(
+        num_attention_heads=2, num_key_value_heads=2, vocab_size=97, max_position_embeddings=max(tokens),
+        bos_token_id=None, eos_token_id=None, **config)))
+    passes = []
+    engine._view.body.register_forward_hook(lambda *_: passes.append(1))
+    memory, found = engine.facts.memory, {"per_stream_token": engine.facts.memory.per_stream_token}
+    for length in tokens:
+        ids = tuple(position % 97 for position in range(length))
+        for name, options in asked.items():
+            options = AttributeOptions(parts=frozenset(map(Part, options["parts"])), **options["others"])
+            rows = tuple(ExplainedToken(position) for position in range(length - explained, length))
+            task = AttributeTask(token_ids=ids, explained=rows, options=options)
+            passes.clear()
+            found[f"{name} {length}"] = taken(engine, [task]), memory.batch([task]), len(passes) / 2
+        alone = InterveneTask(token_ids=ids, sets=())
+        found[f"alone {length}"] = taken(engine, [alone]), memory.batch([alone]), 1
+    return found
+
 asked = json.loads(sys.argv[1])
 print(json.dumps({name: globals()[function](**facts) for name, (function, facts) in asked.items()}))
 """
 WIDE = {"num_hidden_layers": 8, "hidden_size": 32, "intermediate_size": 16384}
 DEEP = {"num_hidden_layers": 24, "hidden_size": 2048, "intermediate_size": 32}
 TRACED = {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 2048}
+SLIM = {"num_hidden_layers": 4, "hidden_size": 512, "head_dim": 32, "intermediate_size": 64}
+END = {
+    "heads and neurons": {
+        "parts": ["layers", "heads", "ffn-value-neurons", "attention-value-neurons"],
+        "others": {"attention_neurons_over_positions": True},
+    },
+    "head positions": {"parts": ["head-positions"], "others": {"head_top_k": 8}},
+    "everything": {"parts": [part.value for part in ALL_PARTS], "others": {"attention_neurons_over_positions": True}},
+}
 MEASURED = {
     "mixers": ("mixers", {"batches": [(1, 16), (8, 16), (1, 96)]}),
     "wide": ("growth", {"config": WIDE, "parts": ["query-ffn-neurons"], "rows": [64, 128], "sources": [4]}),
     "traces": ("traces", {"config": TRACED, "tokens": [32, 512]}),
     "deep": ("growth", {"config": DEEP, "parts": ["query-layers"], "rows": [1], "sources": [10, 1000]}),
+    "long": ("long", {"config": SLIM, "explained": 30, "tokens": [512, 2048], "asked": END}),
 }
 
 
@@ -157,6 +188,23 @@ def test_what_a_trace_takes_is_predicted(measured):
     print(measured["traces"])
     assert few < predicted_of_few
     assert (predicted_of_many - predicted_of_few) / 6 < many - few < predicted_of_many - predicted_of_few
+
+
+@pytest.mark.parametrize("name", END)
+def test_the_end_of_a_long_conversation_is_explained_in_one_pass_and_takes_what_was_predicted(measured, name):
+    found = measured["long"]
+    print({place: each for place, each in found.items() if place.startswith(name)})
+    taken, predicted, passes = found[f"{name} 2048"]
+    assert passes == 1
+    assert taken < predicted
+
+
+def test_what_is_read_of_explained_tokens_alone_is_kept_of_no_other(measured):
+    """30 tokens of 2,048: beside the forward pass, a few of what the residual stream has at every position."""
+    found = measured["long"]
+    beside = found["heads and neurons 2048"][0] - found["alone 2048"][0]
+    few = found["heads and neurons 512"][0] - found["alone 512"][0]
+    assert beside - few < 0.4 * found["per_stream_token"] * (2048 - 512)
 
 
 def grown_by(found, few, many):

@@ -11,8 +11,16 @@ import torch
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, LayerPartKind, Scale, Side
-from neuron_attribution_server.model.architectures.packed.modules import tensor_bytes, unembedding_bytes, unpacked_bytes
-from neuron_attribution_server.model.architectures.packed.packings import PACKINGS
+from neuron_attribution_server.model.architectures.packed import packings
+from neuron_attribution_server.model.architectures.packed.modules import (
+    Memo,
+    PackedExperts,
+    PackedLinear,
+    tensor_bytes,
+    unembedding_bytes,
+    unpacked_bytes,
+)
+from neuron_attribution_server.model.architectures.packed.packings import PACKINGS, Form
 from neuron_attribution_server.model.engine.engine import Engine
 from neuron_attribution_server.model.loading.models import engine_from, load_engine
 from neuron_attribution_server.settings.config import LoadSettings
@@ -23,6 +31,7 @@ from reference.compared import compare_dissected
 from reference.saved_models import save_tokenizer
 from safetensors.torch import load_file, save_file
 from service.fakes import byte_level_tokenizer
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedModel
 
@@ -103,9 +112,9 @@ def test_no_two_matrices_are_unpacked_at_once(checkpoint, monkeypatch) -> None:
     unpacked, most = [], 0
 
     def watched(unpack):
-        def unpacked_alone(parts, form):
+        def unpacked_alone(parts, form, empty):
             nonlocal most, unpacked
-            found = unpack(parts, form)
+            found = unpack(parts, form, empty)
             if not found.is_meta:
                 unpacked = [each for each in unpacked if not each.expired()] + [StorageWeakRef(found.untyped_storage())]
                 most = max(most, len(unpacked))
@@ -121,6 +130,41 @@ def test_no_two_matrices_are_unpacked_at_once(checkpoint, monkeypatch) -> None:
         (outcome,) = engine.run([task])
         assert not isinstance(outcome, Exception), outcome
     assert most == 1 + bool(unembedding_bytes(engine._view.model)), "an unembedding is kept"
+
+
+def test_matrices_are_the_same_in_pieces_of_any_size(checkpoint, monkeypatch) -> None:
+    model = load_engine(LoadSettings(checkpoint[0]))._view.model
+    whole = matrices(model)
+    assert whole
+    for at_once in (1000, 1):
+        monkeypatch.setattr(packings, "_AT_ONCE", at_once)
+        for mine, theirs in zip(matrices(model), whole, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def matrices(model: PreTrainedModel) -> list[Tensor]:
+    """Every matrix that is packed; of experts the last."""
+    found = []
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            found.append(module.plain().weight)
+        experts = [held for held in vars(module).values() if isinstance(held, PackedExperts)]
+        found += [held[len(held) - 1].clone() for held in experts]
+    return found
+
+
+def test_a_matrix_that_is_still_held_is_not_written_over() -> None:
+    """Another takes its place where nobody holds it: what a request inside another reads is none of the other's."""
+    memo, form = Memo(), Form((2, 3), torch.bfloat16)
+    held = memo.room(form, torch.device("cpu")).fill_(1)
+    part = held[1:]
+    del held
+    other = memo.room(form, torch.device("cpu")).fill_(2)
+    assert part.eq(1).all()
+    place = other.data_ptr()
+    del other
+    smaller = memo.room(Form((1, 3), torch.float32), torch.device("cpu"))
+    assert smaller.data_ptr() == place
 
 
 @pytest.mark.parametrize("checkpoint", BATCHED, indirect=True)

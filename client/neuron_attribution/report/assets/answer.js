@@ -9,25 +9,33 @@ class AnswerPicture {
     this.reading = make("p", { class: "reading", role: "status" });
     this.key = make("span");
     this.chips = this.tokens.map((target, index) => this.chip(target, index));
-    this.sum = result.aggregate && make("button", { type: "button", title: "The sum over the explained tokens, or the mean", onclick: () => this.choose(WHOLE) }, isMean(result.aggregate) ? "their mean" : "their sum");
+    this.sum = result.aggregate && this.wholeButton();
     this.choice = this.choiceOfQuantity();
     const bar = make("div", { class: "bar" }, make("label", {}, "Shaded by ", this.choice), this.key, this.reading);
     this.element = make("div", { class: "picture" }, this.texts(), bar);
     this.shade(probabilities(result));
-    // Sections that are gone to stop beneath it.
-    new ResizeObserver(() => document.documentElement.style.setProperty("--picture-height", `${this.element.offsetHeight}px`)).observe(this.element);
+    // What is gone to, or focused, stops beneath it.
+    const measure = () => document.documentElement.style.setProperty("--picture-height", `${this.element.offsetHeight}px`);
+    new ResizeObserver(measure).observe(this.element);
   }
 
-  chip(target, index) {
+  wholeButton() {
+    const properties = { type: "button", title: "The sum over the explained tokens, or the mean", onclick: () => this.choose(WHOLE) };
+    return make("button", properties, isMean(this.result.aggregate) ? "their mean" : "their sum");
+  }
+
+  chip({ token }, index) {
     const own = index < this.result.explanations.length;
-    const go = own ? { onclick: () => this.choose(index) } : {};
-    return make("button", { type: "button", class: `token ${own ? "" : "alone"}`, onfocus: () => this.read(index), onpointerenter: () => this.read(index), ...go }, visible(target.token.text));
+    const go = own ? { onclick: () => this.choose(index) } : { class: "token alone" };
+    const read = () => this.read(index);
+    return make("button", { type: "button", class: "token", onfocus: read, onpointerenter: read, ...go }, visible(token.text));
   }
 
   /** The answer, and under it the other one. */
   texts() {
     const own = this.result.aggregate?.targets.length ?? this.tokens.length;
-    const lines = [this.chips.slice(0, own), this.chips.slice(own)].map((chips) => chips.flatMap((chip) => [chip, make(chip.textContent.includes("↵") ? "br" : "wbr")]));
+    const broken = (chip) => [chip, make(chip.textContent.includes("↵") ? "br" : "wbr")];
+    const lines = [this.chips.slice(0, own), this.chips.slice(own)].map((chips) => chips.flatMap(broken));
     const other = lines[1].length ? [make("p", { class: "prompt" }, make("span", { class: "speaker" }, "rather than"), " ", lines[1])] : [];
     const first = make("p", { class: "prompt" }, this.sum ? [this.sum, " "] : [], lines[0]);
     return arrowed(make("div", { class: "texts", role: "toolbar", "aria-label": "Explained tokens" }, first, other));

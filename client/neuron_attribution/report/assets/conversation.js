@@ -9,7 +9,8 @@ function conversation(chips, origins, taken) {
   const unfold = ({ target }) => folds.forEach((button) => button.setAttribute("aria-expanded", String(target.checked)));
   const count = origins.filter(({ template }) => template).length;
   const box = make("input", { type: "checkbox", onchange: unfold });
-  return make("div", { class: "conversation" }, count ? make("label", { class: "switch" }, box, ` Show the ${count} tokens that the chat template wrote`) : [], turns);
+  const label = make("label", { class: "switch" }, box, ` Show the ${count} tokens that the chat template wrote`);
+  return make("div", {}, count ? label : [], turns);
 }
 
 function turnOf({ message, role }) {
@@ -28,7 +29,8 @@ function turn(positions, chips, origins, taken, largest) {
     return run.template ? [foldOf(run.positions, taken, largest), make("span", { class: "unfolded" }, tokens)] : tokens;
   });
   const { role } = origins[positions[0]];
-  return make("div", { class: `turn ${role}` }, make("span", { class: "speaker" }, role || "before the first message"), make("p", { class: "prompt" }, texts));
+  const speaker = make("span", { class: "speaker" }, role || "before the first message");
+  return make("div", { class: "turn", "data-role": role }, speaker, make("p", { class: "prompt" }, texts));
 }
 
 /** A button in place of the template's tokens, shaded by what all of them have. */
@@ -36,6 +38,8 @@ function foldOf(positions, taken, largest) {
   const together = d3.sum(positions, (position) => taken[position] ?? 0);
   const { side, style } = shadeOf(together, largest);
   const what = `${positions.length} token${positions.length === 1 ? "" : "s"} of the chat template`;
-  const toggle = ({ currentTarget: button }) => button.setAttribute("aria-expanded", String(button.getAttribute("aria-expanded") !== "true"));
-  return make("button", { type: "button", class: `folded-tokens token ${side}`, "aria-expanded": "false", "aria-label": what, title: `${what}, taken ${number(together, true)} together`, style, onclick: toggle }, `⋯${positions.length}`);
+  const toggle = () => button.setAttribute("aria-expanded", String(button.getAttribute("aria-expanded") !== "true"));
+  const spoken = { "aria-expanded": "false", "aria-label": what, title: `${what}, taken ${number(together, true)} together` };
+  const button = make("button", { type: "button", class: `folded-tokens token ${side}`, style, onclick: toggle, ...spoken }, `⋯${positions.length}`);
+  return button;
 }

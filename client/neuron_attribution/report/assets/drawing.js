@@ -2,12 +2,15 @@
 
 const EDGES_AT_FIRST = 150;
 
+const GRAPH_LABEL =
+  "Graph. Arrow down and up follow the strongest edge to what a node gets from and gives to; " +
+  "left and right try the next strongest. Enter shows a node, P pins it.";
+
 class GraphDrawing {
-  /** `told` hears of a node that is looked at, `chosen` of one that is clicked, `pinned` of one that is to be pinned. */
-  constructor({ tokens }, { looked, chosen, pinned }) {
-    Object.assign(this, { tokens, looked, chosen, pinned, edgesShown: EDGES_AT_FIRST, pins: new Set() });
-    const label = "Graph. Arrow down and up follow the strongest edge to what a node gets from and gives to; left and right try the next strongest. Enter shows a node, P pins it.";
-    this.element = make("div", { class: "graph scrolling", role: "group", "aria-label": label });
+  /** `looked` hears of a node that is pointed at, `chosen` of one that is clicked, `pinned` of one that is to be pinned. */
+  constructor({ looked, chosen, pinned }) {
+    Object.assign(this, { looked, chosen, pinned, edgesShown: EDGES_AT_FIRST, pins: new Set() });
+    this.element = make("div", { class: "graph scrolling", role: "group", "aria-label": GRAPH_LABEL });
     this.element.addEventListener("keydown", (event) => this.press(event));
     new ResizeObserver(() => this.graph && this.element.clientWidth !== this.drawnWidth && this.draw(this.graph)).observe(this.element);
   }
@@ -15,13 +18,13 @@ class GraphDrawing {
   draw(graph) {
     this.graph = graph;
     this.drawnWidth = this.element.clientWidth;
-    const { width, height, rows, columns, shown } = placeNodes(graph, this.tokens, this.drawnWidth - 4);
+    const { width, height, rows, columns, shown } = placeNodes(graph, this.drawnWidth - 4);
     const svg = d3.create("svg").attr("width", width).attr("height", height);
-    this.grid(svg, rows, width);
     this.largest = d3.max(graph.edges, ({ signed }) => Math.abs(signed)) ?? 1;
     const strength = d3.max(shown, (node) => (node.kind === "neuron" || node.kind === "group" ? strengthOf(node) : 0)) || 1;
     this.base = svg.append("g").attr("class", "edges").attr("aria-hidden", "true");
     this.lit = svg.append("g").attr("class", "edges lit").attr("aria-hidden", "true");
+    this.grid(svg, rows, width);
     this.boxes = svg.append("g").selectAll("g").data(shown).join("g");
     this.boxes.attr("class", (node) => `node ${node.kind} ${didOf(node) < 0 ? "negative" : ""} ${node.always_on ? "always-on" : ""}`)
       .attr("id", (node) => node.id).attr("transform", (node) => `translate(${node.x},${node.y})`)
@@ -30,8 +33,9 @@ class GraphDrawing {
       .on("pointerenter", (_, node) => this.light(node)).on("pointerleave", () => this.light(this.current))
       .on("focus", (_, node) => this.arrive(node))
       .on("click", (event, node) => (event.shiftKey ? this.pinned(node) : this.choose(node)));
-    this.boxes.append("rect").attr("x", -BOX.width / 2).attr("y", -BOX.height / 2).attr("width", BOX.width).attr("height", BOX.height).attr("rx", (node) => (node.kind === "group" ? 10 : 4));
-    this.boxes.append("text").attr("dy", "0.35em").text((node) => shortened(node.label, 12));
+    this.boxes.append("rect").attr("x", (node) => -node.width / 2).attr("y", -BOX.height / 2)
+      .attr("width", (node) => node.width).attr("height", BOX.height).attr("rx", (node) => (node.kind === "group" ? 10 : 4));
+    this.boxes.append("text").attr("dy", "0.35em").text((node) => shortened(node.label, Math.floor(node.width / 7)));
     this.boxes.append("title").text(spokenNode);
     this.showEdges();
     this.element.replaceChildren(svg.node());
@@ -45,7 +49,9 @@ class GraphDrawing {
   grid(svg, rows, width) {
     const lines = svg.append("g").attr("class", "rows").attr("aria-hidden", "true").selectAll("g").data([...rows]).join("g");
     lines.append("line").attr("x1", GRAPH_MARGIN.left - 8).attr("x2", width).attr("y1", ([, { y }]) => y - 4).attr("y2", ([, { y }]) => y - 4);
-    lines.append("text").attr("x", 2).attr("y", ([, { y }]) => y + 14).text(([layer]) => (layer < 0 ? "tokens" : `layer ${layer}`));
+    const names = lines.append("text").attr("y", ([, { y }]) => y + 14).text(([layer]) => (layer < 0 ? "tokens" : `layer ${layer}`));
+    this.element.onscroll = () => names.attr("x", 2 + this.element.scrollLeft);
+    names.attr("x", 2);
   }
 
   /** The edges of the largest influence, as wide as their share. */
@@ -133,7 +139,8 @@ function edgePath({ source, target }) {
 }
 
 function spokenNode(node) {
-  const effect = node.kind === "group" ? `, effects of its ${node.members.length} neurons ${number(node.effect, true)} together` : isScore(node.effect) ? `, effect ${number(node.effect, true)}` : "";
-  const text = node.kind === "neuron" ? `neuron ${node.name}, promotes ${node.label}` : node.kind === "group" ? `group ${node.name}` : `${node.name} ${node.label}`;
-  return text + effect;
+  const effect = number(node.effect, true);
+  if (node.kind === "neuron") return `neuron ${node.name}, promotes ${node.label}${effect && `, effect ${effect}`}`;
+  if (node.kind !== "group") return `${node.name} ${node.label}`;
+  return `group ${node.name}${effect && `, effects of its ${node.members.length} neurons ${effect} together`}`;
 }

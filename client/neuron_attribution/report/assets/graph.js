@@ -1,6 +1,11 @@
 // A graph of a prediction as the page walks it: what each node gets and gives, with groups in place of their members.
 
-const NODE_KINDS = { TRACE_NODE_KIND_TOKEN: "token", TRACE_NODE_KIND_FFN_NEURON: "neuron", TRACE_NODE_KIND_BIAS: "bias", TRACE_NODE_KIND_OUTPUT: "output" };
+const NODE_KINDS = {
+  TRACE_NODE_KIND_TOKEN: "token",
+  TRACE_NODE_KIND_FFN_NEURON: "neuron",
+  TRACE_NODE_KIND_BIAS: "bias",
+  TRACE_NODE_KIND_OUTPUT: "output",
+};
 
 /**
  * The nodes and edges that are drawn. `groups` are {name, members}, members as indices of the result's nodes.
@@ -15,7 +20,10 @@ function drawnGraph(result, groups = []) {
   const homeOf = (index) => home.get(index) ?? singles[index];
   const nodes = [...singles.filter(({ index }) => !home.has(index)), ...grouped];
   const edges = new Map();
-  for (const edge of result.edges) addEdge(edges, edge, homeOf(edge.source), homeOf(edge.target), result.nodes[edge.target], influence[edge.target]);
+  for (const edge of result.edges) {
+    const { source, target } = edge;
+    addEdge(edges, edge, homeOf(source), homeOf(target), result.nodes[target], influence[target]);
+  }
   for (const node of nodes) Object.assign(node, { gets: [], gives: [] });
   for (const edge of edges.values()) {
     edge.target.gets.push(edge);
@@ -39,12 +47,21 @@ function drawnNode(node, index, { tokens, targets }) {
   return { ...common, name, label: first ? visible(first.token.text) : neuronName({ ffn: node.neuron }), layer: node.neuron.layer };
 }
 
+/** The tokens of a chat template at positions without neurons, as a group: none, or one. */
+function templateGroups({ nodes, origins = [] }) {
+  const busy = new Set(nodes.filter(({ neuron }) => neuron).map(({ position }) => position));
+  const isFolded = ({ kind, position }) => NODE_KINDS[kind] === "token" && origins[position]?.template && !busy.has(position);
+  const members = d3.range(nodes.length).filter((index) => isFolded(nodes[index]));
+  return members.length > 1 ? [{ name: `⋯${members.length} template`, members }] : [];
+}
+
 /** A group stands where its member of the largest effect would. */
 function groupNode({ name, members }, number, singles) {
   const nodes = members.map((member) => singles[member]);
   const strongest = d3.greatest(nodes, strengthOf);
   const sum = (field) => (nodes.every((node) => isScore(node[field])) ? d3.sum(nodes, (node) => node[field]) : undefined);
-  return { kind: "group", id: `group-${number}`, number, name, label: name, members, nodes, layer: strongest.layer, position: strongest.position, relevance: sum("relevance"), effect: sum("effect") };
+  const { layer, position } = strongest;
+  return { kind: "group", id: `group-${number}`, name, label: name, members, nodes, layer, position, relevance: sum("relevance"), effect: sum("effect") };
 }
 
 /** How much of the output's edges reach it through each node. */

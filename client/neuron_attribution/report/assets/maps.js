@@ -1,16 +1,20 @@
 // A heat map of rows (neurons, heads, layers) by explained tokens: a table, so that it can be read and walked by keyboard.
 
-/** `lines`: {shown, name, more, coefficients}, with what is `shown` as a quantity; a row shades the answer, a token shows its own explanation. */
+/**
+ * `lines`: {shown, name, more, coefficients}, with what is `shown` as a quantity.
+ * A row shades the answer, a token shows its own explanation.
+ */
 function tokenMap(title, lines, view) {
   const tokens = explainedTokens(view.result);
-  const first = view.result.aggregate?.targets.length ?? tokens.length;
+  const first = view.result.aggregate.targets.length;
   const largest = d3.max(lines, (line) => line.shown.largest);
   const reading = make("p", { class: "reading", "aria-hidden": "true" });
   const columns = tokens.map((target, index) => columnHead(target, index, index === first, view));
-  const corner = [make("th", { scope: "col", class: "corner" }, "by token"), make("th", { scope: "col", class: "numeric" }, view.result.aggregate && isMean(view.result.aggregate) ? "mean" : "sum")];
+  const together = isMean(view.result.aggregate) ? "mean" : "sum";
+  const corner = [make("th", { scope: "col" }, "by token"), make("th", { scope: "col", class: "numeric" }, together)];
   const rows = lines.map((line) => mapRow(line, tokens, largest, first, view));
-  const table = make("table", { role: "grid", class: "token-map", "aria-label": `${title} by token. Arrow keys move. Enter on a row shades the text by it, Enter on a token shows its own explanation.` },
-    make("thead", {}, make("tr", {}, corner, columns)), make("tbody", {}, rows));
+  const label = `${title} by token. Arrow keys move. Enter on a row shades the text by it, Enter on a token shows its own explanation.`;
+  const table = make("table", { role: "grid", class: "token-map", "aria-label": label }, make("thead", {}, make("tr", {}, corner, columns)), make("tbody", {}, rows));
   table.addEventListener("pointerover", ({ target }) => (reading.textContent = target.closest("[aria-label]:is(td, th)")?.ariaLabel ?? ""));
   walked(table, (cell) => (reading.textContent = cell.ariaLabel ?? ""));
   const figure = make("figure", { class: "data" }, make("div", { class: "scrolling" }, table), make("figcaption", {}, ramp({ largest }), reading));
@@ -19,8 +23,10 @@ function tokenMap(title, lines, view) {
 }
 
 function columnHead({ token }, index, divides, view) {
-  const own = view.explain && index < view.result.explanations.length;
-  const head = make("th", { scope: "col", class: `turned ${divides ? "other" : ""} ${own ? "choose" : ""}`, "aria-label": `${visible(token.text)}${own ? ", show its own explanation" : ""}` }, make("span", { class: "token" }, shortened(visible(token.text), 14)));
+  const own = index < view.result.explanations.length;
+  const text = visible(token.text);
+  const properties = { class: `turned ${divides ? "other" : ""} ${own ? "choose" : ""}`, "aria-label": own ? `${text}, show its own explanation` : text };
+  const head = make("th", { scope: "col", ...properties }, make("span", { class: "token" }, shortened(text, 14)));
   if (own) head.addEventListener("click", () => view.explain(index));
   return head;
 }
@@ -29,7 +35,8 @@ function mapRow({ shown, name, more = [] }, tokens, largest, first, view) {
   const cells = tokens.map(({ token }, index) => {
     const value = shown.values[index];
     const { side, style } = shadeOf(value, largest);
-    return make("td", { class: `${side} ${index === first ? "other" : ""}`, style, "aria-label": isScore(value) ? `${visible(token.text)}: ${shown.read(value)}` : "not known" });
+    const label = isScore(value) ? `${visible(token.text)}: ${shown.read(value)}` : "not known";
+    return make("td", { class: `${side} ${index === first ? "other" : ""}`, style, "aria-label": label });
   });
   const head = make("th", { scope: "row" }, make("span", { class: "choose" }, name), more);
   const row = make("tr", {}, head, make("td", { class: "numeric" }, number(shown.together, true)), cells);
@@ -70,5 +77,6 @@ function saveMap(title, lines, tokens, view) {
     ["row", "sum", ...heads, ...(held ? heads.map((head) => `coefficient at ${head}`) : [])],
     ...lines.map((line) => [line.shown.name, line.shown.together, ...line.shown.values, ...(line.coefficients ?? [])]),
   ]);
-  return saveButton("CSV", `Save as CSV: ${title} by token`, `${view.file(`${title.toLowerCase().replaceAll(" ", "-")}-by-token`)}.csv`, "text/csv;charset=utf-8", build);
+  const file = view.file(`${title.toLowerCase().replaceAll(" ", "-")}-by-token`);
+  return saveButton("CSV", `Save as CSV: ${title} by token`, `${file}.csv`, "text/csv;charset=utf-8", build);
 }

@@ -3,7 +3,8 @@
 /** One number for each explained token, those of another answer behind them, and what they are together. */
 function quantity(name, values, together, key = name) {
   const read = (value) => `${name} ${number(value, true)}`;
-  return { key, name, values, together: together ?? d3.sum(values.filter(isScore)), read, largest: d3.max(values.filter(isScore), Math.abs) ?? 0 };
+  const scores = values.filter(isScore);
+  return { key, name, values, together: together ?? d3.sum(scores), read, largest: d3.max(scores, Math.abs) ?? 0 };
 }
 
 /** The explained tokens of a result, those of another answer behind them. */

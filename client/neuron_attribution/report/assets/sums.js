@@ -13,7 +13,7 @@ function isMean({ aggregate }) {
 }
 
 function answerTitle(aggregate) {
-  const chips = (predictions) => [...predictions.slice(0, TITLE_TOKENS).map(({ token }) => tokenChip(token)), predictions.length > TITLE_TOKENS ? " …" : ""];
+  const chips = (all) => [all.slice(0, TITLE_TOKENS).map(({ token }) => tokenChip(token)), all.length > TITLE_TOKENS ? " …" : ""];
   const than = aggregate.contrast_targets.length ? [" rather than ", chips(aggregate.contrast_targets)] : [];
   const what = isMean(aggregate) ? "mean log probability" : "log probability";
   const count = aggregate.targets.length;
@@ -37,13 +37,15 @@ function answerSection(view) {
     .map(([name, quantities]) => folded(`${name} × tokens`, () => tokenMap(name, quantities.map((shown) => ({ shown, name: shown.name })), view)));
   const answers = [["Answer", aggregate.targets], ["The other answer", aggregate.contrast_targets]].filter(([, targets]) => targets.length);
   const tables = answers.map(([name, targets]) => folded(`${name} as a table (${targets.length})`, () => answerTable(name, targets, view)));
-  const how = maps.length ? [note("Each neuron stands with what it promotes. A row shades the text above.", explanations.length ? " A token at the top of a column opens its own explanation." : "")] : [];
+  const opens = explanations.length ? " A token at the top of a column opens its own explanation." : "";
+  const how = maps.length ? [note("Each neuron stands with what it promotes. A row shades the text above.", opens)] : [];
   return section("answer", "Answer, token by token", ...how, ...maps, ...folds, ...tables);
 }
 
 function neuronLine(row, view) {
   const where = row.position === undefined ? [] : [" ", place(row.position, view.result.tokens)];
-  return { shown: neuronQuantity(row), name: neuronName(row.neuron), more: [where, " ", chips(promoted(row).slice(0, 3))], coefficients: row.token_coefficients };
+  const more = [where, " ", chips(promoted(row).slice(0, 3))];
+  return { shown: neuronQuantity(row), name: neuronName(row.neuron), more, coefficients: row.token_coefficients };
 }
 
 function answerTable(name, targets, view) {

@@ -12,21 +12,33 @@ function traceTitle({ targets, contrasts, log_odds: odds, output, coverage, node
   const chips = (predictions) => predictions.slice(0, TITLE_TOKENS).map(({ token }) => tokenChip(token));
   const than = contrasts.length ? [" rather than ", chips(contrasts)] : [];
   const what = contrasts.length ? "difference of the logits" : "log odds";
-  const share = (value) => `${(100 * value).toFixed(0)} %`;
-  return make("header", {}, make("h1", {}, "What carried ", chips(targets), ...than, "?"),
+  const share = (value) => `${value < 0 ? "−" : ""}${Math.abs(100 * value).toFixed(0)} %`;
+  const there = Number(coverage.neuron_positions).toLocaleString("en");
+  return make(
+    "header",
+    {},
+    make("h1", {}, "What carried ", chips(targets), ...than, "?"),
     note(`${what} ${number(odds, true)}; in the frozen linear model ${number(output, true)}. ${nodes.length} nodes, ${edges.length} edges.`),
-    note(`Of ${Number(coverage.neuron_positions).toLocaleString("en")} neurons at positions ${coverage.screened} passed a screening, a heuristic, and ${coverage.measured} were measured. ` +
-      `The output's edges here are ${share(coverage.output_edges)} of its value, paths from tokens and biases ${share(coverage.output_paths)}; edges here have ${share(coverage.edges)} of all magnitudes.`));
+    note(
+      `Of ${there} neurons at positions ${coverage.screened} passed a screening, a heuristic, and ${coverage.measured} were measured. `,
+      `The output's edges here are ${share(coverage.output_edges)} of its value, paths from tokens and biases `,
+      `${share(coverage.output_paths)}; edges here have ${share(coverage.edges)} of all magnitudes.`,
+    ),
+  );
 }
 
 /** The graph with what is chosen in it. */
 class TracePage {
   constructor(view) {
-    Object.assign(this, { view, groups: [], pins: new Set() });
+    Object.assign(this, { view, groups: templateGroups(view.result), pins: new Set() });
     this.detail = make("div", { class: "detail" });
     this.groupBox = make("div", { class: "groups" });
     this.reading = make("p", { class: "reading", role: "status" });
-    this.drawing = new GraphDrawing(view.result, { looked: (node) => (this.reading.textContent = spokenNode(node)), chosen: (node) => this.choose(node), pinned: (node) => this.pin(node) });
+    this.drawing = new GraphDrawing({
+      looked: (node) => (this.reading.textContent = spokenNode(node)),
+      chosen: (node) => this.choose(node),
+      pinned: (node) => this.pin(node),
+    });
     this.amount = make("input", { type: "range", min: "0", oninput: () => this.drawing.showEdges(Number(this.amount.value)) });
     const bar = make("div", { class: "bar" }, make("label", {}, "Edges shown, by influence ", this.amount), this.key(), this.reading);
     const side = make("div", { class: "side" }, this.detail, this.groupBox);
@@ -36,8 +48,9 @@ class TracePage {
   }
 
   key() {
-    const keys = [["positive", "raises"], ["negative", "lowers"]];
-    return make("span", { class: "keys" }, keys.map(([side, text]) => make("span", { class: `swatch ${side}` }, text)), "boxes: by the measured effect; edges: width by share, colour by what they do to the node they enter");
+    const keys = [["positive", "raises"], ["negative", "lowers"]].map(([side, text]) => make("span", { class: `swatch ${side}` }, text));
+    const by = this.view.result.coverage.measured ? "measured effect" : "gradient times activation";
+    return make("span", { class: "keys" }, keys, `boxes: by ${by}; edges: width by share, colour by what they do to the node they enter`);
   }
 
   redraw() {
@@ -86,34 +99,53 @@ function groupsPanel(page) {
   const { result } = page.view;
   const pinned = [...page.pins].map((index) => drawnNode(result.nodes[index], index, result));
   const name = make("input", { value: pinned[0]?.label ?? "", "aria-label": "Name of the group", spellcheck: "false" });
-  const makeOne = make("form", { class: "pins", onsubmit: (event) => (event.preventDefault(), page.group(name.value || "group")) },
-    make("p", {}, `Pinned: ${pinned.map((node) => node.name).join(", ")}`), name, make("button", { type: "submit" }, "Make one node of them"));
-  const known = page.groups.map((group, number) => make("li", {}, `${group.name} (${group.members.length}) `, make("button", { type: "button", onclick: () => page.ungroup(number) }, `Take ${group.name} apart`)));
-  return [make("h3", {}, "Groups"), ...(pinned.length ? [makeOne] : [note("Pin neurons (P, or shift and click) to make one node of them.")]), ...(known.length ? [make("ul", {}, known)] : [])];
+  const submit = (event) => (event.preventDefault(), page.group(name.value || "group"));
+  const names = make("p", {}, `Pinned: ${pinned.map((node) => node.name).join(", ")}`);
+  const makeOne = make("form", { onsubmit: submit }, names, name, make("button", { type: "submit" }, "Make one node of them"));
+  const known = page.groups.map((group, number) => {
+    const apart = make("button", { type: "button", onclick: () => page.ungroup(number) }, `Take ${group.name} apart`);
+    return make("li", {}, `${group.name} (${group.members.length}) `, apart);
+  });
+  const offered = pinned.length ? makeOne : note("Pin neurons (P, or shift and click) to make one node of them.");
+  return [make("h3", {}, "Groups"), offered, ...(known.length ? [make("ul", {}, known)] : [])];
 }
 
 function nodeDetail(node, page) {
   const { view } = page;
-  const title = make("h3", {}, node.kind === "group" ? `Group ${node.name}` : node.kind === "neuron" ? `Neuron ${node.name}` : node.name === "output" ? "The output" : node.name, " ", node.kind === "token" || node.kind === "output" ? make("bdi", { class: "token" }, node.label) : "");
-  const pin = node.kind === "neuron" ? [make("button", { type: "button", onclick: () => page.pin(node) }, "Pin")] : [];
-  return [title, ...whatItDid(node, view), ...(node.kind === "neuron" ? neuronFacts(node, view) : []), ...pin, ...membersZeroing(node, view), ...edgeLists(node, page)];
+  const pin = () => make("button", { type: "button", onclick: () => page.pin(node) }, "Pin");
+  const neuron = node.kind === "neuron" ? [...neuronFacts(node, view), pin()] : [];
+  return [nodeTitle(node), ...whatItDid(node, view), ...neuron, ...membersZeroing(node, view), ...edgeLists(node, page)];
+}
+
+function nodeTitle({ kind, name, label }) {
+  const titles = { group: `Group ${name}`, neuron: `Neuron ${name}`, output: "The output" };
+  const text = ["token", "output"].includes(kind) ? [" ", make("bdi", { class: "token" }, label)] : [];
+  return make("h3", {}, titles[kind] ?? name, text);
 }
 
 /** What becomes of the output without it: as it was measured. */
 function whatItDid(node, { result }) {
   const what = result.contrasts.length ? "difference of the logits" : "log odds";
+  const relevance = `Relevance ${number(node.relevance, true)}`;
+  const effect = number(node.effect, true);
   if (node.kind === "group") {
-    const sum = node.effect === undefined ? "" : ` Alone, each at its position, their measured effects are ${number(node.effect, true)} together: not what zeroing all of them does.`;
-    return [note(`${node.nodes.map(({ name }) => name).join(", ")}.${sum}`)];
+    const sum = effect && ` Alone, each at its position, their measured effects are ${effect} together: not what zeroing all of them does.`;
+    return [note(`${node.nodes.map(({ name }) => name).join(", ")}. ${relevance}.${sum}`)];
   }
-  if (node.kind !== "neuron") return [note(`Relevance ${number(node.relevance, true)}${node.other ? `; from what the graph leaves out ${number(node.other, true)}` : ""}.`)];
-  if (!isScore(node.effect)) return [note("Its effect was not measured.")];
-  return [make("p", { class: "measured" }, `Zeroed at position ${node.position}: ${what} ${number(result.log_odds, true)} → ${number(result.log_odds - node.effect, true)}`, make("br"), make("strong", {}, `effect ${number(node.effect, true)}`), ", measured")];
+  if (node.kind !== "neuron") return [note(relevance, node.other ? `; from what the graph leaves out ${number(node.other, true)}` : "", ".")];
+  if (!effect) return [note("Its effect was not measured.")];
+  const change = `${number(result.log_odds, true)} → ${number(result.log_odds - node.effect, true)}`;
+  const text = `Zeroed at position ${node.position}: ${what} ${change}`;
+  return [make("p", { class: "measured" }, text, make("br"), make("strong", {}, `effect ${effect}`), ", measured")];
 }
 
 function neuronFacts(node, { result }) {
-  const facts = [["at", place(node.position, result.tokens)], ["promotes", chips(promoted(node).slice(0, 6))], ["activation", number(node.activation, true)], ["gradient", number(node.gradient, true)],
-    ["relevance", number(node.relevance, true)], ["left out", number(node.other, true)]];
+  const numbers = { activation: "activation", gradient: "gradient", relevance: "relevance", other: "left out" };
+  const facts = [
+    ["at", place(node.position, result.tokens)],
+    ["promotes", chips(promoted(node).slice(0, 6))],
+    ...Object.entries(numbers).map(([field, name]) => [name, number(node[field], true)]),
+  ];
   const usual = node.always_on ? [note("It is on whatever is asked.")] : [];
   return [make("dl", { class: "facts" }, facts.map(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])), ...usual];
 }
@@ -122,10 +154,13 @@ const LISTED = 8;
 
 function edgeLists(node, page) {
   const lists = [["Gets from", node.gets, "source"], ["Gives to", node.gives, "target"]].filter(([, edges]) => edges.length);
+  const item = (node, edge) => {
+    const go = make("button", { type: "button", class: "choose", onclick: () => page.go(node) }, node.label);
+    return make("li", {}, go, " ", make("span", { class: "position" }, node.name), ` ${edgeText(edge)}`);
+  };
   return lists.flatMap(([title, edges, end]) => [
     make("h4", {}, `${title} (${edges.length})`),
-    make("ul", { class: "ends" }, edges.slice(0, LISTED).map((edge) => make("li", {},
-      make("button", { type: "button", class: "choose", onclick: () => page.go(edge[end]) }, edge[end].label), " ", make("span", { class: "position" }, edge[end].name), ` ${edgeText(edge)}`))),
+    make("ul", { class: "ends" }, edges.slice(0, LISTED).map((edge) => item(edge[end], edge))),
   ]);
 }
 
@@ -136,13 +171,15 @@ function edgeText({ signed, single }) {
 
 /** A live page zeroes a neuron or a group, by a call of its own. */
 function membersZeroing(node, view) {
-  if (!view.zeroMembers || !["neuron", "group"].includes(node.kind)) return [];
-  return [zeroingBox(node.name, () => view.zeroMembers(node.kind === "group" ? node.nodes : [node]), view)];
+  const members = node.nodes ?? [node];
+  if (!view.zeroMembers || members.some(({ kind }) => kind !== "neuron")) return [];
+  return [zeroingBox(node.name, () => view.zeroMembers(members), view)];
 }
 
 function nodesSection(view) {
   const { result } = view;
   const { nodes } = drawnGraph(result);
+  const value = (field) => ({ title: field, numeric: true, cell: (row) => number(row[field]), csv: (row) => row[field] });
   const table = () => dataTable({
     file: view.file("nodes"),
     caption: "Nodes",
@@ -150,7 +187,7 @@ function nodesSection(view) {
     columns: [
       { title: "node", cell: (row) => row.name, csv: (row) => row.name },
       { title: "promotes, or is", cell: (row) => make("bdi", { class: "token" }, row.label), csv: (row) => csvText(row.label) },
-      ...["activation", "effect", "gradient", "relevance", "other"].map((field) => ({ title: field, numeric: true, cell: (row) => number(row[field]), csv: (row) => row[field] })),
+      ...["activation", "effect", "gradient", "relevance", "other"].map(value),
     ],
   });
   const edges = () => dataTable({
@@ -160,8 +197,7 @@ function nodesSection(view) {
     columns: [
       { title: "source", cell: (row) => nodes[row.source].name, csv: (row) => nodes[row.source].name },
       { title: "target", cell: (row) => nodes[row.target].name, csv: (row) => nodes[row.target].name },
-      { title: "contribution", numeric: true, cell: (row) => number(row.contribution), csv: (row) => row.contribution },
-      { title: "share", numeric: true, cell: (row) => number(row.share), csv: (row) => row.share },
+      ...["contribution", "share"].map(value),
       { title: "head", cell: (row) => (row.head ? headName(row.head) : ""), csv: (row) => row.head && headName(row.head) },
     ],
   });

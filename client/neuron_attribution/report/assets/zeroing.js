@@ -31,5 +31,5 @@ function beforeAndAfter(name, { where, before, results: [{ after, kl_divergence:
     rows,
     columns: [{ title: "place", cell: (row) => String(row.place), csv: (row) => row.place }, ...cells("before"), ...cells("after")],
   });
-  return [make("p", {}, where ? `${where}: ` : "", tokenChip(before.target.token), change), table];
+  return [make("p", {}, where ? `${where}; ` : "", tokenChip(before.target.token), change), table];
 }

@@ -118,7 +118,7 @@ def _screening(task: TraceTask, count: int) -> TraceTask:
 
 def _keeping(task: TraceTask, count: int) -> TraceTask:
     """With so many nodes, and as many screened as such a request has by itself."""
-    screened = min(SCREENED_PER_NODE * count, task.screened) if task.options.measure else None
+    screened = SCREENED_PER_NODE * count if task.options.measure else None
     return replace(task, options=replace(task.options, nodes=count, screened=screened))
 
 

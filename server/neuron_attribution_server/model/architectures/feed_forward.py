@@ -28,6 +28,7 @@ from neuron_attribution_server.model.architectures.projections import (
     weight_of,
 )
 from neuron_attribution_server.model.architectures.spec import FeedForward
+from neuron_attribution_server.model.attribution.exact_products import products_by_pieces
 from neuron_attribution_server.model.attribution.host import Ids
 from neuron_attribution_server.model.attribution.subvalues import FrozenWrite, Subvalues
 
@@ -253,7 +254,7 @@ class Experts:
 
     def projected(self, normed: Tensor, expert: int) -> Tensor:
         """What an expert's input projection makes of what it reads: of gates and up rows as they lie, [P, n]."""
-        projected = normed @ self._inputs(expert).float().T
+        projected = products_by_pieces(normed, self._inputs(expert))
         if self._facts.has_bias:
             name = "gate_up_proj_bias" if self.gated else "up_proj_bias"
             projected = projected + required(self.module, name)[expert].float()

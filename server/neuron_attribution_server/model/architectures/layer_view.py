@@ -37,6 +37,7 @@ from neuron_attribution_server.model.architectures.projections import (
     weight_of,
 )
 from neuron_attribution_server.model.architectures.spec import ArchitectureSpec, FeedForward, Rows
+from neuron_attribution_server.model.attribution.exact_products import products_by_pieces
 from neuron_attribution_server.model.attribution.host import Ids, on_device
 from neuron_attribution_server.model.attribution.subvalues import Subvalues
 
@@ -353,7 +354,7 @@ class LayerView:
             return rows
         projection, norm = (self.module.get_submodule(path) for path in self._spec.value_latent)
         weight = norm_view(norm, self._spec).weight
-        return rows * weight @ weight_of(projection)[: len(weight)].float()
+        return products_by_pieces(rows * weight, weight_of(projection)[: len(weight)].T)
 
     def _recurrence_output(self) -> nn.Module | None:
         """The recurrent mixer's; in a layer that attends, not what attention itself goes out by."""

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from neuron_attribution_server.model.architectures.packed.modules import PackedLinear
 from neuron_attribution_server.model.architectures.parameters import parameter, required
 from neuron_attribution_server.model.architectures.spec import Layout
+from neuron_attribution_server.model.attribution.exact_products import products_by_pieces
 from neuron_attribution_server.model.attribution.host import Ids, on_device
 
 
@@ -163,6 +164,6 @@ class Projection:
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """What the rows compute of vectors [..., inputs], in float32, [..., n]."""
-        projected = vectors @ self.weight.float().T
+        projected = products_by_pieces(vectors, self.weight)
         bias = bias_of(self._module)
         return projected if bias is None else projected + select(bias, self._layout, self._sizes)

@@ -8,12 +8,12 @@ stays in its cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.host import is_host
+from neuron_attribution_server.model.attribution.host import is_host, numbers_at_once
 
 MORE_ERROR = 4.0
 """How many times as far as float32's the products with half precision may be off: several sums are added, and the units
@@ -32,6 +32,27 @@ def product(vectors: Tensor, matrix: Tensor) -> Tensor:
     if matrix.dtype == torch.float32 or is_host(matrix.device):
         return vectors @ matrix.float().T
     return _sum_of_terms(vectors, matrix.T)
+
+
+def products_by_pieces(vectors: Tensor, matrix: Tensor) -> Tensor:
+    """The same of vectors [..., d], of so many rows at a time that float32 copies of them take little: [..., n]."""
+    if matrix.dtype == torch.float32:
+        return vectors @ matrix.T
+    pieces = matrix.tensor_split(max(1, -(-matrix.numel() // numbers_at_once(matrix.device))))
+    return torch.cat([vectors @ piece.T for piece in in_float32(pieces)], -1)
+
+
+def in_float32(pieces: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Some rows of a matrix each, the most first; one copy is in the place of the one before.
+
+    Copies side by side would not fit where the first was: what is kept of each piece tears the heap.
+    """
+    if pieces[0].dtype == torch.float32:
+        yield from pieces
+        return
+    held = torch.empty_like(pieces[0], dtype=torch.float32)
+    for piece in pieces:
+        yield held[: len(piece)].copy_(piece)
 
 
 def add_product(sums: Tensor, vectors: Tensor, matrix: Tensor) -> Tensor:

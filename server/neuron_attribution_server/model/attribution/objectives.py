@@ -24,6 +24,9 @@ VECTORS_AT_ONCE = 512
 OTHER_VECTORS_AT_ONCE = 2048
 """Vectors whose logits of a block of the vocabulary are held at once, on a CPU, in its cache, and elsewhere."""
 
+MULTIPLES_IN_CACHE = 64
+"""Multiples whose logits of a block of the vocabulary stay in a processor's cache from one step to the next."""
+
 SMALLEST_REACH = 1e-3
 """Vectors that move no logit by more than this are scored by the slope alone.
 
@@ -227,12 +230,23 @@ class LogProbability:
         """E_p[exp Delta] is summed without shifting by its largest term, which would cost as much as the product."""
         sums = torch.zeros(len(vectors), device=vectors.device)
         for block in self._unembedding.blocks():
-            sums += self._moved(vectors, bases, block).exp_().sum(-1)
+            if isinstance(vectors, Multiples):
+                self._add_multiples(sums, vectors, bases, block)
+            else:
+                sums += self._moved(vectors, bases, block).exp_().sum(-1)
         each = each_of(vectors)
         increases = self._own(each, bases) - sums.log()
         extreme = (~is_safe_sum(sums)).nonzero().squeeze(1)
         increases[extreme] = self._extreme_increases(each[extreme], bases[extreme])
         return increases
+
+    def _add_multiples(self, sums: Tensor, vectors: Multiples, bases: Tensor, block: slice) -> None:
+        """Add a block of the vocabulary to E_p[exp Delta], of a few multiples at a time."""
+        logits = product(vectors.distinct, self._unembedding.weight[block])
+        parts = (each.split(MULTIPLES_IN_CACHE) for each in (sums, vectors.which, vectors.factors, bases))
+        for mine, which, factors, at in zip(*parts, strict=True):
+            start = self.log_probabilities[:, block].index_select(0, at)
+            mine.add_(start.addcmul_(logits.index_select(0, which), factors[:, None]).exp_().sum(-1))
 
     def _steady_increases(self, vectors: Vectors, bases: Tensor) -> Tensor:
         """The same shifted by the largest term of each block: no sum leaves float32's range, and nobody has to look."""

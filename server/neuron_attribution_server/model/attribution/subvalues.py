@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from neuron_attribution_server.model.attribution.checkpoints import checkpoint
-from neuron_attribution_server.model.attribution.exact_products import product
-from neuron_attribution_server.model.attribution.host import Ids, numbers_at_once
+from neuron_attribution_server.model.attribution.exact_products import in_float32, product
+from neuron_attribution_server.model.attribution.host import Ids, is_host, numbers_at_once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,12 +69,6 @@ class Subvalues:
     def __len__(self) -> int:
         return self.count if self.missing is None else len(self.missing)
 
-    def all(self) -> Tensor:
-        """Every row, in float32, [n, d]."""
-        blocks = self._blocks()
-        rows = join([_written(blocks[number].float(), write) for number, write in enumerate(self._writes)], 0)
-        return self._spread(rows.T).T
-
     def each(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """What a function of some rows in float32, [n_i, d], gives for every row, [..., n]."""
 
@@ -93,6 +87,19 @@ class Subvalues:
             return (weights[:, place - len(rows) : place] @ rows)[..., None]
 
         return self.each(of_rows).sum(-1)
+
+    def weighted_by_heads(self, weights: Tensor) -> Tensor:
+        """Sums of each head's rows, which are in one block, weighted [E, H, n / H]: [E, H, d]."""
+        (block,), (write,) = self._blocks(), self._writes
+        if self.missing is not None:
+            weights = weights.flatten(1)[:, ~self.missing.to(weights.device)].unflatten(1, (weights.shape[1], -1))
+        size = weights.shape[2]
+        heads = max(1, numbers_at_once(block.device) // (size * block.shape[1]))
+        found = []
+        for some, rows in zip(weights.split(heads, 1), in_float32(block.split(heads * size)), strict=True):
+            checkpoint()
+            found.append(torch.einsum("ehk,hkd->ehd", some, _written(rows, write).unflatten(0, (-1, size))))
+        return join(found, 1)
 
     def rows(self, indices: Tensor) -> Tensor:
         """Some rows, in float32, [C, d]; none that is missing."""
@@ -142,10 +149,14 @@ class Subvalues:
     def _of_block(
         self, block: Tensor, write: FrozenWrite | None, function: Callable[[Tensor, FrozenWrite | None], Tensor]
     ) -> list[Tensor]:
-        """Of pieces in equal parts: float32 copies of them, of whatever number, take little."""
+        """Of pieces in equal parts: float32 copies of them, of whatever number, take little.
+
+        A device has units for half precision, and gets them as they are.
+        """
         parts = 1 if self.missing is not None else -(-block.numel() // numbers_at_once(block.device))
+        pieces = block.tensor_split(max(1, parts))
         found = []
-        for piece in block.tensor_split(max(1, parts)):
+        for piece in in_float32(pieces) if is_host(block.device) else pieces:
             checkpoint()
             found.append(function(piece, write))
         return found

@@ -52,7 +52,7 @@ def head_scores(pooled: PooledIncreases, weights: Weights, states: RowStates, sc
     rows, layers, heads, _ = states.head_outputs.shape
     vectors = torch.stack(
         [
-            torch.einsum("ehk,hkd->ehd", states.head_outputs[:, layer], subvalues.all().unflatten(0, (heads, -1)))
+            subvalues.weighted_by_heads(states.head_outputs[:, layer])
             if len(subvalues)
             else states.inputs.new_zeros(rows, heads, states.inputs.shape[-1])
             for layer, subvalues in enumerate(checked(weights.attention_subvalues))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from neuron_attribution_server.model.architectures.norms import NormView
 from neuron_attribution_server.model.architectures.projections import HeadSizes, Projection, bias_of, weight_of
+from neuron_attribution_server.model.attribution.exact_products import products_by_pieces
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,12 +23,20 @@ class Latent:
     def of(cls, projection: nn.Module, norm: NormView) -> Latent:
         """The rows of a projection that its norm reads; others are for something else."""
         rows, bias = len(norm.weight), bias_of(projection)
-        return cls(weight_of(projection)[:rows].float(), None if bias is None else bias[:rows], norm)
+        return cls(weight_of(projection)[:rows], None if bias is None else bias[:rows], norm)
 
     def compressed(self, normed: Tensor) -> Tensor:
         """The compressed state before its norm, [..., r], of what attention reads, [..., d]."""
-        found = normed @ self.weight.T
+        found = self.product(normed)
         return found if self.bias is None else found + self.bias
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """The same without the bias."""
+        return products_by_pieces(vectors, self.weight)
+
+    def transposed_product(self, vectors: Tensor) -> Tensor:
+        """What vectors [..., r] are as vectors of what attention reads, [..., d]."""
+        return products_by_pieces(vectors, self.weight.T)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,22 +5,44 @@ They compute exactly what modules with the unpacked matrices compute.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from neuron_attribution_server.model.architectures.packed.packings import Form, Packing, Parts, matrix_bytes
 from neuron_attribution_server.model.architectures.parameters import required
+from neuron_attribution_server.model.attribution.host import is_host
 
 
 class Memo:
-    """The matrix of a model that scoring has read last: it reads a layer's several times. Never two at a time."""
+    """The matrix of a model that scoring has read last: it reads a layer's several times. Never two at a time.
+
+    On the host they are unpacked into one room, which is kept: it is neither torn from the heap nor mapped and cleared
+    for each of them anew.
+    """
 
     def __init__(self) -> None:
         self._key: object = None
         self._matrix: Tensor | None = None
+        self._room: mmap | None = None
+        self._last: StorageWeakRef | None = None
+
+    def room(self, form: Form, device: torch.device) -> Tensor:
+        """An empty matrix: in the room, unless somebody still holds what was there before."""
+        if not is_host(device):
+            return torch.empty(form.shape, dtype=form.dtype, device=device)
+        size = math.prod(form.shape) * form.dtype.itemsize
+        if self._room is None or len(self._room) < size or (self._last is not None and not self._last.expired()):
+            self._room = self._last = None
+            self._room = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        found = torch.frombuffer(self._room, dtype=form.dtype, count=math.prod(form.shape)).view(form.shape)
+        self._last = StorageWeakRef(found.untyped_storage())
+        return found
 
     def forget(self) -> None:
         """Make room for another matrix."""
@@ -56,23 +78,32 @@ class PackedLinear(nn.Module):
         if torch.is_grad_enabled() and inputs.requires_grad:
             product: Tensor = _ProductUnpackedAgain.apply(inputs, self)  # type: ignore[no-untyped-call]
             return product
-        return nn.functional.linear(inputs, self.unpacked(), self.bias)
+        return self.product(inputs)
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """The same without a gradient."""
+        rows = inputs.flatten(0, -2)  # or oneDNN copies the whole matrix where there is one token
+        return nn.functional.linear(rows, self.unpacked(), self.bias).unflatten(0, inputs.shape[:-1])
 
     def unpacked(self) -> Tensor:
         """The weight, [outputs, inputs], where the module runs; it is not kept."""
         self._memo.forget()
-        return self._packing.unpack({name: getattr(self, name) for name in self._names}, self.form)
+        return self._unpacked({name: getattr(self, name) for name in self._names})
 
     def matrix(self) -> Tensor:
         """The weight, [outputs, inputs], where scoring reads it."""
-        return self._memo.read(self, lambda: self._packing.unpack(self._read(), self.form))
+        return self._memo.read(self, lambda: self._unpacked(self._read()))
 
     def plain(self) -> nn.Linear:
         """The same projection with its matrix unpacked for good."""
         found = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        found.weight = nn.Parameter(self._packing.unpack(self._read(), self.form), requires_grad=False)
+        empty = torch.empty(self.form.shape, dtype=self.form.dtype)
+        found.weight = nn.Parameter(self._packing.unpack(self._read(), self.form, empty), requires_grad=False)
         found.register_parameter("bias", self.bias)
         return found
+
+    def _unpacked(self, parts: Parts) -> Tensor:
+        return self._packing.unpack(parts, self.form, self._memo.room(self.form, parts[self._packing.numbers].device))
 
     def _read(self) -> Parts:
         return {name: required(self, name) for name in self._names}
@@ -84,7 +115,7 @@ class _ProductUnpackedAgain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, module: PackedLinear) -> Tensor:  # noqa: ANN401 - PyTorch's own
         ctx.module = module
-        return nn.functional.linear(inputs, module.unpacked(), module.bias)
+        return module.product(inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - PyTorch's own
@@ -123,12 +154,11 @@ class PackedExperts:
         """The matrix of one expert where the module runs."""
         self._memo.forget()
         parts = {part: getattr(self._module, name)[expert] for part, name in self._names.items()}
-        return self._turned(self._packing.unpack(parts, self.form))
+        return self._turned(self._unpacked(parts))
 
     def matrix(self, expert: int) -> Tensor:
         """The matrix of one expert where scoring reads it."""
-        found = self._memo.read((self, expert), lambda: self._packing.unpack(self._read(expert), self.form))
-        return self._turned(found)
+        return self._turned(self._memo.read((self, expert), lambda: self._unpacked(self._read(expert))))
 
     def put_plain(self) -> None:
         """Put the 3-D parameter with all matrices, unpacked for good, where the packed ones are."""
@@ -143,6 +173,9 @@ class PackedExperts:
 
     def _turned(self, matrix: Tensor) -> Tensor:
         return matrix.T if self._transposed else matrix
+
+    def _unpacked(self, parts: Parts) -> Tensor:
+        return self._packing.unpack(parts, self.form, self._memo.room(self.form, parts[self._packing.numbers].device))
 
     def _read(self, expert: int) -> Parts:
         return {part: required(self._module, name)[expert] for part, name in self._names.items()}

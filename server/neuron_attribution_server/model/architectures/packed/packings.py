@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuron_attribution_server.model.attribution.host import is_host
+from neuron_attribution_server.model.attribution.host import is_host, numbers_at_once
 
 _AT_ONCE = 1 << 18
 """Numbers that a processor unpacks at once, which stay in its cache."""
@@ -49,8 +49,8 @@ class Packing:
     numbers: str
     """The parameter that has the numbers."""
     parts: tuple[str, ...]
-    unpack: Callable[[Parts, Form], Tensor]
-    """The matrix [outputs, inputs], from the parts by their parameters' names."""
+    unpack: Callable[[Parts, Form, Tensor], Tensor]
+    """The matrix, from the parts by their parameters' names: written into an empty one, [outputs, inputs]."""
     optional: tuple[str, ...] = ()
 
     @property
@@ -64,28 +64,28 @@ class Packing:
         if numbers.numel() * numbers.itemsize != -(-form.shape[0] * form.shape[1] * bits // 8):
             return False
         try:
-            return self.unpack(parts, form).shape == form.shape
+            self.unpack(parts, form, torch.empty(form.shape, dtype=form.dtype, device=numbers.device))
         except (RuntimeError, LookupError, ZeroDivisionError):
             return False
+        return True
 
 
-def _int8(parts: Parts, form: Form) -> Tensor:
+def _int8(parts: Parts, _form: Form, found: Tensor) -> Tensor:
     """bitsandbytes, 8 bits: a scale for every row."""
     weight, scales = parts["weight"], parts["SCB"]
 
     def unpacked(rows: slice) -> Tensor:
         return weight[rows] * scales[rows].view(rows.stop - rows.start, 1) * _INT8_UNIT
 
-    return _by_rows(form, weight.device, unpacked)
+    return _by_rows(found, unpacked)
 
 
-def _four_bits(parts: Parts, form: Form) -> Tensor:
+def _four_bits(parts: Parts, form: Form, found: Tensor) -> Tensor:
     """bitsandbytes, 4 bits: a table of sixteen numbers, and a scale for every block of numbers in a row of all."""
     size, rounded = form.settings["blocksize"], getattr(torch, form.settings["dtype"])
     packed = parts["weight"].flatten().view(torch.uint8)
     code = parts["weight_quant_map"].float()
     pairs = torch.stack((code.repeat_interleave(16), code.repeat(16)), -1)
-    found = torch.empty(form.shape, dtype=form.dtype, device=packed.device)
     flat, step = found.view(-1), max(1, _at_once(packed.device) // size) * size
     for start in range(0, len(flat), step):
         end = min(start + step, len(flat))
@@ -110,7 +110,7 @@ def _scales(parts: Parts, settings: Mapping[str, Any], some: slice) -> Tensor:
     return numbers * parts["weight_nested_absmax"].float()[blocks] + offset
 
 
-def _fp8(parts: Parts, form: Form) -> Tensor:
+def _fp8(parts: Parts, form: Form, found: Tensor) -> Tensor:
     """8-bit floating point, a scale for every block of rows and columns or for all of it."""
     weight, scales = parts["weight"], _exponents(parts["weight_scale_inv"])
     scales = scales.reshape(1, 1) if scales.numel() == 1 else scales
@@ -124,10 +124,10 @@ def _fp8(parts: Parts, form: Form) -> Tensor:
         numbers = torch.arange(rows.start, rows.stop, device=weight.device) // high
         return weight[rows].float() * scales[numbers][:, columns]
 
-    return _by_rows(form, weight.device, unpacked)
+    return _by_rows(found, unpacked)
 
 
-def _gptq(parts: Parts, form: Form) -> Tensor:
+def _gptq(parts: Parts, form: Form, found: Tensor) -> Tensor:
     """GPTQ: numbers of a few bits, several in a word along the inputs; a scale and a zero for each group of inputs."""
     words, bits = parts["weight"], form.settings["bits"]
     mask, each = (1 << bits) - 1, 32 // bits
@@ -145,10 +145,10 @@ def _gptq(parts: Parts, form: Form) -> Tensor:
         )
         return _scaled(numbers, zeros, parts["scales"], groups[inputs])
 
-    return _by_inputs(form, words.device, each, unpacked)
+    return _by_inputs(found, each, unpacked)
 
 
-def _awq(parts: Parts, form: Form) -> Tensor:
+def _awq(parts: Parts, form: Form, found: Tensor) -> Tensor:
     """AWQ: numbers of four bits, eight in a word along the outputs; a scale and a zero for each group of inputs."""
     words = parts["weight"]
     shifts = 4 * torch.tensor(_AWQ_PLACES, device=words.device, dtype=torch.int32)
@@ -159,10 +159,10 @@ def _awq(parts: Parts, form: Form) -> Tensor:
         numbers = ((words[inputs, :, None] >> shifts) & 15).flatten(1)
         return _scaled(numbers, zeros, parts["scales"], groups[inputs])
 
-    return _by_inputs(form, words.device, 1, unpacked)
+    return _by_inputs(found, 1, unpacked)
 
 
-def _mxfp4(parts: Parts, form: Form) -> Tensor:
+def _mxfp4(parts: Parts, _form: Form, found: Tensor) -> Tensor:
     """Microscaling: 4-bit floating point, two in a byte, and an exponent for every 32 inputs."""
     blocks, exponents = parts["blocks"].flatten(1), parts["scales"]
     code = torch.tensor((*_FP4, *(-number for number in _FP4)), device=blocks.device)
@@ -172,7 +172,7 @@ def _mxfp4(parts: Parts, form: Form) -> Tensor:
         numbers = _looked_up(pairs, blocks[rows].flatten()).view(-1, exponents.shape[1], 32)
         return (numbers * _exponents(exponents[rows])[..., None]).flatten(1)
 
-    return _by_rows(form, blocks.device, unpacked)
+    return _by_rows(found, unpacked)
 
 
 PACKINGS: dict[str, Packing] = {
@@ -193,14 +193,15 @@ PACKINGS: dict[str, Packing] = {
 
 
 def matrix_bytes(form: Form, device: torch.device) -> int:
-    """What a matrix takes while it is unpacked, and then read: in half precision, scoring makes float32 of it.
+    """What a matrix takes while it is unpacked, and then read: of half precision, scoring makes float32 in pieces.
 
     With the zeros of all groups, which are unpacked before it, and the numbers on their way.
     """
-    copied = 0 if form.dtype == torch.float32 else torch.float32.itemsize
     outputs, inputs = form.shape
+    copied = 0 if form.dtype == torch.float32 else min(outputs * inputs, numbers_at_once(device))
     zeros = outputs * _group_count(form) * torch.int32.itemsize if "group_size" in form.settings else 0
-    return outputs * inputs * (form.dtype.itemsize + copied) + zeros + _BYTES * _at_once(device)
+    matrix = outputs * inputs * form.dtype.itemsize + copied * torch.float32.itemsize
+    return matrix + zeros + _BYTES * _at_once(device)
 
 
 def parameter_name(part: str) -> str:
@@ -212,22 +213,22 @@ def _at_once(device: torch.device) -> int:
     return _AT_ONCE if is_host(device) else _AT_ONCE_ON_DEVICE
 
 
-def _by_rows(form: Form, device: torch.device, unpacked: Callable[[slice], Tensor]) -> Tensor:
-    found = torch.empty(form.shape, dtype=form.dtype, device=device)
-    step = max(1, _at_once(device) // form.shape[1])
-    for start in range(0, form.shape[0], step):
-        rows = slice(start, min(start + step, form.shape[0]))
+def _by_rows(found: Tensor, unpacked: Callable[[slice], Tensor]) -> Tensor:
+    outputs, inputs = found.shape
+    step = max(1, _at_once(found.device) // inputs)
+    for start in range(0, outputs, step):
+        rows = slice(start, min(start + step, outputs))
         found[rows] = unpacked(rows)
     return found
 
 
-def _by_inputs(form: Form, device: torch.device, multiple: int, unpacked: Callable[[slice], Tensor]) -> Tensor:
+def _by_inputs(found: Tensor, multiple: int, unpacked: Callable[[slice], Tensor]) -> Tensor:
     """As they lie where a layer's inputs come first; so many inputs are read at once that words are read whole."""
-    found = torch.empty(form.shape, dtype=form.dtype, device=device)
-    step = max(1, _at_once(device) // form.shape[0] // multiple) * multiple
-    for start in range(0, form.shape[1], step):
-        inputs = slice(start, min(start + step, form.shape[1]))
-        found[:, inputs] = unpacked(inputs).T
+    outputs, inputs = found.shape
+    step = max(1, _at_once(found.device) // outputs // multiple) * multiple
+    for start in range(0, inputs, step):
+        some = slice(start, min(start + step, inputs))
+        found[:, some] = unpacked(some).T
     return found
 
 

@@ -54,7 +54,7 @@ class FrozenValues:
         read = self.read.apply(vectors, positions)
         if self.reading.latent is not None and self.latent_by is not None:
             latent = self.reading.latent
-            read = latent.norm.fold(read @ latent.weight.T) * self.latent_by[positions, None]
+            read = latent.norm.fold(latent.product(read)) * self.latent_by[positions, None]
         return read @ self.reading.projection.weight.float().T * self.factors[positions]
 
     def transpose(self, gradients: Tensor) -> Tensor:
@@ -62,7 +62,8 @@ class FrozenValues:
         found = (gradients * self.factors) @ self.reading.projection.weight.float()
         if self.reading.latent is not None and self.latent_by is not None:
             latent = self.reading.latent
-            found = latent.norm.centre(latent.norm.weight * found) * self.latent_by[:, None] @ latent.weight
+            normed = latent.norm.centre(latent.norm.weight * found) * self.latent_by[:, None]
+            found = latent.transposed_product(normed)
         return self.read.transpose(found)
 
 
