@@ -37,6 +37,17 @@ def test_it_is_the_part_of_the_contexts_in_which_the_neuron_is_as_strong(tiny: C
             assert part == pytest.approx(as_strong.double().mean().item(), abs=1e-6)
 
 
+def test_of_first_tokens_it_is_the_part_at_which_the_neuron_is_half_as_strong(tiny: Compared) -> None:
+    activity = usual_activity(view_of(tiny), letters)
+    passes = [tiny.oracle(letters(sentence)[:1]).states.layers for sentence in SENTENCES]
+    for neuron in (FfnNeuron(0, 3), FfnNeuron(2, 47)):
+        found = torch.stack([layers[neuron.layer].coefficients[0, neuron.index] for layers in passes])
+        strength = 1.9 * found[found.abs().argmax()].item()
+        as_strong = (found / strength >= 0.5).double().mean().item()
+        assert as_strong > 0
+        assert activity.parts_of_first([(neuron, strength)]) == [pytest.approx(as_strong, abs=1e-6)]
+
+
 def test_of_many_neurons_fewer_sentences_are_looked_at(tiny: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as there is memory for, one after another; without memory for one, none."""
     view = view_of(tiny)

@@ -114,7 +114,7 @@ def test_what_is_on_whatever_is_asked_is_marked_and_left_out(tiny: Compared, mon
     layers, width = tiny.engine.facts.sizes.layers, 48
     coefficients = torch.zeros(4, layers, width, dtype=torch.float16)
     coefficients[:2, :, : width // 2], coefficients[2:, :, : width // 2] = 100, -100
-    activity = Activity(tiny.engine._view, coefficients)
+    activity = Activity(tiny.engine._view, coefficients, coefficients)
     monkeypatch.setattr(tiny.engine._tracer, "_activity", activity)
     usual = [node for node in trace(tiny, nodes=NODES).nodes if node.neuron]
     assert any(node.always_on for node in usual)

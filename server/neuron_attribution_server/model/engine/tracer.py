@@ -166,8 +166,12 @@ class Tracer:
             asked *= 2
 
     def _activities(self, found: Sequence[Candidate]) -> list[float]:
+        """The part of usual contexts in which each is as strong; at a first token, of contexts' first tokens."""
         assert self._activity is not None
-        return self._activity.parts([(self._named(each.place), each.activation) for each in found])
+        named = [(each.place.position, self._named(each.place), each.activation) for each in found]
+        first = iter(self._activity.parts_of_first([(*pair,) for position, *pair in named if not position]))
+        others = iter(self._activity.parts([(*pair,) for position, *pair in named if position]))
+        return [next(others if position else first) for position, *_ in named]
 
     def _named(self, place: Place) -> FfnNeuron:
         return self._view.ffn_neuron(place.layer, place.unit)

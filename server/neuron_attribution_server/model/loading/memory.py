@@ -41,9 +41,9 @@ NUMBERS_OF_A_POSITION = 16
 what its slope and its reach are."""
 SWEPT_COPIES = 5
 """Numbers for each that a sweep holds at once: gradients, products, and what passes on the way to them."""
-FROZEN_COPIES = 6
+FROZEN_COPIES = 5
 """Numbers for each neuron of a token that is traced: captured, frozen with its factor and constant, its relevance."""
-GRADIENT_COPIES = 8
+GRADIENT_COPIES = 6
 """Numbers for each neuron that a token activates, kept for its gradient."""
 FUSED_PAIR_COPIES, PAIR_COPIES = 2, 8
 """Attention weights of a trace for each pair: as captured; where attention is not fused, also kept for gradients."""

@@ -52,7 +52,7 @@ def _tokens(token_ids: Callable[[str], Sequence[int]], sentence: str) -> tuple[i
 
 
 def usual_activity(view: ModelView, token_ids: Callable[[str], Sequence[int]]) -> Activity | None:
-    """Every FFN neuron's coefficients at the sentences' positions but each first one; None without any.
+    """Every FFN neuron's coefficients at the sentences' positions, each first one apart; None without others.
 
     The first token of a text is like no other: attention rests on it, and some neurons are only strong there.
     """
@@ -65,15 +65,17 @@ def usual_activity(view: ModelView, token_ids: Callable[[str], Sequence[int]]) -
         return None
     alone = view.depends_on_length or len(wanted) < len(SENTENCES)
     passes = [[ids] for ids in wanted] if alone else [wanted]
-    return Activity(view, torch.cat([_coefficients(view, each) for each in passes]))
+    found = [_coefficients(view, each) for each in passes]
+    others, first = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Activity(view, others, first)
 
 
-def _coefficients(view: ModelView, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """[contexts, L, N]"""
-    rows = ExplainedRows.from_counts([range(1, len(ids)) for ids in sequences], view.device)
+def _coefficients(view: ModelView, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """At positions behind the first ones, [contexts, L, N], and at the first ones, [sequences, L, N]."""
+    rows = ExplainedRows.from_counts([range(len(ids)) for ids in sequences], view.device)
     captured = capture(view, sequences, rows)
-    layers = [_layer(captured, number) for number in range(view.sizes.layers)]
-    return stack_layers(layers, 1)
+    layers = stack_layers([_layer(captured, number) for number in range(view.sizes.layers)], 1)
+    return layers[rows.positions > 0], layers[rows.positions == 0]
 
 
 def _layer(captured: CapturedStates, number: int) -> Tensor:
