@@ -237,11 +237,11 @@ def test_tokens_together_are_priced_by_what_their_sums_take():
 
 
 def test_traces_are_priced_by_what_they_run_again_and_sweep():
-    """Reruns by their tokens, half of the layers on average; sweeps by nodes; and both are held a few at a time."""
+    """Reruns by their tokens, two fifths of the layers on average; sweeps by nodes; and both are held a few at a time."""
     task = TraceTask(token_ids=(1,) * 12, explained=(ExplainedToken(11),), options=TraceOptions(nodes=100))
     counts, alone = work_of([task], DEMO), replace(task, options=replace(task.options, measure=False))
     unmeasured = work_of([alone], DEMO)
-    assert counts[Work.TOKEN] - unmeasured[Work.TOKEN] == 400 * 12 // 2
+    assert counts[Work.TOKEN] - unmeasured[Work.TOKEN] == 2 * 400 * 12 // 5
     assert counts[Work.SWEEP] == unmeasured[Work.SWEEP] == 12 * 52
     assert counts[Work.VECTOR] - unmeasured[Work.VECTOR] == 400
     memory = MemoryCost(available=0, traced=1000, per_traced_token=100, per_traced_pair=10, per_rerun_token=1)

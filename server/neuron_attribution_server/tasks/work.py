@@ -119,16 +119,16 @@ def _own_work(task: Task, sizes: ModelSizes) -> Counts:
 
 
 def _trace(task: TraceTask, sizes: ModelSizes) -> Counts:
-    """A pass and its gradient, sweeps of the output and of every node, reruns that begin halfway up on average."""
+    """A pass and its gradient, sweeps of the output and of every node, reruns of two fifths of the layers on average."""
     options, length, rows = task.options, task.length, task.rows
     reruns, passes = task.screened * options.measure, 4 + task.rerun_passes
     return {
         Work.BATCH: 1,
-        Work.TOKEN: 5 * length + reruns * length // 2,
-        Work.PAIR: (5 + reruns // 2) * length**2,
+        Work.TOKEN: 4 * length + 2 * reruns * length // 5,
+        Work.PAIR: (4 + 2 * reruns // 5) * length**2,
         Work.GROUP: 2,
         Work.VECTOR: (3 + reruns) * rows,
-        Work.SWEEP: length * (2 + options.nodes * (1 + options.heads) // 2),
+        Work.SWEEP: length * (2 + options.nodes // 2 + options.heads * options.nodes // 8),
         Work.LAYER: sizes.layers * passes,
         Work.CHANGE: reruns,
         Work.PROJECTION: options.nodes * bool(options.projection_top_k),
