@@ -237,7 +237,7 @@ def test_tokens_together_are_priced_by_what_their_sums_take():
 
 
 def test_traces_are_priced_by_what_they_run_again_and_sweep():
-    """Reruns by their tokens, two fifths of the layers on average; sweeps by nodes; and both are held a few at a time."""
+    """Reruns by their tokens, in two layers of five; sweeps by nodes; and both are held a few at a time."""
     task = TraceTask(token_ids=(1,) * 12, explained=(ExplainedToken(11),), options=TraceOptions(nodes=100))
     counts, alone = work_of([task], DEMO), replace(task, options=replace(task.options, measure=False))
     unmeasured = work_of([alone], DEMO)

@@ -119,7 +119,7 @@ def _own_work(task: Task, sizes: ModelSizes) -> Counts:
 
 
 def _trace(task: TraceTask, sizes: ModelSizes) -> Counts:
-    """A pass and its gradient, sweeps of the output and of every node, reruns of two fifths of the layers on average."""
+    """A pass and its gradient, sweeps of the output and of every node, reruns of two layers in five on average."""
     options, length, rows = task.options, task.length, task.rows
     reruns, passes = task.screened * options.measure, 4 + task.rerun_passes
     return {
