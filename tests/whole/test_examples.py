@@ -1,7 +1,6 @@
 """The example scripts, as their readers run them: against a server with the demo model."""
 
 import asyncio
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +8,9 @@ from pathlib import Path
 import pytest
 from neuron_attribution import AsyncClient, Client, Intervention, LayerPart
 from service.demo_server import run
+from service.shown import assert_shown
 
 EXAMPLES = Path(__file__).parents[2] / "client" / "examples"
-NUMBER = re.compile(r"-?\d+\.\d+(?![\d.])")
 PROMPT = "The capital of France is"
 
 
@@ -26,21 +25,6 @@ def example(name, *arguments):
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
-
-
-def assert_shown(lines, page):
-    """The lines stand on a page of the documentation one after another, but for the last digits of numbers."""
-    shown = [line.strip() for line in (EXAMPLES.parents[1] / "docs" / page).read_text().splitlines()]
-    first = [_words(line) for line in shown].index(_words(lines[0]))
-    for line, other in zip(lines, shown[first:], strict=False):
-        assert _words(line) == _words(other)
-        assert [float(number) for number in NUMBER.findall(line)] == pytest.approx(
-            [float(number) for number in NUMBER.findall(other)], abs=2e-3
-        )
-
-
-def _words(line):
-    return NUMBER.sub("#", line).split()
 
 
 def test_intervene(address):

@@ -3,17 +3,22 @@
 import asyncio
 import json
 import math
+import re
 from pathlib import Path
 
 import jsonschema
 import networkx
 import pytest
+from checkout import ROOT
 from neuron_attribution import AsyncClient, Client
+from neuron_attribution.cli.commands.trace import trace_lines
 from neuron_attribution.traces import TraceNodeKind
 from service.browsing import ask
 from service.demo_server import run
+from service.shown import assert_shown
 
 PROMPT = "The capital of France is"
+PAGE = ROOT / "docs" / "tracing.md"
 SCHEMA = Path(__file__).parents[1] / "client" / "circuit_tracer_graph.json"
 
 
@@ -25,7 +30,8 @@ def client(demo_server):
 
 @pytest.fixture(scope="module")
 def trace(client):
-    return client.trace(PROMPT, target=" Paris", nodes=40)
+    """As docs/tracing.md has it."""
+    return client.trace(PROMPT, target=" Paris", nodes=30)
 
 
 def log_odds(prediction):
@@ -41,11 +47,25 @@ def test_the_graph_is_about_what_was_asked(client, trace):
     assert target.log_probability == pytest.approx(predicted.explanations[0].target.log_probability, abs=1e-4)
     assert graph.log_odds == pytest.approx(log_odds(target), abs=1e-3)
     neurons = [node for node in graph.nodes if node.kind is TraceNodeKind.FFN_NEURON]
-    assert len(neurons) == 40
-    assert graph.coverage.measured == graph.coverage.screened == 160
+    assert len(neurons) == 30
+    assert graph.coverage.measured == graph.coverage.screened == 120
     assert graph.coverage.neuron_positions == 30 * 1536 * len(trace.tokens)
     effects = [abs(node.effect) for node in neurons]
     assert effects == sorted(effects, reverse=True)
+
+
+def test_the_page_shows_what_the_command_prints(trace):
+    lines = trace_lines(trace)
+    paths = lines.index("strongest paths")
+    assert_shown(lines[: paths + 8], "tracing.md")
+    neurons = {str(node.neuron): node for node in trace.graph.nodes if node.neuron}
+    table = re.findall(r"^\| ([\d.]+) \| (\d+) .*? \| (\S+) \| (\S+) \| (\S+) \|", PAGE.read_text(), re.MULTILINE)
+    assert len(table) == 5
+    for name, position, *numbers in table:
+        node = neurons[name]
+        assert node.position == int(position)
+        shown = [float(number.replace("\N{MINUS SIGN}", "-")) for number in numbers]
+        assert [node.effect, node.gradient, node.relevance] == pytest.approx(shown, abs=2e-3)
 
 
 def test_edges_and_what_is_left_out_sum_to_activations_and_relevances_to_the_output(trace):

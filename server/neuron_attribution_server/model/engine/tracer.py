@@ -168,10 +168,12 @@ class Tracer:
     def _activities(self, found: Sequence[Candidate]) -> list[float]:
         """The part of usual contexts in which each is as strong; at a first token, of contexts' first tokens."""
         assert self._activity is not None
-        named = [(each.place.position, self._named(each.place), each.activation) for each in found]
-        first = iter(self._activity.parts_of_first([(*pair,) for position, *pair in named if not position]))
-        others = iter(self._activity.parts([(*pair,) for position, *pair in named if position]))
-        return [next(others if position else first) for position, *_ in named]
+        at_first = [not each.place.position for each in found]
+        named = [(self._named(each.place), each.activation) for each in found]
+        pairs = list(zip(at_first, named, strict=True))
+        first = iter(self._activity.parts_of_first([neuron for is_first, neuron in pairs if is_first]))
+        others = iter(self._activity.parts([neuron for is_first, neuron in pairs if not is_first]))
+        return [next(first if is_first else others) for is_first in at_first]
 
     def _named(self, place: Place) -> FfnNeuron:
         return self._view.ffn_neuron(place.layer, place.unit)

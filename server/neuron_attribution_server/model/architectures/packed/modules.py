@@ -76,7 +76,7 @@ class PackedLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """The product with the whole matrix, as `nn.Linear` has it."""
         if torch.is_grad_enabled() and inputs.requires_grad:
-            product: Tensor = _ProductUnpackedAgain.apply(inputs, self)
+            product: Tensor = _ProductUnpackedAgain.apply(inputs, self)  # type: ignore[no-untyped-call]
             return product
         return self.product(inputs)
 
