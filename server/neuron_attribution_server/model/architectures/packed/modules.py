@@ -83,7 +83,8 @@ class PackedLinear(nn.Module):
     def product(self, inputs: Tensor) -> Tensor:
         """The same without a gradient."""
         rows = inputs.flatten(0, -2)  # or oneDNN copies the whole matrix where there is one token
-        return nn.functional.linear(rows, self.unpacked(), self.bias).unflatten(0, inputs.shape[:-1])
+        found: Tensor = nn.functional.linear(rows, self.unpacked(), self.bias).unflatten(0, inputs.shape[:-1])
+        return found
 
     def unpacked(self) -> Tensor:
         """The weight, [outputs, inputs], where the module runs; it is not kept."""
