@@ -21,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+RUNS = 2
 PLAIN = "the forward pass alone"
 PARTS = {
     "layers": ("layers",),
@@ -31,13 +32,17 @@ PARTS = {
     "attention-value-neurons": ("attention-value-neurons",),
     "query-layers": ("query-layers",),
     "query-ffn-neurons": ("query-ffn-neurons",),
+    "all but queries, over positions": (
+        *("layers", "heads", "head-positions"),
+        *("ffn-value-neurons", "attention-value-neurons"),
+    ),
     "every part": (),
     "every part, their sum alone": (),
 }
 RANDOM = {
-    "num_hidden_layers": 12,
+    "num_hidden_layers": 4,
     "hidden_size": 256,
-    "num_attention_heads": 8,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "intermediate_size": 512,
     "vocab_size": 4096,
@@ -61,7 +66,8 @@ def main() -> None:
         f"{options.model} model, the last {options.explained} tokens, {options.threads} of {os.cpu_count()} cores, "
         f"{platform.machine()}; the second of two runs of each\n"
     )
-    print("| tokens | what | seconds | of them the pass | MiB | MiB predicted |\n|---:|---|---:|---:|---:|---:|")
+    print("| tokens | what | passes | seconds | of them the pass | MiB | MiB predicted |")
+    print("|---:|---|---:|---:|---:|---:|---:|")
     for tokens in options.tokens:
         for part in options.parts:
             own = [*sys.argv[1:], "--point", part, str(tokens)]
@@ -69,12 +75,12 @@ def main() -> None:
                 [sys.executable, "-m", "benchmarks.long_prompts", *own], stdout=subprocess.PIPE, check=False
             )
             if found.returncode:
-                print(f"| {tokens:,} | {part} | exit status {found.returncode} | | | |", flush=True)
+                print(f"| {tokens:,} | {part} | exit status {found.returncode} | | | | |", flush=True)
                 continue
             point = json.loads(found.stdout)
             predicted = "" if point["predicted"] is None else f"{point['predicted'] / 2**20:,.0f}"
             print(
-                f"| {tokens:,} | {part} | {point['seconds']:.2f} | {point['forward']:.2f} "
+                f"| {tokens:,} | {part} | {point['passes']} | {point['seconds']:.2f} | {point['forward']:.2f} "
                 f"| {point['taken'] / 2**20:,.0f} | {predicted} |",
                 flush=True,
             )
@@ -87,8 +93,10 @@ def _point(options: argparse.Namespace, part: str, tokens: str) -> dict[str, flo
 
     engine, length = _engine(options), int(tokens)
     ids = tuple(1 + place % 997 for place in range(length))
+    passes: list[None] = []
+    engine._view.body.register_forward_hook(lambda *_: passes.append(None))
     if part == PLAIN:
-        return {**_measured(lambda: _plain(engine, ids)), "predicted": None}
+        return {**_measured(lambda: _plain(engine, ids)), "predicted": None, "passes": len(passes) // RUNS}
     parts = frozenset(map(Part, PARTS[part])) or ALL_PARTS
     together = part.endswith("alone")
     asked = AttributeOptions(
@@ -99,7 +107,8 @@ def _point(options: argparse.Namespace, part: str, tokens: str) -> dict[str, flo
     )
     explained = tuple(map(ExplainedToken, range(length - options.explained, length)))
     task = AttributeTask(token_ids=ids, explained=explained, options=asked)
-    return {**_measured(lambda: _explained(engine, task)), "predicted": engine.facts.memory.batch([task])}
+    measured = _measured(lambda: _explained(engine, task))
+    return {**measured, "predicted": engine.facts.memory.batch([task]), "passes": len(passes) // RUNS}
 
 
 def _engine(options: argparse.Namespace):
@@ -132,7 +141,7 @@ def _explained(engine, task) -> float:
 
 
 def _measured(call) -> dict[str, float]:
-    for _ in range(2):
+    for _ in range(RUNS):
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 from neuron_attribution.requests import AttributeOptions, Direction, ScoringMethod
-from neuron_attribution_server.model.attribution import objectives, pooled, projection, query_scores
+from neuron_attribution_server.model.attribution import (
+    objectives,
+    pooled,
+    position_scores,
+    projection,
+    query_scores,
+)
 from neuron_attribution_server.model.attribution.search import exact_scores, ranking, value_neurons
-from neuron_attribution_server.model.engine.explanation import heads
 from neuron_attribution_server.model.engine.explanation.queries import neurons as query_neurons
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from reference.compare_answers import assert_same
@@ -14,14 +19,16 @@ from reference.compared import compare_tiny
 
 SIZES = (
     (exact_scores, "HELD"),
+    (objectives, "MULTIPLES_IN_CACHE"),
     (pooled, "MOST_TOGETHER"),
+    (position_scores, "HELD"),
     (projection, "LOGITS_HELD"),
     (query_neurons, "SHARES_AT_ONCE"),
     (query_scores, "READ_AT_ONCE"),
     (ranking, "VALUES_AT_ONCE"),
     (value_neurons, "BOUNDS_AT_ONCE"),
 )
-STEPS = (heads, objectives)
+STEPS = (position_scores, objectives)
 """Where steps are of as many numbers as the device computes between two checkpoints."""
 
 

@@ -123,7 +123,7 @@ async function zeroMembers(nodes, result) {
   const [position] = result.positions;
   const there = nodes.every((node) => node.position === position);
   const answer = await zeroed(nodes.map(({ neuron }) => ({ ffn: neuron })), result, { position, target: result.targets[0] }, { explained_position_only: there });
-  const where = there ? `Zeroed at position ${position}` : "Zeroed at every position, not at its own alone";
+  const where = there ? `Zeroed at position ${position}` : "Zeroed at every position, not only at those of the graph";
   const odds = [answer.before, answer.results[0].after].map((state) => number(logOdds(state.target), true));
   return { ...answer, where: `${where}: log odds ${odds.join(" → ")}` };
 }

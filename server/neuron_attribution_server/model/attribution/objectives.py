@@ -24,7 +24,7 @@ VECTORS_AT_ONCE = 512
 OTHER_VECTORS_AT_ONCE = 2048
 """Vectors whose logits of a block of the vocabulary are held at once, on a CPU, in its cache, and elsewhere."""
 
-MULTIPLES_IN_CACHE = 64
+MULTIPLES_IN_CACHE = 128
 """Multiples whose logits of a block of the vocabulary stay in a processor's cache from one step to the next."""
 
 SMALLEST_REACH = 1e-3
@@ -182,17 +182,24 @@ class LogProbability:
         large = (reaches > SMALLEST_REACH).nonzero().squeeze(1)
         if isinstance(vectors, Multiples):
             large = large[vectors.which[large].argsort(stable=True)]  # those of one vector behind each other
-        parts = [exact(*some) for some in self._some(vectors[large], bases[large])]
-        return by_slope.index_copy_(0, large, torch.cat(parts)) if parts else by_slope
+        places = large.split(vectors_at_once(vectors.device))
+        for some, place in zip(self._some(vectors[large], bases[large]), places, strict=True):
+            by_slope[place] = exact(*some)
+        return by_slope
 
     def _by_slope(self, vectors: Vectors, bases: Tensor) -> tuple[Tensor, Tensor]:
-        """What vectors add to the slope, and at most to a logit, [C] each."""
+        """What vectors add to the slope, and at most to a logit, [C] each.
+
+        Into memory that is there: results kept beside large passing tensors would keep their room apart.
+        """
         step = max(1, numbers_at_once(vectors.device) // vectors.shape[1])
-        parts = checked(zip(vectors.split(step), bases.split(step), strict=True))
-        each = ((each_of(some), at) for some, at in parts)
-        columns = [((self._gradients[at] * some).sum(-1), some.norm(dim=-1)) for some, at in each]
-        slopes, norms = (torch.cat(column) for column in zip(*columns, strict=True))
-        return slopes, norms * self._unembedding.largest_norm
+        gradients, found = self._gradients, torch.empty(2, len(bases), device=bases.device)
+        parts = checked(zip(vectors.split(step), bases.split(step), *(each.split(step) for each in found), strict=True))
+        for some, at, slopes, norms in parts:
+            each = each_of(some)
+            torch.sum(gradients[at].mul_(each), -1, out=slopes)
+            torch.norm(each, dim=-1, out=norms)
+        return found[0], found[1].mul_(self._unembedding.largest_norm)
 
     def _some(self, vectors: Vectors, bases: Tensor) -> Iterator[tuple[Vectors, Tensor]]:
         """Those that are scored together."""

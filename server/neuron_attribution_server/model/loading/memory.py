@@ -12,10 +12,10 @@ from neuron_attribution_server.model.architectures.model_view import ModelView
 from neuron_attribution_server.model.architectures.packed.modules import unpacked_bytes
 from neuron_attribution_server.model.attribution.capped_objectives import CAPPED_AT_ONCE
 from neuron_attribution_server.model.attribution.objectives import vectors_at_once
+from neuron_attribution_server.model.attribution.position_scores import numbers_held
 from neuron_attribution_server.model.attribution.search.value_neurons import BOUNDS_AT_ONCE
 from neuron_attribution_server.model.attribution.unembedding import vocabulary_block
 from neuron_attribution_server.model.engine.engine import KEPT_BYTES, bytes_per_row, kept_tokens, rows_at_once
-from neuron_attribution_server.model.engine.explanation.heads import numbers_held
 from neuron_attribution_server.model.loading.recurrent_memory import recurrent_bytes
 from neuron_attribution_server.model.tracing.frozen.sweeps import NUMBERS_AT_ONCE
 from neuron_attribution_server.model.tracing.outputs import READ_AT_ONCE

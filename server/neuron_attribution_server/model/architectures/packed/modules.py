@@ -83,8 +83,8 @@ class PackedLinear(nn.Module):
     def product(self, inputs: Tensor) -> Tensor:
         """The same without a gradient."""
         rows = inputs.flatten(0, -2)  # or oneDNN copies the whole matrix where there is one token
-        found: Tensor = nn.functional.linear(rows, self.unpacked(), self.bias)
-        return found.view(*inputs.shape[:-1], -1)
+        found: Tensor = nn.functional.linear(rows, self.unpacked(), self.bias).unflatten(0, inputs.shape[:-1])
+        return found
 
     def unpacked(self) -> Tensor:
         """The weight, [outputs, inputs], where the module runs; it is not kept."""
@@ -120,8 +120,7 @@ class _ProductUnpackedAgain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - PyTorch's own
-        matrix: Tensor = ctx.module.unpacked()
-        return gradients[0] @ matrix, None
+        return gradients[0] @ ctx.module.unpacked(), None
 
 
 class PackedExperts:
