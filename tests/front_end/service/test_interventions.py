@@ -68,8 +68,8 @@ def test_every_sequence_counts_in_batches_and_memory():
     memory = MemoryCost(available=1000, fixed=1, per_token=1, per_row=1000, per_row_token=2)
     states = MemoryCost(available=1000, per_sequence=1)
     assert (states.batch([one]), states.batch([generating])) == (4, 16)
-    assert memory.batch([one]) == 1 + 40, "attention weights are read for attributions alone"
-    assert memory.batch([plain, one]) == 1 + 50 + 2 * 4 * 10
+    assert memory.batch([one]) == 1 + 40, "no source position is read by itself"
+    assert memory.batch([plain, one]) == 1 + 50 + 2 * 4 * 10, "of an explanation they are, and of what shares its pass"
     assert memory.batch([generating]) == 1 + 16 * 15, "sixteen sequences of 15 tokens generate together"
 
 
