@@ -32,7 +32,7 @@ COPIES_OF_COEFFICIENTS = 15
 way to them; 9 to 13 measured."""
 HELD_COPIES = 14
 """Numbers for each of a vector that is held with others; 8 to 11 measured."""
-NUMBERS_OF_A_POSITION = 16
+NUMBERS_OF_A_POSITION = 32
 """Numbers for each source position of a head that is detailed: weight, score, which vector times what, from which base,
 what its slope and its reach are."""
 FLOAT = 4
