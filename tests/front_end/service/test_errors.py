@@ -231,11 +231,11 @@ def test_tokens_that_would_be_generated_in_turn_for_many_sets_are_refused():
 
 
 def test_sets_that_cannot_fit_in_memory_are_refused():
-    """Of 1,000 bytes, thirty sequences of 35 tokens take 1,050."""
+    """Of 1,000 bytes, 29 sequences of 35 tokens take 29 * 35."""
     with running_server(ThreadWorker(FakeEngine())) as server:
         assert server.loaded.wait(PATIENCE)
         request = intervention(HEAD, text="x" * 34)
-        request.sets.extend(request.sets[:] * 28)
+        request.sets.extend(request.sets[:] * 27)
         error, _ = failure(lambda: server.stub.Intervene(request, timeout=PATIENCE))
         assert error.reason == "NEEDS_TOO_MUCH_MEMORY"
         assert [violation.field for violation in error.violations] == ["sets"]

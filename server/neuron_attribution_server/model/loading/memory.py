@@ -36,7 +36,7 @@ COPIES_OF_VALUES = 4
 """Numbers for each that neurons are ranked by: a bound, what it is made of, and what passes on the way to it."""
 HELD_COPIES = 14
 """Numbers for each of a vector that is held with others; 8 to 11 measured."""
-NUMBERS_OF_A_POSITION = 16
+NUMBERS_OF_A_POSITION = 32
 """Numbers for each source position of a head that is detailed: weight, score, which vector times what, from which base,
 what its slope and its reach are."""
 SWEPT_COPIES = 5
