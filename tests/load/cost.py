@@ -80,6 +80,7 @@ def predicted_memory(sizes: ModelSizes, dtype: torch.dtype, available: int = 0) 
         logit_cap=None,
         layers=(),
         model=torch.nn.Module(),
+        spec=SimpleNamespace(uses_attention_interface=True),
     )
     return replace(memory_cost(view), available=available)
 

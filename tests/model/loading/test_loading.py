@@ -46,7 +46,7 @@ def test_attention_that_is_taken_for_none_is_refused(monkeypatch, name, failed):
     """In one of two layers: for nothing at all, or for a recurrent mixer, which goes out by the same projection."""
     model = tiny_family(name)
     last = model.model.layers[-1]
-    for module in ("layer_view", "layer_modules"):
+    for module in ("layer_view", "layers.layer_modules"):
         monkeypatch.setattr(
             f"neuron_attribution_server.model.architectures.{module}.attends",
             lambda layer, spec: layer is not last and attends(layer, spec),
