@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := client server protos tests deploy
 BY_ROOM := $(addprefix tests/,client front_end model tasks settings packaging/test_rooms.py packaging/test_documents.py)
-TEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Of three processes one mostly waits: for a server, a client's pause, a download.
+TEST := $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # The tests start hundreds of processes, each of which would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 define CHECKS

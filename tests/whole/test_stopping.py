@@ -87,6 +87,15 @@ def test_nobody_who_is_connected_holds_the_server():
         assert status == 0
 
 
+@pytest.fixture
+def hangups():
+    """What is started meanwhile is told of hangups, even where these tests were started so that they are not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_stop_signal_drains_and_the_log_names_it(number, turnstile):
     """What was accepted is answered."""

@@ -12,7 +12,7 @@ from neuron_attribution.requests import AttributeOptions, Direction, Part, Scori
 from neuron_attribution.results import QueryLayers
 from neuron_attribution_server.model.architectures.families import FAMILIES
 from neuron_attribution_server.model.architectures.model_view import ModelView
-from neuron_attribution_server.model.engine.explanation import query_neurons
+from neuron_attribution_server.model.engine.explanation.queries import neurons as query_neurons
 from neuron_attribution_server.tasks.tasks import AttributeTask, ExplainedToken
 from reference import queries
 from reference.compare import assert_close, assert_no_gate
