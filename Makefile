@@ -14,6 +14,8 @@ $(BIN)/ruff check $(SOURCES)
 $(BIN)/ruff format --check $(SOURCES)
 $(BIN)/lint-imports --no-cache
 endef
+# Tests, and the types beside the first of them, which take more time than the types do
+BESIDE_TYPES = $(BIN)/mypy & types=$$!; $(1); tests=$$?; wait $$types || { echo 'mypy found errors, printed above'; exit 1; }; exit $$tests
 # The server and nothing else, for the bill of materials.
 SERVER_VENV := .venv-server
 
@@ -25,13 +27,12 @@ demo: $(VENV)/server-installed
 # For every save: style, types, import contracts, and the tests that start no process and load no whole model
 check: $(VENV)/test-installed
 	$(CHECKS)
-	$(BIN)/mypy
-	QUICK=1 $(TEST) --quiet -m 'not process and not patient' $(BY_ROOM)
+	$(call BESIDE_TYPES,QUICK=1 $(TEST) --quiet -m 'not process and not patient' $(BY_ROOM))
 
-# Everything that must hold; the types are checked beside the first tests, which take more time than the types do
+# Everything that must hold
 test: $(VENV)/test-installed
 	$(CHECKS)
-	$(BIN)/mypy & types=$$!; $(TEST); tests=$$?; wait $$types || { echo 'mypy found errors, printed above'; exit 1; }; exit $$tests
+	$(call BESIDE_TYPES,$(TEST))
 
 # BENCHMARK takes options: make benchmark BENCHMARK='--quick --output quick.md'
 benchmark: $(VENV)/benchmark-installed

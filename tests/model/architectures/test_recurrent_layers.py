@@ -146,7 +146,7 @@ def generated(engine: Engine, *prompts: tuple[int, ...]) -> list[list[int]]:
     return [[each.target.token.id for each in outcome.explanations] for outcome in outcomes]
 
 
-@pytest.mark.parametrize("prompt", few([PROMPT, (4, 8, 15, 16, 23, 42), PROMPT[:1]]))
+@pytest.mark.parametrize("prompt", few([PROMPT[:1], PROMPT, (4, 8, 15, 16, 23, 42)]))
 def test_what_other_requests_leave_in_modules_is_not_found(state_keeper, prompt) -> None:
     """Requests that ran between two tokens, and one that generated before."""
     alone = generated(state_keeper, prompt)[0]

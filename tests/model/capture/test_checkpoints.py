@@ -107,7 +107,7 @@ def same(one: object, other: object) -> None:
         assert one.projections == other.projections
 
 
-@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.parametrize("kind", few(LONG, 4))
 def test_a_batch_inside_another_changes_neither(model: Compared, kind: str) -> None:
     alone, inside = answer(model, LONG[kind]), answer(model, INSIDE)
     listener = Inside(lambda: answer(model, INSIDE))
@@ -133,7 +133,7 @@ def stopping(last: int) -> Callable[[], None]:
     return look_up
 
 
-@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.parametrize("kind", few(LONG, 4))
 def test_a_batch_that_is_stopped_anywhere_leaves_nothing_behind(model: Compared, kind: str) -> None:
     alone = answer(model, LONG[kind])
     for stop_at in (1, 2, 5):

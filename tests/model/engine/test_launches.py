@@ -6,6 +6,7 @@ Counted on a CPU that is taken for a device, so that it goes the device's ways.
 from __future__ import annotations
 
 import pytest
+from examples import few
 from neuron_attribution.requests import Aggregate, AttributeOptions, Direction
 from neuron_attribution_server.model.attribution import host
 from neuron_attribution_server.model.engine.engine import Engine
@@ -53,7 +54,7 @@ def counted(engine: Engine, batch: list[AttributeTask]) -> CountedOperations:
     return found
 
 
-@pytest.mark.parametrize("options", [EVERYTHING, BOTH_ENDS], ids=["everything", "both ends"])
+@pytest.mark.parametrize("options", few([EVERYTHING, BOTH_ENDS]), ids=few(["everything", "both ends"]))
 def test_launches_do_not_grow_with_the_requests_nor_waits_with_anything(
     engines: dict[int, Engine], options: AttributeOptions
 ) -> None:
@@ -65,7 +66,7 @@ def test_launches_do_not_grow_with_the_requests_nor_waits_with_anything(
         assert max(alone.waits, together.waits) <= most, together.by_wait
 
 
-@pytest.mark.parametrize("other", [(), (1, 2, 3)], ids=["an answer", "two answers"])
+@pytest.mark.parametrize("other", few([(), (1, 2, 3)]), ids=few(["an answer", "two answers"]))
 def test_launches_do_not_grow_with_the_tokens_of_an_answer(engines: dict[int, Engine], other: tuple[int, ...]) -> None:
     """Explained together alone; their sums add a few waits."""
     options = AttributeOptions(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from examples import few
 from neuron_attribution import Client
 from neuron_attribution.cli.main import main
 from neuron_attribution.errors import FailedPreconditionError
@@ -131,7 +132,7 @@ def logits(model) -> torch.Tensor:
     return model(torch.tensor([TOKENS])).logits
 
 
-@pytest.mark.parametrize("name", LORAS)
+@pytest.mark.parametrize("name", few(LORAS, 3))
 def test_merged_it_says_what_it_said_beside_the_base(bases, tmp_path, name) -> None:
     """By peft's own forward pass, in which nothing is merged."""
     family, settings = LORAS[name]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from examples import few
 from neuron_attribution.errors import FailedPreconditionError
 from neuron_attribution.neurons import AttentionNeuron, FfnNeuron, Head
 from neuron_attribution.requests import AttributeOptions, Direction, Intervention, LayerPart, LayerPartKind, Scale, Side
@@ -69,7 +70,7 @@ def cache(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
+@pytest.fixture(scope="module", params=few(CHECKPOINTS, 4))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory) -> tuple[str, Engine]:
     """A folder with packed matrices, and the engine of the numbers that they stand for."""
     path = tmp_path_factory.mktemp("checkpoint")
@@ -86,7 +87,7 @@ def test_answers_are_those_of_the_unpacked_numbers(checkpoint) -> None:
     assert tensor_bytes(model) < 0.8 * tensor_bytes(plain._view.model)
 
 
-@pytest.mark.parametrize("checkpoint", SPREAD, indirect=True)
+@pytest.mark.parametrize("checkpoint", few(SPREAD), indirect=True)
 def test_packed_matrices_are_spread_over_memory_and_disk(checkpoint) -> None:
     folder, plain = checkpoint
     size = Path(folder, "model.safetensors").stat().st_size // 1000
@@ -167,7 +168,7 @@ def test_a_matrix_that_is_still_held_is_not_written_over() -> None:
     assert smaller.data_ptr() == place
 
 
-@pytest.mark.parametrize("checkpoint", BATCHED, indirect=True)
+@pytest.mark.parametrize("checkpoint", few(BATCHED), indirect=True)
 def test_batches_answer_as_single_prompts_do_to_the_bit(checkpoint) -> None:
     engine = load_engine(LoadSettings(checkpoint[0]))
     other = replace(TASK, token_ids=(77, 1, 30, 6, 5, 9), reproducible=True)
