@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := client server protos tests deploy
 BY_ROOM := $(addprefix tests/,client front_end model tasks settings packaging/test_rooms.py packaging/test_documents.py)
-# Of three processes one mostly waits: for a server, a client's pause, a download.
-TEST := $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+PROCESSES := 2
+TEST = $(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # The tests start hundreds of processes, each of which would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 define CHECKS
@@ -25,6 +25,7 @@ demo: $(VENV)/server-installed
 	deploy/demo.sh $(BIN)/neuron-attribution
 
 # For every save: style, types, import contracts, and the tests that start no process and load no whole model
+check: PROCESSES := 3
 check: $(VENV)/test-installed
 	$(CHECKS)
 	$(call BESIDE_TYPES,QUICK=1 $(TEST) --quiet -m 'not process and not patient' $(BY_ROOM))

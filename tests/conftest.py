@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 math_libraries.configure()
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # At least as many tests run as there are cores: one thread each, and for the servers they start.
+    # As many tests run as there are cores, or more: one thread each, and for the servers they start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says what else the machine does.
